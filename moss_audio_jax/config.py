@@ -1,0 +1,347 @@
+"""What a MOSS-Audio model is made of: frozen dataclasses, the released sizes, config.json in and out.
+
+A `ModelConfig` is hashable, so it can be a static argument of a jitted function. Nothing here
+imports JAX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from moss_audio_jax.errors import InputError
+
+EncoderAttention = Literal["chunked", "full", "sliding"]
+
+# config.json values that change what the model computes and that this code does not implement.
+# A released file has these; any other value is refused rather than silently ignored.
+_ONLY_AUDIO = {"activation_function": "gelu", "downsample_rate": 8}
+_ONLY_LANGUAGE = {
+    "model_type": "qwen3",
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "rope_scaling": None,
+    "use_sliding_window": False,
+    "sliding_window": None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """Audio encoder: log-mel [frames, mel_bins] -> tokens [ceil(frames / 8), output_dim]."""
+
+    d_model: int = 1280
+    layers: int = 32
+    heads: int = 20
+    ffn_dim: int = 5120
+    conv_channels: int = 480
+    output_dim: int = 1280
+    mel_bins: int = 128
+    tap_layers: tuple[int, ...] = (8, 16, 24)  # 0-based; their outputs feed the mergers
+    norm_eps: float = 1e-5
+    attention: EncoderAttention = "chunked"
+    chunk_frames: int = 400  # 4 s: what one independent chunk holds ("chunked")
+    window: int = 100  # tokens a query may see ("sliding")
+    causal_window: bool = False  # sliding: False sees i-50..i+49, True sees i-99..i
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.heads
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Qwen3 decoder."""
+
+    hidden_size: int = 4096
+    ffn_dim: int = 12288
+    layers: int = 36
+    heads: int = 32
+    kv_heads: int = 8
+    head_dim: int = 128
+    vocab_size: int = 151936
+    max_positions: int = 40960
+    rope_theta: float = 1e6
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The whole model. `inject_layers` is the number of taps that reach the decoder (DeepStack)."""
+
+    encoder: EncoderConfig = EncoderConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    adapter_dim: int = 8192
+    inject_layers: int = 3
+
+    def replace(self, **changes: Any) -> ModelConfig:
+        return dataclasses.replace(self, **changes)
+
+    def validate(self) -> ModelConfig:
+        """Returns self, or raises InputError naming the first key that cannot be."""
+        enc, dec = self.encoder, self.decoder
+        for owner, prefix in ((enc, "encoder"), (dec, "decoder"), (self, "model")):
+            for field in dataclasses.fields(owner):
+                value = getattr(owner, field.name)
+                if field.type == "int" and (
+                    isinstance(value, bool) or not isinstance(value, int) or value < 0
+                ):
+                    raise InputError(
+                        f"{prefix}.{field.name} is {value!r}; expected a non-negative integer"
+                    )
+                if field.type == "int" and value == 0 and field.name != "inject_layers":
+                    raise InputError(f"{prefix}.{field.name} is 0; expected a positive integer")
+        if enc.attention not in ("chunked", "full", "sliding"):
+            raise InputError(
+                f"encoder.attention is {enc.attention!r}; expected chunked, full or sliding"
+            )
+        if enc.d_model % enc.heads:
+            raise InputError(
+                f"encoder.d_model {enc.d_model} is not a multiple of encoder.heads {enc.heads}"
+            )
+        if enc.d_model % 2:
+            raise InputError(f"encoder.d_model {enc.d_model} must be even (sin and cos halves)")
+        if enc.mel_bins % 8:
+            raise InputError(f"encoder.mel_bins {enc.mel_bins} must be a multiple of 8")
+        if enc.chunk_frames % 8:
+            raise InputError(f"encoder.chunk_frames {enc.chunk_frames} must be a multiple of 8")
+        taps = enc.tap_layers
+        if list(taps) != sorted(set(taps)) or any(not 0 <= t < enc.layers for t in taps):
+            raise InputError(
+                f"encoder.tap_layers {list(taps)} must rise and lie within 0..{enc.layers - 1}"
+            )
+        if dec.heads % dec.kv_heads:
+            raise InputError(
+                f"decoder.heads {dec.heads} is not a multiple of decoder.kv_heads {dec.kv_heads}"
+            )
+        if dec.head_dim % 2:
+            raise InputError(f"decoder.head_dim {dec.head_dim} must be even (rotary halves)")
+        if self.inject_layers > min(len(taps), dec.layers):
+            raise InputError(
+                f"inject_layers {self.inject_layers} exceeds the {len(taps)} taps "
+                f"or the {dec.layers} decoder layers"
+            )
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessorConfig:
+    """processor_config.json: the special ids and how a prompt's audio is prepared."""
+
+    audio_token_id: int = 151654
+    audio_start_id: int = 151669
+    audio_end_id: int = 151670
+    time_markers: bool = True
+    mel_dtype: str = "bfloat16"
+
+
+RELEASED = {
+    "4b": ModelConfig(decoder=DecoderConfig(hidden_size=2560, ffn_dim=9728)),
+    "8b": ModelConfig(),
+}
+
+
+# --- config.json -------------------------------------------------------------------------------
+
+
+def from_official(raw: dict[str, Any], where: str = "config.json") -> ModelConfig:
+    """The model that an official config.json describes.
+
+    Args:
+      raw: the parsed JSON.
+      where: the file's name, for error messages.
+
+    Raises:
+      InputError: a value that this code does not implement, or that cannot be.
+    """
+    if raw.get("model_type", "moss_audio") != "moss_audio":
+        raise InputError(f"{where}: model_type is {raw['model_type']!r}; expected 'moss_audio'")
+    for key in ("audio_config", "language_config"):
+        if not isinstance(raw.get(key), dict):
+            raise InputError(f"{where}: {key} is missing; expected an object")
+    audio, language = raw["audio_config"], raw["language_config"]
+    _refuse_unknown(audio, _ONLY_AUDIO, f"{where}: audio_config")
+    _refuse_unknown(language, _ONLY_LANGUAGE, f"{where}: language_config")
+
+    layers = _take(audio, "encoder_layers", 32, f"{where}: audio_config")
+    encoder = EncoderConfig(
+        d_model=_take(audio, "d_model", 1280, where),
+        layers=layers,
+        heads=_take(audio, "encoder_attention_heads", 20, where),
+        ffn_dim=_take(audio, "encoder_ffn_dim", 5120, where),
+        conv_channels=_take(audio, "downsample_hidden_size", 480, where),
+        output_dim=_take(audio, "output_dim", 1280, where),
+        mel_bins=_take(audio, "num_mel_bins", 128, where),
+        tap_layers=tuple(_take(audio, "deepstack_encoder_layer_indexes", [8, 16, 24], where) or ()),
+        norm_eps=float(_take(audio, "layer_norm_eps", 1e-5, where)),
+        chunk_frames=2 * _take(audio, "n_window", 200, where),
+        window=_take(audio, "encoder_attention_window_size", 100, where),
+    )
+    decoder = decoder_from_qwen3(language, f"{where}: language_config")
+    # The top-level key is the one transformers obeys when it ties; it defaults to untied here.
+    decoder = dataclasses.replace(decoder, tie_embeddings=bool(raw.get("tie_word_embeddings")))
+    inject = raw.get("deepstack_num_inject_layers")
+    taps = len(encoder.tap_layers)
+    config = ModelConfig(
+        encoder=encoder,
+        decoder=decoder,
+        adapter_dim=_take(raw, "adapter_hidden_size", 8192, where),
+        inject_layers=taps if inject is None else min(taps, inject),
+    )
+    try:
+        return config.validate()
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def decoder_from_qwen3(raw: dict[str, Any], where: str = "config.json") -> DecoderConfig:
+    """The decoder that a Qwen3 config (or MOSS-Audio's `language_config`) describes."""
+    _refuse_unknown(raw, _ONLY_LANGUAGE, where)
+    rope = raw.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise InputError(f"{where}: rope_type is {rope['rope_type']!r}; expected 'default'")
+    hidden = _take(raw, "hidden_size", None, where)
+    heads = _take(raw, "num_attention_heads", None, where)
+    return DecoderConfig(
+        hidden_size=hidden,
+        ffn_dim=_take(raw, "intermediate_size", None, where),
+        layers=_take(raw, "num_hidden_layers", None, where),
+        heads=heads,
+        kv_heads=_take(raw, "num_key_value_heads", heads, where),
+        head_dim=_take(raw, "head_dim", 128, where),
+        vocab_size=_take(raw, "vocab_size", None, where),
+        max_positions=_take(raw, "max_position_embeddings", 40960, where),
+        rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 1e6))),
+        norm_eps=float(_take(raw, "rms_norm_eps", 1e-6, where)),
+        tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
+    )
+
+
+def to_official(config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Any]:
+    """An official config.json for a model that was not loaded from one."""
+    enc, dec = config.encoder, config.decoder
+    return {
+        "architectures": ["MossAudioModel"],
+        "model_type": "moss_audio",
+        "dtype": dtype,
+        "adapter_hidden_size": config.adapter_dim,
+        "deepstack_num_inject_layers": config.inject_layers,
+        "ignore_index": -100,
+        "num_hidden_layers": dec.layers,
+        "tie_word_embeddings": dec.tie_embeddings,
+        "vocab_size": dec.vocab_size,
+        "audio_config": {
+            "d_model": enc.d_model,
+            "output_dim": enc.output_dim,
+            "num_mel_bins": enc.mel_bins,
+            "encoder_layers": enc.layers,
+            "encoder_attention_heads": enc.heads,
+            "encoder_ffn_dim": enc.ffn_dim,
+            "downsample_rate": 8,
+            "downsample_hidden_size": enc.conv_channels,
+            "encoder_attention_window_size": enc.window,
+            "n_window": enc.chunk_frames // 2,
+            "max_source_positions": 1500,
+            "activation_function": "gelu",
+            "layer_norm_eps": enc.norm_eps,
+            "deepstack_encoder_layer_indexes": list(enc.tap_layers),
+        },
+        "language_config": {
+            "model_type": "qwen3",
+            "attention_bias": False,
+            "hidden_act": "silu",
+            "hidden_size": dec.hidden_size,
+            "intermediate_size": dec.ffn_dim,
+            "num_hidden_layers": dec.layers,
+            "num_attention_heads": dec.heads,
+            "num_key_value_heads": dec.kv_heads,
+            "head_dim": dec.head_dim,
+            "vocab_size": dec.vocab_size,
+            "max_position_embeddings": dec.max_positions,
+            "rms_norm_eps": dec.norm_eps,
+            "rope_scaling": None,
+            "rope_theta": dec.rope_theta,
+            "sliding_window": None,
+            "use_sliding_window": False,
+            "tie_word_embeddings": dec.tie_embeddings,
+        },
+    }
+
+
+def processor_from_official(
+    raw: dict[str, Any], where: str = "processor_config.json"
+) -> ProcessorConfig:
+    """Reads processor_config.json; keys it lacks take the released models' values."""
+    for key, only in (
+        ("mel_sr", 16000),
+        ("mel_dim", 128),
+        ("mel_n_fft", 400),
+        ("mel_hop_length", 160),
+    ):
+        if raw.get(key, only) != only:
+            raise InputError(f"{where}: {key} is {raw[key]!r}; expected {only}")
+    mel_dtype = str(raw.get("mel_dtype", "bfloat16")).removeprefix("torch.")
+    if mel_dtype not in ("bfloat16", "float16", "float32"):
+        raise InputError(f"{where}: mel_dtype is {mel_dtype!r}; expected bfloat16 or float32")
+    default = ProcessorConfig()
+    ids = {}
+    for key in ("audio_token_id", "audio_start_id", "audio_end_id"):
+        ids[key] = raw.get(key, getattr(default, key))
+        if isinstance(ids[key], bool) or not isinstance(ids[key], int) or ids[key] < 0:
+            raise InputError(f"{where}: {key} is {ids[key]!r}; expected a token id")
+    return ProcessorConfig(
+        **ids, time_markers=bool(raw.get("enable_time_marker", True)), mel_dtype=mel_dtype
+    )
+
+
+def processor_to_official(config: ProcessorConfig) -> dict[str, Any]:
+    return {
+        "mel_sr": 16000,
+        "mel_dim": 128,
+        "mel_n_fft": 400,
+        "mel_hop_length": 160,
+        "mel_dtype": config.mel_dtype,
+        "use_whisper_feature_extractor": True,
+        "enable_time_marker": config.time_markers,
+        "audio_token_id": config.audio_token_id,
+        "audio_start_id": config.audio_start_id,
+        "audio_end_id": config.audio_end_id,
+    }
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """A JSON object from a file; InputError names the file when it is missing or broken."""
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _take(raw: dict[str, Any], key: str, default: Any, where: str) -> Any:
+    value = raw.get(key)
+    if value is None:
+        value = default
+    if value is None:
+        raise InputError(f"{where}: {key} is missing")
+    kinds = {"layer_norm_eps": (int, float), "rms_norm_eps": (int, float),
+             "deepstack_encoder_layer_indexes": (list,)}.get(key, (int,))
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise InputError(f"{where}: {key} is {value!r}; expected {kinds[-1].__name__}")
+    return value
+
+
+def _refuse_unknown(raw: dict[str, Any], only: dict[str, Any], where: str) -> None:
+    for key, value in only.items():
+        if key in raw and raw[key] != value:
+            raise InputError(
+                f"{where}.{key} is {raw[key]!r}; this implementation only knows {value!r}"
+            )
