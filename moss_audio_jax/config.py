@@ -1,4 +1,4 @@
-"""What a MOSS-Audio model is made of: frozen dataclasses, the released sizes, config.json in and out.
+"""What MOSS-Audio is made of: frozen dataclasses, the released sizes, config.json in and out.
 
 A `ModelConfig` is hashable, so it can be a static argument of a jitted function. Nothing here
 imports JAX.
@@ -77,8 +77,10 @@ class ModelConfig:
     adapter_dim: int = 8192
     inject_layers: int = 3
 
-    def replace(self, **changes: Any) -> ModelConfig:
-        return dataclasses.replace(self, **changes)
+    def with_attention(self, attention: EncoderAttention) -> ModelConfig:
+        """The same model with another attention layout in its encoder."""
+        encoder = dataclasses.replace(self.encoder, attention=attention)
+        return dataclasses.replace(self, encoder=encoder).validate()
 
     def validate(self) -> ModelConfig:
         """Returns self, or raises InputError naming the first key that cannot be."""
@@ -136,6 +138,16 @@ class ProcessorConfig:
     audio_end_id: int = 151670
     time_markers: bool = True
     mel_dtype: str = "bfloat16"
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How a model is computed; none of it changes what is computed, beyond rounding."""
+
+    dtype: str = "bfloat16"  # of activations; softmax, norms, rotary and logits stay float32
+    attention: str = "auto"  # see ops.attention
+    remat: str = "none"  # see models.remat
+    encoder_chunks: int = 64  # chunks the encoder takes at a time: bounds its memory
 
 
 RELEASED = {
@@ -332,8 +344,11 @@ def _take(raw: dict[str, Any], key: str, default: Any, where: str) -> Any:
         value = default
     if value is None:
         raise InputError(f"{where}: {key} is missing")
-    kinds = {"layer_norm_eps": (int, float), "rms_norm_eps": (int, float),
-             "deepstack_encoder_layer_indexes": (list,)}.get(key, (int,))
+    kinds = {
+        "layer_norm_eps": (int, float),
+        "rms_norm_eps": (int, float),
+        "deepstack_encoder_layer_indexes": (list,),
+    }.get(key, (int,))
     if isinstance(value, bool) or not isinstance(value, kinds):
         raise InputError(f"{where}: {key} is {value!r}; expected {kinds[-1].__name__}")
     return value

@@ -1,4 +1,4 @@
-"""The two ways a caller can be wrong. The command line turns them into one line and an exit code."""
+"""The two ways a caller can be wrong; the command line makes one line and an exit code of them."""
 
 
 class InputError(ValueError):

@@ -1,0 +1,145 @@
+"""From prompts (ids and mels) to the model's batch of static shapes. numpy only.
+
+`models.moss_audio` says what the arrays of a batch mean. Several prompts may share a row
+(packing): segment s of a row is its s-th prompt, counted from 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from moss_audio_jax.audio import lengths
+from moss_audio_jax.config import EncoderConfig
+from moss_audio_jax.errors import InputError
+
+# Lengths are rounded up to powers of two and the halves between them, so that few programs are
+# compiled and at most a third of a row is padding.
+_MIN_LENGTH = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One prompt: token ids int [L] and the log-mels [128, n] of its clips, in order."""
+
+    ids: np.ndarray
+    mels: tuple[np.ndarray, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """A batch's static shape: rows B, tokens T, chunks C of F frames in each row."""
+
+    rows: int
+    tokens: int
+    chunks: int
+    frames: int
+
+
+def check(example: Example, config: EncoderConfig, audio_token_id: int) -> None:
+    """Raises InputError unless the placeholders are as many as the clips have tokens."""
+    for number, mel in enumerate(example.mels, 1):
+        if mel.ndim != 2 or mel.shape[0] != config.mel_bins or mel.shape[1] == 0:
+            raise InputError(
+                f"clip {number}: log-mel has shape {list(mel.shape)}; "
+                f"expected [{config.mel_bins}, frames] with at least one frame"
+            )
+    found = int(np.sum(np.asarray(example.ids) == audio_token_id))
+    expected = sum(lengths.audio_tokens(mel.shape[1]) for mel in example.mels)
+    if found != expected:
+        raise InputError(
+            f"the prompt holds {found} audio placeholders (id {audio_token_id}) but its "
+            f"{len(example.mels)} clip(s) make {expected} audio tokens"
+        )
+
+
+def chunk_count(example: Example, config: EncoderConfig) -> int:
+    """Chunks the encoder sees for this prompt."""
+    if config.attention != "chunked":
+        return len(example.mels)
+    return sum(-(-mel.shape[1] // config.chunk_frames) for mel in example.mels)
+
+
+def bucket(n: int, smallest: int = 1) -> int:
+    """The smallest 2^k or 3 * 2^(k-1) that is >= n and >= smallest; 0 stays 0."""
+    if n == 0:
+        return 0
+    power = 1 << max(n - 1, smallest - 1, 0).bit_length()
+    middle = power // 4 * 3
+    return middle if middle >= max(n, smallest) else power
+
+
+def bucket_shape(examples: Sequence[Example], config: EncoderConfig, rows: int) -> Shape:
+    """The bucket that holds each example in a row of its own."""
+    longest = max((mel.shape[1] for e in examples for mel in e.mels), default=0)
+    frames = config.chunk_frames
+    if config.attention != "chunked":
+        frames = frames * bucket(-(-longest // frames))
+    return Shape(
+        rows=rows,
+        tokens=bucket(max(len(e.ids) for e in examples), _MIN_LENGTH),
+        chunks=bucket(max(chunk_count(e, config) for e in examples)),
+        frames=frames,
+    )
+
+
+def make_batch(
+    rows: Sequence[Sequence[Example]],
+    shape: Shape,
+    config: EncoderConfig,
+    audio_token_id: int,
+) -> dict[str, np.ndarray]:
+    """Lays examples out in rows; rows beyond those given stay empty.
+
+    Raises:
+      InputError: an example's placeholders and clips disagree, or a row does not fit `shape`.
+    """
+    b, t, c, f = shape.rows, shape.tokens, shape.chunks, shape.frames
+    batch = {
+        "tokens": np.zeros((b, t), np.int32),
+        "positions": np.zeros((b, t), np.int32),
+        "segment_ids": np.zeros((b, t), np.int32),
+        "audio_index": np.full((b, t), -1, np.int32),
+        "mels": np.zeros((b, c, f, config.mel_bins), np.float32),
+        "frames": np.zeros((b, c), np.int32),
+        "padded": np.zeros((b, c), np.int32),
+    }
+    for row, examples in enumerate(rows):
+        token = chunk = 0
+        for segment, example in enumerate(examples, 1):
+            check(example, config, audio_token_id)
+            n, n_chunks = len(example.ids), chunk_count(example, config)
+            if token + n > t or chunk + n_chunks > c:
+                raise InputError(
+                    f"row {row} needs {token + n} tokens and {chunk + n_chunks} chunks; "
+                    f"the batch has {t} and {c}"
+                )
+            here = slice(token, token + n)
+            batch["tokens"][row, here] = example.ids
+            batch["positions"][row, here] = np.arange(n)
+            batch["segment_ids"][row, here] = segment
+            places = token + np.flatnonzero(np.asarray(example.ids) == audio_token_id)
+            batch["audio_index"][row, places] = _fill_chunks(batch, row, chunk, example, config)
+            token, chunk = token + n, chunk + n_chunks
+    return batch
+
+
+def _fill_chunks(
+    batch: dict[str, np.ndarray], row: int, chunk: int, example: Example, config: EncoderConfig
+) -> np.ndarray:
+    """Writes an example's chunks from `chunk` on; returns where its audio tokens will stand."""
+    size = config.chunk_frames if config.attention == "chunked" else None
+    stride = batch["mels"].shape[2] // lengths.FRAMES_PER_TOKEN  # tokens a chunk
+    padded = lengths.padded_frames([mel.shape[1] for mel in example.mels], size)
+    index = [np.zeros(0, np.int32)]
+    for mel in example.mels:
+        start = 0
+        for n in lengths.chunk_frames(mel.shape[1], size or mel.shape[1]):
+            batch["mels"][row, chunk, :n] = mel[:, start : start + n].T
+            batch["frames"][row, chunk] = n
+            batch["padded"][row, chunk] = padded
+            index.append(chunk * stride + np.arange(lengths.audio_tokens(n)))
+            start, chunk = start + n, chunk + 1
+    return np.concatenate(index)

@@ -1,0 +1,87 @@
+"""The small modules every part is made of. Linen declares their parameters; ops computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moss_audio_jax.config import Compute
+from moss_audio_jax.ops.linear import matmul
+from moss_audio_jax.ops.norms import layer_norm, rms_norm
+
+
+class Linear(nn.Module):
+    """x [..., in] -> x @ kernel [in, out] (+ bias [out])."""
+
+    features: int
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1], self.features)
+        y = matmul(x, self.param("kernel", nn.initializers.lecun_normal(), shape))
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+        return y
+
+
+class RMSNorm(nn.Module):
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return rms_norm(x, self.param("scale", nn.initializers.ones, (x.shape[-1],)), self.eps)
+
+
+class LayerNorm(nn.Module):
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return layer_norm(x, scale, bias, self.eps)
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)): [..., in] -> [..., out] (arXiv 2002.05202)."""
+
+    hidden: int
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gate = Linear(self.hidden, name="gate_proj")(x)
+        up = Linear(self.hidden, name="up_proj")(x)
+        return Linear(self.features, name="down_proj")(jax.nn.silu(gate) * up)
+
+
+def init_stack(module: nn.Module, key: jax.Array, layers: int, *args: Any) -> Any:
+    """Parameters of `layers` copies of a module, stacked on axis 0 of every leaf."""
+    keys = jax.random.split(key, layers)
+    return jax.vmap(lambda k: module.init(k, *args)["params"])(keys)
+
+
+def rematerialised(body: Callable, compute: Compute) -> Callable:
+    """A scan body under the memory policy `compute.remat`.
+
+    none: keep every intermediate. full: keep the body's input only. projections: keep the outputs
+    of the matrix products. offload: the same, kept in host memory.
+    """
+    policies = jax.checkpoint_policies
+    policy = {
+        "none": None,
+        "full": policies.nothing_saveable,
+        "projections": policies.dots_with_no_batch_dims_saveable,
+        "offload": policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    }[compute.remat]
+    # The body is compiled inside a loop, where nothing is hoisted out of it: CSE cannot undo it.
+    return jax.checkpoint(body, policy=policy, prevent_cse=False) if policy else body
+
+
+def as_dtype(compute: Compute) -> jnp.dtype:
+    return jnp.dtype(compute.dtype)

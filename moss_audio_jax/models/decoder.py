@@ -1,0 +1,144 @@
+"""Qwen3 decoder: one scan over stacked layers, for training, prefill and decoding alike.
+
+Letters: B rows, T tokens, N query heads, KV key/value heads, H head size, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moss_audio_jax.config import Compute, DecoderConfig
+from moss_audio_jax.models.blocks import GatedMLP, Linear, RMSNorm, init_stack, rematerialised
+from moss_audio_jax.models.cache import Cache
+from moss_audio_jax.ops.linear import precision
+from moss_audio_jax.ops.rotary import rotary_angles, rotate
+from moss_audio_jax.sharding import constrain
+
+# (query [B,T,N,H], key [B,T,KV,H], value [B,T,KV,H], cache, layer) -> (out [B,T,N,H], cache)
+Attend = Callable[..., tuple[jax.Array, Cache | None]]
+# (x [B,T,D], layer) -> x: what is added behind a layer (DeepStack)
+Inject = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class SelfAttention(nn.Module):
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, angles: tuple, attend: Callable) -> tuple[jax.Array, Any]:
+        cfg = self.config
+
+        def heads(name: str, count: int) -> jax.Array:
+            y = Linear(count * cfg.head_dim, name=name)(x)
+            y = y.reshape(*x.shape[:2], count, cfg.head_dim)
+            return constrain(y, "batch", "tokens", "heads", None)
+
+        query = RMSNorm(cfg.norm_eps, name="q_norm")(heads("q_proj", cfg.heads))
+        key = RMSNorm(cfg.norm_eps, name="k_norm")(heads("k_proj", cfg.kv_heads))
+        value = heads("v_proj", cfg.kv_heads)
+        out, state = attend(rotate(query, angles), rotate(key, angles), value)
+        out = out.reshape(*x.shape[:2], cfg.heads * cfg.head_dim)
+        return Linear(cfg.hidden_size, name="o_proj")(out), state
+
+
+class DecoderLayer(nn.Module):
+    """x [B, T, D] -> (x [B, T, D], whatever `attend` returned beside its output)."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, angles: tuple, attend: Callable) -> tuple[jax.Array, Any]:
+        cfg = self.config
+        y = RMSNorm(cfg.norm_eps, name="input_layernorm")(x)
+        y, state = SelfAttention(cfg, name="self_attn")(y, angles, attend)
+        x = x + y
+        y = RMSNorm(cfg.norm_eps, name="post_attention_layernorm")(x)
+        return x + GatedMLP(cfg.ffn_dim, cfg.hidden_size, name="mlp")(y), state
+
+
+def init_decoder(key: jax.Array, config: DecoderConfig) -> Any:
+    """Parameter tree without the output head, float32, layers stacked on axis 0."""
+    embed_key, layer_key, norm_key = jax.random.split(key, 3)
+    x = jnp.zeros((1, 1, config.hidden_size))
+    angles = rotary_angles(jnp.zeros((1, 1)), config.head_dim, config.rope_theta)
+    shape = (config.vocab_size, config.hidden_size)
+    return {
+        "embed_tokens": {"embedding": 0.02 * jax.random.normal(embed_key, shape)},
+        "layers": init_stack(
+            DecoderLayer(config), layer_key, config.layers, x, angles, lambda q, k, v: (q, None)
+        ),
+        "norm": RMSNorm(config.norm_eps).init(norm_key, x)["params"],
+    }
+
+
+def init_head(key: jax.Array, config: DecoderConfig) -> Any:
+    x = jnp.zeros((1, config.hidden_size))
+    return Linear(config.vocab_size).init(key, x)["params"]
+
+
+def decode(
+    params: Any,
+    config: DecoderConfig,
+    compute: Compute,
+    x: jax.Array,
+    positions: jax.Array,
+    attend: Attend,
+    cache: Cache | None = None,
+    inject: Inject | None = None,
+) -> tuple[jax.Array, Cache | None]:
+    """Runs all layers and the final norm.
+
+    Args:
+      params: the `language_model` subtree.
+      x: embeddings [B, T, D].
+      positions: int [B, T], for the rotary embedding.
+      attend: how queries meet keys; given the cache and the layer's number, returns the cache.
+      cache: goes through `attend` in every layer; None where nothing is cached.
+      inject: applied to each layer's output.
+
+    Returns:
+      (hidden [B, T, D], cache).
+    """
+    angles = rotary_angles(positions, config.head_dim, config.rope_theta)
+    layer = DecoderLayer(config)
+
+    def body(carry: tuple, xs: tuple) -> tuple[tuple, None]:
+        x, cache = carry
+        layer_params, index = xs
+
+        def attend_here(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple:
+            return attend(query, key, value, cache, index)
+
+        x, cache = layer.apply({"params": layer_params}, x, angles, attend_here)
+        if inject is not None:
+            x = inject(x, index)
+        return (constrain(x, "batch", "tokens", None), cache), None
+
+    x = constrain(x, "batch", "tokens", None)
+    body = rematerialised(body, compute)
+    (x, cache), _ = jax.lax.scan(body, (x, cache), (params["layers"], jnp.arange(config.layers)))
+    return RMSNorm(config.norm_eps).apply({"params": params["norm"]}, x), cache
+
+
+def embed_tokens(params: Any, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """int [B, T] -> [B, T, D]."""
+    return jnp.take(params["embed_tokens"]["embedding"], tokens, axis=0).astype(dtype)
+
+
+def head_kernel(params: Any) -> jax.Array:
+    """The output head [D, V] of a whole model's tree; tied models reuse the embedding."""
+    if "lm_head" in params:
+        return params["lm_head"]["kernel"]
+    return params["language_model"]["embed_tokens"]["embedding"].T
+
+
+def logits(params: Any, hidden: jax.Array) -> jax.Array:
+    """hidden [..., D] -> float32 [..., V]. `params` is the whole model's tree."""
+    kernel = head_kernel(params).astype(hidden.dtype)
+    return jnp.matmul(
+        hidden, kernel, precision=precision(hidden.dtype), preferred_element_type=jnp.float32
+    )

@@ -1,0 +1,214 @@
+"""Audio encoder: convolutions and Whisper layers over independent chunks of log-mel.
+
+Letters: N chunks, F mel frames of a chunk, M mel bins, S = F / 8 tokens, D width, K taps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moss_audio_jax.config import Compute, EncoderConfig
+from moss_audio_jax.models.blocks import LayerNorm, Linear, as_dtype, init_stack, rematerialised
+from moss_audio_jax.ops.attention import attention
+from moss_audio_jax.ops.conv import conv3x3_stride2
+from moss_audio_jax.ops.rotary import sinusoids
+from moss_audio_jax.sharding import constrain
+
+
+class Conv(nn.Module):
+    """Kernel 3, stride 2, padding 1, exact GELU: [N, T, F, in] -> [N, T/2, F/2, channels]."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (3, 3, x.shape[-1], self.channels)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+        return jax.nn.gelu(conv3x3_stride2(x, kernel, bias), approximate=False)
+
+
+class Stem(nn.Module):
+    """Log-mel [N, F, M], padded frames [N] -> tokens [N, F / 8, D]."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, mels: jax.Array, padded: jax.Array) -> jax.Array:
+        x, length = mels[..., None], padded
+        for index in (1, 2, 3):
+            x = Conv(self.config.conv_channels, name=f"conv{index}")(x)
+            # In a prompt of its own the array would end at its padded length P. Here it goes on,
+            # and the next convolution must find zeros there, not what the bias made of them.
+            length = (length + 1) // 2
+            x = jnp.where((jnp.arange(x.shape[1]) < length[:, None])[..., None, None], x, 0)
+        x = x.reshape(*x.shape[:2], -1)
+        return Linear(self.config.d_model, use_bias=True, name="stem_proj")(x)
+
+
+class SelfAttention(nn.Module):
+    config: EncoderConfig
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
+        cfg = self.config
+
+        def heads(name: str, use_bias: bool) -> jax.Array:
+            y = Linear(cfg.d_model, use_bias, name=name)(x)
+            return constrain(y.reshape(*x.shape[:2], cfg.heads, -1), "batch", None, "heads", None)
+
+        causal, window = False, None
+        if cfg.attention == "sliding":
+            causal = cfg.causal_window
+            left = cfg.window - 1 if causal else cfg.window // 2
+            window = (left, cfg.window - 1 - left)
+        out = attention(
+            heads("q_proj", True),
+            heads("k_proj", False),
+            heads("v_proj", True),
+            causal=causal,
+            window=window,
+            segment_ids=(valid, valid),
+            implementation=self.compute.attention,
+        )
+        return Linear(cfg.d_model, use_bias=True, name="out_proj")(out.reshape(x.shape))
+
+
+class EncoderLayer(nn.Module):
+    """Pre-LN Whisper layer: x [N, S, D], valid int [N, S] (1 token, 0 padding) -> [N, S, D]."""
+
+    config: EncoderConfig
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
+        cfg = self.config
+        y = LayerNorm(cfg.norm_eps, name="self_attn_layer_norm")(x)
+        x = x + SelfAttention(cfg, self.compute, name="self_attn")(y, valid)
+        y = LayerNorm(cfg.norm_eps, name="final_layer_norm")(x)
+        y = constrain(Linear(cfg.ffn_dim, use_bias=True, name="fc1")(y), "batch", None, "hidden")
+        y = jax.nn.gelu(y, approximate=False)
+        return x + Linear(cfg.d_model, use_bias=True, name="fc2")(y)
+
+
+def init_encoder(key: jax.Array, config: EncoderConfig) -> Any:
+    """Parameter tree, float32, layers stacked on axis 0."""
+    stem_key, layer_key, out_key = jax.random.split(key, 3)
+    mels = jnp.zeros((1, 8, config.mel_bins))
+    x, valid = jnp.zeros((1, 1, config.d_model)), jnp.ones((1, 1), jnp.int32)
+    layer = EncoderLayer(config, Compute(dtype="float32"))
+    params = {
+        "stem": Stem(config).init(stem_key, mels, jnp.array([8]))["params"],
+        "layers": init_stack(layer, layer_key, config.layers, x, valid),
+        "layer_norm": LayerNorm(config.norm_eps).init(out_key, x)["params"],
+    }
+    if config.output_dim != config.d_model:
+        params["out_proj"] = Linear(config.output_dim).init(out_key, x)["params"]
+    return params
+
+
+def encode(
+    params: Any,
+    config: EncoderConfig,
+    compute: Compute,
+    mels: jax.Array,
+    frames: jax.Array,
+    padded: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Encodes independent chunks.
+
+    Args:
+      params: as `init_encoder` makes them.
+      mels: log-mel [N, F, M], zeros beyond each chunk's frames; F a multiple of 8.
+      frames: int [N], each chunk's own frames (0 = an empty place).
+      padded: int [N], the length P its prompt pads chunks to (`lengths.padded_frames`).
+
+    Returns:
+      features [N, F / 8, output_dim] and taps [K, N, F / 8, output_dim], in compute's dtype. Rows
+      beyond ceil(frames / 8) are meaningless.
+    """
+    with jax.named_scope("stem"):
+        x = Stem(config).apply({"params": params["stem"]}, mels.astype(as_dtype(compute)), padded)
+        x = x + sinusoids(x.shape[1], config.d_model).astype(x.dtype)
+        x = constrain(x, "batch", None, None)
+    valid = (8 * jnp.arange(x.shape[1]) < frames[:, None]).astype(jnp.int32)
+
+    layer = EncoderLayer(config, compute)
+
+    def body(x: jax.Array, layer_params: Any) -> tuple[jax.Array, None]:
+        x = layer.apply({"params": layer_params}, x, valid)
+        return constrain(x, "batch", None, None), None
+
+    body = rematerialised(body, compute)
+    taps, start = [], 0
+    for tap in config.tap_layers:  # one scan up to and with each tapped layer
+        x, _ = jax.lax.scan(body, x, _layers(params["layers"], start, tap + 1))
+        taps.append(x)
+        start = tap + 1
+    if start < config.layers:
+        x, _ = jax.lax.scan(body, x, _layers(params["layers"], start, config.layers))
+
+    features = LayerNorm(config.norm_eps).apply({"params": params["layer_norm"]}, x)
+    taps = jnp.stack(taps) if taps else jnp.zeros((0, *x.shape), x.dtype)
+    if "out_proj" in params:
+        project = Linear(config.output_dim)
+        features, taps = (
+            project.apply({"params": params["out_proj"]}, y) for y in (features, taps)
+        )
+    return features, taps
+
+
+def encode_rows(
+    params: Any,
+    config: EncoderConfig,
+    compute: Compute,
+    mels: jax.Array,
+    frames: jax.Array,
+    padded: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """`encode` for a batch of rows with C chunks each, a bounded number of chunks at a time.
+
+    Args:
+      mels: [B, C, F, M].
+      frames, padded: int [B, C].
+
+    Returns:
+      features [B, C * F / 8, output_dim], taps [K, B, C * F / 8, output_dim].
+    """
+    batch, chunks = frames.shape
+    step = _divisor(chunks, max(1, compute.encoder_chunks // batch))
+
+    def part(xs: tuple) -> tuple[jax.Array, jax.Array]:
+        flat = [x.reshape(batch * step, *x.shape[2:]) for x in xs]
+        features, taps = encode(params, config, compute, *flat)
+        return (
+            features.reshape(batch, step, *features.shape[1:]),
+            taps.reshape(taps.shape[0], batch, step, *taps.shape[2:]),
+        )
+
+    if step == chunks:
+        features, taps = part((mels, frames, padded))
+    else:  # walk along C, so that the batch axis keeps its sharding
+        xs = [
+            jnp.moveaxis(x.reshape(batch, chunks // step, step, *x.shape[2:]), 1, 0)
+            for x in (mels, frames, padded)
+        ]
+        features, taps = jax.lax.map(part, tuple(xs))  # [C/step, B, step, S, D], [C/step, K, ...]
+        features = jnp.moveaxis(features, 0, 1)
+        taps = jnp.moveaxis(taps, 0, 2)
+    dim = features.shape[-1]
+    return features.reshape(batch, -1, dim), taps.reshape(taps.shape[0], batch, -1, dim)
+
+
+def _layers(stacked: Any, start: int, stop: int) -> Any:
+    return jax.tree.map(lambda p: p[start:stop], stacked)
+
+
+def _divisor(n: int, at_most: int) -> int:
+    """The largest divisor of n that is <= at_most."""
+    return next(d for d in range(min(n, at_most), 0, -1) if n % d == 0)

@@ -1,0 +1,177 @@
+"""The whole model: encode audio, place it among the tokens, inject the taps, run the decoder.
+
+A batch is a dict of arrays with static shapes:
+
+    tokens       int32 [B, T]        token ids; 0 where a row has ended
+    positions    int32 [B, T]        0, 1, 2, ... within each packed segment
+    segment_ids  int32 [B, T]        1, 2, ... for packed prompts, 0 = padding
+    audio_index  int32 [B, T]        at a placeholder: its token among the row's C * F/8; else -1
+    mels         float [B, C, F, M]  log-mel chunks, zeros beyond `frames`
+    frames       int32 [B, C]        frames of each chunk, 0 = an empty place
+    padded       int32 [B, C]        the length its prompt pads chunks to (lengths.padded_frames)
+
+C may be 0: a batch of text. A chunk is 4 s (`chunked`) or a whole clip (`full`, `sliding`).
+Everything here is a pure function of (params, batch).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from moss_audio_jax.config import Compute, ModelConfig
+from moss_audio_jax.models import adapter, cache, decoder, encoder
+from moss_audio_jax.models.blocks import as_dtype
+from moss_audio_jax.models.cache import Cache
+from moss_audio_jax.ops.attention import attention
+
+Batch = dict[str, jax.Array]
+
+
+def init_params(key: jax.Array, config: ModelConfig, dtype: str = "float32") -> Any:
+    """A freshly initialised parameter tree; under `jax.jit` with out_shardings, born sharded."""
+    keys = jax.random.split(key, 5)
+    params = {
+        "audio_encoder": encoder.init_encoder(keys[0], config.encoder),
+        "audio_adapter": adapter.init_adapter(keys[1], config),
+        "language_model": decoder.init_decoder(keys[3], config.decoder),
+    }
+    if config.inject_layers:
+        params["mergers"] = adapter.init_mergers(keys[2], config)
+    if not config.decoder.tie_embeddings:
+        params["lm_head"] = decoder.init_head(keys[4], config.decoder)
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def abstract_params(config: ModelConfig, dtype: str = "float32") -> Any:
+    """The tree of `init_params` as ShapeDtypeStructs: nothing is computed or stored."""
+    return jax.eval_shape(lambda key: init_params(key, config, dtype), jax.random.key(0))
+
+
+def count_params(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def hidden_states(params: Any, config: ModelConfig, compute: Compute, batch: Batch) -> jax.Array:
+    """The decoder's last hidden states [B, T, D] of packed or padded rows (no cache)."""
+    x, inject = _embed(params, config, compute, batch)
+    segments = batch["segment_ids"]
+
+    def attend(query, key, value, cache, layer):
+        out = attention(
+            query,
+            key,
+            value,
+            causal=True,
+            segment_ids=(segments, segments),
+            implementation=compute.attention,
+        )
+        return out, cache
+
+    hidden, _ = decoder.decode(
+        params["language_model"], config.decoder, compute, x, batch["positions"], attend,
+        inject=inject,
+    )  # fmt: skip
+    return hidden
+
+
+def prefill(
+    params: Any, config: ModelConfig, compute: Compute, batch: Batch, slots: int
+) -> tuple[jax.Array, Cache]:
+    """Runs prompts and keeps their keys and values.
+
+    Args:
+      batch: one prompt a row, padded on the right (segments 1, then 0).
+      slots: slots of the cache made here, at least T.
+
+    Returns:
+      float32 logits [B, V] after each row's last token, and the cache [L, B, slots, KV, H].
+    """
+    x, inject = _embed(params, config, compute, batch)
+    batch_size, _ = batch["tokens"].shape
+
+    def attend(query, key, value, kv, layer):
+        # Padding stands to the right of every prompt: causality alone keeps it unseen.
+        out = attention(query, key, value, causal=True, implementation=compute.attention)
+        return out, cache.write_prefix(kv, layer, key, value)
+
+    hidden, kv = decoder.decode(
+        params["language_model"], config.decoder, compute, x, batch["positions"], attend,
+        cache=cache.init_cache(config.decoder, batch_size, slots, as_dtype(compute)),
+        inject=inject,
+    )  # fmt: skip
+    last = jnp.maximum(jnp.sum(batch["segment_ids"] > 0, axis=1) - 1, 0)
+    hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    return decoder.logits(params, hidden), cache.pin(kv)
+
+
+def decode_step(
+    params: Any,
+    config: ModelConfig,
+    compute: Compute,
+    tokens: jax.Array,
+    positions: jax.Array,
+    kv: Cache,
+) -> tuple[jax.Array, Cache]:
+    """One token for each row.
+
+    Args:
+      tokens: int [B], the newest token of each row.
+      positions: int [B], its position, which is also its slot in the cache.
+
+    Returns:
+      float32 logits [B, V] for the next token, and the cache with this one in it.
+    """
+    x = decoder.embed_tokens(params["language_model"], tokens[:, None], as_dtype(compute))
+    slots = positions[:, None]
+
+    def attend(query, key, value, kv, layer):
+        kv = cache.write_token(kv, layer, positions, key, value)
+        out = attention(query, *cache.read(kv, layer), causal=True, query_slots=slots)
+        return out, kv
+
+    hidden, kv = decoder.decode(
+        params["language_model"], config.decoder, compute, x, slots, attend, cache=kv
+    )
+    return decoder.logits(params, hidden[:, 0]), kv
+
+
+def _embed(
+    params: Any, config: ModelConfig, compute: Compute, batch: Batch
+) -> tuple[jax.Array, decoder.Inject | None]:
+    """Embeddings with the audio in its places [B, T, D], and DeepStack's injection."""
+    x = decoder.embed_tokens(params["language_model"], batch["tokens"], as_dtype(compute))
+    if batch["frames"].shape[1] == 0:
+        return x, None
+
+    with jax.named_scope("audio_encoder"):
+        features, taps = encoder.encode_rows(
+            params["audio_encoder"], config.encoder, compute,
+            batch["mels"], batch["frames"], batch["padded"],
+        )  # fmt: skip
+    index = batch["audio_index"]
+    is_audio = (index >= 0)[..., None]
+
+    def place(features: jax.Array) -> jax.Array:  # [B, C * S, D] -> [B, T, D], by placeholder
+        return jnp.take_along_axis(features, jnp.maximum(index, 0)[..., None], axis=1)
+
+    x = jnp.where(is_audio, place(adapter.adapt(params["audio_adapter"], config, features)), x)
+    count = config.inject_layers
+    if count == 0:
+        return x, None
+    merged = adapter.merge(params["mergers"], config, taps[:count])
+
+    # A branch inside the one scan, rather than a scan for layers[:K] and one for layers[K:]: a
+    # loop over a slice of the stack would first copy that slice, nearly all of the weights.
+    def inject(x: jax.Array, layer: jax.Array) -> jax.Array:
+        def add(x: jax.Array) -> jax.Array:
+            here = jax.lax.dynamic_index_in_dim(
+                merged, jnp.minimum(layer, count - 1), keepdims=False
+            )
+            return x + jnp.where(is_audio, place(here), 0)
+
+        return jax.lax.cond(layer < count, add, lambda x: x, x)
+
+    return x, inject

@@ -1,0 +1,127 @@
+"""The one attention door: one definition of what a query may see, for every implementation.
+
+A query sees a key if all of these hold:
+  * causal:      the key's slot <= the query's slot
+  * window:      query slot - left <= key slot <= query slot + right
+  * segment_ids: both carry the same segment (packing; padding is a segment of its own)
+
+Slots are places in the key array. The queries' slots are 0..T-1 unless `query_slots` says
+otherwise (decoding into a cache).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from moss_audio_jax.errors import UsageError
+from moss_audio_jax.ops.linear import precision
+
+IMPLEMENTATIONS = ("auto", "xla")
+
+# Above this many scores a head, queries go through in blocks, so that memory stays linear.
+_MAX_SCORES = 1024 * 1024
+_BLOCK = 512
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    causal: bool,
+    window: tuple[int, int] | None = None,
+    segment_ids: tuple[jax.Array, jax.Array] | None = None,
+    query_slots: jax.Array | None = None,
+    implementation: str = "auto",
+) -> jax.Array:
+    """Scaled dot-product attention with grouped key/value heads; softmax in float32.
+
+    Args:
+      query: [B, T, N, H].
+      key: [B, S, KV, H]; key head j serves query heads j * N/KV .. (j + 1) * N/KV - 1.
+      value: [B, S, KV, H].
+      causal: see the module's docstring.
+      window: (left, right) in slots, or None for no window.
+      segment_ids: int (queries' [B, T], keys' [B, S]), or None for one segment.
+      query_slots: int [B, T], or None for 0..T-1.
+      implementation: "xla" (plain), or "auto" to choose.
+
+    Returns:
+      [B, T, N, H] in query's dtype. A query that sees nothing gets the mean of all values.
+
+    Raises:
+      UsageError: unknown implementation.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise UsageError(f"attention is {implementation!r}; expected one of {IMPLEMENTATIONS}")
+    batch, length = query.shape[:2]
+    if query_slots is None:
+        query_slots = jnp.broadcast_to(jnp.arange(length), (batch, length))
+    query_segments, key_segments = segment_ids if segment_ids is not None else (None, None)
+    plain = functools.partial(
+        _plain, key=key, value=value, causal=causal, window=window, key_segments=key_segments
+    )
+
+    if length * key.shape[1] <= _MAX_SCORES or length % _BLOCK:
+        return plain(query, query_slots, query_segments)
+
+    def blocks(x: jax.Array) -> jax.Array:  # [B, T, ...] -> [T / block, B, block, ...]
+        return jnp.moveaxis(x.reshape(batch, -1, _BLOCK, *x.shape[2:]), 1, 0)
+
+    # Rematerialised, or the backward pass would keep every block's scores.
+    rows = jax.tree.map(blocks, (query, query_slots, query_segments))
+    out = jax.lax.map(jax.checkpoint(lambda row: plain(*row)), rows)
+    return jnp.moveaxis(out, 0, 1).reshape(query.shape)
+
+
+def visible(
+    query_slots: jax.Array,
+    key_slots: jax.Array,
+    *,
+    causal: bool,
+    window: tuple[int, int] | None = None,
+    query_segments: jax.Array | None = None,
+    key_segments: jax.Array | None = None,
+) -> jax.Array | None:
+    """bool [B, T, S]: may query t see key s? None where every query sees every key.
+
+    `query_slots` [B, T], `key_slots` [S], segments [B, T] and [B, S].
+    """
+    offset = key_slots[None, None, :] - query_slots[:, :, None]
+    terms = []
+    if causal:
+        terms.append(offset <= 0)
+    if window is not None:
+        terms.append((offset >= -window[0]) & (offset <= window[1]))
+    if query_segments is not None:
+        terms.append(query_segments[:, :, None] == key_segments[:, None, :])
+    return functools.reduce(jnp.logical_and, terms) if terms else None
+
+
+def _plain(query, query_slots, query_segments, *, key, value, causal, window, key_segments):
+    """Every score at once. Shapes as in `attention`."""
+    batch, length, heads, dim = query.shape
+    groups = heads // key.shape[2]
+    mask = visible(
+        query_slots,
+        jnp.arange(key.shape[1]),
+        causal=causal,
+        window=window,
+        query_segments=query_segments,
+        key_segments=key_segments,
+    )
+    query = query.reshape(batch, length, -1, groups, dim)
+    exact = precision(query.dtype)
+    scores = jnp.einsum(
+        "btkgh,bskh->bkgts", query, key, precision=exact, preferred_element_type=jnp.float32
+    )
+    scores = scores / math.sqrt(dim)
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    out = jnp.einsum("bkgts,bskh->btkgh", weights, value, precision=exact)
+    return out.reshape(batch, length, heads, dim)

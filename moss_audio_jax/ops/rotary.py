@@ -1,0 +1,31 @@
+"""Positions: rotary embedding (decoder) and sinusoids (encoder)."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """cos and sin, float32 [B, T, head_dim / 2], for positions [B, T] (arXiv 2104.09864)."""
+    exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    angles = positions[..., None].astype(jnp.float32) / theta**exponent
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turns x [B, T, N, H] by `rotary_angles`, half-split: dimension i pairs with i + H/2."""
+    cos, sin = (a[:, :, None, :] for a in angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def sinusoids(length: int, dim: int) -> jax.Array:
+    """Whisper's position table, float32 [length, dim]: half sin, half cos (arXiv 2212.04356)."""
+    step = math.log(10000.0) / (dim // 2 - 1)
+    rates = jnp.exp(-step * jnp.arange(dim // 2, dtype=jnp.float32))
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * rates
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)

@@ -1,0 +1,165 @@
+"""Where every array lives: the mesh, one table for parameters, one for activations.
+
+Mesh axes: `data` (replicas), `fsdp` (parameters and batch split), `tensor` (heads, hidden units
+and vocabulary split), `sequence` (tokens of a row split).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from moss_audio_jax.config import ModelConfig
+from moss_audio_jax.errors import UsageError
+
+AXES = ("data", "fsdp", "tensor", "sequence")
+
+# Path of a parameter -> mesh axes of its dimensions. First match wins; no match = replicated.
+# Stacked layers have their layer axis first, never split: a scan walks along it.
+PARAMETERS = (
+    (r"language_model/embed_tokens/embedding", ("tensor", "fsdp")),
+    (r"lm_head/kernel", ("fsdp", "tensor")),
+    (r"layers/(self_attn|mlp)/(q|k|v|gate|up)_proj/kernel", (None, "fsdp", "tensor")),
+    (r"layers/(self_attn|mlp)/(o|out|down)_proj/kernel", (None, "tensor", "fsdp")),
+    (r"layers/self_attn/[qv]_proj/bias", (None, "tensor")),
+    (r"layers/fc1/kernel", (None, "fsdp", "tensor")),
+    (r"layers/fc1/bias", (None, "tensor")),
+    (r"layers/fc2/kernel", (None, "tensor", "fsdp")),
+    (r"stem/stem_proj/kernel", ("fsdp", None)),
+    (r"audio_adapter/(gate|up)_proj/kernel", ("fsdp", "tensor")),
+    (r"audio_adapter/down_proj/kernel", ("tensor", "fsdp")),
+    (r"mergers/(gate|up)_proj/kernel", (None, "fsdp", "tensor")),
+    (r"mergers/down_proj/kernel", (None, "tensor", "fsdp")),
+)
+
+# Dimension of an activation -> mesh axes.
+ACTIVATIONS = {
+    "batch": ("data", "fsdp"),
+    "tokens": ("sequence",),
+    "heads": ("tensor",),
+    "hidden": ("tensor",),
+    "vocab": ("tensor",),
+    None: (),
+}
+
+
+def make_mesh(
+    data: int = 1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    sequence: int = 1,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """A mesh of the given axis sizes; one of them may be -1 (all devices that are left).
+
+    Args:
+      data, fsdp, tensor, sequence: axis sizes.
+      devices: default all. Fewer than given are used if the sizes ask for fewer.
+
+    Raises:
+      UsageError: sizes that the devices cannot fill.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = dict(zip(AXES, (data, fsdp, tensor, sequence), strict=True))
+    unknown = [axis for axis, size in sizes.items() if size == -1]
+    if len(unknown) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise UsageError(f"mesh {sizes}: sizes are positive, at most one is -1 (the rest)")
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if unknown:
+        sizes[unknown[0]] = len(devices) // known
+    total = math.prod(sizes.values())
+    if total > len(devices) or (unknown and total != len(devices)):
+        raise UsageError(f"mesh {sizes} does not fit {len(devices)} device(s)")
+    shape = tuple(sizes.values())
+    if total == len(jax.devices()):  # let JAX lay the axes out along the interconnect
+        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
+    return Mesh(np.asarray(devices[:total]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 4)
+
+
+def as_mesh(mesh: Mesh | Mapping[str, int] | Sequence[int] | None) -> Mesh:
+    """A Mesh from what a user may give: a Mesh, {"tensor": 4}, (2, 2, 2, 1), None (one device)."""
+    if mesh is None:
+        return make_mesh(devices=jax.local_devices()[:1])
+    if isinstance(mesh, Mesh):
+        if mesh.axis_names != AXES:
+            raise UsageError(f"mesh axes are {mesh.axis_names}; expected {AXES}")
+        return mesh
+    if isinstance(mesh, Mapping):
+        if wrong := set(mesh) - set(AXES):
+            raise UsageError(f"mesh axis {sorted(wrong)[0]!r}: expected some of {AXES}")
+        return make_mesh(**mesh)
+    return make_mesh(*mesh)
+
+
+def serving_mesh(mesh: Mesh) -> Mesh:
+    """The same devices with `fsdp` folded into `tensor`.
+
+    In decoding, weights split along a contracted axis would be gathered at every token; split
+    along heads and hidden units they stay where they are.
+    """
+    data, fsdp, tensor, sequence = mesh.devices.shape
+    return Mesh(
+        mesh.devices.reshape(data, 1, fsdp * tensor, sequence),
+        AXES,
+        axis_types=(AxisType.Auto,) * 4,
+    )
+
+
+def param_specs(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
+    """A PartitionSpec for each leaf of a parameter tree (arrays or ShapeDtypeStructs).
+
+    An axis that does not divide its dimension is left out, and the encoder's attention is
+    tensor-split only where its heads divide.
+    """
+    whole_heads = config.encoder.heads % mesh.shape["tensor"] == 0
+
+    def spec(path: tuple, leaf: Any) -> P:
+        name = path_name(path)
+        axes = next((axes for rule, axes in PARAMETERS if re.search(rule, name)), ())
+        if name.startswith("audio_encoder/layers/self_attn") and not whole_heads:
+            axes = tuple(None if axis == "tensor" else axis for axis in axes)
+        return fit(leaf.shape, axes, mesh)
+
+    return jax.tree_util.tree_map_with_path(spec, params)
+
+
+def param_shardings(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
+    """`param_specs` as NamedShardings on `mesh`."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(params, config, mesh))
+
+
+def path_name(path: tuple) -> str:
+    """'language_model/layers/mlp/up_proj/kernel' from a jax.tree_util key path."""
+    return "/".join(str(getattr(key, "key", key)) for key in path)
+
+
+def fit(shape: Sequence[int], axes: Sequence[Any], mesh: Any) -> P:
+    """The PartitionSpec of `axes` without those that do not divide `shape`'s dimensions."""
+    fitted = []
+    for size, axis in zip(shape, axes, strict=False):
+        names = (axis,) if isinstance(axis, str) else tuple(axis or ())
+        names = tuple(name for name in names if mesh.shape[name] > 1)
+        ways = math.prod(mesh.shape[name] for name in names)
+        whole = names and size % ways == 0
+        fitted.append((names[0] if len(names) == 1 else names) if whole else None)
+    return P(*fitted)
+
+
+def constrain(x: jax.Array, *dimensions: str | None) -> jax.Array:
+    """Pins an activation to the mesh in context (`jax.set_mesh`); without one it does nothing.
+
+    `dimensions` are keys of ACTIVATIONS, one for each axis of x.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or math.prod(mesh.shape.values()) == 1:
+        return x
+    spec = fit(x.shape, [ACTIVATIONS[name] for name in dimensions], mesh)
+    return jax.lax.with_sharding_constraint(x, spec)
