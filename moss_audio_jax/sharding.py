@@ -163,3 +163,8 @@ def constrain(x: jax.Array, *dimensions: str | None) -> jax.Array:
         return x
     spec = fit(x.shape, [ACTIVATIONS[name] for name in dimensions], mesh)
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def replicate(tree: Any) -> Any:
+    """Pins every array of a tree to a copy on each device of the mesh in context."""
+    return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), tree)

@@ -22,9 +22,8 @@ from moss_audio_jax.ops.linear import precision
 
 IMPLEMENTATIONS = ("auto", "xla")
 
-# Above this many scores a head, queries go through in blocks, so that memory stays linear.
-_MAX_SCORES = 1024 * 1024
-_BLOCK = 512
+# Above this many scores (256 MB) queries go through in blocks, so that memory stays linear.
+_MAX_SCORES = 2**26
 
 
 def attention(
@@ -66,16 +65,25 @@ def attention(
         _plain, key=key, value=value, causal=causal, window=window, key_segments=key_segments
     )
 
-    if length * key.shape[1] <= _MAX_SCORES or length % _BLOCK:
+    block = _query_block(query.shape, key.shape[1])
+    if block == length:
         return plain(query, query_slots, query_segments)
 
     def blocks(x: jax.Array) -> jax.Array:  # [B, T, ...] -> [T / block, B, block, ...]
-        return jnp.moveaxis(x.reshape(batch, -1, _BLOCK, *x.shape[2:]), 1, 0)
+        return jnp.moveaxis(x.reshape(batch, -1, block, *x.shape[2:]), 1, 0)
 
     # Rematerialised, or the backward pass would keep every block's scores.
     rows = jax.tree.map(blocks, (query, query_slots, query_segments))
     out = jax.lax.map(jax.checkpoint(lambda row: plain(*row)), rows)
     return jnp.moveaxis(out, 0, 1).reshape(query.shape)
+
+
+def _query_block(query_shape: tuple[int, ...], keys: int) -> int:
+    """Queries that go through at once: all, or all halved until their scores fit."""
+    batch, block, heads, _ = query_shape
+    while batch * heads * block * keys > _MAX_SCORES and block % 2 == 0:
+        block //= 2
+    return block
 
 
 def visible(

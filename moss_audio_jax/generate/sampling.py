@@ -1,0 +1,126 @@
+"""What to generate: the user's options, and the choice of one token on the device."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from moss_audio_jax.errors import UsageError
+
+MAX_STOP_IDS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How one answer is generated. The default is greedy; OFFICIAL is what the authors sample with.
+
+    Attributes:
+      max_new_tokens: the answer ends after so many tokens (`finish_reason` "length").
+      temperature: 0 takes the most likely token, always.
+      top_k: keep the k most likely tokens; 0 keeps all.
+      top_p: keep the smallest set of tokens whose probability reaches p.
+      min_p: keep tokens at least p times as likely as the most likely one.
+      repetition_penalty: above 1 makes tokens already in prompt or answer less likely.
+      seed: the same seed gives the same answer, whatever else is in the batch.
+      stop: strings that end the answer and are cut from it.
+      stop_ids: token ids that end the answer, beside the model's own.
+      thinking_budget: tokens after which an open <think> block is closed; None for no limit.
+      loop_guard: end an answer that repeats itself over and over (`finish_reason` "loop").
+    """
+
+    max_new_tokens: int = 1024
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    thinking_budget: int | None = None
+    loop_guard: bool = True
+
+    def __post_init__(self) -> None:
+        limits = {
+            "max_new_tokens": self.max_new_tokens >= 1,
+            "temperature": self.temperature >= 0,
+            "top_k": self.top_k >= 0,
+            "top_p": 0 < self.top_p <= 1,
+            "min_p": 0 <= self.min_p <= 1,
+            "repetition_penalty": self.repetition_penalty > 0,
+            "stop": all(isinstance(s, str) and s for s in self.stop),
+            "stop_ids": len(self.stop_ids) <= MAX_STOP_IDS,
+            "thinking_budget": self.thinking_budget is None or self.thinking_budget >= 0,
+        }
+        for name, good in limits.items():
+            if not good:
+                raise UsageError(f"{name} is {getattr(self, name)!r}, which is out of range")
+
+
+OFFICIAL = Sampling(temperature=1.0, top_k=50)
+
+
+class Knobs(NamedTuple):
+    """The numbers of `Sampling` that choose a token, one array [B] each."""
+
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    repetition_penalty: jax.Array
+    seed: jax.Array
+
+
+def choose(logits: jax.Array, knobs: Knobs, seen: jax.Array, step: jax.Array) -> jax.Array:
+    """One token for each row.
+
+    Args:
+      logits: float32 [B, V]; -inf where a token is forbidden.
+      knobs: each [B].
+      seen: bool [B, V], tokens in the prompt or the answer so far.
+      step: int [B], tokens generated so far; with the seed it makes the random key, so that a
+        row's choice does not depend on its neighbours or its place.
+
+    Returns:
+      int32 [B].
+    """
+    penalty = knobs.repetition_penalty[:, None]
+    penalised = jnp.where(logits > 0, logits / penalty, logits * penalty)
+    logits = jnp.where(seen, penalised, logits)
+    greedy = jnp.argmax(logits, axis=-1)
+
+    def sample() -> jax.Array:
+        scaled = logits / jnp.maximum(knobs.temperature, 1e-6)[:, None]
+        kept = jnp.where(scaled >= _threshold(scaled, knobs), scaled, -jnp.inf)
+        # The noise belongs to the token, not to its rank: rounding cannot reshuffle it.
+        noise = jax.vmap(
+            lambda seed, n: jax.random.gumbel(
+                jax.random.fold_in(jax.random.key(seed), n), logits.shape[-1:]
+            )
+        )(knobs.seed, step)
+        return jnp.where(knobs.temperature > 0, jnp.argmax(kept + noise, axis=-1), greedy)
+
+    chosen = jax.lax.cond(jnp.any(knobs.temperature > 0), sample, lambda: greedy)
+    return chosen.astype(jnp.int32)
+
+
+def _threshold(logits: jax.Array, knobs: Knobs) -> jax.Array:
+    """The lowest logit [B, 1] that top-k, then top-p, then min-p keep (in that order)."""
+    vocab = logits.shape[-1]
+
+    def by_rank() -> jax.Array:
+        ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
+        k = jnp.where(knobs.top_k > 0, knobs.top_k, vocab)[:, None]
+        ordered = jnp.where(jnp.arange(vocab) < k, ordered, -jnp.inf)
+        probs = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probs, axis=-1) - probs  # probability of all that rank higher
+        kept = (before < knobs.top_p[:, None]) & (ordered > -jnp.inf)
+        return jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
+
+    ranked = jnp.any((knobs.top_k > 0) | (knobs.top_p < 1))
+    lowest = jax.lax.cond(ranked, by_rank, lambda: jnp.full((logits.shape[0], 1), -jnp.inf))
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    return jnp.maximum(lowest, top + jnp.log(knobs.min_p)[:, None])
