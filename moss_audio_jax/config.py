@@ -40,7 +40,7 @@ class EncoderConfig:
     output_dim: int = 1280
     mel_bins: int = 128
     tap_layers: tuple[int, ...] = (8, 16, 24)  # 0-based; their outputs feed the mergers
-    norm_eps: float = 1e-5
+    norm_eps: float = 1e-5  # of the final norm; the layers' own is Whisper's 1e-5
     attention: EncoderAttention = "chunked"
     chunk_frames: int = 400  # 4 s: what one independent chunk holds ("chunked")
     window: int = 100  # tokens a query may see ("sliding")

@@ -18,6 +18,8 @@ from moss_audio_jax.ops.conv import conv3x3_stride2
 from moss_audio_jax.ops.rotary import sinusoids
 from moss_audio_jax.sharding import constrain
 
+_LAYER_EPS = 1e-5  # Whisper's; config's norm_eps is that of the final norm alone
+
 
 class Conv(nn.Module):
     """Kernel 3, stride 2, padding 1, exact GELU: [N, T, F, in] -> [N, T/2, F/2, channels]."""
@@ -88,9 +90,9 @@ class EncoderLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
         cfg = self.config
-        y = LayerNorm(cfg.norm_eps, name="self_attn_layer_norm")(x)
+        y = LayerNorm(_LAYER_EPS, name="self_attn_layer_norm")(x)
         x = x + SelfAttention(cfg, self.compute, name="self_attn")(y, valid)
-        y = LayerNorm(cfg.norm_eps, name="final_layer_norm")(x)
+        y = LayerNorm(_LAYER_EPS, name="final_layer_norm")(x)
         y = constrain(Linear(cfg.ffn_dim, use_bias=True, name="fc1")(y), "batch", None, "hidden")
         y = jax.nn.gelu(y, approximate=False)
         return x + Linear(cfg.d_model, use_bias=True, name="fc2")(y)

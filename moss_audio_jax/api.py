@@ -1,0 +1,451 @@
+"""The Python face: load a model, encode, score and generate."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from moss_audio_jax.audio import load_audio, log_mel
+from moss_audio_jax.config import (
+    Compute,
+    EncoderAttention,
+    ModelConfig,
+    ProcessorConfig,
+    processor_from_official,
+    read_json,
+)
+from moss_audio_jax.data.batch import Example, bucket_shape, make_batch
+from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.generate.engine import Engine, Output, Vocabulary
+from moss_audio_jax.generate.sampling import Sampling
+from moss_audio_jax.models import decoder, encoder, moss_audio
+from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
+from moss_audio_jax.sharding import as_mesh, param_shardings, serving_mesh
+from moss_audio_jax.text import build_prompt, load_tokenizer
+from moss_audio_jax.text.prompt import split_thinking
+from moss_audio_jax.text.tokenizer import StreamDecoder, Tokenizer
+from moss_audio_jax.weights.convert import load_params, read_config
+
+Audio = str | Path | BinaryIO | np.ndarray  # a file, or a 16 kHz mono waveform
+_QWEN_STOP_IDS = (151645, 151643)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One question: a text, its clips (files or 16 kHz waveforms), how to sample the answer.
+
+    `system` replaces the default system text; `time_markers` overrides processor_config.json.
+    """
+
+    text: str
+    audio: Sequence[Audio] = ()
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    system: str | None = None
+    time_markers: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """One answer.
+
+    Attributes:
+      text: the answer, without its thinking.
+      thinking: what stood in the <think> block; None without one.
+      ids: every generated token, the stop token dropped.
+      finish_reason: "stop", "length" (max_new_tokens or the last position) or "loop" (the answer
+        went round in circles and was ended).
+    """
+
+    text: str
+    thinking: str | None
+    ids: list[int]
+    finish_reason: str
+
+
+class MossAudio:
+    """A model on a mesh, ready to answer. Make one with `MossAudio.load`.
+
+    Attributes:
+      config: what the model is made of.
+      params: nested dict of arrays, layers stacked on axis 0.
+      tokenizer: None where the folder has none.
+      processor: the special ids and how audio is prepared.
+      random_weights: config.json says that nothing was ever trained: answers are noise.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        config: ModelConfig,
+        *,
+        compute: Compute,
+        mesh: Mesh,
+        tokenizer: Tokenizer | None = None,
+        processor: ProcessorConfig | None = None,
+        stop_ids: Sequence[int] = (),
+        random_weights: bool = False,
+    ) -> None:
+        self.params = params
+        self.config = config
+        self.compute = compute
+        self.mesh = mesh
+        self.tokenizer = tokenizer
+        self.processor = processor or (tokenizer.processor if tokenizer else ProcessorConfig())
+        self.random_weights = random_weights
+        self._vocab = _vocabulary(config, tokenizer, self.processor, stop_ids)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        dtype: str = "bfloat16",
+        mesh: Mesh | Mapping[str, int] | Sequence[int] | None = None,
+        encoder_attention: EncoderAttention | None = None,
+    ) -> MossAudio:
+        """Loads an official or native checkpoint folder.
+
+        Args:
+          path: the folder.
+          dtype: of weights and compute: "bfloat16" or "float32".
+          mesh: a Mesh, axis sizes ({"tensor": 4} or (data, fsdp, tensor, sequence)), or None for
+            one device.
+          encoder_attention: "chunked", "full" or "sliding"; default chunked, as the official code.
+
+        Raises:
+          InputError: a file that is missing, broken or does not fit the others.
+          UsageError: a dtype, mesh or attention that does not exist.
+        """
+        if dtype not in ("bfloat16", "float32"):
+            raise UsageError(f"dtype is {dtype!r}; expected 'bfloat16' or 'float32'")
+        path = Path(path)
+        config = read_config(path)
+        if encoder_attention is not None:
+            config = config.with_attention(encoder_attention)
+        tokenizer = load_tokenizer(path) if _has_tokenizer(path) else None
+        processor = tokenizer.processor if tokenizer else ProcessorConfig()
+        processor_file = path / "processor_config.json"
+        if processor_file.exists():
+            processor = processor_from_official(read_json(processor_file), str(processor_file))
+        _check_ids(path, config, tokenizer, processor)
+        mesh = serving_mesh(as_mesh(mesh))
+        shardings = param_shardings(moss_audio.abstract_params(config, dtype), config, mesh)
+        return cls(
+            load_params(path, config, dtype, shardings),
+            config,
+            compute=Compute(dtype=dtype),
+            mesh=mesh,
+            tokenizer=tokenizer,
+            processor=processor,
+            stop_ids=_stop_ids(path),
+            random_weights=bool(read_json(path / "config.json").get("random_weights")),
+        )
+
+    # --- from ids and mels ---------------------------------------------------------------------
+
+    def encode_audio(self, mels: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Encodes the clips of one prompt.
+
+        Args:
+          mels: log-mels [128, frames]; together they decide the padding (SPEC of the encoder).
+
+        Returns:
+          For each clip (features [n, D], taps [K, n, D]) float32, before the adapter.
+        """
+        counts = [-(-np.shape(mel)[1] // 8) for mel in mels]
+        if not counts:
+            return []
+        ids = np.full(sum(counts), self.processor.audio_token_id, np.int32)
+        batch = self._batch([Example(ids, _float32(mels))])
+        with jax.set_mesh(self.mesh):
+            features, taps = _encode(self.params, batch, self.config, self.compute)
+        places = batch["audio_index"][0]
+        places = places[places >= 0]
+        features = np.asarray(features[0], np.float32)[places]
+        taps = np.asarray(taps[:, 0], np.float32)[:, places]
+        ends = np.cumsum(counts)[:-1]
+        return list(zip(np.split(features, ends), np.split(taps, ends, axis=1), strict=True))
+
+    def logits(self, ids: Sequence[int], mels: Sequence[np.ndarray] = ()) -> np.ndarray:
+        """Logits of one prompt: ids [L] -> float32 [L, V]."""
+        return self.logits_batch([(ids, mels)])[0]
+
+    def logits_batch(
+        self, prompts: Sequence[tuple[Sequence[int], Sequence[np.ndarray]]]
+    ) -> list[np.ndarray]:
+        """Logits of several prompts in one padded batch: a list of float32 [L_i, V]."""
+        if not prompts:
+            return []
+        examples = [self._example(ids, mels) for ids, mels in prompts]
+        with jax.set_mesh(self.mesh):
+            logits = _logits(self.params, self._batch(examples), self.config, self.compute)
+        logits = np.asarray(logits)
+        return [logits[row, : len(example.ids)] for row, example in enumerate(examples)]
+
+    def loss(
+        self, ids: Sequence[int], labels: Sequence[int], mels: Sequence[np.ndarray] = ()
+    ) -> float:
+        """Mean next-token cross entropy over the labels that are not -100.
+
+        `labels` [L] stand at their own tokens, as the official code has it: label i is predicted
+        from the tokens before i, so the first one never counts.
+        """
+        example = self._example(ids, mels)
+        if len(labels) != len(ids):
+            raise UsageError(f"{len(labels)} labels for {len(ids)} ids; expected one for each")
+        batch = self._batch([example])
+        padded = np.full(batch["tokens"].shape, IGNORE, np.int32)
+        padded[0, : len(ids)] = labels
+        with jax.set_mesh(self.mesh):
+            return float(_loss(self.params, batch, padded, self.config, self.compute))
+
+    def generate_ids(
+        self,
+        ids: Sequence[int],
+        mels: Sequence[np.ndarray] = (),
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        **sampling: Any,
+    ) -> list[int]:
+        """The ids that follow a prompt, the stop token dropped. No loop guard by default.
+
+        `sampling` takes the other fields of `Sampling`.
+        """
+        sampling = Sampling(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            **{"loop_guard": False, **sampling},
+        )
+        return self._engine(1).run([(self._example(ids, mels), sampling)])[0].ids
+
+    # --- from text and sound -------------------------------------------------------------------
+
+    def prepare(self, request: Request) -> Example:
+        """A request's token ids and mels, exactly as the official processor makes them.
+
+        Raises:
+          InputError: no tokenizer, or a clip that cannot be read or is too short (named).
+        """
+        if self.tokenizer is None:
+            raise InputError(
+                "this checkpoint has no tokenizer: put tokenizer.json, or vocab.json and "
+                "merges.txt, or a SentencePiece *.model into its folder, or use generate_ids"
+            )
+        markers = self.processor.time_markers
+        if request.time_markers is not None:
+            markers = request.time_markers
+        mels = [self._mel(clip, number) for number, clip in enumerate(request.audio, 1)]
+        ids = build_prompt(
+            self.tokenizer,
+            request.text,
+            mel_frames=[mel.shape[1] for mel in mels],
+            time_markers=markers,
+            system=request.system,
+        )
+        return Example(ids, tuple(mels))
+
+    def generate(
+        self,
+        text: str,
+        audio: Sequence[Audio] | Audio = (),
+        *,
+        system: str | None = None,
+        time_markers: bool | None = None,
+        on_text: Callable[[str], None] | None = None,
+        **sampling: Any,
+    ) -> Reply:
+        """Answers a text about any number of clips.
+
+        Args:
+          text: what to ask; a text with `<|audio_bos|><|AUDIO|><|audio_eos|>` spans is the whole
+            prompt.
+          audio: files or 16 kHz mono waveforms.
+          on_text: streaming: called with each new piece of raw text (thinking included).
+          **sampling: fields of `Sampling`; greedy by default.
+        """
+        if isinstance(audio, str | Path | np.ndarray) or hasattr(audio, "read"):
+            audio = [audio]
+        request = Request(text, audio, Sampling(**sampling), system, time_markers)
+        if on_text is None:
+            return self.generate_batch([request])[0]
+        stream, told = StreamDecoder(self.tokenizer), 0
+
+        def on_token(_: int, ids: list[int]) -> None:
+            nonlocal told
+            for token in ids[told:]:
+                if piece := stream.push(token):
+                    on_text(piece)
+            told = max(told, len(ids))
+
+        output = self._engine(1).run(
+            [(self.prepare(request), request.sampling)], on_token=on_token
+        )[0]
+        if rest := stream.flush():
+            on_text(rest)
+        return self.reply(output, request.sampling)
+
+    def generate_batch(
+        self, requests: Sequence[Request], batch_size: int = 16, progress: bool = False
+    ) -> list[Reply]:
+        """Answers many requests, `batch_size` at a time; slots refill as answers end.
+
+        Order is kept, and an answer does not depend on what else is in the batch.
+        """
+        prompts = [(self.prepare(request), request.sampling) for request in requests]
+        with tqdm(total=len(prompts), unit="answer", disable=not progress) as bar:
+            outputs = self._engine(batch_size).run(prompts, on_done=lambda *_: bar.update())
+        return [
+            self.reply(output, request.sampling)
+            for output, request in zip(outputs, requests, strict=True)
+        ]
+
+    def reply(self, output: Output, sampling: Sampling) -> Reply:
+        """Text and thinking of generated ids."""
+        text = self.tokenizer.decode(output.ids)
+        for stop in sampling.stop:
+            text = text.partition(stop)[0]
+        thinking, answer = split_thinking(text)
+        return Reply(answer.strip(), thinking, output.ids, output.finish_reason)
+
+    # --- inside --------------------------------------------------------------------------------
+
+    def _engine(self, slots: int) -> Engine:
+        decode = self.tokenizer.decode if self.tokenizer else None
+        return Engine(self.params, self.config, self.compute, self._vocab, self.mesh, decode, slots)
+
+    def _example(self, ids: Sequence[int], mels: Sequence[np.ndarray]) -> Example:
+        ids = np.asarray(ids)
+        size = self.config.decoder.vocab_size
+        if ids.ndim != 1 or len(ids) == 0 or not np.issubdtype(ids.dtype, np.integer):
+            raise UsageError(f"ids have shape {ids.shape} and dtype {ids.dtype}; expected int [L]")
+        if ids.min() < 0 or ids.max() >= size:
+            raise InputError(
+                f"token id {int(ids.max() if ids.max() >= size else ids.min())} is outside the "
+                f"model's vocabulary of {size}"
+            )
+        if len(ids) > self.config.decoder.max_positions:
+            raise InputError(
+                f"the prompt has {len(ids)} tokens, but the model has "
+                f"{self.config.decoder.max_positions} positions"
+            )
+        return Example(ids.astype(np.int32), _float32(mels))
+
+    def _batch(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
+        shape = bucket_shape(examples, self.config.encoder, len(examples))
+        return make_batch(
+            [[e] for e in examples], shape, self.config.encoder, self.processor.audio_token_id
+        )
+
+    def _mel(self, clip: Audio, number: int) -> np.ndarray:
+        if isinstance(clip, np.ndarray):
+            try:
+                mel = log_mel(clip)
+            except InputError as error:
+                raise InputError(f"clip {number}: {error}") from None
+        else:
+            mel = log_mel(load_audio(clip))
+        # The official processor rounds here, whatever the model's dtype.
+        return mel.astype(ml_dtypes.finfo(self.processor.mel_dtype).dtype).astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _encode(params: Any, batch: moss_audio.Batch, config: ModelConfig, compute: Compute) -> tuple:
+    return encoder.encode_rows(
+        params["audio_encoder"], config.encoder, compute,
+        batch["mels"], batch["frames"], batch["padded"],
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _logits(
+    params: Any, batch: moss_audio.Batch, config: ModelConfig, compute: Compute
+) -> jax.Array:
+    return decoder.logits(params, moss_audio.hidden_states(params, config, compute, batch))
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _loss(
+    params: Any, batch: moss_audio.Batch, labels: jax.Array, config: ModelConfig, compute: Compute
+) -> jax.Array:
+    hidden = moss_audio.hidden_states(params, config, compute, batch)
+    targets = shift_labels(labels)
+    losses, _ = cross_entropy(hidden, decoder.head_kernel(params), targets)
+    return jnp.sum(losses) / jnp.sum(targets != IGNORE)
+
+
+def _vocabulary(
+    config: ModelConfig,
+    tokenizer: Tokenizer | None,
+    processor: ProcessorConfig,
+    stop_ids: Sequence[int],
+) -> Vocabulary:
+    size = config.decoder.vocab_size
+    stop = {*stop_ids, *(tokenizer.stop_ids if tokenizer else _QWEN_STOP_IDS)}
+    audio = (processor.audio_token_id, processor.audio_start_id, processor.audio_end_id)
+    think_open = think_close = -1
+    close_thinking: tuple[int, ...] = ()
+    if tokenizer is not None and tokenizer.think_ids is not None:
+        think_open, think_close = tokenizer.think_ids
+        close_thinking = (*tokenizer.encode("\n"), think_close, *tokenizer.encode("\n\n"))
+    return Vocabulary(
+        size=size,
+        audio_token_id=processor.audio_token_id,
+        forbidden=tuple(i for i in sorted(set(audio)) if i < size),
+        stop=tuple(i for i in sorted(stop) if i < size),
+        think_open=think_open,
+        think_close=think_close,
+        close_thinking=close_thinking,
+    )
+
+
+def _has_tokenizer(path: Path) -> bool:
+    names = ("tokenizer.json", "vocab.json", "merges.txt")
+    return any((path / name).exists() for name in names) or any(path.glob("*.model"))
+
+
+def _check_ids(
+    path: Path, config: ModelConfig, tokenizer: Tokenizer | None, processor: ProcessorConfig
+) -> None:
+    size = config.decoder.vocab_size
+    if tokenizer is not None and tokenizer.vocab_size > size:
+        raise InputError(
+            f"{path}: the tokenizer does not fit the model: its ids go up to "
+            f"{tokenizer.vocab_size - 1}, but the model's vocabulary has {size} entries"
+        )
+    for key in ("audio_token_id", "audio_start_id", "audio_end_id"):
+        if getattr(processor, key) >= size:
+            raise InputError(
+                f"{path}: {key} {getattr(processor, key)} does not fit the model: its vocabulary "
+                f"has {size} entries; name the right id in processor_config.json"
+            )
+
+
+def _stop_ids(path: Path) -> tuple[int, ...]:
+    """eos_token_id of generation_config.json, one or several."""
+    file = path / "generation_config.json"
+    eos = read_json(file).get("eos_token_id") if file.exists() else None
+    eos = [eos] if isinstance(eos, int) else (eos or [])
+    if not all(isinstance(i, int) and i >= 0 for i in eos):
+        warnings.warn(f"{file}: eos_token_id {eos!r} is ignored; expected ids", stacklevel=3)
+        return ()
+    return tuple(eos)
+
+
+def _float32(mels: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    return tuple(np.asarray(mel, np.float32) for mel in mels)
