@@ -258,6 +258,15 @@ class MossAudio:
             time_markers=markers,
             system=request.system,
         )
+        positions = self.config.decoder.max_positions
+        if len(ids) >= positions:
+            seconds = sum(mel.shape[1] for mel in mels) / 100
+            names = ", ".join(_name(clip, i) for i, clip in enumerate(request.audio, 1))
+            raise InputError(
+                f"{names or 'the prompt'}: {seconds:.0f} s of audio and the text make {len(ids)} "
+                f"tokens, but the model has {positions} positions; shorten it (transcribe cuts "
+                "long audio into windows)"
+            )
         return Example(ids, tuple(mels))
 
     def generate(
@@ -308,11 +317,20 @@ class MossAudio:
         Order is kept, and an answer does not depend on what else is in the batch.
         """
         prompts = [(self.prepare(request), request.sampling) for request in requests]
+        return self.answer(prompts, batch_size, progress)
+
+    def answer(
+        self,
+        prompts: Sequence[tuple[Example, Sampling]],
+        batch_size: int = 16,
+        progress: bool = False,
+    ) -> list[Reply]:
+        """`generate_batch` for prompts that `prepare` has made."""
         with tqdm(total=len(prompts), unit="answer", disable=not progress) as bar:
             outputs = self._engine(batch_size).run(prompts, on_done=lambda *_: bar.update())
         return [
-            self.reply(output, request.sampling)
-            for output, request in zip(outputs, requests, strict=True)
+            self.reply(output, sampling)
+            for output, (_, sampling) in zip(outputs, prompts, strict=True)
         ]
 
     def reply(self, output: Output, sampling: Sampling) -> Reply:
@@ -445,6 +463,12 @@ def _stop_ids(path: Path) -> tuple[int, ...]:
         warnings.warn(f"{file}: eos_token_id {eos!r} is ignored; expected ids", stacklevel=3)
         return ()
     return tuple(eos)
+
+
+def _name(clip: Audio, number: int) -> str:
+    if isinstance(clip, str | Path):
+        return str(clip)
+    return str(getattr(clip, "name", f"clip {number}"))
 
 
 def _float32(mels: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:

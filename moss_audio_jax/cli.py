@@ -1,0 +1,44 @@
+"""`moss-audio-jax VERB ...`; each verb is also `python -m moss_audio_jax.VERB`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from moss_audio_jax import __version__, command
+
+# verb -> (module with a `main(argv) -> exit code`, what it does)
+VERBS = {
+    "generate": ("moss_audio_jax.generate.__main__", "ask a model about sound"),
+    "transcribe": ("moss_audio_jax.transcribe", "speech to text, with times: SRT, VTT, TextGrid"),
+    "convert": ("moss_audio_jax.convert", "official checkpoint <-> native checkpoint"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"moss-audio-jax {__version__}")
+        return 0
+    if argv[0] not in VERBS:
+        command.say(f"error: no verb {argv[0]!r}; expected one of {', '.join(VERBS)}")
+        return 2
+    module = importlib.import_module(VERBS[argv[0]][0])
+    return command.run(module.main, argv[1:])
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {verb:<11} {what}" for verb, (_, what) in VERBS.items())
+    return (
+        "usage: moss-audio-jax VERB ...\n\n"
+        f"{verbs}\n\n"
+        "moss-audio-jax VERB --help explains a verb with an example."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""What the verbs of the command line share: a model's options, errors as one line, exit codes.
+
+Exit codes: 0 done; 1 some input could not be used (each is named); 2 bad use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moss_audio_jax.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from moss_audio_jax.api import MossAudio
+
+
+def parser(verb: str, doc: str) -> argparse.ArgumentParser:
+    """A parser whose --help is the module's docstring, example included."""
+    return argparse.ArgumentParser(
+        prog=f"moss-audio-jax {verb}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_model_options(options: argparse.ArgumentParser) -> None:
+    group = options.add_argument_group("model")
+    group.add_argument("--checkpoint", required=True, type=Path, metavar="DIR",
+                       help="checkpoint folder, official or native")  # fmt: skip
+    group.add_argument("--dtype", choices=("bfloat16", "float32"),
+                       help="weights and compute; default bfloat16, on CPUs float32")  # fmt: skip
+    group.add_argument("--mesh", type=mesh_sizes, metavar="AXIS=N,...",
+                       help="devices to use, e.g. data=2,tensor=4; default one")  # fmt: skip
+    group.add_argument("--encoder-attention", choices=("chunked", "full", "sliding"),
+                       help="default chunked, as the official code")  # fmt: skip
+
+
+def load_model(args: argparse.Namespace) -> MossAudio:
+    """The model that `add_model_options` describes; warns where its weights are random."""
+    import jax
+
+    from moss_audio_jax.api import MossAudio
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # compile once, not once a command
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(cache / "moss_audio_jax" / "xla"))
+    dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    model = MossAudio.load(args.checkpoint, dtype, args.mesh, args.encoder_attention)
+    if model.random_weights:
+        say("note: this checkpoint has random weights; whatever it answers is noise")
+    return model
+
+
+def mesh_sizes(text: str) -> dict[str, int]:
+    """{"data": 2, "tensor": 4} from "data=2,tensor=4"."""
+    try:
+        return {axis: int(size) for axis, size in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected AXIS=N,... like data=2,tensor=4"
+        ) from None
+
+
+def say(message: str) -> None:
+    """For people: to stderr, so that stdout holds the answer alone."""
+    print(message, file=sys.stderr)
+
+
+def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
+    """Runs a verb; what the user can mend becomes one line on stderr and an exit code."""
+    try:
+        return main(sys.argv[1:] if argv is None else argv)
+    except UsageError as error:
+        say(f"error: {error}")
+        return 2
+    except (InputError, OSError) as error:
+        say(f"error: {error}")
+        return 1
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+
+
+def collect(items: Sequence[Any], prepare: Callable[[Any], Any]) -> tuple[list[Any], int]:
+    """prepare(item) for each; None and a line on stderr where it raised InputError.
+
+    Returns:
+      (results, how many failed).
+    """
+    results: list[Any] = []
+    for item in items:
+        try:
+            results.append(prepare(item))
+        except InputError as error:
+            say(f"error: {error}")
+            results.append(None)
+    return results, sum(result is None for result in results)

@@ -1,0 +1,44 @@
+"""Converts a checkpoint between the official layout and the native one.
+
+example:
+  moss-audio-jax convert --input DIR --output DIR --format native
+
+A new model: --decoder takes the decoder from a plain Qwen3 folder; encoder and adapters start
+fresh, with the sizes of --input (4b, 8b, or a folder with a config.json).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from moss_audio_jax import command
+
+
+def main(argv: Sequence[str]) -> int:
+    options = command.parser("convert", __doc__)
+    options.add_argument("--input", required=True, metavar="DIR")
+    options.add_argument("--output", required=True, metavar="DIR")
+    options.add_argument("--format", required=True, choices=("native", "official"))
+    options.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: as it is")
+    options.add_argument("--decoder", metavar="DIR", help="a Qwen3 checkpoint to start from")
+    options.add_argument("--overwrite", action="store_true", help="replace --output")
+    args = options.parse_args(argv)
+
+    from moss_audio_jax.weights.convert import convert
+
+    convert(
+        args.input,
+        args.output,
+        args.format,
+        dtype=args.dtype,
+        overwrite=args.overwrite,
+        decoder=args.decoder,
+        progress=sys.stderr.isatty(),
+    )
+    command.say(f"wrote {args.output} ({args.format})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))
