@@ -1,6 +1,6 @@
 """The only formulas from samples to frames, tokens, chunks and time markers.
 
-    samples (16 kHz) --160--> mel frames (100 / s) --8--> audio tokens (12.5 / s)
+samples (16 kHz) --160--> mel frames (100 / s) --8--> audio tokens (12.5 / s)
 """
 
 from __future__ import annotations

@@ -1,0 +1,24 @@
+"""Text: tokenizers, prompts, timestamps. Importable without JAX."""
+
+from moss_audio_jax.text.prompt import build_conversation, build_prompt
+from moss_audio_jax.text.timestamps import (
+    Segment,
+    parse_timestamps,
+    to_json,
+    to_srt,
+    to_textgrid,
+    to_vtt,
+)
+from moss_audio_jax.text.tokenizer import load_tokenizer
+
+__all__ = [
+    "Segment",
+    "build_conversation",
+    "build_prompt",
+    "load_tokenizer",
+    "parse_timestamps",
+    "to_json",
+    "to_srt",
+    "to_textgrid",
+    "to_vtt",
+]

@@ -1,0 +1,1 @@
+"""Weights: official and native checkpoints, read and written without holding a whole model."""

@@ -1,0 +1,211 @@
+"""Byte-level BPE, Qwen's tokenizer: tokenizer.json, or vocab.json + merges.txt."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import models, pre_tokenizers
+
+from moss_audio_jax.config import ProcessorConfig, read_json
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.text.tokenizer import SPECIAL_STRINGS, Tokenizer
+
+QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The character that a byte-level vocabulary writes each byte with -> the byte.
+
+    Printable Latin-1 stands for itself; the rest take the characters from U+0100 on, in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return {chr(b if b in printable else next(others)): b for b in range(256)}
+
+
+BYTE_OF = _byte_alphabet()
+
+
+class BpeTokenizer(Tokenizer):
+    """Byte-level BPE. `core` holds the ordinary pieces only, so it can find nothing special."""
+
+    def __init__(
+        self,
+        core: tokenizers.Tokenizer,
+        nfc: bool,
+        ordinary: dict[str, int],
+        added: Sequence[tuple[str, int, bool]],
+        files: Sequence[Path],
+        processor: ProcessorConfig | None,
+    ):
+        """Args:
+        core: pre-tokenizer and BPE model.
+        nfc: bring text into Unicode normalisation form C first.
+        ordinary: the BPE model's own vocabulary.
+        added: (string, id, hidden) of each added token.
+        files, processor: see `Tokenizer`.
+        """
+        where = files[0]
+        vocab = dict(ordinary)
+        special = SPECIAL_STRINGS & ordinary.keys()
+        hidden = set(special)
+        owner = {index: piece for piece, index in ordinary.items()}
+        for string, index, hide in added:
+            if vocab.get(string, index) != index or owner.get(index, string) != string:
+                raise InputError(
+                    f"{where}: added token {string!r} has id {index}, which clashes with "
+                    f"{owner.get(index, string)!r} = {vocab.get(string, index)}; give it its own id"
+                )
+            vocab[string] = index
+            owner[index] = string
+            special.add(string)
+            (hidden.add if hide else hidden.discard)(string)
+        if not vocab:
+            raise InputError(f"{where}: the vocabulary is empty")
+        super().__init__(vocab, special, hidden, files, processor)
+        self._core = core
+        self._nfc = nfc
+        self._added = special - ordinary.keys()
+        # BPE drops a byte that has no piece without a word; see _encode_plain.
+        self._no_piece = bytes(b for char, b in BYTE_OF.items() if char not in ordinary)
+
+    def _normalize(self, text: str) -> str:
+        return unicodedata.normalize("NFC", text) if self._nfc else text
+
+    def _encode_plain(self, text: str) -> list[int]:
+        if self._no_piece:
+            for char in text:
+                if any(b in self._no_piece for b in char.encode()):
+                    raise InputError(
+                        f"{self.files[0]}: no piece for the bytes of {char!r}; expected all 256 "
+                        "bytes in the vocabulary"
+                    )
+        return self._core.encode(text, add_special_tokens=False).ids
+
+    def _piece_bytes(self, piece: str) -> bytes:
+        if piece in self._added or not BYTE_OF.keys() >= set(piece):
+            return piece.encode()
+        return bytes(BYTE_OF[char] for char in piece)
+
+
+def from_vocab_and_merges(
+    vocab_path: Path, merges_path: Path, side: Sequence[Path], processor: ProcessorConfig | None
+) -> BpeTokenizer:
+    """Reads vocab.json + merges.txt, with the added tokens of the `side` files."""
+    vocab = _checked_vocab(read_json(vocab_path), vocab_path)
+    try:
+        lines = merges_path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{merges_path}: not valid UTF-8 ({error})") from None
+    lines = [line.strip() for line in lines]
+    if lines[0].startswith("#version:"):
+        lines[0] = ""
+    merges = [tuple(line.split(" ")) for line in lines if line]
+    try:
+        model = models.BPE(vocab=vocab, merges=merges)
+    except Exception as error:  # the library raises the bare class
+        raise InputError(
+            _bad_merge(lines, vocab, merges_path) or f"{merges_path}: {error}"
+        ) from None
+    core = tokenizers.Tokenizer(model)
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(QWEN2_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    files = [vocab_path, merges_path, *side]
+    return BpeTokenizer(core, True, vocab, _added_tokens(side), files, processor)
+
+
+def from_tokenizer_json(
+    path: Path, side: Sequence[Path], processor: ProcessorConfig | None
+) -> BpeTokenizer:
+    """Reads tokenizer.json. Its own normaliser and pre-tokenizer are kept."""
+    raw = read_json(path)
+    model = raw.get("model")
+    kind = model.get("type", "BPE") if isinstance(model, dict) else None
+    if kind != "BPE" or '"ByteLevel"' not in json.dumps([raw.get("pre_tokenizer")]):
+        raise InputError(
+            f"{path}: expected a byte-level BPE model (model.type BPE, pre_tokenizer ByteLevel), "
+            f"found {kind}"
+        )
+    vocab = _checked_vocab(model.get("vocab"), path)
+    listed = raw.get("added_tokens") or []
+    if not isinstance(listed, list) or any(not isinstance(token, dict) for token in listed):
+        raise InputError(f"{path}: added_tokens must be a list of objects")
+    added = [_added(token, token.get("id"), path) for token in listed]
+    # NFC is ours to do: special tokens are looked for in the normalised text.
+    nfc = raw.get("normalizer") == {"type": "NFC"}
+    raw |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    if nfc:
+        raw["normalizer"] = None
+    try:
+        core = tokenizers.Tokenizer.from_str(json.dumps(raw))
+    except Exception as error:  # the library raises the bare class
+        raise InputError(f"{path}: not a tokenizer.json ({str(error).splitlines()[0]})") from None
+    # A token may be listed among the added ones and in the model's vocabulary too.
+    return BpeTokenizer(core, nfc, vocab, [*added, *_added_tokens(side)], [path, *side], processor)
+
+
+def _checked_vocab(vocab: Any, path: Path) -> dict[str, int]:
+    if not isinstance(vocab, dict):
+        raise InputError(f"{path}: no vocabulary; expected an object of piece -> id")
+    for piece, index in vocab.items():
+        if type(index) is not int or index < 0:
+            raise InputError(f"{path}: id of {piece!r} is {index!r}; expected a whole number >= 0")
+    return vocab
+
+
+def _added_tokens(side: Iterable[Path]) -> list[tuple[str, int, bool]]:
+    """(string, id, hidden) of the added tokens that the files beside a vocabulary list."""
+    raw = {path.name: (path, read_json(path)) for path in side if path.suffix == ".json"}
+    found: dict[str, tuple[str, int, bool]] = {}
+    if "added_tokens.json" in raw:  # older folders; knows no flags
+        path, tokens = raw["added_tokens.json"]
+        for string, index in tokens.items():
+            found[string] = _added({"content": string, "special": True}, index, path)
+    tokens = []
+    if "tokenizer_config.json" in raw:
+        path, settings = raw["tokenizer_config.json"]
+        listed = settings.get("added_tokens_decoder") or {}
+        if not isinstance(listed, dict) or any(not isinstance(t, dict) for t in listed.values()):
+            raise InputError(f"{path}: added_tokens_decoder must map ids to objects")
+        for key, token in listed.items():
+            tokens.append(_added(token, int(key) if key.isdecimal() else key, path))
+    # The configuration's flags win; a different id stays in both lists and is found as a clash.
+    same = {(string, index) for string, index, _ in tokens}
+    return [t for t in found.values() if t[:2] not in same] + tokens
+
+
+def _added(token: dict[str, Any], index: Any, path: Path) -> tuple[str, int, bool]:
+    string = token.get("content")
+    if not isinstance(string, str) or not string or type(index) is not int or index < 0:
+        raise InputError(
+            f"{path}: added token {string!r} has id {index!r}; expected a string and a number >= 0"
+        )
+    return string, index, bool(token.get("special", False))
+
+
+def _bad_merge(lines: Sequence[str], vocab: dict[str, int], path: Path) -> str | None:
+    """What is wrong with the first merge that cannot be, or None."""
+    for number, line in enumerate(lines, 1):
+        pair = line.split(" ")
+        if not line:
+            continue
+        if len(pair) != 2:
+            return (
+                f"{path}: line {number} is {line[:60]!r}; expected two pieces and a space between"
+            )
+        for piece in (*pair, "".join(pair)):
+            if piece not in vocab:
+                return f"{path}: line {number} makes or uses {piece!r}, which vocab.json lacks"
+    return None

@@ -1,0 +1,330 @@
+"""Timestamps in answers: what was said or heard when.
+
+Two forms are read: stamps around a text (a sentence or a word)
+
+    [0.00]hello there[2.01][2.01]the weather is nice[4.32]
+
+and an event timeline, one event a line
+
+    0.00 - 57.00: birds chirping
+
+Models are sloppy, so reading is tolerant: clocks (mm:ss, hh:mm:ss), units, decimal commas, other
+dashes and "to", full-width brackets and colons, bullets, code fences, a thinking block before the
+answer. What could not be read is reported, never dropped without a word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.text.prompt import split_thinking
+
+_NUMBER = r"\d{1,9}(?:[.,．]\d{1,9})?"
+_CLOCK = r"(?:\d{1,3}[:：])?\d{1,3}[:：]\d{2}(?:[.,．]\d{1,9})?"
+_UNIT = r"(?:\s*(?:seconds?|secs?|s|秒)(?![A-Za-z]))?"
+_TIME = rf"(?:{_CLOCK}|{_NUMBER}){_UNIT}"
+_STAMP = re.compile(rf"[\[［【]\s*({_TIME})\s*[\]］】]")
+_CUT_STAMP = re.compile(r"\s*[\[［【][\s\d.,:：．]*\Z")  # an answer cut off by its token limit
+_TO = r"\s*(?:-+>?|[‐-―−~～→]|to\b|至|到)\s*"
+_OPEN, _CLOSE = r"[\[［【(（]\s*", r"\s*[\]］】)）]"
+_BULLET = r"(?:[-*•·]|\d{1,3}[.)、](?!\d))\s*"
+_EVENT = re.compile(
+    rf"\s*(?:{_BULLET})?(?:\*\*)?"
+    rf"(?:(?P<bare>({_TIME}){_TO}({_TIME}))|{_OPEN}({_TIME}){_TO}({_TIME}){_CLOSE}"
+    rf"|{_OPEN}({_TIME}){_CLOSE}{_TO}{_OPEN}({_TIME}){_CLOSE})(?![A-Za-z\d.])"
+    r"(?:\*\*)?\s*(?P<colon>[:：|,，]|[-–—]\s)?(?:\*\*)?(?P<text>.*)"
+)
+_FENCE = re.compile(r"^[ \t]*```[\w+-]*[ \t]*$\n?", re.MULTILINE)
+_LINE_BULLET = re.compile(rf"(?<=\n)[ \t]*{_BULLET}\Z")
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A text and when it is heard: start and end in seconds."""
+
+    start: float
+    end: float
+    text: str
+
+
+class Parsed(NamedTuple):
+    """What `parse` found.
+
+    segments: in the order of the text; 0 <= start <= end, seconds.
+    unread: the pieces that were not understood, or only in part (see `parse`).
+    format: "stamps", "events" or "none".
+    """
+
+    segments: list[Segment]
+    unread: list[str]
+    format: Literal["stamps", "events", "none"]
+
+
+def parse_timestamps(text: str) -> list[Segment]:
+    """The segments of an answer in the order of the text, [] where there are none."""
+    return parse(text).segments
+
+
+def parse(text: str) -> Parsed:
+    """Reads an answer in either form; the form that gives more segments is taken.
+
+    How broken input is read:
+      - single stamps are a chain: `[0.0]a[1.0]b[2.0]` is a from 0 to 1, b from 1 to 2;
+      - a text whose closing stamp is missing ends at the next stamp; the last one ends where it
+        starts, and is listed in `unread` too;
+      - an end before its start is moved to the start, and the piece is listed in `unread` too;
+      - text outside all stamps or events, and a stamp without a text, are in `unread`;
+      - brackets that hold no time are text, and so are bare whole numbers (`[2024]`) where any
+        other stamp is written with a decimal point or as a clock.
+    """
+    _, answer = split_thinking(text)
+    # The newline in front makes the first line like the others: a bullet follows a line break.
+    answer = "\n" + _FENCE.sub("", answer.replace("\r\n", "\n"))
+    stamps = _parse_stamps(answer)
+    events = _parse_events(answer)
+    if len(events.segments) > len(stamps.segments):
+        return events
+    if stamps.segments:
+        return stamps
+    return Parsed([], [answer.strip()] if answer.strip() else [], "none")
+
+
+def shift(segments: Iterable[Segment], seconds: float) -> list[Segment]:
+    """The segments `seconds` later: from a window of a long recording to the recording."""
+    return [Segment(s.start + seconds, s.end + seconds, s.text) for s in segments]
+
+
+# --- writers -----------------------------------------------------------------------------------
+# Each takes segments in any order and returns the text of a file, or raises InputError naming the
+# segment whose times are not finite, are negative, or end before they start.
+
+
+def to_srt(segments: Iterable[Segment]) -> str:
+    """SubRip subtitles; times are rounded to milliseconds."""
+    cues = [
+        f"{number}\n{_clock(s.start, ',')} --> {_clock(s.end, ',')}\n{_lines(s.text)}\n"
+        for number, s in enumerate(_checked(segments), 1)
+    ]
+    return "\n".join(cues)
+
+
+def to_vtt(segments: Iterable[Segment]) -> str:
+    """WebVTT subtitles; times are rounded to milliseconds, & < > are escaped."""
+    cues = ["WEBVTT\n"]
+    for s in _checked(segments):
+        text = _lines(s.text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        cues.append(f"{_clock(s.start, '.')} --> {_clock(s.end, '.')}\n{text}\n")
+    return "\n".join(cues)
+
+
+def to_json(segments: Iterable[Segment]) -> str:
+    """A JSON list of {"start", "end", "text"}, seconds unrounded."""
+    rows = [dataclasses.asdict(s) for s in _checked(segments)]
+    return json.dumps(rows, ensure_ascii=False, indent=2) + "\n"
+
+
+def to_textgrid(segments: Iterable[Segment], duration: float | None = None) -> str:
+    """A Praat TextGrid in the long text format; times are rounded to microseconds.
+
+    Praat wants the intervals of a tier to touch, so gaps become empty intervals and a segment that
+    overlaps goes to a further tier. A segment without a length becomes a point of the tier
+    "points".
+
+    Args:
+      segments: what to write.
+      duration: seconds of the recording; by default, and at least, the last segment's end.
+    """
+    rows = sorted((round(s.start, 6), round(s.end, 6), s.text) for s in _checked(segments))
+    end = max([round(duration or 0.0, 6), *(stop for _, stop, _ in rows)])
+    end = end or 1.0  # Praat refuses a TextGrid of no length
+    tiers: list[list[tuple[float, float, str]]] = [[]]
+    for row in rows:
+        if row[0] == row[1]:
+            continue
+        free = next((t for t in tiers if not t or t[-1][1] <= row[0]), None)
+        if free is None:
+            free = []
+            tiers.append(free)
+        free.append(row)
+    points = [(start, text) for start, stop, text in rows if start == stop]
+
+    lines = [
+        'File type = "ooTextFile"',
+        'Object class = "TextGrid"',
+        "",
+        "xmin = 0",
+        f"xmax = {_number(end)}",
+        "tiers? <exists>",
+        f"size = {len(tiers) + bool(points)}",
+        "item []:",
+    ]
+    for number, tier in enumerate(tiers, 1):
+        intervals: list[tuple[float, float, str]] = []
+        reached = 0.0
+        for start, stop, text in [*tier, (end, end, "")]:
+            if start > reached:
+                intervals.append((reached, start, ""))
+            if stop > start:
+                intervals.append((start, stop, text))
+            reached = stop
+        name = "segments" if number == 1 else f"segments {number}"
+        lines += _tier_head(number, "IntervalTier", name, end)
+        lines.append(f"        intervals: size = {len(intervals)}")
+        for index, (start, stop, text) in enumerate(intervals, 1):
+            lines += [
+                f"        intervals [{index}]:",
+                f"            xmin = {_number(start)}",
+                f"            xmax = {_number(stop)}",
+                f"            text = {_quoted(text)}",
+            ]
+    if points:
+        lines += _tier_head(len(tiers) + 1, "TextTier", "points", end)
+        # Praat allows one point at a time.
+        merged: dict[float, str] = {}
+        for time, text in points:
+            merged[time] = f"{merged[time]} {text}" if time in merged else text
+        lines.append(f"        points: size = {len(merged)}")
+        for index, (time, text) in enumerate(merged.items(), 1):
+            lines += [
+                f"        points [{index}]:",
+                f"            number = {_number(time)}",
+                f"            mark = {_quoted(text)}",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def _checked(segments: Iterable[Segment]) -> list[Segment]:
+    segments = list(segments)
+    for number, s in enumerate(segments, 1):
+        if not (math.isfinite(s.end) and 0 <= s.start <= s.end):
+            raise InputError(
+                f"segment {number} ({s.text[:40]!r}) runs from {s.start} to {s.end} s; "
+                "expected 0 <= start <= end"
+            )
+    return segments
+
+
+def _clock(seconds: float, point: str) -> str:
+    """hh:mm:ss and milliseconds, rounded as a whole so that 59.9996 carries to the minute."""
+    rest, milliseconds = divmod(round(seconds * 1000), 1000)
+    rest, whole = divmod(rest, 60)
+    hours, minutes = divmod(rest, 60)
+    return f"{hours:02d}:{minutes:02d}:{whole:02d}{point}{milliseconds:03d}"
+
+
+def _lines(text: str) -> str:
+    """The text without blank lines: one would end the cue."""
+    return "\n".join(line for line in text.splitlines() if line.strip())
+
+
+def _tier_head(number: int, kind: str, name: str, end: float) -> list[str]:
+    return [
+        f"    item [{number}]:",
+        f'        class = "{kind}"',
+        f'        name = "{name}"',
+        "        xmin = 0",
+        f"        xmax = {_number(end)}",
+    ]
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"'
+
+
+def _number(value: float) -> str:
+    """At most six decimals, never in the form 1e-05, which not every reader knows."""
+    return f"{value:.6f}".rstrip("0").rstrip(".")
+
+
+# --- readers -----------------------------------------------------------------------------------
+
+
+def _parse_stamps(answer: str) -> Parsed:
+    found = list(_STAMP.finditer(answer))
+    if any(not _bare_whole(stamp[1]) for stamp in found):
+        found = [stamp for stamp in found if not _bare_whole(stamp[1])]
+    segments: list[Segment] = []
+    unread: list[str] = []
+    opening: re.Match[str] | None = None  # the stamp that the next text starts at
+    explicit = False  # ... has ended no other segment
+    chained = False  # some segment has started at the stamp that ended another
+    for stamp in found:
+        before = answer[opening.end() : stamp.start()] if opening else answer[: stamp.start()]
+        piece = _one_line(_LINE_BULLET.sub("", before))
+        if opening is None:
+            if piece:
+                unread.append(piece)
+            explicit = True
+        elif piece:
+            source = opening[0] + piece + stamp[0]
+            times = (_seconds(opening[1]), _seconds(stamp[1]))
+            segments.append(_segment(*times, piece, source, unread))
+            chained |= not explicit
+            explicit = False
+        else:
+            if explicit:
+                unread.append(opening[0])
+            explicit = True
+        opening = stamp
+    if opening is not None:
+        rest = _one_line(answer[opening.end() :])
+        piece = _CUT_STAMP.sub("", rest)
+        if piece and (explicit or chained):
+            start = _seconds(opening[1])
+            segments.append(Segment(start, start, piece))
+            unread.append(opening[0] + rest)
+        elif rest:
+            unread.append(rest)
+        elif explicit:
+            unread.append(opening[0])
+    return Parsed(segments, unread, "stamps")
+
+
+def _parse_events(answer: str) -> Parsed:
+    segments: list[Segment] = []
+    unread: list[str] = []
+    for line in filter(str.strip, answer.split("\n")):
+        match = _EVENT.fullmatch(line)
+        times = [t for t in match.groups()[1:7] if t] if match else []
+        # Without a colon or brackets "1 - 2 people talk" would be an event; 1.0 - 2.0 is clear.
+        if not match or (
+            match["bare"] and not match["colon"] and any(_bare_whole(t) for t in times)
+        ):
+            unread.append(line.strip())
+            continue
+        text = match["text"].strip()
+        if text:
+            segments.append(_segment(*map(_seconds, times), text, line.strip(), unread))
+        else:
+            unread.append(line.strip())
+    return Parsed(segments, unread, "events")
+
+
+def _segment(start: float, end: float, text: str, source: str, unread: list[str]) -> Segment:
+    if end < start:
+        unread.append(source)
+    return Segment(start, max(start, end), text)
+
+
+def _one_line(piece: str) -> str:
+    return re.sub(r"\s*\n\s*", " ", piece.strip())
+
+
+def _bare_whole(time: str) -> bool:
+    return time.isdecimal()
+
+
+def _seconds(time: str) -> float:
+    """Seconds of a clock or a number, a unit behind it or not."""
+    time = unicodedata.normalize("NFKC", time).replace(",", ".")
+    seconds = 0.0
+    for part in re.findall(r"[\d.]+", time):
+        seconds = seconds * 60 + float(part)
+    return round(seconds, 6)  # 60 + 19.54 is 79.53999999999999

@@ -1,0 +1,406 @@
+"""The native checkpoint folder, and how any checkpoint folder comes into being.
+
+    config.json, processor_config.json, generation_config.json, tokenizer files
+    params/<dotted.path>/    one Orbax checkpoint {"value": array} for each parameter
+    moss_audio_jax.json      version, and each parameter's shape and dtype; written last
+
+One Orbax checkpoint a parameter lets a converter hold one stacked leaf at a time. The arrays are
+plain Zarr in chunks of one layer or less, so that a process reads little beyond its own slices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from moss_audio_jax.config import (
+    ModelConfig,
+    ProcessorConfig,
+    from_official,
+    processor_to_official,
+    read_json,
+    to_official,
+)
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.weights.official import Entry, table
+
+MARKER = "moss_audio_jax.json"
+PARAMS = "params"
+VERSION = 1
+
+# What travels with the weights, besides config.json: the model's own files and the tokenizer's.
+MODEL_FILES = ("generation_config.json", "processor_config.json", "preprocessor_config.json")
+EXTRA_FILES = (
+    *MODEL_FILES,
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+    "chat_template.*",
+)
+_CHUNK_BYTES = 16 << 20
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path, nbytes: int, overwrite: bool = False) -> Iterator[Path]:
+    """Makes a checkpoint folder that is either whole or not there.
+
+    Yields a sibling folder to write into. It takes the name `folder` when the block ends, and is
+    removed when the block raises. With several processes all of them enter and leave together;
+    the first one makes and renames the folder.
+
+    Args:
+      nbytes: what will be written, for an early answer where the disk is too small.
+      overwrite: replace a checkpoint that is already there, once the new one is whole.
+
+    Raises:
+      InputError: the folder exists, is not a checkpoint, or the disk is full.
+    """
+    folder = Path(os.path.abspath(folder))
+    partial = folder.with_name(f".{folder.name}.partial")
+    old = folder.with_name(f".{folder.name}.old")
+    first = jax.process_index() == 0
+    if folder.exists():
+        if not overwrite:
+            raise InputError(f"{folder}: exists already; choose another folder or overwrite it")
+        if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").exists()):
+            raise InputError(f"{folder}: is not a checkpoint; it is not overwritten")
+    _wait_for_all("looked")
+    try:
+        if first:
+            if partial.exists():  # left by a process that was killed
+                shutil.rmtree(partial)
+            partial.mkdir(parents=True)
+            if (free := shutil.disk_usage(partial).free) < nbytes:
+                raise InputError(
+                    f"{folder}: the disk has {free / 1e9:.1f} GB free, {nbytes / 1e9:.1f} GB needed"
+                )
+        _wait_for_all("made")
+        yield partial
+        _wait_for_all("written")
+        if first:
+            if folder.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                folder.rename(old)
+            partial.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
+        _wait_for_all("renamed")
+    except BaseException as error:
+        if first:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            reason = errno.errorcode.get(error.errno, "") if error.errno else ""
+            raise InputError(
+                f"{folder}: not written: {error.strerror or error} {reason}".rstrip()
+                + "; the unfinished copy was removed"
+            ) from error
+        raise
+
+
+def write_side_files(
+    folder: Path,
+    config: ModelConfig,
+    dtype: Any,
+    files_from: str | Path | None = None,
+    processor: ProcessorConfig | None = None,
+    tokenizer_from: str | Path | None = None,
+) -> None:
+    """Writes config.json and the files of EXTRA_FILES into a new checkpoint.
+
+    Args:
+      folder: where to.
+      config: the model.
+      dtype: of its weights.
+      files_from: a checkpoint folder to copy from. Its config.json is copied as it is where it
+        describes this very model and dtype.
+      processor: written as processor_config.json where none was copied.
+      tokenizer_from: where the tokenizer's files are copied from; default `files_from`.
+    """
+    if tokenizer_from is not None:
+        copy_files(tokenizer_from, folder)
+    raw, verbatim = to_official(config, np.dtype(dtype).name), False
+    if files_from is not None:
+        copy_files(files_from, folder, EXTRA_FILES if tokenizer_from is None else MODEL_FILES)
+        source = Path(files_from) / "config.json"
+        if source.is_file():
+            theirs = read_json(source)
+            if _describes(theirs, config):
+                verbatim = not _set_dtype(theirs, np.dtype(dtype).name)
+                raw = theirs
+    if verbatim:
+        shutil.copyfile(source, folder / "config.json")
+    else:
+        _write_json(folder / "config.json", raw)
+    if processor is not None and not (folder / "processor_config.json").exists():
+        _write_json(folder / "processor_config.json", processor_to_official(processor))
+
+
+def copy_files(
+    source: str | Path, folder: str | Path, patterns: Sequence[str] = EXTRA_FILES
+) -> None:
+    """Copies the files of a checkpoint or tokenizer folder that match `patterns`."""
+    for pattern in patterns:
+        for file in sorted(Path(source).glob(pattern)):
+            shutil.copyfile(file, Path(folder) / file.name)
+
+
+def save_native(
+    folder: str | Path,
+    params: Any,
+    config: ModelConfig,
+    *,
+    files_from: str | Path | None = None,
+    processor: ProcessorConfig | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes parameters (NumPy or JAX arrays, sharded or not) as a native checkpoint.
+
+    With several processes, all of them call this and see the same folder.
+
+    Raises:
+      InputError: parameters that are not the config's, a folder that exists, a full disk.
+    """
+    leaves = flatten(params)
+    dtype = check_leaves(leaves, table(config))
+    nbytes = sum(leaf.nbytes for leaf in leaves.values())
+    with new_folder(folder, nbytes, overwrite) as partial:
+        if jax.process_index() == 0:
+            write_side_files(partial, config, dtype, files_from, processor)
+        write_native(partial, table(config), leaves.items(), dtype)
+
+
+def write_native(
+    folder: Path, entries: Sequence[Entry], leaves: Iterable[tuple[str, Any]], dtype: Any
+) -> None:
+    """Writes all leaves, given one by one in any order, into `folder`; the marker last."""
+    stacked = {entry.path: entry.stack is not None for entry in entries}
+    for path, leaf in leaves:
+        save_args = ocp.SaveArgs(
+            chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if stacked[path] else ()
+        )
+        with _checkpointer() as checkpointer, _named(folder / PARAMS, path):
+            checkpointer.save(
+                _leaf_folder(folder, path),
+                args=ocp.args.PyTreeSave({"value": leaf}, save_args={"value": save_args}),
+            )
+        del leaf  # before the next one is made
+    _wait_for_all("parameters")
+    if jax.process_index() == 0:
+        name = np.dtype(dtype).name
+        parameters = {e.path: {"shape": list(e.shape), "dtype": name} for e in entries}
+        _write_json(
+            folder / MARKER,
+            {"format": "moss_audio_jax", "version": VERSION, "parameters": parameters},
+        )
+
+
+class NativeReader:
+    """A native checkpoint, checked against the model it should hold; reads leaf by leaf.
+
+    Raises:
+      InputError: a folder that was not finished, of another version, or of another model.
+    """
+
+    def __init__(self, folder: str | Path, entries: Sequence[Entry]):
+        self.folder = Path(os.path.abspath(folder))
+        self.entries = {entry.path: entry for entry in entries}
+        marker = self.folder / MARKER
+        if not marker.is_file():
+            raise InputError(f"{folder}: incomplete: no {MARKER}; write the checkpoint again")
+        raw = read_json(marker)
+        if raw.get("version") != VERSION or not isinstance(raw.get("parameters"), dict):
+            raise InputError(f"{marker}: version {raw.get('version')!r}; expected {VERSION}")
+        leaves = {
+            path: jax.ShapeDtypeStruct(tuple(leaf["shape"]), np.dtype(leaf["dtype"]))
+            for path, leaf in raw["parameters"].items()
+        }
+        self.dtype = check_leaves(leaves, entries, str(marker))
+        for path in leaves:
+            if not _leaf_folder(self.folder, path).is_dir():
+                raise InputError(f"{_leaf_folder(self.folder, path)}: incomplete: no such folder")
+
+    def __enter__(self) -> NativeReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def read(self, path: str, dtype: Any = None) -> np.ndarray:
+        """A whole leaf."""
+        args = ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.dtype(dtype or self.dtype))
+        return self._restore(path, args)
+
+    def load(self, path: str, sharding: jax.sharding.Sharding, dtype: Any = None) -> jax.Array:
+        """A leaf on devices; a process reads the chunks that its own devices need."""
+        args = ocp.ArrayRestoreArgs(
+            sharding=sharding,
+            global_shape=self.entries[path].shape,
+            dtype=np.dtype(dtype or self.dtype),
+        )
+        return self._restore(path, args)
+
+    def _restore(self, path: str, args: ocp.RestoreArgs) -> Any:
+        with _checkpointer() as checkpointer, _named(self.folder / PARAMS, path):
+            value = checkpointer.restore(
+                _leaf_folder(self.folder, path),
+                args=ocp.args.PyTreeRestore(restore_args={"value": args}),
+            )["value"]
+        if value.shape != self.entries[path].shape:
+            raise InputError(
+                f"{_leaf_folder(self.folder, path)}: shape {list(value.shape)}; {MARKER} says "
+                f"{list(self.entries[path].shape)}"
+            )
+        return value
+
+
+def load_native(
+    folder: str | Path, config: ModelConfig, shardings: Any = None, dtype: Any = None
+) -> dict[str, Any]:
+    """The parameters of a native checkpoint as a tree of jax.Arrays; see convert.load_params."""
+    with NativeReader(folder, table(config)) as reader:
+        return load_tree(reader, shardings, dtype)
+
+
+def load_tree(reader: Any, shardings: Any = None, dtype: Any = None) -> dict[str, Any]:
+    """Every leaf of a NativeReader or OfficialReader, leaf by leaf, as jax.Arrays.
+
+    Args:
+      shardings: a tree like the parameters, one Sharding for all, or None (the first device).
+      dtype: cast to it while reading; None: as stored.
+    """
+    if shardings is None:
+        shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if isinstance(shardings, jax.sharding.Sharding):
+        by_path = dict.fromkeys(reader.entries, shardings)
+    else:
+        by_path = flatten(shardings)
+    return unflatten({path: reader.load(path, by_path[path], dtype) for path in reader.entries})
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """{'lm_head/kernel': leaf, ...} of a nested dict."""
+    leaves = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= {f"{key}/{path}": leaf for path, leaf in flatten(value).items()}
+        else:
+            leaves[key] = value
+    return leaves
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def check_leaves(
+    leaves: Mapping[str, Any], entries: Sequence[Entry], where: str = "parameters"
+) -> np.dtype:
+    """The one dtype of all leaves; InputError unless they are just the ones of `entries`."""
+    shapes = {entry.path: entry.shape for entry in entries}
+    for path, shape in shapes.items():
+        if path not in leaves:
+            raise InputError(f"{where}: {path} is missing")
+        if tuple(leaves[path].shape) != shape:
+            raise InputError(
+                f"{where}: {path} has shape {list(leaves[path].shape)}; "
+                f"config.json calls for {list(shape)}"
+            )
+    if extra := sorted(leaves.keys() - shapes.keys()):
+        raise InputError(f"{where}: unexpected {extra[0]}; config.json has no place for it")
+    dtypes = {np.dtype(leaf.dtype): path for path, leaf in leaves.items()}
+    if len(dtypes) > 1:
+        (one, path), (other, second) = list(dtypes.items())[:2]
+        raise InputError(f"{where}: mixed dtypes: {path} is {one}, {second} is {other}")
+    return next(iter(dtypes))
+
+
+def total_bytes(entries: Sequence[Entry], dtype: Any) -> int:
+    return sum(math.prod(entry.shape) for entry in entries) * np.dtype(dtype).itemsize
+
+
+def _leaf_folder(folder: Path, path: str) -> Path:
+    return folder / PARAMS / path.replace("/", ".")
+
+
+@contextlib.contextmanager
+def _checkpointer() -> Iterator[ocp.Checkpointer]:
+    # Uncompressed: bfloat16 weights do not shrink. Without OCDBT: a third less memory while saving.
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
+    log = logging.getLogger("absl")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "Skipping merge of OCDBT" not in record.getMessage()  # there is none, as asked
+
+    log.addFilter(keep)
+    try:
+        with ocp.Checkpointer(handler) as checkpointer:
+            yield checkpointer
+    finally:
+        log.removeFilter(keep)
+
+
+@contextlib.contextmanager
+def _named(folder: Path, path: str) -> Iterator[None]:
+    """Turns what Orbax and TensorStore raise into one line that names the parameter."""
+    try:
+        yield
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"{folder}: parameter {path}: {lines[0][:300]}") from error
+
+
+def _describes(raw: dict[str, Any], config: ModelConfig) -> bool:
+    """Whether a config.json stands for this model, whatever attention it was loaded with."""
+    if raw.get("model_type") != "moss_audio":  # a tokenizer folder may hold another model's
+        return False
+    plain = config.with_attention("chunked")
+    try:
+        return to_official(from_official(raw)) == to_official(plain)
+    except InputError:
+        return False
+
+
+def _set_dtype(raw: dict[str, Any], dtype: str) -> bool:
+    """Makes a config.json say `dtype` wherever it names one; True if that changed it."""
+    changed = False
+    for part in (raw, raw["audio_config"], raw["language_config"]):
+        for key in ("dtype", "torch_dtype"):
+            if key in part and part[key] != dtype:
+                part[key] = dtype
+                changed = True
+    return changed
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _wait_for_all(step: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"checkpoint {step}")

@@ -1,0 +1,250 @@
+"""Loading and converting checkpoints, official or native, one stacked leaf in memory at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from moss_audio_jax.config import (
+    RELEASED,
+    DecoderConfig,
+    ModelConfig,
+    ProcessorConfig,
+    decoder_from_qwen3,
+    from_official,
+    read_json,
+)
+from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.models import moss_audio
+from moss_audio_jax.weights import checkpoint, safetensors
+from moss_audio_jax.weights.checkpoint import NativeReader
+from moss_audio_jax.weights.official import OfficialReader, qwen3_table, table, write_official
+
+_INIT_ALONE = 20_000_000  # larger parameters are initialised one by one, for the memory it takes
+
+Format = Literal["official", "native"]
+
+
+def folder_format(folder: str | Path) -> Format:
+    """Which layout a checkpoint folder has.
+
+    Raises:
+      InputError: no such folder, no weights in it, or weights in both layouts.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    native = (folder / checkpoint.MARKER).exists() or (folder / checkpoint.PARAMS).is_dir()
+    if not native:
+        safetensors.Reader(folder).close()  # says what is wrong where there are no weights
+        return "official"
+    if (folder / safetensors.SINGLE).exists() or (folder / safetensors.INDEX).exists():
+        raise InputError(f"{folder}: holds both native and official weights; keep one of them")
+    return "native"
+
+
+def open_checkpoint(
+    folder: str | Path, config: ModelConfig | None = None
+) -> OfficialReader | NativeReader:
+    """A reader of either layout, checked against `config` (default: the folder's config.json)."""
+    if config is None:
+        config = read_config(folder)
+    reader = {"official": OfficialReader, "native": NativeReader}[folder_format(folder)]
+    return reader(folder, table(config))
+
+
+def read_config(folder: str | Path) -> ModelConfig:
+    file = Path(folder) / "config.json"
+    return from_official(read_json(file), str(file))
+
+
+def load_params(
+    folder: str | Path,
+    config: ModelConfig | None = None,
+    dtype: Any = None,
+    shardings: Any = None,
+) -> dict[str, Any]:
+    """The parameters of a checkpoint in either layout, as a tree of jax.Arrays.
+
+    Args:
+      folder: the checkpoint.
+      config: default: what its config.json says.
+      dtype: cast to it while reading; None: as stored.
+      shardings: a tree of Shardings like the parameters, one for all, or None (the first device).
+        Each process reads what its own devices hold.
+
+    Raises:
+      InputError: weights that are missing, broken, incomplete, or not of this config.
+    """
+    with open_checkpoint(folder, config) as reader:
+        return checkpoint.load_tree(reader, shardings, dtype)
+
+
+def save_official(
+    folder: str | Path,
+    params: Any,
+    config: ModelConfig,
+    *,
+    dtype: Any = None,
+    files_from: str | Path | None = None,
+    processor: ProcessorConfig | None = None,
+    overwrite: bool = False,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes parameters (NumPy or JAX arrays, sharded or not) as an official checkpoint.
+
+    Leaves come from the devices one by one. With several processes all of them call this; the
+    first one writes.
+
+    Args:
+      dtype: of the files; None: the parameters' own.
+      files_from: a checkpoint to take config.json, processor and tokenizer files from.
+      processor: written where `files_from` has none.
+
+    Raises:
+      InputError: parameters that are not the config's, a folder that exists, a full disk.
+    """
+    entries, leaves = table(config), checkpoint.flatten(params)
+    dtype = np.dtype(dtype or checkpoint.check_leaves(leaves, entries))
+    nbytes = checkpoint.total_bytes(entries, dtype)
+    with checkpoint.new_folder(folder, nbytes, overwrite) as partial:
+        gathered = ((path, _to_host(leaf)) for path, leaf in leaves.items())
+        if jax.process_index() == 0:
+            checkpoint.write_side_files(partial, config, dtype, files_from, processor)
+            write_official(partial, entries, gathered, dtype, max_shard_bytes)
+        else:
+            for _ in gathered:  # takes part in the gathering
+                pass
+
+
+def convert(
+    input: str | Path,
+    output: str | Path,
+    format: Format,
+    *,
+    dtype: Any = None,
+    overwrite: bool = False,
+    decoder: str | Path | None = None,
+    progress: bool = True,
+) -> None:
+    """Writes a checkpoint anew in the layout `format`, one stacked leaf in memory at a time.
+
+    Args:
+      input: a checkpoint of either layout. With `decoder`: a folder with a config.json, or a
+        released size, "4b" or "8b"; weights there are not looked at.
+      output: the new folder.
+      dtype: of the new weights; None: as they are. Nothing else changes them: official -> native
+        -> official gives the same bytes.
+      overwrite: replace a checkpoint at `output`, once the new one is whole.
+      decoder: a plain Qwen3 checkpoint. The result is a new model with this decoder and a freshly
+        initialised encoder and adapters; tokenizer files come from there.
+      progress: show a bar on stderr.
+
+    Raises:
+      InputError: an input that cannot be read, an output that exists or cannot be written.
+      UsageError: output within input or the other way round.
+    """
+    if format not in ("official", "native"):
+        raise UsageError(f"format is {format!r}; expected official or native")
+    for source in (input, decoder):
+        if source is not None and _overlap(Path(source), Path(output)):
+            raise UsageError(f"{output}: input and output must be different folders ({source})")
+    files_from = None if decoder is not None and str(input) in RELEASED else input
+    config = RELEASED[str(input)] if files_from is None else read_config(input)
+    processor = None
+    if decoder is None:
+        reader = open_checkpoint(input, config)
+    else:
+        reader, processor = _Grafted(config, decoder), ProcessorConfig()
+    with reader:
+        dtype = np.dtype(dtype or reader.dtype)
+        entries = table(config)
+        nbytes = checkpoint.total_bytes(entries, dtype)
+        with (
+            checkpoint.new_folder(output, nbytes, overwrite) as partial,
+            tqdm(total=nbytes, unit="B", unit_scale=True, disable=not progress) as bar,
+        ):
+            checkpoint.write_side_files(partial, config, dtype, files_from, processor, decoder)
+            leaves = _leaves(reader, dtype, bar)
+            if format == "official":
+                write_official(partial, entries, leaves, dtype)
+            else:
+                checkpoint.write_native(partial, entries, leaves, dtype)
+
+
+def _leaves(reader: Any, dtype: np.dtype, bar: tqdm) -> Iterator[tuple[str, np.ndarray]]:
+    for path, entry in reader.entries.items():
+        yield path, reader.read(path, dtype)
+        bar.update(checkpoint.total_bytes([entry], dtype))
+
+
+class _Grafted:
+    """A Qwen3 decoder under an encoder and adapters that know nothing yet; reads like a reader."""
+
+    def __init__(self, config: ModelConfig, folder: str | Path):
+        file = Path(folder) / "config.json"
+        theirs = decoder_from_qwen3(read_json(file), str(file))
+        _check_decoder(theirs, config.decoder, str(file))
+        self.entries = {entry.path: entry for entry in table(config)}
+        self._decoder = OfficialReader(folder, qwen3_table(config, theirs.tie_embeddings))
+        self.dtype = self._decoder.dtype
+        self._config = config
+
+    def __enter__(self) -> _Grafted:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._decoder.close()
+
+    def read(self, path: str, dtype: Any) -> np.ndarray:
+        if path in self._decoder.entries:
+            return self._decoder.read(path, dtype)
+        if math.prod(self.entries[path].shape) > _INIT_ALONE:
+            return np.asarray(self._init({path})[path].astype(dtype))
+        return np.asarray(self._small[path].astype(dtype))
+
+    @functools.cached_property
+    def _small(self) -> dict[str, jax.Array]:
+        sizes = {path: math.prod(entry.shape) for path, entry in self.entries.items()}
+        small = {path for path, size in sizes.items() if size <= _INIT_ALONE}
+        return self._init(small - self._decoder.entries.keys())
+
+    def _init(self, paths: set[str]) -> dict[str, jax.Array]:
+        @jax.jit  # the compiler leaves out what is not asked for, the decoder above all
+        def init(key: jax.Array) -> dict[str, jax.Array]:
+            leaves = checkpoint.flatten(moss_audio.init_params(key, self._config, self.dtype.name))
+            return {path: leaves[path] for path in paths}
+
+        return init(jax.random.key(0))
+
+
+def _check_decoder(theirs: DecoderConfig, ours: DecoderConfig, where: str) -> None:
+    for field in dataclasses.fields(DecoderConfig):
+        found, expected = getattr(theirs, field.name), getattr(ours, field.name)
+        if field.name == "max_positions":  # a limit on prompts; no weight depends on it
+            continue
+        if field.name == "tie_embeddings" and not expected:  # the embedding becomes the head
+            continue
+        if found != expected:
+            raise InputError(f"{where}: {field.name} is {found}; the new model has {expected}")
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    one, other = Path(os.path.realpath(one)), Path(os.path.realpath(other))
+    return one == other or one in other.parents or other in one.parents
+
+
+def _to_host(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)

@@ -1,0 +1,321 @@
+"""Safetensors files: a lazy reader and a sharded writer.
+
+A file is an 8-byte little-endian header length, a JSON header {name: dtype, shape, data_offsets},
+and the tensors' bytes. The reader parses headers only and then reads byte ranges as they are asked
+for (no memory map: resident memory stays what the caller holds). The writer puts tensors at their
+places in any order, and the header last, so that an interrupted file never loads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from moss_audio_jax.config import read_json
+from moss_audio_jax.errors import InputError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES = {
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MAX_HEADER = 100_000_000
+_MAX_SHARD = 5_000_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """Where a tensor lies: its file, dtype, shape, and first byte in the file."""
+
+    file: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+
+class Reader:
+    """The tensors of a .safetensors file, or of a folder with one file or an index and shards.
+
+    Threads may share a Reader. `tensors` maps names to Tensors.
+
+    Raises:
+      InputError: no weights, only pickle files, a broken or truncated file, a tensor that is
+        there twice or missing from its shard, or a dtype other than bfloat16, float16, float32.
+    """
+
+    def __init__(self, path: str | Path):
+        path = Path(path)
+        self.path = path
+        self.tensors: dict[str, Tensor] = {}
+        self._files: dict[Path, int] = {}
+        self._lock = threading.Lock()
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        if path.is_file():
+            self.tensors = _read_header(path)
+        elif (path / INDEX).is_file():
+            self.tensors = _read_shards(path)
+        elif (path / SINGLE).is_file():
+            self.tensors = _read_header(path / SINGLE)
+        else:
+            pickles = sorted(f.name for f in path.iterdir() if f.suffix in (".bin", ".pt", ".pth"))
+            if pickles:
+                raise InputError(
+                    f"{path / pickles[0]}: pickle files are not read (they can run code); "
+                    "convert the weights to safetensors first"
+                )
+            raise InputError(f"{path}: no weights; expected {SINGLE} or {INDEX}")
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for fd in self._files.values():
+            os.close(fd)
+        self._files.clear()
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """A tensor, or a part of it: of the first axis' slice only those bytes are read.
+
+        Args:
+          name: a key of `tensors`.
+          index: slices (step 1) of the leading axes.
+        """
+        tensor = self.tensors[name]
+        start, stop, _ = index[0].indices(tensor.shape[0]) if index else (0, None, 1)
+        shape = ((stop - start), *tensor.shape[1:]) if index else tensor.shape
+        row = math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
+        # Read as plain bytes: NumPy hands no writable buffer to extension dtypes.
+        raw = np.empty(math.prod(shape) * tensor.dtype.itemsize, np.uint8)
+        _read_into(self._open(tensor.file), raw, tensor.offset + start * row, tensor.file, name)
+        return raw.view(tensor.dtype).reshape(shape)[(slice(None), *index[1:]) if index else ...]
+
+    def _open(self, file: Path) -> int:
+        with self._lock:
+            if file not in self._files:
+                self._files[file] = os.open(file, os.O_RDONLY)
+            return self._files[file]
+
+
+class Writer:
+    """Writes tensors of known shape into a folder, in any order, from any number of threads.
+
+    Args:
+      folder: exists and holds no weights.
+      tensors: name -> (shape, dtype). Their order is their order in the files.
+      max_shard_bytes: files grow no larger, unless one tensor alone is.
+
+    Leaving the `with` block normally finishes the files (ValueError if a tensor is not whole);
+    leaving it by an exception leaves files that no reader accepts.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        tensors: Mapping[str, tuple[tuple[int, ...], Any]],
+        max_shard_bytes: int = _MAX_SHARD,
+    ):
+        self.folder = Path(folder)
+        self._missing: dict[str, int] = {}
+        self._places: dict[str, tuple[int, int, np.dtype]] = {}  # name -> file, offset, dtype
+        self._lock = threading.Lock()
+        shards: list[dict[str, tuple[tuple[int, ...], np.dtype]]] = [{}]
+        size = 0
+        for name, (shape, dtype) in tensors.items():
+            dtype = np.dtype(dtype)
+            self._missing[name] = nbytes = math.prod(shape) * dtype.itemsize
+            if shards[-1] and size + nbytes > max_shard_bytes:
+                shards.append({})
+                size = 0
+            shards[-1][name] = (tuple(shape), dtype)
+            size += nbytes
+        self.total_bytes = sum(self._missing.values())
+
+        count = len(shards)
+        self._shards = []  # file name, descriptor, header bytes, tensor names
+        for i, shard in enumerate(shards, 1):
+            file = SINGLE if count == 1 else f"model-{i:05d}-of-{count:05d}.safetensors"
+            header = _header(shard)
+            fd = os.open(self.folder / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            self._shards.append((file, fd, header, list(shard)))
+            offset = len(header)
+            for name, (shape, dtype) in shard.items():
+                self._places[name] = (fd, offset, dtype)
+                offset += math.prod(shape) * dtype.itemsize
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            for _, fd, _, _ in self._shards:
+                os.close(fd)
+
+    def write(self, name: str, rows: np.ndarray, start: int = 0) -> None:
+        """Writes a tensor, or the part of it that begins with row `start` of its first axis."""
+        fd, offset, dtype = self._places[name]
+        if rows.dtype != dtype:
+            raise ValueError(f"{name}: {rows.dtype} given, {dtype} announced")
+        rows = np.ascontiguousarray(rows)
+        row_bytes = rows.nbytes // rows.shape[0] if start else 0
+        buffer = memoryview(rows.reshape(-1).view(np.uint8))
+        position = offset + start * row_bytes
+        while buffer:
+            written = os.pwrite(fd, buffer, position)
+            position += written
+            buffer = buffer[written:]
+        with self._lock:
+            self._missing[name] -= rows.nbytes
+
+    def _finish(self) -> None:
+        if unfinished := [name for name, missing in self._missing.items() if missing]:
+            raise ValueError(f"{self.folder}: tensor {unfinished[0]} was not written whole")
+        for _, fd, header, _ in self._shards:
+            if os.pwrite(fd, header, 0) != len(header):
+                raise OSError(f"{self.folder}: header was not written whole")
+            os.fsync(fd)
+        if len(self._shards) > 1:
+            weight_map = {name: file for file, _, _, names in self._shards for name in names}
+            index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
+            text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+            (self.folder / INDEX).write_text(text, encoding="utf-8")
+
+
+def _header(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> bytes:
+    """Length and JSON of a file's header, padded so that the data are 8-byte aligned."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (shape, dtype) in tensors.items():
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _read_shards(folder: Path) -> dict[str, Tensor]:
+    index = folder / INDEX
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index}: weight_map is missing; expected tensor names and their files")
+    tensors: dict[str, Tensor] = {}
+    for file in sorted({str(file) for file in weight_map.values()}):
+        if Path(file).name != file:
+            raise InputError(f"{index}: shard {file!r} is not a plain file name")
+        if not (folder / file).is_file():
+            raise InputError(f"{folder / file}: no such file, though {INDEX} names it")
+        for name, tensor in _read_header(folder / file).items():
+            if name in tensors:
+                raise InputError(
+                    f"{folder}: tensor {name} is in both {tensors[name].file.name} and {file}"
+                )
+            tensors[name] = tensor
+    for name, file in weight_map.items():
+        if name not in tensors or tensors[name].file.name != file:
+            raise InputError(
+                f"{folder / str(file)}: no tensor {name}, though {INDEX} puts it there"
+            )
+    if unlisted := tensors.keys() - weight_map.keys():
+        name = min(unlisted)
+        raise InputError(f"{index}: tensor {name} of {tensors[name].file.name} is not listed")
+    return tensors
+
+
+def _read_header(file: Path) -> dict[str, Tensor]:
+    """The tensors of one file; InputError unless they fill its data exactly."""
+    size = file.stat().st_size
+    with file.open("rb") as f:
+        length = int.from_bytes(f.read(8), "little")
+        if size < 8 or not 2 <= length <= _MAX_HEADER:
+            raise InputError(f"{file}: not a safetensors file, or one that was not finished")
+        if length > size - 8:
+            raise InputError(
+                f"{file}: truncated: the header alone takes {length + 8:,} bytes, the file has "
+                f"{size:,}; copy it again"
+            )
+        text = f.read(length)
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: broken header ({error})") from None
+    if not isinstance(header, dict):
+        raise InputError(f"{file}: broken header (expected an object)")
+    header.pop("__metadata__", None)
+
+    tensors = {}
+    spans = []
+    for name, entry in header.items():
+        try:
+            dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            whole = all(type(n) is int and n >= 0 for n in (*shape, start, end))
+        except (KeyError, TypeError, ValueError):
+            whole = False
+        if not whole:
+            raise InputError(f"{file}: tensor {name}: broken header entry {entry!r}")
+        if dtype not in DTYPES:
+            raise InputError(f"{file}: tensor {name} has dtype {dtype}; expected BF16, F16 or F32")
+        expected = math.prod(shape) * DTYPES[dtype].itemsize
+        if end - start != expected:
+            raise InputError(
+                f"{file}: tensor {name}: offsets {start}..{end} do not hold {expected:,} bytes "
+                f"({dtype} {list(shape)})"
+            )
+        spans.append((start, end, name))
+        tensors[name] = Tensor(file, DTYPES[dtype], tuple(shape), 8 + length + start)
+    position = 0
+    for start, end, name in sorted(spans):
+        if start != position:
+            fault = (
+                "overlaps the tensor before it" if start < position else "leaves a gap before it"
+            )
+            raise InputError(f"{file}: tensor {name}: its data {fault} (offset {start})")
+        if 8 + length + end > size:
+            raise InputError(
+                f"{file}: truncated: tensor {name} ends at byte {8 + length + end:,}, the file has "
+                f"{size:,}; copy it again"
+            )
+        position = end
+    if 8 + length + position != size:
+        raise InputError(f"{file}: {size - 8 - length - position:,} bytes after the last tensor")
+    return tensors
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = dict(pairs)
+    if len(keys) != len(pairs):
+        names = [key for key, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)} is there twice")
+    return keys
+
+
+def _read_into(fd: int, buffer: np.ndarray, offset: int, file: Path, name: str) -> None:
+    view = memoryview(buffer)
+    while view:
+        count = os.preadv(fd, [view], offset)
+        if count == 0:
+            raise InputError(f"{file}: the file ended while tensor {name} was read")
+        view = view[count:]
+        offset += count

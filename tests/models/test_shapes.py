@@ -1,0 +1,67 @@
+"""The released sizes, built without computing anything, and where their parameters live."""
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from moss_audio_jax.config import RELEASED
+from moss_audio_jax.models.moss_audio import abstract_params, count_params
+from moss_audio_jax.sharding import make_mesh, param_specs, serving_mesh
+from moss_audio_jax.weights.official import table
+
+COUNTS = {"4b": (5_222_820_736, 41_943_040), "8b": (9_052_463_488, 54_525_952)}
+
+
+@pytest.mark.parametrize("size", COUNTS)
+def test_parameter_counts(size):
+    params = abstract_params(RELEASED[size], "bfloat16")
+    total, gated_mlp = COUNTS[size]
+    assert count_params(params) == total
+    assert count_params(params["audio_encoder"]) == 643_624_320
+    assert count_params(params["audio_adapter"]) == gated_mlp
+    assert count_params(params["mergers"]) == 3 * gated_mlp
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jax.numpy.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize("size", COUNTS)
+def test_every_parameter_has_its_official_name(size):
+    params = abstract_params(RELEASED[size])
+    flat = {
+        "/".join(key.key for key in path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    assert flat == {entry.path: entry.shape for entry in table(RELEASED[size])}
+
+
+def test_large_parameters_are_split_over_fsdp_and_tensor():
+    config = RELEASED["8b"]
+    params = abstract_params(config, "bfloat16")
+    mesh = make_mesh(fsdp=2, tensor=4)
+    specs = param_specs(params, config, mesh)
+    assert specs["lm_head"]["kernel"] == P("fsdp", "tensor")
+    assert specs["language_model"]["layers"]["mlp"]["down_proj"]["kernel"] == P(
+        None, "tensor", "fsdp"
+    )
+    leaves, flat = (
+        jax.tree.leaves(params),
+        jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, P)),
+    )
+    whole = [leaf.size for leaf, spec in zip(leaves, flat, strict=True) if not any(spec)]
+    assert sum(whole) < 0.002 * count_params(params)  # norms, biases and convolutions
+
+
+def test_encoder_attention_is_tensor_split_only_where_heads_divide():
+    config = RELEASED["4b"]  # 20 heads
+    params = abstract_params(config)
+
+    def query(tensor):
+        specs = param_specs(params, config, make_mesh(tensor=tensor))
+        return specs["audio_encoder"]["layers"]["self_attn"]["q_proj"]["kernel"]
+
+    assert query(4) == P(None, None, "tensor")
+    assert not any(query(8))
+
+
+def test_serving_mesh_folds_fsdp_into_tensor():
+    mesh = serving_mesh(make_mesh(data=2, fsdp=2, tensor=2))
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 4, "sequence": 1}

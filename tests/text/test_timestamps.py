@@ -1,0 +1,233 @@
+import html
+import json
+import math
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.text import (
+    Segment,
+    parse_timestamps,
+    to_json,
+    to_srt,
+    to_textgrid,
+    to_vtt,
+)
+from moss_audio_jax.text.timestamps import parse, shift
+
+FEW = settings(max_examples=150, deadline=None)
+LINE = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=12)
+WORDS = st.lists(LINE.filter(bool), min_size=1, max_size=4).map(" ".join)
+CENTISECONDS = st.integers(0, 400_000)
+
+
+@st.composite
+def segments(draw, text=WORDS, unit=100):
+    pairs = draw(st.lists(st.tuples(CENTISECONDS, CENTISECONDS, text), max_size=6))
+    return [Segment(min(a, b) / unit, max(a, b) / unit, t) for a, b, t in pairs]
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+NO_BRACKETS = WORDS.filter(lambda t: not re.search(r"[\[［【\]］】]|```|</?think>", t))
+
+
+@FEW
+@given(segments(NO_BRACKETS), st.sampled_from(["", "\n", " ", "\n- ", "\n2. "]))
+def test_stamps_round_trip(expected, between):
+    text = between.join(f"[{s.start:.2f}]{s.text}[{s.end:.2f}]" for s in expected)
+    assert parse(text) == (expected, [], "stamps" if expected else "none")
+
+
+@FEW
+@given(segments(NO_BRACKETS), st.sampled_from([" - ", "-", " – ", " to ", "~"]))
+def test_events_round_trip(expected, to):
+    text = "\n".join(f"{s.start:.2f}{to}{s.end:.2f}: {s.text}" for s in expected)
+    assert parse(text) == (expected, [], "events" if expected else "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "[0.00]hello there[2.01][2.01]the weather is nice[4.32]",
+            [(0, 2.01, "hello there"), (2.01, 4.32, "the weather is nice")],
+        ),
+        ("0.00 - 57.00: birds chirping", [(0, 57, "birds chirping")]),
+        ("[0.0]a[1.0]b[2.0]", [(0, 1, "a"), (1, 2, "b")]),
+        (
+            "[ 0,5 s ] a b [1:19.54]\n[00:01:23] c [1:00:00.25]",
+            [(0.5, 79.54, "a b"), (83, 3600.25, "c")],
+        ),
+        (
+            "［0．5］你好，世界［1.5秒］【1.5】再见【00：02】",
+            [(0.5, 1.5, "你好，世界"), (1.5, 2, "再见")],
+        ),
+        ("[0.0][laughter] ok [sic][1.0]", [(0, 1, "[laughter] ok [sic]")]),
+        ("[0.0]in [2024] and [1][3.5]", [(0, 3.5, "in [2024] and [1]")]),
+        ("[0]a[2][2]b[3]", [(0, 2, "a"), (2, 3, "b")]),
+        ("[0.0]5.[0.4][0.4]-[0.9]", [(0, 0.4, "5."), (0.4, 0.9, "-")]),
+        ("```text\n- [0.0]a[1.0]\n- [1.0]b\nc[2.0]\n```", [(0, 1, "a"), (1, 2, "b c")]),
+        ("<think>\n[7.0]x[8.0]\n</think>\n\n[0.0]a[1.0]", [(0, 1, "a")]),
+        (
+            "* 0.0s – 1.5s： dog\n2) **00:02 to 00:10**: cat\n[3 - 4] x\n(5,5-6) - y\n"
+            "[7.0] → [8.0] z",
+            [(0, 1.5, "dog"), (2, 10, "cat"), (3, 4, "x"), (5.5, 6, "y"), (7, 8, "z")],
+        ),
+        ("[00:00:01.000 --> 00:00:02.500] hi", [(1, 2.5, "hi")]),
+        ("1.0 - 2.0 siren\n0.5至1.5：鸟叫", [(1, 2, "siren"), (0.5, 1.5, "鸟叫")]),
+        ("", []),
+    ],
+)
+def test_forms_that_are_read_whole(text, expected):
+    found = parse(text)
+    assert found.unread == []
+    assert found.segments == [Segment(*row) for row in expected]
+    assert parse_timestamps(text) == found.segments
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "unread"),
+    [
+        ("Sure:\n[0.0]a[1.0]\nBye", [(0, 1, "a")], ["Sure:", "Bye"]),
+        ("[0.0]a[1.0][1.0]b\n[2.0]c[3.0]", [(0, 1, "a"), (1, 2, "b"), (2, 3, "c")], []),
+        ("[0.0]a\n[2.0]b\n[4.0]c", [(0, 2, "a"), (2, 4, "b"), (4, 4, "c")], ["[4.0]c"]),
+        ("[0.0]a[1.0][1.0]b[2.", [(0, 1, "a"), (1, 1, "b")], ["[1.0]b[2."]),
+        ("[5.0]a[3.0]", [(5, 5, "a")], ["[5.0]a[3.0]"]),
+        ("[0.0][1.0]a[2.0][4.0]", [(1, 2, "a")], ["[0.0]", "[4.0]"]),
+        (
+            "5.0 - 3.0: x\n1 - 2 people talk\n3.0 - 4.0:",
+            [(5, 5, "x")],
+            ["5.0 - 3.0: x", "1 - 2 people talk", "3.0 - 4.0:"],
+        ),
+        ("no times at all", [], ["no times at all"]),
+        ("<think>\n[0.0]a[1.0]", [], []),
+    ],
+)
+def test_what_is_not_understood_is_reported(text, expected, unread):
+    found = parse(text)
+    assert found.segments == [Segment(*row) for row in expected]
+    assert found.unread == unread
+
+
+@FEW
+@given(st.text(st.sampled_from("[]【(0123456789.,:：-–to s\n*`<think>/你a"), max_size=60))
+def test_any_text_is_read_and_loses_no_letter(text):
+    found = parse(text)
+    assert all(0 <= s.start <= s.end < math.inf and s.text for s in found.segments)
+    if "think" not in text and "`" not in text:
+        kept = "".join([s.text for s in found.segments] + found.unread)
+        assert kept.count("你") >= text.count("你")
+
+
+# --- writing: read back by readers of the formats' own rules -------------------------------------
+
+
+def seconds(clock):
+    hours, minutes, rest = clock.replace(",", ".").split(":")
+    return round(int(hours) * 3600 + int(minutes) * 60 + float(rest), 3)
+
+
+def read_cues(text):
+    cues = []
+    for block in re.split(r"\n\n+", text.strip("\n")):
+        head, *lines = block.split("\n")
+        if "-->" not in head and lines:
+            head, *lines = lines
+        if " --> " in head:
+            start, end = head.split(" --> ")
+            cues.append(Segment(seconds(start), seconds(end), "\n".join(lines)))
+    return cues
+
+
+@FEW
+@given(segments(st.one_of(WORDS, st.just("a\nb <i>&amp;"))))
+def test_subtitles_round_trip(expected):
+    srt = to_srt(expected)
+    assert read_cues(srt) == expected
+    assert re.findall(r"(?m)^(\d+)\n\d\d+:", srt) == [str(i + 1) for i in range(len(expected))]
+    vtt = to_vtt(expected)
+    assert vtt.startswith("WEBVTT\n")
+    assert [Segment(c.start, c.end, html.unescape(c.text)) for c in read_cues(vtt)] == expected
+
+
+def test_subtitle_clocks_carry_and_blank_lines_do_not_end_a_cue():
+    rows = [Segment(59.9996, 3599.9995001, "a\n\n  \nb --> c"), Segment(360000, 360000.0004, "")]
+    assert to_srt(rows) == (
+        "1\n00:01:00,000 --> 01:00:00,000\na\nb --> c\n\n2\n100:00:00,000 --> 100:00:00,000\n\n"
+    )
+    assert "00:01:00.000 --> 01:00:00.000\na\nb --&gt; c\n" in to_vtt(rows)
+    assert (to_srt([]), to_vtt([]), json.loads(to_json([]))) == ("", "WEBVTT\n", [])
+
+
+def read_textgrid(text):
+    """Tiers [(class, rows)] with the checks that Praat makes: touching intervals, right counts."""
+    assert text.startswith('File type = "ooTextFile"\nObject class = "TextGrid"\n\nxmin = 0\n')
+    body = re.sub(r"\n\s*", "\n", text)
+    string, number = r'"((?:[^"]|"")*)"', r"([\d.]+)"
+    total = float(re.search(rf"xmax = {number}", body)[1])
+    tiers = re.split(r"\nitem \[\d+\]:\n", body)[1:]
+    assert int(re.search(r"\nsize = (\d+)\n", body)[1]) == len(tiers)
+    out = []
+    for tier in tiers:
+        kind = re.match(r'class = "(\w+)"', tier)[1]
+        size = int(re.search(r"(?:intervals|points): size = (\d+)", tier)[1])
+        if kind == "IntervalTier":
+            found = re.findall(rf"xmin = {number}\nxmax = {number}\ntext = {string}", tier)
+            rows = [(float(a), float(b), t.replace('""', '"')) for a, b, t in found]
+            assert [a for a, _, _ in rows] == [0.0, *[b for _, b, _ in rows[:-1]]]
+            assert rows[-1][1] == total
+            assert all(a < b for a, b, _ in rows)
+        else:
+            found = re.findall(rf"number = {number}\nmark = {string}", tier)
+            rows = [(float(a), float(a), t.replace('""', '"')) for a, t in found]
+            assert [a for a, _, _ in rows] == sorted({a for a, _, _ in rows})
+        assert len(rows) == size
+        out.append((kind, rows))
+    return total, out
+
+
+@FEW
+@given(segments(WORDS, unit=1000), st.none() | st.floats(0.001, 1e4))
+def test_textgrid_round_trip(expected, duration):
+    total, tiers = read_textgrid(to_textgrid(expected, duration))
+    assert total >= max([s.end for s in expected] + [round(duration or 0, 6)])
+    found = [row for kind, rows in tiers for row in rows if kind == "IntervalTier" and row[2]]
+    lasting = [(s.start, s.end, s.text) for s in expected if s.start < s.end]
+    assert sorted(found) == sorted(lasting)
+    points = [row[2] for kind, rows in tiers for row in rows if kind == "TextTier"]
+    moments = [s.text for s in expected if s.start == s.end]
+    assert sorted(" ".join(points).split()) == sorted(" ".join(moments).split())
+
+
+def test_textgrid_tiers():
+    rows = [Segment(1, 2, 'say "hi"'), Segment(2, 3, "b"), Segment(1.5, 4, "c"), Segment(3, 3, "d")]
+    assert read_textgrid(to_textgrid(rows, 5)) == (
+        5.0,
+        [
+            ("IntervalTier", [(0, 1, ""), (1, 2, 'say "hi"'), (2, 3, "b"), (3, 5, "")]),
+            ("IntervalTier", [(0, 1.5, ""), (1.5, 4, "c"), (4, 5, "")]),
+            ("TextTier", [(3, 3, "d")]),
+        ],
+    )
+    assert read_textgrid(to_textgrid([], 2.5)) == (2.5, [("IntervalTier", [(0, 2.5, "")])])
+    assert read_textgrid(to_textgrid([]))[0] > 0
+
+
+@FEW
+@given(segments(), st.integers(0, 10**6))
+def test_json_and_shift(expected, offset):
+    moved = shift(expected, offset)
+    assert [Segment(**row) for row in json.loads(to_json(moved))] == moved
+    assert [s.start for s in moved] == [s.start + offset for s in expected]
+    assert [s.text for s in moved] == [s.text for s in expected]
+
+
+@pytest.mark.parametrize("write", [to_srt, to_vtt, to_json, to_textgrid])
+@pytest.mark.parametrize("times", [(2, 1), (-1, 1), (0, math.inf), (math.nan, 1)])
+def test_writers_name_an_impossible_segment(write, times):
+    with pytest.raises(InputError, match=r"segment 2 \('bad'\) runs from"):
+        write([Segment(0, 1, "good"), Segment(*times, "bad")])

@@ -1,0 +1,49 @@
+"""The toy that a clone alone can make."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+from moss_audio_jax.config import processor_from_official, read_json
+from moss_audio_jax.weights.convert import load_params, read_config
+
+TOOL = Path(__file__).parents[2] / "tools" / "make_toy.py"
+
+
+def make_toy(*args, **how):
+    spec = importlib.util.spec_from_file_location("make_toy", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.make_toy(*args, **how)
+
+
+def test_toy_with_its_own_tokenizer(tmp_path):
+    config = make_toy(tmp_path / "toy")
+    assert read_config(tmp_path / "toy") == config
+    assert read_json(tmp_path / "toy" / "config.json")["random_weights"] is True
+    vocab = json.loads((tmp_path / "toy" / "vocab.json").read_text(encoding="utf-8"))
+    assert len(set(vocab.values())) == 256
+    assert [vocab[digit] for digit in "0123456789"] == list(range(15, 25))
+    processor = processor_from_official(read_json(tmp_path / "toy" / "processor_config.json"))
+    ids = {processor.audio_token_id, processor.audio_start_id, processor.audio_end_id}
+    assert ids == {261, 262, 263}
+    assert config.decoder.vocab_size == 384
+    params = load_params(tmp_path / "toy")
+    assert params["lm_head"]["kernel"].dtype == "bfloat16"
+
+
+def test_toy_with_a_vocabulary_like_qwens(tmp_path):
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "vocab.json").write_text(json.dumps({"!": 0, "zz": 151642}))
+    (tokenizer / "merges.txt").write_text("#version: 0.2\n")
+    added = {"151645": {"content": "<|im_end|>"}, "151668": {"content": "</think>"}}
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    config = make_toy(tmp_path / "toy", tokenizer)
+    assert config.decoder.vocab_size == 151936
+    processor = processor_from_official(read_json(tmp_path / "toy" / "processor_config.json"))
+    assert (processor.audio_token_id, processor.audio_end_id) == (151654, 151670)
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        assert (tmp_path / "toy" / name).read_bytes() == (tokenizer / name).read_bytes()
