@@ -21,6 +21,10 @@ from moss_audio_jax.errors import UsageError
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 
+# Several CPU devices share a few threads: two programs in flight, each waiting in a collective
+# for a thread that the other holds, would wait for ever. Takes effect before JAX's first use.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+
 # Path of a parameter -> mesh axes of its dimensions. First match wins; no match = replicated.
 # Stacked layers have their layer axis first, never split: a scan walks along it.
 PARAMETERS = (

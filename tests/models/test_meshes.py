@@ -32,7 +32,7 @@ def alone(prompts):
     return logits, [model.generate_ids(ids, mels, max_new_tokens=16) for ids, mels in prompts]
 
 
-def check(model, prompts, alone, slots=3):
+def check(model, prompts, alone, slots=8):
     logits, tokens = alone
     for found, expected in zip(model.logits_batch(prompts), logits, strict=True):
         assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
@@ -44,10 +44,10 @@ def check(model, prompts, alone, slots=3):
 
 def test_batches_change_nothing(prompts, alone):
     model = mj.MossAudio.load(OWN / "a", "float32")
-    check(model, prompts, alone)
+    check(model, prompts, alone, slots=3)  # refilled as answers end, in other buckets
     order = [5, 0, 7, 3, 6, 1, 4, 2]
     shuffled = tuple([part[i] for i in order] for part in alone)
-    check(model, [prompts[i] for i in order], shuffled, slots=8)
+    check(model, [prompts[i] for i in order], shuffled)
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)

@@ -1,0 +1,134 @@
+"""The plain operations: attention's one mask, the loss in chunks, the convolution."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moss_audio_jax.errors import UsageError
+from moss_audio_jax.ops import attention as attention_module
+from moss_audio_jax.ops.attention import attention
+from moss_audio_jax.ops.conv import _as_conv, _as_matmul
+from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
+
+
+def arrays(*shapes, seed=0):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+
+def by_hand(query, key, value, allowed):
+    """Softmax attention in float64, one head at a time; allowed bool [B, T, S]."""
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    out = np.zeros(query.shape)
+    group = query.shape[2] // key.shape[2]
+    for b in range(query.shape[0]):
+        for n in range(query.shape[2]):
+            scores = query[b, :, n] @ key[b, :, n // group].T / np.sqrt(query.shape[-1])
+            scores = np.where(allowed[b], scores, -np.inf)
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            out[b, :, n] = weights / weights.sum(-1, keepdims=True) @ value[b, :, n // group]
+    return out
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [None, (3, 2), (4, 0)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_mask(causal, window, packed):
+    query, key, value = arrays((2, 12, 4, 8), (2, 12, 2, 8), (2, 12, 2, 8))
+    segments = np.array([[1] * 5 + [2] * 4 + [0] * 3, [1] * 12])
+    offset = np.arange(12)[None, :] - np.arange(12)[:, None]
+    allowed = np.ones((2, 12, 12), bool)
+    if causal:
+        allowed &= offset <= 0
+    if window:
+        allowed &= (offset >= -window[0]) & (offset <= window[1])
+    if packed:
+        allowed &= segments[:, :, None] == segments[:, None, :]
+    found = attention(
+        query, key, value, causal=causal, window=window,
+        segment_ids=(jnp.asarray(segments),) * 2 if packed else None,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, by_hand(query, key, value, allowed), atol=2e-6)
+
+
+def test_decoding_queries_have_slots_of_their_own():
+    query, key, value = arrays((3, 1, 4, 8), (3, 10, 2, 8), (3, 10, 2, 8))
+    slots = np.array([[0], [4], [9]])
+    allowed = np.arange(10)[None, None, :] <= slots[:, :, None]
+    found = attention(query, key, value, causal=True, query_slots=jnp.asarray(slots))
+    np.testing.assert_allclose(found, by_hand(query, key, value, allowed), atol=2e-6)
+
+
+def test_queries_in_blocks_change_neither_values_nor_gradients(monkeypatch):
+    query, key, value = arrays((2, 32, 4, 8), (2, 32, 2, 8), (2, 32, 2, 8))
+    segments = jnp.asarray(np.repeat([[1, 2, 0, 0], [1, 1, 1, 1]], 8, axis=1))
+
+    def total(query, key, value):
+        out = attention(
+            query, key, value, causal=True, segment_ids=(segments, segments), window=(9, 0)
+        )
+        return jnp.sum(jnp.sin(out))
+
+    at_once = jax.value_and_grad(total, (0, 1, 2))(query, key, value)
+    monkeypatch.setattr(attention_module, "_MAX_SCORES", 2 * 4 * 8 * 32)
+    assert attention_module._query_block(query.shape, 32) == 8
+    in_blocks = jax.value_and_grad(total, (0, 1, 2))(query, key, value)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), at_once, in_blocks)
+
+
+def test_bfloat16_attention_keeps_its_softmax_in_float32():
+    query, key, value = arrays((1, 64, 2, 16), (1, 64, 2, 16), (1, 64, 2, 16))
+    allowed = np.ones((1, 64, 64), bool)
+    rounded = [x.astype(jnp.bfloat16) for x in (query, key, value)]
+    found = attention(*rounded, causal=False)
+    assert found.dtype == jnp.bfloat16
+    exact = by_hand(*(x.astype(jnp.float32) for x in rounded), allowed)
+    assert np.abs(np.asarray(found, np.float64) - exact).max() < 0.01
+
+
+def test_a_query_that_sees_nothing_is_finite_and_so_is_its_gradient():
+    query, key, value = arrays((1, 4, 1, 8), (1, 4, 1, 8), (1, 4, 1, 8))
+    segments = (jnp.array([[1, 1, 2, 2]]), jnp.array([[1, 1, 3, 3]]))
+
+    def total(query):
+        return jnp.sum(attention(query, key, value, causal=False, segment_ids=segments))
+
+    assert np.isfinite(jax.grad(total)(query)).all()
+
+
+def test_unknown_implementation():
+    query, key, value = arrays((1, 2, 1, 8), (1, 2, 1, 8), (1, 2, 1, 8))
+    with pytest.raises(UsageError, match="'flash'"):
+        attention(query, key, value, causal=True, implementation="flash")
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 16, 1), (1, 7, 5, 3), (3, 1, 1, 2)])
+def test_convolution_as_matrix_product(shape):
+    x, kernel = arrays(shape, (3, 3, shape[-1], 4))
+    np.testing.assert_allclose(_as_matmul(x, kernel), _as_conv(x, kernel), atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [4, 7, 64])
+def test_loss_in_chunks_equals_the_plain_one(chunk):
+    hidden, kernel = arrays((2, 10, 6), (6, 31))
+    labels = np.random.default_rng(1).integers(0, 31, (2, 10))
+    labels[0, :4] = labels[1, 9] = IGNORE
+    targets = shift_labels(jnp.asarray(labels))
+    assert targets[:, -1].tolist() == [IGNORE, IGNORE]
+
+    def chunked(hidden, kernel):
+        loss, log_z = cross_entropy(hidden, kernel, targets, chunk)
+        return jnp.sum(loss) + 0.1 * jnp.sum(log_z**2)
+
+    def plain(hidden, kernel):
+        logits = hidden @ kernel
+        log_z = jax.nn.logsumexp(logits, -1)
+        label = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
+        return jnp.sum(jnp.where(targets != IGNORE, log_z - label + 0.1 * log_z**2, 0))
+
+    found = jax.value_and_grad(chunked, (0, 1))(hidden, kernel)
+    expected = jax.value_and_grad(plain, (0, 1))(hidden, kernel)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), found, expected
+    )
