@@ -1,11 +1,14 @@
 """The released sizes, built without computing anything, and where their parameters live."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from moss_audio_jax.config import RELEASED
-from moss_audio_jax.models.moss_audio import abstract_params, count_params
+from moss_audio_jax.config import RELEASED, Compute, DecoderConfig, EncoderConfig, ModelConfig
+from moss_audio_jax.models.moss_audio import abstract_params, count_params, hidden_states
 from moss_audio_jax.sharding import make_mesh, param_specs, serving_mesh
 from moss_audio_jax.weights.official import table
 
@@ -20,7 +23,7 @@ def test_parameter_counts(size):
     assert count_params(params["audio_encoder"]) == 643_624_320
     assert count_params(params["audio_adapter"]) == gated_mlp
     assert count_params(params["mergers"]) == 3 * gated_mlp
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jax.numpy.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
 
 
 @pytest.mark.parametrize("size", COUNTS)
@@ -65,3 +68,23 @@ def test_encoder_attention_is_tensor_split_only_where_heads_divide():
 def test_serving_mesh_folds_fsdp_into_tensor():
     mesh = serving_mesh(make_mesh(data=2, fsdp=2, tensor=2))
     assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 4, "sequence": 1}
+
+
+def test_the_program_does_not_grow_with_depth():
+    def lines(layers):
+        config = ModelConfig(
+            EncoderConfig(layers=layers, tap_layers=(0, 1, 2)), DecoderConfig(layers=layers)
+        )
+        batch = {
+            name: jax.ShapeDtypeStruct((1, 128), jnp.int32)
+            for name in ("tokens", "positions", "segment_ids", "audio_index")
+        }
+        batch |= {name: jax.ShapeDtypeStruct((1, 2), jnp.int32) for name in ("frames", "padded")}
+        batch["mels"] = jax.ShapeDtypeStruct((1, 2, 400, 128), jnp.float32)
+        run = functools.partial(hidden_states, config=config, compute=Compute())
+        lowered = jax.jit(lambda params, batch: run(params, batch=batch)).lower(
+            abstract_params(config, "bfloat16"), batch
+        )
+        return lowered.as_text().count("\n")
+
+    assert lines(36) < 1.1 * lines(4)  # tools/bench_compile.py measures the compiler's time
