@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from moss_audio_jax.audio import load_audio, log_mel
+from moss_audio_jax.audio.lengths import audio_tokens, mel_frames
 from moss_audio_jax.config import (
     Compute,
     EncoderAttention,
@@ -25,20 +26,21 @@ from moss_audio_jax.config import (
     processor_from_official,
     read_json,
 )
-from moss_audio_jax.data.batch import Example, bucket_shape, make_batch
+from moss_audio_jax.data.batch import Example, bucket_shape, check, make_batch
 from moss_audio_jax.errors import InputError, UsageError
-from moss_audio_jax.generate.engine import Engine, Output, Vocabulary
+from moss_audio_jax.generate.engine import Engine, Output
 from moss_audio_jax.generate.sampling import Sampling
+from moss_audio_jax.generate.stop_strings import UntilStop, first_stop
+from moss_audio_jax.generate.vocabulary import vocabulary
 from moss_audio_jax.models import decoder, encoder, moss_audio
 from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
 from moss_audio_jax.sharding import as_mesh, param_shardings, serving_mesh
 from moss_audio_jax.text import build_prompt, load_tokenizer
 from moss_audio_jax.text.prompt import split_thinking
-from moss_audio_jax.text.tokenizer import StreamDecoder, Tokenizer
+from moss_audio_jax.text.tokenizer import StreamDecoder, Tokenizer, check_fits
 from moss_audio_jax.weights.convert import load_params, read_config
 
 Audio = str | Path | BinaryIO | np.ndarray  # a file, or a 16 kHz mono waveform
-_QWEN_STOP_IDS = (151645, 151643)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Request:
     """
 
     text: str
-    audio: Sequence[Audio] = ()
+    audio: Sequence[Audio] | Audio = ()
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     system: str | None = None
     time_markers: bool | None = None
@@ -103,7 +105,7 @@ class MossAudio:
         self.tokenizer = tokenizer
         self.processor = processor or (tokenizer.processor if tokenizer else ProcessorConfig())
         self.random_weights = random_weights
-        self._vocab = _vocabulary(config, tokenizer, self.processor, stop_ids)
+        self._vocab = vocabulary(config, tokenizer, self.processor, stop_ids)
 
     @classmethod
     def load(
@@ -132,12 +134,13 @@ class MossAudio:
         config = read_config(path)
         if encoder_attention is not None:
             config = config.with_attention(encoder_attention)
-        tokenizer = load_tokenizer(path) if _has_tokenizer(path) else None
+        vocab_size = config.decoder.vocab_size
+        tokenizer = load_tokenizer(path, vocab_size) if _has_tokenizer(path) else None
         processor = tokenizer.processor if tokenizer else ProcessorConfig()
         processor_file = path / "processor_config.json"
         if processor_file.exists():
             processor = processor_from_official(read_json(processor_file), str(processor_file))
-        _check_ids(path, config, tokenizer, processor)
+        check_fits(tokenizer, processor, vocab_size, str(path))
         mesh = serving_mesh(as_mesh(mesh))
         shardings = param_shardings(moss_audio.abstract_params(config, dtype), config, mesh)
         return cls(
@@ -162,11 +165,14 @@ class MossAudio:
         Returns:
           For each clip (features [n, D], taps [K, n, D]) float32, before the adapter.
         """
-        counts = [-(-np.shape(mel)[1] // 8) for mel in mels]
-        if not counts:
+        clips = _float32(mels)
+        if not clips:
             return []
+        counts = [audio_tokens(clip.shape[-1]) for clip in clips]
         ids = np.full(sum(counts), self.processor.audio_token_id, np.int32)
-        batch = self._batch([Example(ids, _float32(mels))])
+        example = Example(ids, clips)
+        check(example, self.config.encoder, self.processor.audio_token_id)
+        batch = self._batch([example])
         with jax.set_mesh(self.mesh):
             features, taps = _encode(self.params, batch, self.config, self.compute)
         places = batch["audio_index"][0]
@@ -190,7 +196,7 @@ class MossAudio:
         with jax.set_mesh(self.mesh):
             logits = _logits(self.params, self._batch(examples), self.config, self.compute)
         logits = np.asarray(logits)
-        return [logits[row, : len(example.ids)] for row, example in enumerate(examples)]
+        return [logits[row, : len(example.ids)].copy() for row, example in enumerate(examples)]
 
     def loss(
         self, ids: Sequence[int], labels: Sequence[int], mels: Sequence[np.ndarray] = ()
@@ -199,13 +205,25 @@ class MossAudio:
 
         `labels` [L] stand at their own tokens, as the official code has it: label i is predicted
         from the tokens before i, so the first one never counts.
+
+        Raises:
+          UsageError: labels are not int [L].
+          InputError: no label counts, or one is neither a token id nor -100.
         """
         example = self._example(ids, mels)
-        if len(labels) != len(ids):
-            raise UsageError(f"{len(labels)} labels for {len(ids)} ids; expected one for each")
+        labels = np.asarray(labels)
+        if labels.shape != example.ids.shape or not np.issubdtype(labels.dtype, np.integer):
+            raise UsageError(
+                f"labels have shape {labels.shape} and dtype {labels.dtype}; "
+                f"expected int [{len(ids)}], one for each id"
+            )
+        counted = labels[1:][labels[1:] != IGNORE]
+        if not len(counted):
+            raise InputError(f"no label counts; expected one behind the first that is not {IGNORE}")
+        self._checkvocabulary("label", counted)
         batch = self._batch([example])
         padded = np.full(batch["tokens"].shape, IGNORE, np.int32)
-        padded[0, : len(ids)] = labels
+        padded[0, : len(labels)] = labels
         with jax.set_mesh(self.mesh):
             return float(_loss(self.params, batch, padded, self.config, self.compute))
 
@@ -250,7 +268,8 @@ class MossAudio:
         markers = self.processor.time_markers
         if request.time_markers is not None:
             markers = request.time_markers
-        mels = [self._mel(clip, number) for number, clip in enumerate(request.audio, 1)]
+        clips = _clips(request.audio)
+        mels = [self._mel(clip, number) for number, clip in enumerate(clips, 1)]
         ids = build_prompt(
             self.tokenizer,
             request.text,
@@ -258,15 +277,9 @@ class MossAudio:
             time_markers=markers,
             system=request.system,
         )
-        positions = self.config.decoder.max_positions
-        if len(ids) >= positions:
-            seconds = sum(mel.shape[1] for mel in mels) / 100
-            names = ", ".join(_name(clip, i) for i, clip in enumerate(request.audio, 1))
-            raise InputError(
-                f"{names or 'the prompt'}: {seconds:.0f} s of audio and the text make {len(ids)} "
-                f"tokens, but the model has {positions} positions; shorten it (transcribe cuts "
-                "long audio into windows)"
-            )
+        names = ", ".join(_name(clip, i) for i, clip in enumerate(clips, 1))
+        seconds = sum(mel.shape[1] for mel in mels) / 100
+        self._check_length(names or "the prompt", seconds, "and the text make", len(ids))
         return Example(ids, tuple(mels))
 
     def generate(
@@ -285,28 +298,25 @@ class MossAudio:
           text: what to ask; a text with `<|audio_bos|><|AUDIO|><|audio_eos|>` spans is the whole
             prompt.
           audio: files or 16 kHz mono waveforms.
-          on_text: streaming: called with each new piece of raw text (thinking included).
+          on_text: streaming: called with each new piece of raw text (thinking included, stop
+            strings not).
           **sampling: fields of `Sampling`; greedy by default.
         """
-        if isinstance(audio, str | Path | np.ndarray) or hasattr(audio, "read"):
-            audio = [audio]
         request = Request(text, audio, Sampling(**sampling), system, time_markers)
         if on_text is None:
             return self.generate_batch([request])[0]
+        prompt = self.prepare(request)
         stream, told = StreamDecoder(self.tokenizer), 0
+        until = UntilStop(request.sampling.stop, on_text)
 
         def on_token(_: int, ids: list[int]) -> None:
             nonlocal told
             for token in ids[told:]:
-                if piece := stream.push(token):
-                    on_text(piece)
-            told = max(told, len(ids))
+                until.push(stream.push(token))
+            told = len(ids)
 
-        output = self._engine(1).run(
-            [(self.prepare(request), request.sampling)], on_token=on_token
-        )[0]
-        if rest := stream.flush():
-            on_text(rest)
+        output = self._engine(1).run([(prompt, request.sampling)], on_token=on_token)[0]
+        until.push(stream.flush(), last=True)
         return self.reply(output, request.sampling)
 
     def generate_batch(
@@ -336,9 +346,7 @@ class MossAudio:
     def reply(self, output: Output, sampling: Sampling) -> Reply:
         """Text and thinking of generated ids."""
         text = self.tokenizer.decode(output.ids)
-        for stop in sampling.stop:
-            text = text.partition(stop)[0]
-        thinking, answer = split_thinking(text)
+        thinking, answer = split_thinking(text[: first_stop(text, sampling.stop)])
         return Reply(answer.strip(), thinking, output.ids, output.finish_reason)
 
     # --- inside --------------------------------------------------------------------------------
@@ -349,20 +357,31 @@ class MossAudio:
 
     def _example(self, ids: Sequence[int], mels: Sequence[np.ndarray]) -> Example:
         ids = np.asarray(ids)
-        size = self.config.decoder.vocab_size
         if ids.ndim != 1 or len(ids) == 0 or not np.issubdtype(ids.dtype, np.integer):
             raise UsageError(f"ids have shape {ids.shape} and dtype {ids.dtype}; expected int [L]")
-        if ids.min() < 0 or ids.max() >= size:
-            raise InputError(
-                f"token id {int(ids.max() if ids.max() >= size else ids.min())} is outside the "
-                f"model's vocabulary of {size}"
-            )
+        self._checkvocabulary("token id", ids)
         if len(ids) > self.config.decoder.max_positions:
             raise InputError(
                 f"the prompt has {len(ids)} tokens, but the model has "
                 f"{self.config.decoder.max_positions} positions"
             )
-        return Example(ids.astype(np.int32), _float32(mels))
+        example = Example(ids.astype(np.int32), _float32(mels))
+        check(example, self.config.encoder, self.processor.audio_token_id)
+        return example
+
+    def _checkvocabulary(self, what: str, ids: np.ndarray) -> None:
+        size = self.config.decoder.vocab_size
+        outside = ids[(ids < 0) | (ids >= size)]
+        if len(outside):
+            raise InputError(f"{what} {outside[0]} is outside the model's vocabulary of {size}")
+
+    def _check_length(self, names: str, seconds: float, make: str, tokens: int) -> None:
+        positions = self.config.decoder.max_positions
+        if tokens >= positions:
+            raise InputError(
+                f"{names}: {seconds:.0f} s of audio {make} {tokens} tokens, but the model has "
+                f"{positions} positions; shorten it (transcribe cuts audio into windows)"
+            )
 
     def _batch(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
         shape = bucket_shape(examples, self.config.encoder, len(examples))
@@ -371,13 +390,14 @@ class MossAudio:
         )
 
     def _mel(self, clip: Audio, number: int) -> np.ndarray:
-        if isinstance(clip, np.ndarray):
-            try:
-                mel = log_mel(clip)
-            except InputError as error:
-                raise InputError(f"clip {number}: {error}") from None
-        else:
-            mel = log_mel(load_audio(clip))
+        wav = clip if isinstance(clip, np.ndarray) else load_audio(clip)
+        # Before the mel is made: hours of audio would take gigabytes to no end.
+        frames = mel_frames(wav.size)
+        self._check_length(_name(clip, number), frames / 100, "alone make", audio_tokens(frames))
+        try:
+            mel = log_mel(wav)
+        except InputError as error:
+            raise InputError(f"{_name(clip, number)}: {error}") from None
         # The official processor rounds here, whatever the model's dtype.
         return mel.astype(ml_dtypes.finfo(self.processor.mel_dtype).dtype).astype(np.float32)
 
@@ -407,51 +427,9 @@ def _loss(
     return jnp.sum(losses) / jnp.sum(targets != IGNORE)
 
 
-def _vocabulary(
-    config: ModelConfig,
-    tokenizer: Tokenizer | None,
-    processor: ProcessorConfig,
-    stop_ids: Sequence[int],
-) -> Vocabulary:
-    size = config.decoder.vocab_size
-    stop = {*stop_ids, *(tokenizer.stop_ids if tokenizer else _QWEN_STOP_IDS)}
-    audio = (processor.audio_token_id, processor.audio_start_id, processor.audio_end_id)
-    think_open = think_close = -1
-    close_thinking: tuple[int, ...] = ()
-    if tokenizer is not None and tokenizer.think_ids is not None:
-        think_open, think_close = tokenizer.think_ids
-        close_thinking = (*tokenizer.encode("\n"), think_close, *tokenizer.encode("\n\n"))
-    return Vocabulary(
-        size=size,
-        audio_token_id=processor.audio_token_id,
-        forbidden=tuple(i for i in sorted(set(audio)) if i < size),
-        stop=tuple(i for i in sorted(stop) if i < size),
-        think_open=think_open,
-        think_close=think_close,
-        close_thinking=close_thinking,
-    )
-
-
 def _has_tokenizer(path: Path) -> bool:
     names = ("tokenizer.json", "vocab.json", "merges.txt")
     return any((path / name).exists() for name in names) or any(path.glob("*.model"))
-
-
-def _check_ids(
-    path: Path, config: ModelConfig, tokenizer: Tokenizer | None, processor: ProcessorConfig
-) -> None:
-    size = config.decoder.vocab_size
-    if tokenizer is not None and tokenizer.vocab_size > size:
-        raise InputError(
-            f"{path}: the tokenizer does not fit the model: its ids go up to "
-            f"{tokenizer.vocab_size - 1}, but the model's vocabulary has {size} entries"
-        )
-    for key in ("audio_token_id", "audio_start_id", "audio_end_id"):
-        if getattr(processor, key) >= size:
-            raise InputError(
-                f"{path}: {key} {getattr(processor, key)} does not fit the model: its vocabulary "
-                f"has {size} entries; name the right id in processor_config.json"
-            )
 
 
 def _stop_ids(path: Path) -> tuple[int, ...]:
@@ -471,5 +449,15 @@ def _name(clip: Audio, number: int) -> str:
     return str(getattr(clip, "name", f"clip {number}"))
 
 
+def _clips(audio: Sequence[Audio] | Audio) -> Sequence[Audio]:
+    """A clip by itself is one clip, not a sequence of letters or samples."""
+    one = isinstance(audio, str | Path | np.ndarray) or hasattr(audio, "read")
+    return [audio] if one else audio
+
+
 def _float32(mels: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-    return tuple(np.asarray(mel, np.float32) for mel in mels)
+    clips = tuple(np.atleast_1d(np.asarray(mel, np.float32)) for mel in mels)
+    for number, clip in enumerate(clips, 1):
+        if not np.isfinite(clip).all():
+            raise InputError(f"clip {number}: the log-mel holds values that are NaN or infinite")
+    return clips

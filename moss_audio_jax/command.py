@@ -6,11 +6,13 @@ Exit codes: 0 done; 1 some input could not be used (each is named); 2 bad use.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from moss_audio_jax.errors import InputError, UsageError
 
@@ -18,9 +20,17 @@ if TYPE_CHECKING:
     from moss_audio_jax.api import MossAudio
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:  # argparse would print the whole usage and exit
+        raise UsageError(f"{message} ({self.prog} --help shows how)")
+
+
 def parser(verb: str, doc: str) -> argparse.ArgumentParser:
-    """A parser whose --help is the module's docstring, example included."""
-    return argparse.ArgumentParser(
+    """A parser whose --help is the module's docstring, example included.
+
+    Its `parse_args` raises UsageError for bad use.
+    """
+    return _Parser(
         prog=f"moss-audio-jax {verb}",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -40,7 +50,11 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
 
 
 def load_model(args: argparse.Namespace) -> MossAudio:
-    """The model that `add_model_options` describes; warns where its weights are random."""
+    """The model that `add_model_options` describes; warns where its weights are random.
+
+    Raises:
+      InputError: a checkpoint that cannot be used, or has no tokenizer: every verb needs text.
+    """
     import jax
 
     from moss_audio_jax.api import MossAudio
@@ -50,6 +64,11 @@ def load_model(args: argparse.Namespace) -> MossAudio:
         jax.config.update("jax_compilation_cache_dir", str(cache / "moss_audio_jax" / "xla"))
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     model = MossAudio.load(args.checkpoint, dtype, args.mesh, args.encoder_attention)
+    if model.tokenizer is None:
+        raise InputError(
+            f"{args.checkpoint}: no tokenizer; put tokenizer.json, or vocab.json and merges.txt, "
+            "or a SentencePiece *.model into it"
+        )
     if model.random_weights:
         say("note: this checkpoint has random weights; whatever it answers is noise")
     return model
@@ -57,12 +76,23 @@ def load_model(args: argparse.Namespace) -> MossAudio:
 
 def mesh_sizes(text: str) -> dict[str, int]:
     """{"data": 2, "tensor": 4} from "data=2,tensor=4"."""
+    parts = [part.split("=") for part in text.split(",")]
     try:
-        return {axis: int(size) for axis, size in (part.split("=") for part in text.split(","))}
+        sizes = {axis: int(size) for axis, size in parts}
     except ValueError:
+        sizes = {}
+    if len(sizes) != len(parts):
         raise argparse.ArgumentTypeError(
-            f"{text!r}: expected AXIS=N,... like data=2,tensor=4"
-        ) from None
+            f"{text!r}: expected AXIS=N,... like data=2,tensor=4, each axis once"
+        )
+    return sizes
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
+    return int(text)
 
 
 def say(message: str) -> None:
@@ -72,19 +102,28 @@ def say(message: str) -> None:
 
 def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
     """Runs a verb; what the user can mend becomes one line on stderr and an exit code."""
-    try:
-        return main(sys.argv[1:] if argv is None else argv)
-    except UsageError as error:
-        say(f"error: {error}")
-        return 2
-    except (InputError, OSError) as error:
-        say(f"error: {error}")
-        return 1
-    except BrokenPipeError:
-        return 1
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be valid UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: say(_line("warning", message))
+        try:
+            code = main(sys.argv[1:] if argv is None else argv)
+            sys.stdout.flush()
+            return code
+        except SystemExit as stop:  # --help
+            return int(stop.code or 0)
+        except UsageError as error:
+            say(_line("error", error))
+            return 2
+        except BrokenPipeError:  # whoever read stdout has left; nor may the last flush complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except (InputError, OSError) as error:
+            say(_line("error", error))
+            return 1
+        except KeyboardInterrupt:
+            say("interrupted")
+            return 130
 
 
 def collect(items: Sequence[Any], prepare: Callable[[Any], Any]) -> tuple[list[Any], int]:
@@ -98,6 +137,12 @@ def collect(items: Sequence[Any], prepare: Callable[[Any], Any]) -> tuple[list[A
         try:
             results.append(prepare(item))
         except InputError as error:
-            say(f"error: {error}")
+            say(_line("error", error))
             results.append(None)
     return results, sum(result is None for result in results)
+
+
+def _line(kind: str, problem: object) -> str:
+    if isinstance(problem, OSError) and problem.filename is not None:
+        problem = f"{problem.filename}: {problem.strerror}"
+    return f"{kind}: {problem}".replace("\n", " ")

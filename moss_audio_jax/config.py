@@ -156,6 +156,15 @@ RELEASED = {
 }
 
 
+# Types of the values that are not integers.
+_KINDS = {
+    "layer_norm_eps": (int, float),
+    "rms_norm_eps": (int, float),
+    "rope_theta": (int, float),
+    "deepstack_encoder_layer_indexes": (list,),
+}
+
+
 # --- config.json -------------------------------------------------------------------------------
 
 
@@ -195,13 +204,13 @@ def from_official(raw: dict[str, Any], where: str = "config.json") -> ModelConfi
     decoder = decoder_from_qwen3(language, f"{where}: language_config")
     # The top-level key is the one transformers obeys when it ties; it defaults to untied here.
     decoder = dataclasses.replace(decoder, tie_embeddings=bool(raw.get("tie_word_embeddings")))
-    inject = raw.get("deepstack_num_inject_layers")
     taps = len(encoder.tap_layers)
+    inject = _take(raw, "deepstack_num_inject_layers", taps, where)
     config = ModelConfig(
         encoder=encoder,
         decoder=decoder,
         adapter_dim=_take(raw, "adapter_hidden_size", 8192, where),
-        inject_layers=taps if inject is None else min(taps, inject),
+        inject_layers=min(taps, inject),
     )
     try:
         return config.validate()
@@ -213,6 +222,8 @@ def decoder_from_qwen3(raw: dict[str, Any], where: str = "config.json") -> Decod
     """The decoder that a Qwen3 config (or MOSS-Audio's `language_config`) describes."""
     _refuse_unknown(raw, _ONLY_LANGUAGE, where)
     rope = raw.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise InputError(f"{where}: rope_parameters is {rope!r}; expected an object")
     if rope.get("rope_type", "default") != "default":
         raise InputError(f"{where}: rope_type is {rope['rope_type']!r}; expected 'default'")
     hidden = _take(raw, "hidden_size", None, where)
@@ -226,7 +237,7 @@ def decoder_from_qwen3(raw: dict[str, Any], where: str = "config.json") -> Decod
         head_dim=_take(raw, "head_dim", 128, where),
         vocab_size=_take(raw, "vocab_size", None, where),
         max_positions=_take(raw, "max_position_embeddings", 40960, where),
-        rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 1e6))),
+        rope_theta=float(_take(raw | rope, "rope_theta", 1e6, where)),
         norm_eps=float(_take(raw, "rms_norm_eps", 1e-6, where)),
         tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
     )
@@ -344,13 +355,11 @@ def _take(raw: dict[str, Any], key: str, default: Any, where: str) -> Any:
         value = default
     if value is None:
         raise InputError(f"{where}: {key} is missing")
-    kinds = {
-        "layer_norm_eps": (int, float),
-        "rms_norm_eps": (int, float),
-        "deepstack_encoder_layer_indexes": (list,),
-    }.get(key, (int,))
+    kinds = _KINDS.get(key, (int,))
     if isinstance(value, bool) or not isinstance(value, kinds):
         raise InputError(f"{where}: {key} is {value!r}; expected {kinds[-1].__name__}")
+    if isinstance(value, list) and not all(type(item) is int for item in value):
+        raise InputError(f"{where}: {key} is {value!r}; expected a list of integers")
     return value
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
+from moss_audio_jax.errors import UsageError
 
 _FRAME = SAMPLE_RATE // 50  # 20 ms
 _SMOOTH = 15  # frames (0.3 s): a pause between words, not a dip within one
@@ -17,11 +20,16 @@ def quiet_windows(wav: np.ndarray, seconds: float) -> list[tuple[int, int]]:
 
     Args:
       wav: float [n], 16 kHz mono.
-      seconds: the longest a window may be.
+      seconds: the longest a window may be, at least 1.
 
     Returns:
       (start, end) samples of each window; together they cover everything, without overlap.
+
+    Raises:
+      UsageError: `seconds` is below 1 or not finite.
     """
+    if not 1 <= seconds < math.inf:
+        raise UsageError(f"windows of {seconds:g} s; expected at least 1 s")
     limit = int(seconds * SAMPLE_RATE)
     windows, start = [], 0
     while len(wav) - start > limit:

@@ -1,4 +1,4 @@
-"""From prompts (ids and mels) to the model's batch of static shapes. numpy only.
+"""From prompts (ids and mels) to the model's batch of static shapes, for training too. numpy only.
 
 `models.moss_audio` says what the arrays of a batch mean. Several prompts may share a row
 (packing): segment s of a row is its s-th prompt, counted from 1.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import ml_dtypes  # noqa: F401  gives np.dtype the name bfloat16
 import numpy as np
 
 from moss_audio_jax.audio import lengths
@@ -18,6 +19,7 @@ from moss_audio_jax.errors import InputError
 # Lengths are rounded up to powers of two and the halves between them, so that few programs are
 # compiled and at most a third of a row is padding.
 _MIN_LENGTH = 128
+IGNORE = -100  # the label of a token that is not to be learned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,27 @@ class Example:
 
     ids: np.ndarray
     mels: tuple[np.ndarray, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainExample(Example):
+    """A conversation to learn from.
+
+    Attributes:
+      labels: int32 [L], `ids` where the answers are, else IGNORE.
+      weight: of each of its label tokens in the loss.
+      task: 1 for the first of the tasks that are told apart, ...; 0 for any other.
+      row_id: the row it was made of, "part:row".
+      index: where it stands in the mixture.
+      seconds: of sound.
+    """
+
+    labels: np.ndarray
+    weight: float
+    task: int
+    row_id: str
+    index: int
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +80,14 @@ def check(example: Example, config: EncoderConfig, audio_token_id: int) -> None:
 
 def chunk_count(example: Example, config: EncoderConfig) -> int:
     """Chunks the encoder sees for this prompt."""
+    return chunks_of([mel.shape[1] for mel in example.mels], config)
+
+
+def chunks_of(mel_frames: Sequence[int], config: EncoderConfig) -> int:
+    """Chunks of clips of so many mel frames."""
     if config.attention != "chunked":
-        return len(example.mels)
-    return sum(-(-mel.shape[1] // config.chunk_frames) for mel in example.mels)
+        return len(mel_frames)
+    return sum(-(-frames // config.chunk_frames) for frames in mel_frames)
 
 
 def bucket(n: int, smallest: int = 1) -> int:
@@ -90,8 +118,12 @@ def make_batch(
     shape: Shape,
     config: EncoderConfig,
     audio_token_id: int,
+    mel_dtype: str = "float32",
 ) -> dict[str, np.ndarray]:
     """Lays examples out in rows; rows beyond those given stay empty.
+
+    `mel_dtype` is that of the batch's mels: where they were rounded to bfloat16 already, a bfloat16
+    batch is the same at half the size.
 
     Raises:
       InputError: an example's placeholders and clips disagree, or a row does not fit `shape`.
@@ -102,7 +134,7 @@ def make_batch(
         "positions": np.zeros((b, t), np.int32),
         "segment_ids": np.zeros((b, t), np.int32),
         "audio_index": np.full((b, t), -1, np.int32),
-        "mels": np.zeros((b, c, f, config.mel_bins), np.float32),
+        "mels": np.zeros((b, c, f, config.mel_bins), np.dtype(mel_dtype)),
         "frames": np.zeros((b, c), np.int32),
         "padded": np.zeros((b, c), np.int32),
     }
@@ -123,6 +155,35 @@ def make_batch(
             places = token + np.flatnonzero(np.asarray(example.ids) == audio_token_id)
             batch["audio_index"][row, places] = _fill_chunks(batch, row, chunk, example, config)
             token, chunk = token + n, chunk + n_chunks
+    return batch
+
+
+def make_train_batch(
+    rows: Sequence[Sequence[TrainExample]],
+    shape: Shape,
+    config: EncoderConfig,
+    audio_token_id: int,
+    mel_dtype: str = "float32",
+) -> dict[str, np.ndarray]:
+    """`make_batch` and what a loss needs, each label standing at its own token (not shifted):
+
+    labels   int32 [B, T]    the token where it is to be learned, else IGNORE
+    weights  float32 [B, T]  the example's weight where there is a label, else 0
+    tasks    int32 [B, T]    the example's task at all of its tokens; 0 in padding
+    """
+    batch = make_batch(rows, shape, config, audio_token_id, mel_dtype)
+    b, t = shape.rows, shape.tokens
+    batch["labels"] = np.full((b, t), IGNORE, np.int32)
+    batch["weights"] = np.zeros((b, t), np.float32)
+    batch["tasks"] = np.zeros((b, t), np.int32)
+    for row, examples in enumerate(rows):
+        token = 0
+        for example in examples:
+            here = slice(token, token + len(example.ids))
+            batch["labels"][row, here] = example.labels
+            batch["weights"][row, here] = np.where(example.labels != IGNORE, example.weight, 0)
+            batch["tasks"][row, here] = example.task
+            token = here.stop
     return batch
 
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moss_audio_jax import command
+from moss_audio_jax.errors import UsageError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
                          help="no seconds between the audio tokens")  # fmt: skip
     options.add_argument("--json", action="store_true", help="one JSON object a line")
     options.add_argument("--stream", action="store_true", help="print text as it comes")
-    options.add_argument("--batch-size", type=int, default=8, metavar="N")
+    options.add_argument("--batch-size", type=command.positive, default=8, metavar="N")
     sampling_options(options)
     args = options.parse_args(argv)
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
 
     groups = [args.audio] if args.together or not args.audio else [[file] for file in args.audio]
     if args.stream and (len(groups) > 1 or args.json):
-        options.error("--stream is for one question and plain text")
+        raise UsageError("--stream is for one question and plain text")
     sampling = sampling_from(args)
     model = command.load_model(args)
     requests = [

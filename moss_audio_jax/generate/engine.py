@@ -22,6 +22,7 @@ from moss_audio_jax.config import Compute, ModelConfig
 from moss_audio_jax.data.batch import Example, bucket, bucket_shape, chunk_count, make_batch
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.generate.sampling import MAX_STOP_IDS, Knobs, Sampling, choose
+from moss_audio_jax.generate.vocabulary import Vocabulary
 from moss_audio_jax.models import cache as kv_cache
 from moss_audio_jax.models import moss_audio
 from moss_audio_jax.models.blocks import as_dtype
@@ -40,19 +41,6 @@ _LOOP_ROUNDS = 6
 
 _STOP_STRING_STEPS = 16  # tokens between two looks for stop strings
 _PREFILL_TOKENS = 16384  # padded tokens of prompts that are prefilled together, at most
-
-
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """The token ids that generation must know. Hashable: a static argument."""
-
-    size: int
-    audio_token_id: int
-    forbidden: tuple[int, ...] = ()
-    stop: tuple[int, ...] = ()
-    think_open: int = -1
-    think_close: int = -1
-    close_thinking: tuple[int, ...] = ()  # what ends a block whose budget is spent
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,13 +47,14 @@ class Sampling:
         limits = {
             "max_new_tokens": self.max_new_tokens >= 1,
             "temperature": self.temperature >= 0,
-            "top_k": self.top_k >= 0,
+            "top_k": 0 <= self.top_k < 2**31,
             "top_p": 0 < self.top_p <= 1,
             "min_p": 0 <= self.min_p <= 1,
             "repetition_penalty": self.repetition_penalty > 0,
-            "stop": all(isinstance(s, str) and s for s in self.stop),
+            "stop": not isinstance(self.stop, str)
+            and all(isinstance(s, str) and s for s in self.stop),
             "stop_ids": len(self.stop_ids) <= MAX_STOP_IDS,
-            "thinking_budget": self.thinking_budget is None or self.thinking_budget >= 0,
+            "thinking_budget": self.thinking_budget is None or 0 <= self.thinking_budget < 2**31,
         }
         for name, good in limits.items():
             if not good:

@@ -30,13 +30,13 @@ def cross_entropy(
       float32 [B, T] each: -log p(target), 0 where ignored; and log Z (for a z-loss), 0 likewise.
     """
     batch, length, dim = hidden.shape
-    kernel = kernel.astype(hidden.dtype)
 
     def part(xs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         hidden, targets = xs
+        # Rounded here, not before: its gradient then adds up over the chunks in its own dtype.
         logits = jnp.matmul(
             hidden,
-            kernel,
+            kernel.astype(hidden.dtype),
             precision=precision(hidden.dtype),
             preferred_element_type=jnp.float32,
         )

@@ -63,7 +63,7 @@ class Tokenizer(abc.ABC):
           `<|AUDIO|>`, `<|audio_bos|>` and `<|audio_eos|>`, else the released models'.
 
         Raises:
-          InputError: two pieces share an id, or an audio id is that of ordinary text.
+          InputError: two pieces share an id.
         """
         self._vocab = dict(vocab)
         self._pieces = {index: piece for piece, index in vocab.items()}
@@ -84,13 +84,11 @@ class Tokenizer(abc.ABC):
         self.files = tuple(files)
         self.processor = processor
         audio = {processor.audio_token_id, processor.audio_start_id, processor.audio_end_id}
-        for index in sorted(audio & self._pieces.keys()):
-            if self._pieces[index] not in special:
-                raise InputError(
-                    f"{_where(files)}: id {index} is the ordinary piece {self._pieces[index]!r} "
-                    "but processor_config.json (or its defaults) makes it an audio id; "
-                    "give audio ids that no text can produce"
-                )
+        self._clashes = [
+            (index, self._pieces[index])
+            for index in sorted(audio & self._pieces.keys())
+            if self._pieces[index] not in special
+        ]
         self._special = {
             s: vocab[s]
             for s in special
@@ -203,6 +201,17 @@ class Tokenizer(abc.ABC):
                 )
         return tuple(found[0] for found in ids)
 
+    def check(self, vocab_size: int | None = None) -> None:
+        """Raises InputError if an id is beyond a model's vocabulary, or an audio id is text."""
+        if vocab_size is not None:
+            check_fits(self, self.processor, vocab_size, str(self.files[0].parent))
+        for index, piece in self._clashes:
+            raise InputError(
+                f"{_where(self.files)}: id {index} is the ordinary piece {piece!r} "
+                "but processor_config.json (or its defaults) makes it an audio id; "
+                "give audio ids that no text can produce"
+            )
+
     def _need(self, string: str) -> int:
         index = self._special.get(string)
         if index is None:
@@ -235,16 +244,25 @@ class StreamDecoder:
         return rest
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
+def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> Tokenizer:
     """The tokenizer in a folder: tokenizer.json, else vocab.json + merges.txt, else *.model.
 
     The first two are byte-level BPE as Qwen has it; a *.model is SentencePiece (tokenizer.model is
     preferred where there are several). processor_config.json beside them gives the audio ids.
 
+    Args:
+      vocab_size: of the model it is for; its ids must fit.
+
     Raises:
-      InputError: no tokenizer there, a file that cannot be read, ids that clash.
+      InputError: no tokenizer there, a file that cannot be read, ids that clash or do not fit.
     """
-    folder = Path(folder)
+    tokenizer = _read_tokenizer(Path(folder))
+    tokenizer.check(vocab_size)
+    return tokenizer
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    """`load_tokenizer` before any check of ids."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected one that holds a tokenizer")
     side = [folder / name for name in _SIDE_FILES if (folder / name).is_file()]
@@ -284,6 +302,23 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     raise InputError(
         f"{folder}: no tokenizer; expected tokenizer.json, vocab.json + merges.txt or *.model"
     )
+
+
+def check_fits(
+    tokenizer: Tokenizer | None, processor: config.ProcessorConfig, vocab_size: int, where: str
+) -> None:
+    """Raises InputError, naming the folder `where`, if an id is beyond a model's vocabulary."""
+    if tokenizer is not None and tokenizer.vocab_size > vocab_size:
+        raise InputError(
+            f"{where}: the tokenizer does not fit the model: its ids go up to "
+            f"{tokenizer.vocab_size - 1}, but the model's vocabulary has {vocab_size} entries"
+        )
+    for key in ("audio_token_id", "audio_start_id", "audio_end_id"):
+        if getattr(processor, key) >= vocab_size:
+            raise InputError(
+                f"{where}: {key} {getattr(processor, key)} does not fit the model: its vocabulary "
+                f"has {vocab_size} entries; name the right id in processor_config.json"
+            )
 
 
 def _where(files: Iterable[Path]) -> str:

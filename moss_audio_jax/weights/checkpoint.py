@@ -122,6 +122,7 @@ def write_side_files(
     files_from: str | Path | None = None,
     processor: ProcessorConfig | None = None,
     tokenizer_from: str | Path | None = None,
+    new_weights: bool = False,
 ) -> None:
     """Writes config.json and the files of EXTRA_FILES into a new checkpoint.
 
@@ -133,6 +134,8 @@ def write_side_files(
         describes this very model and dtype.
       processor: written as processor_config.json where none was copied.
       tokenizer_from: where the tokenizer's files are copied from; default `files_from`.
+      new_weights: they are not those of `files_from`: what its config.json says of them (that they
+        are random) is left out.
     """
     if tokenizer_from is not None:
         copy_files(tokenizer_from, folder)
@@ -144,6 +147,8 @@ def write_side_files(
             theirs = read_json(source)
             if _describes(theirs, config):
                 verbatim = not _set_dtype(theirs, np.dtype(dtype).name)
+                if new_weights and theirs.pop("random_weights", None):
+                    verbatim = False
                 raw = theirs
     if verbatim:
         shutil.copyfile(source, folder / "config.json")
@@ -168,12 +173,15 @@ def save_native(
     config: ModelConfig,
     *,
     files_from: str | Path | None = None,
+    tokenizer_from: str | Path | None = None,
     processor: ProcessorConfig | None = None,
+    new_weights: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Writes parameters (NumPy or JAX arrays, sharded or not) as a native checkpoint.
 
-    With several processes, all of them call this and see the same folder.
+    With several processes, all of them call this and see the same folder. For `files_from` and
+    the others see `write_side_files`.
 
     Raises:
       InputError: parameters that are not the config's, a folder that exists, a full disk.
@@ -183,7 +191,9 @@ def save_native(
     nbytes = sum(leaf.nbytes for leaf in leaves.values())
     with new_folder(folder, nbytes, overwrite) as partial:
         if jax.process_index() == 0:
-            write_side_files(partial, config, dtype, files_from, processor)
+            write_side_files(
+                partial, config, dtype, files_from, processor, tokenizer_from, new_weights
+            )
         write_native(partial, table(config), leaves.items(), dtype)
 
 

@@ -97,7 +97,9 @@ def save_official(
     *,
     dtype: Any = None,
     files_from: str | Path | None = None,
+    tokenizer_from: str | Path | None = None,
     processor: ProcessorConfig | None = None,
+    new_weights: bool = False,
     overwrite: bool = False,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
@@ -109,7 +111,9 @@ def save_official(
     Args:
       dtype: of the files; None: the parameters' own.
       files_from: a checkpoint to take config.json, processor and tokenizer files from.
+      tokenizer_from: a folder to take the tokenizer's files from instead.
       processor: written where `files_from` has none.
+      new_weights: they are not those of `files_from`; see `checkpoint.write_side_files`.
 
     Raises:
       InputError: parameters that are not the config's, a folder that exists, a full disk.
@@ -120,7 +124,9 @@ def save_official(
     with checkpoint.new_folder(folder, nbytes, overwrite) as partial:
         gathered = ((path, _to_host(leaf)) for path, leaf in leaves.items())
         if jax.process_index() == 0:
-            checkpoint.write_side_files(partial, config, dtype, files_from, processor)
+            checkpoint.write_side_files(
+                partial, config, dtype, files_from, processor, tokenizer_from, new_weights
+            )
             write_official(partial, entries, gathered, dtype, max_shard_bytes)
         else:
             for _ in gathered:  # takes part in the gathering

@@ -11,8 +11,9 @@ import moss_audio_jax as mj
 from moss_audio_jax.data.batch import Example
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.generate import engine as engine_module
-from moss_audio_jax.generate.engine import Engine, Vocabulary
+from moss_audio_jax.generate.engine import Engine
 from moss_audio_jax.generate.sampling import Sampling
+from moss_audio_jax.generate.vocabulary import Vocabulary
 
 OWN = Path(__file__).parents[1] / "golden" / "tiny" / "a"
 AUDIO, START, END = 445, 446, 447

@@ -81,7 +81,16 @@ def test_repetition_penalty_divides_positive_and_multiplies_negative_logits():
 
 @pytest.mark.parametrize(
     "bad",
-    [{"temperature": -1}, {"top_p": 0}, {"min_p": 2}, {"max_new_tokens": 0}, {"stop": ("",)}],
+    [
+        {"stop": "END"},
+        {"top_k": 2**31},
+        {"thinking_budget": 2**31},
+        {"temperature": -1},
+        {"top_p": 0},
+        {"min_p": 2},
+        {"max_new_tokens": 0},
+        {"stop": ("",)},
+    ],
     ids=str,
 )
 def test_options_out_of_range_are_named(bad):

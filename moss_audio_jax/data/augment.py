@@ -1,0 +1,76 @@
+"""Optional changes to a clip, each a pure function of (seed, index in the mixture)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import soxr
+
+from moss_audio_jax.audio.lengths import SAMPLE_RATE
+from moss_audio_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """What may happen to each clip; the defaults change nothing.
+
+    Attributes:
+      speeds: speed factors to choose from (1.1: 10% faster and higher). A row with a digit in any
+        of its texts keeps its speed, since the digit may be a time; so does a clip given as a mel.
+      freq_masks: SpecAugment: so many bands of mel bins are blanked,
+      freq_width: each of 0 to this many bins.
+      time_masks: so many stretches of time are blanked,
+      time_width: each of 0 to this many frames,
+      time_share: but of no more than this share of the clip.
+    """
+
+    speeds: tuple[float, ...] = ()
+    freq_masks: int = 0
+    freq_width: int = 27
+    time_masks: int = 0
+    time_width: int = 100
+    time_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "speeds", tuple(self.speeds))
+        for speed in self.speeds:
+            if not 0.5 <= speed <= 2:
+                raise InputError(f"augment.speeds holds {speed!r}; expected factors from 0.5 to 2")
+        for key in ("freq_masks", "freq_width", "time_masks", "time_width"):
+            if getattr(self, key) < 0:
+                raise InputError(f"augment.{key} is {getattr(self, key)!r}; expected 0 or more")
+        if not 0 <= self.time_share <= 1:
+            raise InputError(f"augment.time_share is {self.time_share!r}; expected 0 to 1")
+
+
+def rng_for(seed: int, index: int) -> np.random.Generator:
+    """The generator of one example's random choices."""
+    return np.random.default_rng([seed, index])
+
+
+def change_speed(wav: np.ndarray, speed: float) -> np.ndarray:
+    """float32 [n] -> [about n / speed] at the same rate: tempo and pitch change together."""
+    if speed == 1:
+        return wav
+    return soxr.resample(wav, SAMPLE_RATE * speed, SAMPLE_RATE, quality="HQ")
+
+
+def mask_mel(mel: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+    """SpecAugment on a log-mel [bins, frames]: a copy with bands and stretches at its minimum."""
+    if not augment.freq_masks and not augment.time_masks:
+        return mel
+    bins, frames = mel.shape
+    blank = mel.min()
+    mel = mel.copy()
+    for _ in range(augment.freq_masks):
+        width = int(rng.integers(0, min(augment.freq_width, bins) + 1))
+        start = int(rng.integers(0, bins - width + 1))
+        mel[start : start + width] = blank
+    longest = min(augment.time_width, math.floor(frames * augment.time_share))
+    for _ in range(augment.time_masks):
+        width = int(rng.integers(0, longest + 1))
+        start = int(rng.integers(0, frames - width + 1))
+        mel[:, start : start + width] = blank
+    return mel

@@ -1,0 +1,97 @@
+"""How batches are made: one frozen dataclass, checked before anything is read."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from moss_audio_jax.config import EncoderConfig
+from moss_audio_jax.data.augment import Augment
+from moss_audio_jax.data.batch import Shape
+from moss_audio_jax.errors import InputError
+
+_MAX_STREAMS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class LoaderConfig:
+    """How batches are made.
+
+    Attributes:
+      batch: rows of the global batch, B.
+      length: tokens of a row, T.
+      chunks: audio chunks of a row, C (4 s each with chunked attention, else one clip each). About
+        length / 64 fits speech-like mixtures.
+      frames: mel frames that a chunk has room for; None: the encoder's chunk_frames. Give it for
+        full and sliding attention, a multiple of 8: longer clips are dropped as over-long.
+      packing: several examples in a row; else one.
+      seed: of the order and of the augmentation.
+      streams: S; None: the largest divisor of `batch` up to 8. It must divide the batch and be a
+        multiple of the number of processes, and must not change when a run is continued.
+      window: examples that are packed together.
+      workers: processes that decode; 0: the reading thread does it.
+      ahead: batches that are kept ready.
+      max_bad_share: of the rows seen; more bad ones stop the run,
+      min_seen: once so many rows were seen (by one process).
+      tasks: names of the tasks that the batch's `tasks` tells apart, from 1 on.
+      augment: see Augment.
+    """
+
+    batch: int
+    length: int
+    chunks: int
+    frames: int | None = None
+    packing: bool = True
+    seed: int = 0
+    streams: int | None = None
+    window: int = 64
+    workers: int = 0
+    ahead: int = 2
+    max_bad_share: float = 0.05
+    min_seen: int = 100
+    tasks: tuple[str, ...] = ()
+    augment: Augment = dataclasses.field(default_factory=Augment)
+
+    def stream_count(self) -> int:
+        if self.streams is not None:
+            return self.streams
+        return max(n for n in range(1, _MAX_STREAMS + 1) if self.batch % n == 0)
+
+    def validate(self, encoder: EncoderConfig, process_count: int = 1) -> None:
+        """Raises InputError naming the first key that cannot be."""
+        least = {"batch": 1, "length": 1, "chunks": 0, "window": 1, "workers": 0, "ahead": 1}
+        least |= {"min_seen": 1, "seed": 0}
+        if self.streams is not None:
+            least["streams"] = 1
+        for key, low in least.items():
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise InputError(f"data.{key} is {value!r}; expected an integer of at least {low}")
+        if not 0 <= self.max_bad_share <= 1:
+            raise InputError(f"data.max_bad_share is {self.max_bad_share!r}; expected 0 to 1")
+        streams = self.stream_count()
+        if self.batch % streams:
+            raise InputError(f"data.streams {streams} does not divide data.batch {self.batch}")
+        if streams % process_count:
+            raise InputError(
+                f"data.streams {streams} is not a multiple of the {process_count} processes; set "
+                f"data.streams to one that divides data.batch {self.batch}"
+            )
+        frames = self.chunk_frames(encoder)
+        if frames % 8 or frames < 8:
+            raise InputError(f"data.frames is {frames}; expected a multiple of 8")
+        if encoder.attention == "chunked" and frames != encoder.chunk_frames:
+            raise InputError(
+                f"data.frames is {frames}; chunked attention has {encoder.chunk_frames} a chunk"
+            )
+
+    def chunk_frames(self, encoder: EncoderConfig) -> int:
+        return encoder.chunk_frames if self.frames is None else self.frames
+
+    def shape(self, encoder: EncoderConfig, process_count: int = 1) -> Shape:
+        """The static shape of one process's part of a batch."""
+        return Shape(
+            rows=self.batch // process_count,
+            tokens=self.length,
+            chunks=self.chunks,
+            frames=self.chunk_frames(encoder),
+        )

@@ -1,0 +1,199 @@
+"""Training rows: one JSON object, alone or with its audio beside it in one record.
+
+A row is what the official fine-tuning JSONL holds, and a little more:
+
+    {"conversation": [{"role": "user", "message_type": "audio", "content": "clips/a.wav"},
+                      {"role": "user", "message_type": "text", "content": "Transcribe the audio."},
+                      {"role": "assistant", "message_type": "text", "content": "hello"}],
+     "weight": 1.0, "task": "asr", "id": "a"}
+
+A record of an ArrayRecord shard is such a line of JSON, or the row and its clips in one piece:
+
+    b"MAJ1"  uint32 length of the header  header  blob  blob  ...        (little-endian)
+
+The header is the row's JSON with one more key, "clips": a list that says for each audio message, in
+order, what its blob is: {"kind": "audio", "bytes": n} a whole audio file of any format, or {"kind":
+"mel", "bytes": n, "frames": t, "dtype": "bfloat16"} a log-mel, [t, 128] in C order. Needs nothing
+but NumPy, so that other environments can write records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moss_audio_jax.errors import InputError
+
+MAGIC = b"MAJ1"
+_HEADER = struct.Struct("<4sI")
+MEL_DTYPES = ("bfloat16", "float16", "float32")
+
+
+class AudioFile(NamedTuple):
+    """The bytes of an audio file and the name it is known by."""
+
+    data: bytes
+    name: str
+
+
+# What a row holds of a clip: the path of a file, the file itself, or its log-mel [128, frames].
+Clip = str | AudioFile | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One training row. `clips` stand in the order of the conversation's audio messages."""
+
+    messages: Sequence[Mapping[str, Any]]
+    clips: tuple[Clip, ...] = ()
+    weight: float = 1.0
+    task: str | None = None
+    id: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rejected:
+    """A row that gives no example: `bad`, or too long for a row of the batch."""
+
+    bad: bool
+    source: str
+    line: int
+    row_id: str
+    reason: str
+    id: str | None = None
+
+
+def parse_row(data: bytes) -> Row:
+    """A row from a line of JSON or a record.
+
+    Raises:
+      InputError: not JSON, no conversation, a weight that is no positive number, a record that is
+        cut short. The messages themselves are judged by `text.build_conversation`.
+    """
+    if data[:4] == MAGIC:
+        raw, blobs = _split_record(data)
+    else:
+        raw, blobs = parse_json(data), None
+    messages = raw.get("conversation")
+    if not isinstance(messages, list) or not messages:
+        raise InputError(
+            'no "conversation"; expected a list of {"role", "message_type", "content"}'
+        )
+    weight = raw.get("weight", 1.0)
+    if (
+        isinstance(weight, bool)
+        or not isinstance(weight, (int, float))
+        or not (0 < weight < math.inf)
+    ):
+        raise InputError(f'"weight" is {weight!r}; expected a positive number')
+    for key in ("task", "id"):
+        if not isinstance(raw.get(key), str | None):
+            raise InputError(f'"{key}" is {raw[key]!r}; expected a string')
+    names = audio_names(messages)
+    if blobs is None:
+        clips: tuple[Clip, ...] = tuple(names)
+    elif len(blobs) != len(names):
+        raise InputError(f"the record holds {len(blobs)} clips for {len(names)} audio messages")
+    else:
+        clips = tuple(
+            AudioFile(bytes(blob), name) if isinstance(blob, memoryview) else blob
+            for blob, name in zip(blobs, names, strict=True)
+        )
+    return Row(messages, clips, float(weight), raw.get("task"), raw.get("id"))
+
+
+def audio_names(messages: Sequence[Any]) -> list[str]:
+    """The contents of the audio messages, in order; InputError where one is no path."""
+    names = []
+    for index, message in enumerate(messages):
+        if isinstance(message, Mapping) and message.get("message_type") == "audio":
+            content = message.get("content")
+            if not isinstance(content, str) or not content:
+                raise InputError(
+                    f"messages[{index}]: content is {content!r}; expected the path of an audio file"
+                )
+            names.append(content)
+    return names
+
+
+def encode_record(raw: Mapping[str, Any], clips: Sequence[bytes | np.ndarray]) -> bytes:
+    """A record of a row and its clips.
+
+    Args:
+      raw: the row's JSON object.
+      clips: for each audio message the bytes of an audio file, or a log-mel [128, frames] in one of
+        MEL_DTYPES.
+    """
+    described, blobs = [], []
+    for clip in clips:
+        if isinstance(clip, np.ndarray):
+            blob = np.ascontiguousarray(clip.T).tobytes()
+            kind = {"kind": "mel", "frames": clip.shape[1], "dtype": clip.dtype.name}
+        else:
+            blob, kind = clip, {"kind": "audio"}
+        described.append({**kind, "bytes": len(blob)})
+        blobs.append(blob)
+    header = json.dumps({**raw, "clips": described}, ensure_ascii=False).encode()
+    return b"".join([_HEADER.pack(MAGIC, len(header)), header, *blobs])
+
+
+def _split_record(data: bytes) -> tuple[dict[str, Any], list[memoryview | np.ndarray]]:
+    """The row's JSON, and for each clip a memoryview (audio file) or a log-mel [128, frames]."""
+    size = int.from_bytes(data[4 : _HEADER.size], "little")
+    end = _HEADER.size + size
+    if len(data) < end:
+        raise InputError(
+            f"the record is cut short: {len(data)} bytes, its header alone needs {end}"
+        )
+    raw = parse_json(data[_HEADER.size : end])
+    blobs: list[memoryview | np.ndarray] = []
+    described = raw.get("clips")
+    if not isinstance(described, list):
+        raise InputError('the record\'s header has no list "clips"')
+    for number, clip in enumerate(described, 1):
+        try:
+            start, end = end, end + clip["bytes"]
+            blob = memoryview(data)[start:end]
+            if len(blob) != clip["bytes"]:
+                raise InputError(f"the record is cut short: clip {number} ends beyond it")
+            if clip["kind"] == "audio":
+                blobs.append(blob)
+            elif clip["kind"] == "mel" and clip["dtype"] in MEL_DTYPES:
+                mel = np.frombuffer(blob, _dtype(clip["dtype"])).reshape(clip["frames"], -1)
+                blobs.append(mel.T)
+            else:
+                raise InputError(f"clip {number} of the record is {clip!r}; expected audio or mel")
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"clip {number} of the record is described as {clip!r}") from None
+    return raw, blobs
+
+
+def _dtype(name: str) -> np.dtype:
+    if name == "bfloat16":
+        import ml_dtypes  # here, because writers of audio do without it
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def parse_json(data: bytes) -> dict[str, Any]:
+    """A JSON object from UTF-8; InputError says what is wrong with it."""
+    try:
+        raw = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"not JSON ({error.msg} at character {error.pos})") from None
+    except RecursionError:
+        raise InputError("not usable JSON: nested too deeply") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"the row is a {type(raw).__name__}; expected a JSON object")
+    return raw

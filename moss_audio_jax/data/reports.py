@@ -1,0 +1,112 @@
+"""Rows that were left out: counted, listed as JSON lines, and too many of them stop the run."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from moss_audio_jax.data.records import Rejected
+from moss_audio_jax.errors import InputError
+
+COUNTS = ("seen", "bad", "overlong")
+
+
+class RowReport:
+    """Appends {"source", "line", "row", "id", "reason"} to a file, each row once.
+
+    Processes may share a local file. A remote file cannot be appended to: each needs its own.
+    """
+
+    def __init__(self, path: str | None):
+        self.path = path
+        self._listed: set[tuple[str, int]] = set()
+        self._read = 0  # bytes of the file that _listed covers
+        self._remote = path is not None and "://" in path
+        self._text = ""
+        if path is not None and not self._remote:
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        elif self._remote and _epath(path).exists():
+            self._text = _epath(path).read_text()
+            self._learn(self._text)
+
+    def add(self, row: Rejected) -> None:
+        key = (row.source, row.line)
+        if self.path is None or key in self._listed:
+            return
+        record = {"source": row.source, "line": row.line, "row": row.row_id}
+        if row.id is not None:
+            record["id"] = row.id
+        line = json.dumps({**record, "reason": row.reason}, ensure_ascii=False) + "\n"
+        if self._remote:
+            self._text += line
+            _epath(self.path).write_text(self._text)
+            self._listed.add(key)
+            return
+        with open(self.path, "a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(self._read)
+            new = file.read()
+            # A process that was killed may have left half a line.
+            whole = new[: new.rfind(b"\n") + 1]
+            if len(whole) < len(new):
+                file.truncate(self._read + len(whole))
+            self._learn(whole.decode())
+            if key not in self._listed:
+                file.write(line.encode())
+                whole += line.encode()
+                self._listed.add(key)
+            self._read += len(whole)
+
+    def _learn(self, text: str) -> None:
+        for line in text.splitlines():
+            record = json.loads(line)
+            self._listed.add((record["source"], record["line"]))
+
+
+class Reports:
+    """Counts and lists the rows that give no example."""
+
+    def __init__(self, folder: str | None, process_index: int):
+        def path(name: str) -> str | None:
+            if folder is None:
+                return None
+            own = f"-{process_index}" if "://" in folder and process_index else ""
+            return f"{str(folder).rstrip('/')}/{name}{own}.jsonl"
+
+        self._bad = RowReport(path("bad_rows"))
+        self._overlong = RowReport(path("overlong_rows"))
+        self._last: Rejected | None = None
+
+    def count(self, made: Iterable[Any], counts: dict[str, int]) -> None:
+        for each in made:
+            counts["seen"] += 1
+            if not isinstance(each, Rejected):
+                continue
+            counts["bad" if each.bad else "overlong"] += 1
+            (self._bad if each.bad else self._overlong).add(each)
+            if each.bad:
+                self._last = each
+
+    def judge(self, counts: Mapping[str, int], max_bad_share: float, min_seen: int) -> None:
+        """Raises InputError where too many rows are bad."""
+        seen, bad = counts["seen"], counts["bad"]
+        if seen < min_seen or bad <= max_bad_share * seen:
+            return
+        last = (
+            f"{self._last.source} line {self._last.line}: {self._last.reason}; "
+            if self._last
+            else ""
+        )
+        raise InputError(
+            f"{bad} of {seen} rows ({bad / seen:.1%}) are bad, data.max_bad_share allows "
+            f"{max_bad_share:.1%}; the last: {last}see {self._bad.path or 'report_dir'}"
+        )
+
+
+def _epath(path: str):
+    from etils import epath
+
+    return epath.Path(path)

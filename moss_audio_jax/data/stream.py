@@ -1,0 +1,135 @@
+"""One stream of packed rows: every S-th index of a mixture, in windows, resumable in between."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from moss_audio_jax.data.batch import TrainExample, chunk_count
+from moss_audio_jax.data.examples import Job
+from moss_audio_jax.data.loader_config import LoaderConfig
+from moss_audio_jax.data.mixture import Mixture
+from moss_audio_jax.data.packing import Size, emptiest, pack
+from moss_audio_jax.data.reports import COUNTS
+from moss_audio_jax.data.workers import Made, Workers
+from moss_audio_jax.errors import InputError
+
+_HOPELESS = 1024  # rows of one stream, one after the other, that give no example at all
+
+
+class Stream:
+    """The packed rows of every S-th index of the mixture, from `number` on."""
+
+    def __init__(
+        self,
+        number: int,
+        streams: int,
+        mixture: Mixture,
+        workers: Workers,
+        count: Callable[[Made, dict[str, int]], None],
+        config: LoaderConfig,
+    ):
+        self.number = number
+        self._step = streams
+        self._mixture = mixture
+        self._workers = workers
+        self._count = count
+        self._config = config
+        self._encoder = workers.make.encoder
+        self.restore({"next": 0, "carry": [], "offset": 0, **dict.fromkeys(COUNTS, 0)})
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        self.counts = {key: int(saved[key]) for key in COUNTS}
+        self._next = int(saved["next"])  # own position at which the next window begins
+        self._carried: list[TrainExample] | list[int] = [int(i) for i in saved["carry"]]
+        self._start = {"next": self._next, "carry": self._carried, **self.counts}
+        self._rows: list[list[TrainExample]] | None = None
+        self._offset = int(saved["offset"])  # rows of this window that were handed out
+        self._pending: deque = deque()
+
+    def state(self) -> dict[str, Any]:
+        if self._rows is not None and self._offset == len(self._rows):
+            carry = [example.index for example in self._carried]
+            return {"next": self._next, "carry": carry, "offset": 0, **self.counts}
+        return {**self._start, "offset": self._offset}
+
+    def prefetch(self, depth: int) -> None:
+        """Has the next `depth` windows made, if they are not yet."""
+        window = self._config.window
+        while len(self._pending) < depth:
+            first = self._next + len(self._pending) * window
+            jobs = [self._job(self.number + self._step * n) for n in range(first, first + window)]
+            self._pending.append(self._workers.submit(jobs))
+
+    def take(self) -> list[TrainExample]:
+        """The next packed row."""
+        while self._rows is None or self._offset == len(self._rows):
+            if self._rows is not None:
+                self._offset = 0
+            self._load()  # after a restore, `_offset` rows of it were handed out before
+        self._offset += 1
+        return self._rows[self._offset - 1]
+
+    def _load(self) -> None:
+        """The next window that fills at least one row."""
+        examples = self._carried_examples()
+        barren = 0
+        while True:
+            self._start = {
+                "next": self._next,
+                "carry": [e.index for e in examples],
+                **self.counts,
+            }
+            self.prefetch(1)
+            made = self._pending.popleft()()
+            self._next += self._config.window
+            self.prefetch(1)
+            self._count(made, self.counts)
+            new = [each for each in made if isinstance(each, TrainExample)]
+            barren = 0 if new else barren + len(made)
+            if barren >= _HOPELESS:
+                raise InputError(
+                    f"none of {barren} rows in a row could be used; the last, "
+                    f"{made[-1].source} line {made[-1].line}: {made[-1].reason}"
+                )
+            rows, carried = self._pack(examples + new, len(examples))
+            examples = carried
+            if rows:
+                self._rows, self._carried = rows, carried
+                return
+
+    def _carried_examples(self) -> list[TrainExample]:
+        """What the last window left over; made anew where a saved state only names it."""
+        if self._carried and not isinstance(self._carried[0], TrainExample):
+            made = self._workers.submit([self._job(index) for index in self._carried])()
+            self._carried = [each for each in made if isinstance(each, TrainExample)]
+        return self._carried
+
+    def _pack(
+        self, examples: list[TrainExample], carried: int
+    ) -> tuple[list[list[TrainExample]], list[TrainExample]]:
+        """Full rows, and the examples for the next window. None is carried twice."""
+        if not self._config.packing:
+            return [[example] for example in examples], []
+        room = Size(self._config.length, self._config.chunks)
+        sizes = [Size(len(e.ids), chunk_count(e, self._encoder)) for e in examples]
+        rows = pack(sizes, room, carried)
+        if len(rows) < 2:
+            return [], examples
+        left = rows.pop(emptiest(rows, sizes, room))
+        # The packing puts long examples first: batches would not be alike.
+        order = np.random.default_rng([self._config.seed, self.number, self._next])
+        rows = [rows[i] for i in order.permutation(len(rows))]
+        return [[examples[i] for i in row] for row in rows], [examples[i] for i in left]
+
+    def _job(self, index: int) -> Job:
+        return job_for(self._mixture, index, *self._mixture[index])
+
+
+def job_for(mixture: Mixture, index: int, part: int, row: int) -> Job:
+    return Job(
+        index, mixture.location(part, row), mixture.row_id(part, row), mixture.parts[part].name
+    )

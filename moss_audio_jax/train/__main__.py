@@ -1,0 +1,90 @@
+"""Trains a model, or continues what a folder holds, and exports it.
+
+example:
+  moss-audio-jax train --config configs/sft.py --workdir DIR \\
+      --config.init_from=CHECKPOINT --config.data.train="('rows.jsonl',)"
+
+--config FILE[:argument] names a Python file with get_config(); --config.KEY=VALUE overrides one of
+its keys. The same command again continues; SIGTERM saves and ends the run with exit code 0.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from moss_audio_jax import command
+from moss_audio_jax.errors import InputError, UsageError
+
+
+def main(argv: Sequence[str]) -> int:
+    config, workdir = parse(argv)
+    _join_processes()
+    from moss_audio_jax.train.loop import train
+
+    return train(config, workdir)
+
+
+def parse(argv: Sequence[str]) -> tuple[Any, Path]:
+    """The config and the work folder of a command line.
+
+    Raises:
+      InputError: a config file that cannot be loaded.
+      UsageError: an unknown key, a value of the wrong type.
+    """
+    options = command.parser("train", __doc__)
+    options.add_argument("--config", required=True, metavar="FILE[:ARG]")
+    options.add_argument("--workdir", required=True, type=Path, metavar="DIR")
+    args, rest = options.parse_known_args(argv)
+    return load_config(args.config, rest), args.workdir
+
+
+def load_config(name: str, overrides: Sequence[str] = ()) -> Any:
+    """The config of FILE[:ARG] with overrides like --config.train.steps=5, checked key by key."""
+    from moss_audio_jax.train.check import check_keys
+
+    file = Path(name.split(":")[0])
+    if not file.is_file():
+        raise InputError(f"{file}: no such config file")
+    for option in overrides:
+        if not option.startswith("--config."):
+            raise UsageError(f"unknown option {option!r}; expected --config.KEY=VALUE")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    sys.path.insert(0, str(file.parent.resolve()))  # recipes import their neighbours
+    try:
+        values(["train", f"--config={name}", *overrides])
+        config = values.config
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{name}: {' '.join(str(error).split())[:300]}") from None
+    finally:
+        sys.path.remove(str(file.parent.resolve()))
+    check_keys(config)
+    return config
+
+
+def _join_processes() -> None:
+    """Joins the other processes of the run where a launcher says that there are any."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(cache / "moss_audio_jax" / "xla"))
+    if "MOSS_AUDIO_JAX_COORDINATOR" in os.environ:  # launch/local_processes.py
+        jax.distributed.initialize(
+            os.environ["MOSS_AUDIO_JAX_COORDINATOR"],
+            int(os.environ["MOSS_AUDIO_JAX_PROCESSES"]),
+            int(os.environ["MOSS_AUDIO_JAX_PROCESS"]),
+        )
+    elif "MOSS_AUDIO_JAX_DISTRIBUTED" in os.environ:  # TPU pods, SLURM, GKE: JAX finds them
+        jax.distributed.initialize()
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))

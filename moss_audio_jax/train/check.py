@@ -1,0 +1,110 @@
+"""Everything that can be wrong with a run's config, found before anything is compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from moss_audio_jax.config import ModelConfig
+from moss_audio_jax.errors import UsageError
+from moss_audio_jax.ops.attention import IMPLEMENTATIONS
+from moss_audio_jax.train.defaults import get_config
+from moss_audio_jax.train.optimizer import OPTIMIZERS, SCHEDULES
+
+_FREE = ("data.mixture",)  # its keys are the user's own
+_ONE_OF = {
+    "train.dtype": ("bfloat16", "float32"),
+    "train.remat": ("none", "full", "projections", "offload"),
+    "train.attention": IMPLEMENTATIONS,
+    "optimizer.name": OPTIMIZERS,
+    "optimizer.schedule": SCHEDULES,
+    "optimizer.moment_dtype": ("bfloat16", "float32"),
+    "checkpoint.export": ("official", "native", "none"),
+    "encoder_attention": ("", "chunked", "full", "sliding"),
+}
+_AT_LEAST_ONE = (
+    "train.steps", "train.log_every", "train.accumulate", "train.encoder_chunks",
+    "train.max_skipped", "checkpoint.every", "checkpoint.keep_last", "data.batch", "data.length",
+    "data.window",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "train.clip_norm", "train.z_loss", "train.ema", "optimizer.learning_rate", "optimizer.warmup",
+    "optimizer.weight_decay", "lora.rank", "eval.every", "eval.samples", "checkpoint.keep_every",
+    "checkpoint.keep_best", "data.chunks", "data.streams", "data.workers",
+)  # fmt: skip
+
+
+def check_keys(config: ConfigDict) -> None:
+    """Raises UsageError for a key that no run has, or a value of the wrong type."""
+    _same_keys(config, get_config(), "")
+
+
+def check(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
+    """Raises UsageError naming the first key that cannot be, alone or beside another."""
+
+    def value(key: str) -> Any:
+        at = config
+        for name in key.split("."):
+            at = at[name]
+        return at
+
+    for key, allowed in _ONE_OF.items():
+        if value(key) not in allowed:
+            raise UsageError(f"{key} is {value(key)!r}; expected one of {', '.join(allowed)}")
+    for key in _AT_LEAST_ONE:
+        if value(key) < 1:
+            raise UsageError(f"{key} is {value(key)}; expected at least 1")
+    for key in _NOT_NEGATIVE:
+        if value(key) < 0:
+            raise UsageError(f"{key} is {value(key)}; expected 0 or more")
+    if bool(config.data.train) == bool(config.data.mixture):
+        raise UsageError("data.train or data.mixture: give one of them, and not both")
+    if config.train.ema >= 1:
+        raise UsageError(f"train.ema is {config.train.ema}; expected less than 1")
+    if config.data.length > model.decoder.max_positions:
+        raise UsageError(
+            f"data.length {config.data.length} exceeds the model's "
+            f"{model.decoder.max_positions} positions"
+        )
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.data.batch % (ways * config.train.accumulate):
+        raise UsageError(
+            f"data.batch {config.data.batch} is not a multiple of mesh.data * mesh.fsdp * "
+            f"train.accumulate = {ways} * {config.train.accumulate}"
+        )
+    tensor, sequence = mesh.shape["tensor"], mesh.shape["sequence"]
+    for key in ("heads", "kv_heads"):
+        heads = getattr(model.decoder, key)
+        if heads % tensor:
+            raise UsageError(f"mesh.tensor {tensor} does not divide model.decoder.{key} {heads}")
+    if config.data.length % sequence:
+        raise UsageError(
+            f"mesh.sequence {sequence} does not divide data.length {config.data.length}"
+        )
+
+
+def _same_keys(given: ConfigDict, expected: ConfigDict, prefix: str) -> None:
+    for key in given:
+        name = f"{prefix}{key}"
+        if key not in expected:
+            close = ", ".join(sorted(expected))
+            raise UsageError(f"config has the unknown key {name}; {prefix or 'a run '}has {close}")
+        if name in _FREE:
+            continue
+        if isinstance(expected[key], ConfigDict):
+            if not isinstance(given[key], ConfigDict):
+                raise UsageError(f"{name} is {given[key]!r}; expected a group of keys")
+            _same_keys(given[key], expected[key], f"{name}.")
+        else:
+            kinds = type(expected[key])
+            number = kinds is float and type(given[key]) is int
+            if type(given[key]) is not kinds and not number:
+                raise UsageError(
+                    f"{name} is {given[key]!r} ({type(given[key]).__name__}); "
+                    f"expected {kinds.__name__}"
+                )
+    for key in expected:
+        if key not in given:
+            raise UsageError(f"config lacks the key {prefix}{key}; start from configs/common.py")

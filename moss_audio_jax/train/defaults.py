@@ -1,0 +1,103 @@
+"""Every key that a run has, with its default. Recipes start from here and change a few.
+
+    moss-audio-jax train --config configs/sft.py --workdir DIR --config.init_from=CHECKPOINT \
+        --config.data.train="('rows.jsonl',)"
+
+A config file is a Python file with `get_config()`; any key may be overridden on the command line.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from moss_audio_jax.config import RELEASED, ModelConfig
+from moss_audio_jax.data.augment import Augment
+
+
+def get_config(size: str = "4b") -> ConfigDict:
+    c = ConfigDict()
+
+    # What to start from: a checkpoint folder (official or native); "" for a fresh model of
+    # `model`'s sizes; or parts of one: "decoder=QWEN3_DIR", "encoder=DIR", both with a comma.
+    c.init_from = ""
+    # Folder of the tokenizer; "" = that of init_from (or of its decoder).
+    c.tokenizer = ""
+    # Sizes of a fresh model; a whole checkpoint brings its own.
+    c.model = sizes(RELEASED[size or "4b"])
+    c.encoder_attention = ""  # chunked | full | sliding; "" = the model's own
+
+    c.data = data = ConfigDict()
+    data.train = ()  # paths of JSONL or ArrayRecord
+    data.mixture = ConfigDict()  # or, where train is empty, named parts: see docs/data.md
+    data.eval = ()  # paths, for the held-out loss
+    data.length = 8192  # tokens of a row
+    data.chunks = 0  # chunks of 4 s a row holds; 0 = as many as the tokens can
+    data.batch = 256  # rows of a step, over all devices
+    data.packing = True  # several examples share a row
+    data.streams = 0  # independent orders; 0 = chosen; divides the batch
+    data.window = 128  # examples that are packed with one another
+    data.workers = 0  # decoding processes; 0 = in this one
+    data.time_markers = True
+    data.max_bad_share = 0.05  # more unusable rows than this stop the run
+    data.augment = ConfigDict(dataclasses.asdict(Augment()))  # speed, SpecAugment; none
+    data.tasks = ()  # names of tasks whose losses are reported apart
+    data.log_rows = False  # write which rows each step saw to rows.jsonl
+
+    c.train = train = ConfigDict()
+    train.steps = 1000
+    train.seed = 0
+    train.log_every = 10
+    train.accumulate = 1  # micro-batches a step
+    train.clip_norm = 1.0
+    train.z_loss = 0.0
+    train.ema = 0.0  # decay of an average of the weights; 0 = none
+    train.dtype = "bfloat16"  # of compute; master weights are float32
+    train.remat = "full"  # none | full | projections | offload
+    train.attention = "auto"
+    train.encoder_chunks = 64
+    train.max_skipped = 10  # non-finite updates in a row that stop the run
+    train.profile = (0, 0)  # (first step, how many) to trace for the profiler
+
+    c.optimizer = optimizer = ConfigDict()
+    optimizer.name = "adamw"  # adamw | adafactor
+    optimizer.learning_rate = 1e-5
+    optimizer.schedule = "cosine"  # cosine | wsd | linear | constant
+    optimizer.warmup = 100  # steps
+    optimizer.final = 0.1  # of the peak, at the end
+    optimizer.decay = 0.2  # wsd: share of the steps that fall
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.95
+    optimizer.eps = 1e-8
+    optimizer.weight_decay = 0.1
+    optimizer.moment_dtype = "float32"  # of the first moment; bfloat16 saves memory
+    # (path regex, learning-rate factor); the first match wins, 0 freezes.
+    optimizer.groups = ((".*", 1.0),)
+
+    c.lora = lora = ConfigDict()
+    lora.rank = 0  # 0 = no LoRA
+    lora.alpha = 2.0
+    lora.targets = "language_model/layers/(self_attn|mlp)/(q|k|v|o|gate|up|down)_proj"
+
+    c.mesh = mesh = ConfigDict()
+    mesh.data = 1
+    mesh.fsdp = -1  # the rest
+    mesh.tensor = 1
+    mesh.sequence = 1
+
+    c.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every = 500
+    checkpoint.keep_last = 2
+    checkpoint.keep_every = 0  # also keep every n-th step for good
+    checkpoint.keep_best = 0  # also keep the n best by held-out loss
+    checkpoint.export = "official"  # official | native | none: what the last step writes
+
+    c.eval = evaluation = ConfigDict()
+    evaluation.every = 0  # 0 = never
+    evaluation.samples = 0  # answers to generate and print
+    evaluation.max_new_tokens = 128
+    return c
+
+
+def sizes(model: ModelConfig) -> ConfigDict:
+    """A model's sizes as keys that can be overridden one by one."""
+    return ConfigDict(dataclasses.asdict(model))

@@ -1,0 +1,311 @@
+"""The training loop: the only impure file of this room. Reads from top to bottom like a recipe."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from jax.experimental import multihost_utils
+
+from moss_audio_jax import command
+from moss_audio_jax.config import Compute
+from moss_audio_jax.data.augment import Augment
+from moss_audio_jax.data.loader_config import LoaderConfig
+from moss_audio_jax.data.mixture import Mixture
+from moss_audio_jax.data.pipeline import Loader, eval_batches
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.models import flops, lora, moss_audio
+from moss_audio_jax.sharding import make_mesh, param_shardings
+from moss_audio_jax.train import export, samples
+from moss_audio_jax.train.check import check
+from moss_audio_jax.train.checkpoints import Checkpoints
+from moss_audio_jax.train.metrics import Metrics, cut_back
+from moss_audio_jax.train.optimizer import factors, make_optimizer, schedule
+from moss_audio_jax.train.start import Start, initial_params, read_start
+from moss_audio_jax.train.step import (
+    Recipe,
+    batch_shardings,
+    eval_step,
+    init_state,
+    make_train_step,
+    state_shardings,
+)
+from moss_audio_jax.weights.checkpoint import flatten
+
+_TOTALS = ("tokens_seen", "audio_seconds_seen", "skipped_total")
+
+
+def train(config: Any, workdir: Path) -> int:
+    """Trains, or continues what `workdir` holds; returns the exit code.
+
+    Raises:
+      InputError, UsageError: before anything is compiled, naming the key or file; or InputError
+        when the data or the loss turn bad, after saving.
+    """
+    # --- what is trained, on what -----------------------------------------------------------------
+    start = read_start(config)
+    mesh = make_mesh(**config.mesh)
+    check(config, start.model, mesh)
+    loader_config = _loader_config(config, start)
+    # Data first: a missing file should not wait for weights.
+    spec = tuple(config.data.train) or config.data.mixture
+    mixture = Mixture(spec, config.train.seed)
+    held_out = Mixture(tuple(config.data.eval)) if config.data.eval else None
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(config.to_json_best_effort(indent=1) + "\n")
+
+    abstract_base = flatten(moss_audio.abstract_params(start.model))
+    abstract = dict(abstract_base)
+    if config.lora.rank:
+        abstract |= jax.eval_shape(functools.partial(_adapters, config, abstract_base))
+        factor = {path: float(lora.is_adapter(path)) for path in abstract}
+    else:
+        factor = factors(list(abstract), config.optimizer.groups)
+    trained = {path for path, value in factor.items() if value}
+    recipe = _recipe(config, start)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, factor)
+
+    # --- abstract state -> shardings -> state -----------------------------------------------------
+    init = functools.partial(init_state, trained=trained, optimizer=optimizer, recipe=recipe)
+    abstract_state = jax.eval_shape(init, abstract)
+    shardings = state_shardings(abstract_state, start.model, mesh)
+    checkpoints = Checkpoints(workdir, config.checkpoint)
+    latest = checkpoints.latest()
+    with jax.set_mesh(mesh):
+        base_shardings = param_shardings(moss_audio.abstract_params(start.model), start.model, mesh)
+        params = flatten(initial_params(start, base_shardings, config.train.seed))
+        if config.lora.rank:
+            params |= jax.jit(functools.partial(_adapters, config, abstract_base))()
+        state = jax.jit(init, out_shardings=shardings)(params)
+        del params
+    totals = dict.fromkeys(_TOTALS, 0)
+    saved_data = None
+    if latest is not None:
+        restored, run = checkpoints.restore(latest, abstract_state, shardings)
+        state = {**state, **restored}
+        totals, saved_data = run["totals"], run["data"]
+        command.say(f"continues at step {latest} of {workdir}")
+    first = latest or 0
+    _describe(state, start, mesh, mixture)
+
+    # --- the step, and what goes in and out of it ------------------------------------------------
+    step_fn = make_train_step(recipe, optimizer, schedule(config.optimizer, config.train.steps))
+    step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
+    eval_fn = jax.jit(functools.partial(eval_step, recipe=recipe))
+    rows = loader_config.shape(start.model.encoder)
+    work = flops.train_step(start.model, rows.rows, rows.tokens, rows.chunks, rows.frames)
+    metrics = Metrics(workdir, first, config.train.steps, work)
+    rows_log = workdir / f"rows-{jax.process_index()}.jsonl" if config.data.log_rows else None
+    if rows_log:
+        cut_back(rows_log, first)
+    stop = _StopSignal()
+
+    loader = Loader(
+        mixture, start.tokenizer, start.model.encoder, loader_config,
+        jax.process_index(), jax.process_count(), str(workdir),
+    )  # fmt: skip
+    if saved_data is not None:
+        loader.restore(saved_data)
+    waiting: list[tuple[int, dict, float]] = []  # steps whose numbers are still on the device
+    eval_loss = None
+
+    def save(step: int) -> None:
+        _collect(waiting, totals)
+        run = {"totals": totals, "config": json.loads(config.to_json_best_effort())}
+        checkpoints.save(step, state, run, loader.state(), eval_loss)
+
+    step = first
+    try:
+        with jax.set_mesh(mesh), loader:
+            while step < config.train.steps:
+                _profile(config.train.profile, step - first, workdir)
+                batch = next(loader)
+                if rows_log:
+                    with rows_log.open("a") as file:
+                        file.write(json.dumps({"step": step + 1, "rows": batch.row_ids}) + "\n")
+                placed = _place(batch.arrays, mesh)
+                state, numbers = step_fn(state, placed)
+                step += 1
+                waiting.append((step, numbers, batch.stats["room"] * jax.process_count()))
+
+                if step % config.train.log_every == 0 or step == config.train.steps:
+                    values = _collect(waiting, totals)
+                    metrics.write(step, values | _task_losses(values, config.data.tasks))
+                    if int(state["skipped"]) >= config.train.max_skipped:
+                        save(step)
+                        raise InputError(
+                            f"{int(state['skipped'])} updates in a row had a loss or gradient that "
+                            f"is not finite; stopped at step {step}, saved in {workdir} (lower "
+                            "optimizer.learning_rate, or look at the rows of the last steps)"
+                        )
+                if config.eval.every and step % config.eval.every == 0 and held_out:
+                    eval_loss = _held_out_loss(eval_fn, state, held_out, start, loader_config, mesh)
+                    metrics.write(step, {"eval_loss": eval_loss})
+                    if config.eval.samples:
+                        samples.show(
+                            config.eval.samples, config.eval.max_new_tokens, state, held_out,
+                            start, recipe, loader_config, mesh, workdir, step,
+                        )  # fmt: skip
+                if step % config.checkpoint.every == 0 or step == config.train.steps:
+                    save(step)
+                if stop.asked(step):
+                    save(step)
+                    command.say(f"asked to stop: saved step {step}; the same command continues")
+                    return 0
+    finally:
+        checkpoints.close()
+    export.write(config, start, state, recipe, workdir)
+    command.say(f"done: {step} steps in {workdir}")
+    return 0
+
+
+# --- parts -----------------------------------------------------------------------------------
+
+
+def _adapters(config: Any, base: dict) -> dict:
+    return lora.init(jax.random.key(config.train.seed), base, config.lora.rank, config.lora.targets)
+
+
+def _recipe(config: Any, start: Start) -> Recipe:
+    t = config.train
+    return Recipe(
+        model=start.model,
+        compute=Compute(t.dtype, t.attention, t.remat, t.encoder_chunks),
+        accumulate=t.accumulate,
+        clip_norm=t.clip_norm,
+        z_loss=t.z_loss,
+        ema=t.ema,
+        lora_alpha=config.lora.alpha if config.lora.rank else 0.0,
+        tasks=1 + len(config.data.tasks),
+    )
+
+
+def _loader_config(config: Any, start: Start) -> LoaderConfig:
+    d = config.data
+    return LoaderConfig(
+        batch=d.batch,
+        length=d.length,
+        chunks=d.chunks or math.ceil(d.length / 64),
+        packing=d.packing,
+        seed=config.train.seed,
+        streams=d.streams or None,
+        window=d.window,
+        workers=d.workers,
+        max_bad_share=d.max_bad_share,
+        tasks=tuple(d.tasks),
+        augment=Augment(**d.augment),
+    )
+
+
+def _place(arrays: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    """This process's rows as its part of global arrays."""
+    count = jax.process_count()
+    shapes = {
+        name: jax.ShapeDtypeStruct((x.shape[0] * count, *x.shape[1:]), x.dtype)
+        for name, x in arrays.items()
+    }
+    shardings = batch_shardings(shapes, mesh)
+    return {
+        name: jax.make_array_from_process_local_data(shardings[name], x, shapes[name].shape)
+        for name, x in arrays.items()
+    }
+
+
+def _collect(waiting: list, totals: dict[str, Any]) -> dict[str, Any]:
+    """Fetches the numbers of all steps since the last time; returns those of the newest."""
+    values: dict[str, Any] = {}
+    for _, numbers, room in waiting:
+        n = jax.device_get(numbers)
+        seconds = float(n["audio_frames"]) / 100
+        totals["tokens_seen"] += int(n["tokens"])
+        totals["audio_seconds_seen"] += seconds
+        totals["skipped_total"] += int(not n["finite"])
+        values = {
+            "loss": float(n["mean_loss"]),
+            "grad_norm": float(n["grad_norm"]),
+            "learning_rate": float(n["learning_rate"]),
+            "tokens": int(n["tokens"]),
+            "label_tokens": int(n["labels"]),
+            "audio_seconds": seconds,
+            "padding": 1 - int(n["tokens"]) / room,
+            "tokens_seen": totals["tokens_seen"],
+            "audio_hours_seen": totals["audio_seconds_seen"] / 3600,
+            "skipped": totals["skipped_total"],
+            "task_loss": n["task_loss"],
+            "task_weight": n["task_weight"],
+        }
+    waiting.clear()
+    return values
+
+
+def _task_losses(values: dict[str, Any], tasks: tuple[str, ...]) -> dict[str, float]:
+    """{"loss/asr": ...} for the tasks that the newest step saw."""
+    losses, weights = values.pop("task_loss"), values.pop("task_weight")
+    return {
+        f"loss/{name}": float(losses[k] / weights[k])
+        for k, name in enumerate(("other", *tasks))
+        if tasks and weights[k] > 0
+    }
+
+
+def _held_out_loss(eval_fn, state, held_out, start, loader_config, mesh) -> float:
+    loss = weight = 0.0
+    weights = state.get("ema", state["trained"])
+    for batch in eval_batches(
+        held_out, start.tokenizer, start.model.encoder, loader_config,
+        jax.process_index(), jax.process_count(),
+    ):  # fmt: skip
+        sums = jax.device_get(eval_fn(weights, state["frozen"], _place(batch.arrays, mesh)))
+        loss, weight = loss + float(sums["loss"]), weight + float(sums["weight"])
+    if not weight:
+        raise InputError("data.eval: no row could be used")
+    return loss / weight
+
+
+def _describe(state: dict, start: Start, mesh: jax.sharding.Mesh, mixture: Mixture) -> None:
+    if jax.process_index():
+        return
+    count = moss_audio.count_params
+    table = {**state["trained"], **state["frozen"]}
+    command.say(
+        parameter_overview.get_parameter_overview(
+            {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in sorted(table.items())},
+            include_stats=False,
+        )
+    )
+    command.say(
+        f"{count(state['trained']):,} of {count(table):,} parameters train; mesh "
+        f"{dict(mesh.shape)}; {mixture.rows:,} rows"
+    )
+
+
+def _profile(span: tuple[int, int], done: int, workdir: Path) -> None:
+    first, count = span
+    if count and done == first:
+        jax.profiler.start_trace(str(workdir / "profile"))
+    if count and done == first + count:
+        jax.profiler.stop_trace()
+
+
+class _StopSignal:
+    """SIGTERM asks to save and stop. With several processes all of them learn it at one step."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_: Any) -> None:
+        self._asked = True
+
+    def asked(self, step: int) -> bool:
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._asked

@@ -1,0 +1,106 @@
+"""What a run tells: metrics.jsonl, a line on the console, TensorBoard where it is installed."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from moss_audio_jax import command
+
+
+class Metrics:
+    """Writes one JSON object for each logged step. Only the first process writes.
+
+    Args:
+      start: steps beyond it in an existing file are cut off: they will be done again.
+    """
+
+    def __init__(self, workdir: Path, start: int, steps: int, flops: float):
+        self._file = workdir / "metrics.jsonl"
+        self._writes = jax.process_index() == 0
+        self._steps = steps
+        self._flops = flops
+        self._peak = _peak_flops()
+        self._clock = time.perf_counter()
+        self._step = start
+        self._tensorboard = _tensorboard(workdir) if self._writes else None
+        if self._writes:
+            cut_back(self._file, start)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Adds `step`, rates and ETA to `values`, then writes and prints them."""
+        now = time.perf_counter()
+        steps, seconds = step - self._step, max(now - self._clock, 1e-9)
+        self._clock, self._step = now, step
+        rate = steps / seconds
+        row: dict[str, Any] = {"step": step, **values, "seconds_per_step": seconds / max(steps, 1)}
+        if self._peak:
+            row["mfu"] = self._flops * rate / self._peak
+        if not self._writes:
+            return
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(row)) + "\n")
+        if self._tensorboard:
+            self._tensorboard.write_scalars(
+                step, {k: v for k, v in row.items() if isinstance(v, int | float)}
+            )
+        parts = [f"step {step}/{self._steps}"]
+        parts += [f"loss {row['loss']:.4f}"] if "loss" in row else []
+        parts += [f"eval_loss {row['eval_loss']:.4f}"] if "eval_loss" in row else []
+        if "tokens" in row:
+            parts.append(f"{row['tokens'] * rate:,.0f} tok/s")
+            parts.append(f"{row['audio_hours_seen']:.2f} h audio")
+            parts.append(f"{row['padding']:.1%} padding")
+        if "mfu" in row:
+            parts.append(f"MFU {row['mfu']:.1%}")
+        parts.append(f"ETA {_clock((self._steps - step) / rate)}" if rate else "")
+        command.say("  ".join(filter(None, parts)))
+
+
+def cut_back(file: Path, step: int) -> None:
+    """Drops the lines of a JSONL log beyond `step`, and a half-written last one."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            continue
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    partial.replace(file)
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: a value that is not finite is written as null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def _peak_flops() -> float | None:
+    from moss_audio_jax.models.flops import peak
+
+    one = peak(jax.devices()[0].device_kind)
+    return one * jax.device_count() if one else None
+
+
+def _tensorboard(workdir: Path) -> Any:
+    try:
+        import tensorflow  # noqa: F401  clu's writer needs it: the extra [tensorboard]
+        from clu import metric_writers
+    except ImportError:
+        return None
+    return metric_writers.SummaryWriter(str(workdir / "tensorboard"))

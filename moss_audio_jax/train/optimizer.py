@@ -1,0 +1,93 @@
+"""What is trained, how fast, and by which rule: one table of (path regex, learning-rate factor)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from moss_audio_jax.errors import UsageError
+
+OPTIMIZERS = ("adamw", "adafactor")
+SCHEDULES = ("cosine", "wsd", "linear", "constant")
+
+
+def factors(paths: Sequence[str], groups: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """The learning-rate factor of each parameter path; 0 = frozen. The first match wins.
+
+    Raises:
+      UsageError: a path that no group matches, or nothing left to train.
+    """
+    found: dict[str, float] = {}
+    for path in paths:
+        matches = [factor for pattern, factor in groups if re.search(pattern, path)]
+        if not matches:
+            raise UsageError(
+                f"optimizer.groups: no pattern matches {path}; end the list with ('.*', 1.0), or "
+                "('.*', 0.0) to freeze the rest"
+            )
+        found[path] = float(matches[0])
+    if not any(found.values()):
+        raise UsageError("optimizer.groups freezes every parameter: nothing is left to train")
+    return found
+
+
+def schedule(config: Any, steps: int) -> Callable[[Any], Any]:
+    """step -> learning rate, from `config.optimizer`: warmup, then the named shape.
+
+    cosine and linear fall to `final` (a share of the peak) at the last step; wsd stays at the
+    peak and falls linearly over the last `decay` share of the steps; constant stays.
+    """
+    o = config
+    peak, warmup = o.learning_rate, o.warmup
+    rest = max(1, steps - warmup)
+    if o.schedule == "cosine":
+        body = optax.cosine_decay_schedule(peak, rest, alpha=o.final)
+    elif o.schedule == "linear":
+        body = optax.linear_schedule(peak, peak * o.final, rest)
+    elif o.schedule == "wsd":
+        falling = max(1, int(rest * o.decay))
+        body = optax.linear_schedule(peak, peak * o.final, falling, rest - falling)
+    elif o.schedule == "constant":
+        body = optax.constant_schedule(peak)
+    else:
+        raise UsageError(f"optimizer.schedule is {o.schedule!r}; expected one of {SCHEDULES}")
+    if not warmup:
+        return body
+    # The first step already moves: (step + 1) / warmup.
+    return optax.join_schedules(
+        [optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1)), body], [warmup]
+    )
+
+
+def make_optimizer(
+    config: Any, steps: int, factor: Mapping[str, float]
+) -> optax.GradientTransformation:
+    """The update rule over a flat dict {path: float32 array} of the trained parameters.
+
+    Weight decay goes to kernels and embeddings alone, scaled by the learning rate (decoupled,
+    arXiv 1711.05101).
+    """
+    if config.name == "adamw":
+        rule = optax.scale_by_adam(
+            b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=jnp.dtype(config.moment_dtype)
+        )
+    elif config.name == "adafactor":
+        rule = optax.chain(
+            optax.scale_by_factored_rms(decay_rate=config.b2), optax.clip_by_block_rms(1.0)
+        )
+    else:
+        raise UsageError(f"optimizer.name is {config.name!r}; expected one of {OPTIMIZERS}")
+
+    def decayed(params: Mapping[str, Any]) -> dict[str, bool]:
+        return {path: path.endswith(("/kernel", "/embedding")) for path in params}
+
+    return optax.chain(
+        rule,
+        optax.add_decayed_weights(config.weight_decay, mask=decayed),
+        optax.scale_by_learning_rate(schedule(config, steps)),
+        optax.stateless(lambda updates, _: {path: u * factor[path] for path, u in updates.items()}),
+    )

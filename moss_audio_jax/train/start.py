@@ -1,0 +1,141 @@
+"""What a run starts from: sizes, tokenizer and weights, as `init_from` names them.
+
+init_from = ""                        a fresh model of config.model's sizes
+init_from = "DIR"                     a whole checkpoint, official or native
+init_from = "encoder=DIR"             its encoder; the rest fresh
+init_from = "decoder=QWEN3_DIR"       a plain Qwen3 decoder; the rest fresh
+init_from = "encoder=DIR,decoder=QWEN3_DIR"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from moss_audio_jax.config import (
+    DecoderConfig,
+    EncoderConfig,
+    ModelConfig,
+    decoder_from_qwen3,
+    read_json,
+)
+from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.models import moss_audio
+from moss_audio_jax.text import load_tokenizer
+from moss_audio_jax.text.tokenizer import Tokenizer
+from moss_audio_jax.weights.checkpoint import flatten, unflatten
+from moss_audio_jax.weights.convert import load_params, open_checkpoint, read_config
+from moss_audio_jax.weights.official import OfficialReader, qwen3_table
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run starts. `whole`, `encoder`, `decoder`: folders, "" for fresh weights.
+
+    `files_from` is the checkpoint whose side files an export takes along; None for a new model.
+    """
+
+    model: ModelConfig
+    tokenizer: Tokenizer
+    whole: str = ""
+    encoder: str = ""
+    decoder: str = ""
+
+    @property
+    def files_from(self) -> str | None:
+        return self.whole or None
+
+
+def read_start(config: Any) -> Start:
+    """Resolves `init_from`, `model`, `tokenizer` of a run's config; reads no weights.
+
+    Raises:
+      InputError: folders that lack something or do not fit one another.
+      UsageError: an init_from that is not understood.
+    """
+    parts = _parts(config.init_from)
+    whole, encoder, decoder = (parts.get(name, "") for name in ("whole", "encoder", "decoder"))
+    if whole:
+        model = read_config(whole)
+    else:
+        model = _sizes(config.model)
+        if encoder:
+            model = dataclasses.replace(model, encoder=read_config(encoder).encoder)
+            taps = len(model.encoder.tap_layers)
+            model = dataclasses.replace(model, inject_layers=min(model.inject_layers, taps))
+        if decoder:
+            file = Path(decoder) / "config.json"
+            theirs = decoder_from_qwen3(read_json(file), str(file))
+            tied = model.decoder.tie_embeddings
+            model = dataclasses.replace(
+                model, decoder=dataclasses.replace(theirs, tie_embeddings=tied)
+            )
+    if config.encoder_attention:
+        model = model.with_attention(config.encoder_attention)
+    folder = config.tokenizer or whole or decoder
+    if not folder:
+        raise UsageError(
+            "tokenizer is empty: name a folder with a tokenizer, or an init_from that has one"
+        )
+    tokenizer = load_tokenizer(folder, model.decoder.vocab_size)
+    tokenizer.processor = dataclasses.replace(
+        tokenizer.processor, time_markers=config.data.time_markers
+    )
+    return Start(model.validate(), tokenizer, whole, encoder, decoder)
+
+
+def initial_params(start: Start, shardings: Any, seed: int) -> Any:
+    """The parameter tree before the first step, on its devices, in the dtypes it is stored in."""
+    if start.whole:
+        return load_params(start.whole, start.model, None, shardings)
+
+    def init() -> Any:
+        return moss_audio.init_params(jax.random.key(seed), start.model)
+
+    params = flatten(jax.jit(init, out_shardings=shardings)())
+    flat = flatten(shardings)
+    if start.encoder:
+        with open_checkpoint(start.encoder) as reader:
+            for path in params:
+                if path.startswith("audio_encoder/"):
+                    params[path] = reader.load(path, flat[path])
+    if start.decoder:
+        tied = bool(read_json(Path(start.decoder) / "config.json").get("tie_word_embeddings"))
+        with OfficialReader(start.decoder, qwen3_table(start.model, tied)) as reader:
+            for path in reader.entries:
+                params[path] = reader.load(path, flat[path])
+    return unflatten(params)
+
+
+def _parts(init_from: str) -> dict[str, str]:
+    if not init_from:
+        return {}
+    if "=" not in init_from:
+        return {"whole": init_from}
+    parts = {}
+    for part in init_from.split(","):
+        name, _, folder = part.strip().partition("=")
+        if name not in ("encoder", "decoder") or not folder or name in parts:
+            raise UsageError(
+                f"init_from is {init_from!r}; expected a folder, or encoder=DIR and decoder=DIR "
+                "joined by a comma"
+            )
+        parts[name] = folder
+    return parts
+
+
+def _sizes(given: Any) -> ModelConfig:
+    """A ModelConfig from config.model's keys."""
+    raw = given.to_dict()
+    encoder, decoder = raw.pop("encoder"), raw.pop("decoder")
+    encoder["tap_layers"] = tuple(encoder["tap_layers"])
+    try:
+        model = ModelConfig(EncoderConfig(**encoder), DecoderConfig(**decoder), **raw)
+        return model.validate()
+    except InputError as error:
+        raise UsageError(f"config.model: {error}") from None
+    except TypeError as error:  # a key of a config file that a model does not have
+        raise UsageError(f"config.model: {error}") from None

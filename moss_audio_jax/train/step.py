@@ -1,0 +1,207 @@
+"""The train step: a pure function (state, batch) -> (state, metrics), and the state it walks on.
+
+state = {
+  "trained":  {path: float32}   master copies of what is trained
+  "frozen":   {path: compute dtype}   everything else: no optimizer state, no float32 copy
+  "opt":      the optimizer's state, for the trained alone
+  "ema":      {path: float32}   only with train.ema
+  "step":     int32
+  "skipped":  int32, updates skipped in a row because loss or gradient was not finite
+}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from moss_audio_jax.config import Compute, ModelConfig
+from moss_audio_jax.models import decoder, lora, moss_audio
+from moss_audio_jax.models.blocks import as_dtype
+from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
+from moss_audio_jax.sharding import ACTIVATIONS, fit, param_specs, path_name
+from moss_audio_jax.weights.checkpoint import unflatten
+
+State = dict[str, Any]
+Flat = dict[str, Any]
+
+# These stay float32 until they are used: their gradients add up over the chunks of the loss.
+_KEPT = ("lm_head/kernel", "language_model/embed_tokens/embedding")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything static about a step."""
+
+    model: ModelConfig
+    compute: Compute
+    accumulate: int = 1  # micro-batches a step
+    clip_norm: float = 1.0  # 0: no clipping
+    z_loss: float = 0.0
+    ema: float = 0.0  # decay; 0: none
+    lora_alpha: float = 0.0
+    tasks: int = 1  # kinds of rows whose losses are told apart
+
+
+def init_state(
+    params: Flat, trained: set[str], optimizer: optax.GradientTransformation, recipe: Recipe
+) -> State:
+    """The state before the first step, from parameters of any dtype."""
+    dtype = as_dtype(recipe.compute)
+    master = {path: params[path].astype(jnp.float32) for path in sorted(trained)}
+    frozen = {path: leaf.astype(dtype) for path, leaf in params.items() if path not in trained}
+    state = {
+        "trained": master,
+        "frozen": frozen,
+        "opt": optimizer.init(master),
+        "step": jnp.zeros((), jnp.int32),
+        "skipped": jnp.zeros((), jnp.int32),
+    }
+    if recipe.ema:
+        state["ema"] = jax.tree.map(jnp.copy, master)
+    return state
+
+
+def state_shardings(state: State, config: ModelConfig, mesh: Mesh) -> State:
+    """NamedShardings of a state (arrays or ShapeDtypeStructs).
+
+    A moment lives where its parameter does; what has another shape than its parameter (factored
+    moments, counters) is small and replicated.
+    """
+    shapes = {**state["frozen"], **state["trained"]}
+    specs = param_specs(unflatten(shapes), config, mesh)
+    flat = {path_name(p): s for p, s in jax.tree_util.tree_leaves_with_path(
+        specs, is_leaf=lambda s: isinstance(s, P))}  # fmt: skip
+
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
+        parameter = str(getattr(path[-1], "key", ""))
+        same = parameter in flat and shapes[parameter].shape == leaf.shape
+        return NamedSharding(mesh, flat[parameter] if same else P())
+
+    return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def batch_shardings(batch: dict[str, Any], mesh: Mesh) -> dict[str, NamedSharding]:
+    """Rows over data and fsdp; tokens over sequence."""
+    tokens = ("tokens", "positions", "segment_ids", "audio_index", "labels", "weights", "tasks")
+
+    def sharding(name: str, array: Any) -> NamedSharding:
+        axes = [ACTIVATIONS["batch"], ACTIVATIONS["tokens"] if name in tokens else None]
+        return NamedSharding(mesh, fit(array.shape, axes, mesh))
+
+    return {name: sharding(name, array) for name, array in batch.items()}
+
+
+def model_params(trained: Flat, frozen: Flat, compute: Compute) -> Any:
+    """The model's tree for one pass: master copies rounded to the compute dtype."""
+    dtype = as_dtype(compute)
+    rounded = {
+        path: leaf if path in _KEPT else leaf.astype(dtype) for path, leaf in trained.items()
+    }
+    return unflatten({**frozen, **rounded})
+
+
+def loss_sums(trained: Flat, frozen: Flat, recipe: Recipe, batch: dict) -> tuple[jax.Array, dict]:
+    """Summed loss of a batch (what is differentiated), and sums to report.
+
+    Returns:
+      (sum of weight * (cross entropy + z_loss * log Z^2), {"loss": sum of weight * cross entropy,
+      "weight": sum of weights, "task_loss" [tasks], "task_weight" [tasks]}).
+    """
+    params = model_params(trained, frozen, recipe.compute)
+    attached = lora.attached(recipe.lora_alpha) if recipe.lora_alpha else contextlib.nullcontext()
+    with attached:
+        hidden = moss_audio.hidden_states(params, recipe.model, recipe.compute, batch)
+    targets = shift_labels(batch["labels"])
+    weights = jnp.pad(batch["weights"][:, 1:], ((0, 0), (0, 1))) * (targets != IGNORE)
+    losses, log_z = cross_entropy(hidden, decoder.head_kernel(params), targets)
+    total = jnp.sum(weights * (losses + recipe.z_loss * log_z**2))
+    tasks = jax.nn.one_hot(batch["tasks"], recipe.tasks, dtype=jnp.float32)
+    sums = {
+        "loss": jnp.sum(weights * losses),
+        "weight": jnp.sum(weights),
+        "task_loss": jnp.einsum("bt,btk->k", weights * losses, tasks),
+        "task_weight": jnp.einsum("bt,btk->k", weights, tasks),
+    }
+    return total, sums
+
+
+def gradients(trained: Flat, frozen: Flat, recipe: Recipe, batch: dict) -> tuple[Flat, dict]:
+    """Gradient of the mean loss over the whole batch, micro-batch by micro-batch; and the sums."""
+    grad = jax.grad(loss_sums, has_aux=True)
+    if recipe.accumulate == 1:
+        grads, sums = grad(trained, frozen, recipe, batch)
+    else:
+        # Row b goes to micro-batch b % accumulate, so that every device has a part in each.
+        micro = jax.tree.map(
+            lambda x: jnp.moveaxis(x.reshape(-1, recipe.accumulate, *x.shape[1:]), 1, 0), batch
+        )
+
+        def add(total: Any, part: dict) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, grad(trained, frozen, recipe, part)), None
+
+        shapes = jax.eval_shape(
+            lambda part: grad(trained, frozen, recipe, part), jax.tree.map(lambda x: x[0], micro)
+        )
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        (grads, sums), _ = jax.lax.scan(add, zeros, micro)
+    # A batch without a single label has no gradient, rather than a division by zero.
+    mean = 1.0 / jnp.maximum(sums["weight"], 1e-6)
+    return jax.tree.map(lambda g: g * mean, grads), sums
+
+
+def make_train_step(
+    recipe: Recipe, optimizer: optax.GradientTransformation, learning_rate: Callable
+) -> Callable[[State, dict], tuple[State, dict]]:
+    """The step to jit (donate the state)."""
+
+    def train_step(state: State, batch: dict) -> tuple[State, dict]:
+        grads, sums = gradients(state["trained"], state["frozen"], recipe, batch)
+        norm = optax.global_norm(grads)
+        loss = sums["loss"] / jnp.maximum(sums["weight"], 1e-6)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        if recipe.clip_norm:
+            scale = jnp.minimum(1.0, recipe.clip_norm / jnp.maximum(norm, 1e-12))
+            grads = jax.tree.map(lambda g: g * scale, grads)
+        updates, opt = optimizer.update(grads, state["opt"], state["trained"])
+        trained = optax.apply_updates(state["trained"], updates)
+        new = {"trained": trained, "opt": opt}
+        if recipe.ema:
+            new["ema"] = jax.tree.map(
+                lambda old, x: recipe.ema * old + (1 - recipe.ema) * x, state["ema"], trained
+            )
+        # One bad batch must not poison the weights: keep everything but the count.
+        kept = jax.tree.map(
+            lambda a, b: jnp.where(finite, a, b), new, {key: state[key] for key in new}
+        )
+        metrics = {
+            **sums,
+            "mean_loss": loss,
+            "tokens": jnp.sum(batch["segment_ids"] > 0),
+            "labels": jnp.sum(batch["labels"] != IGNORE),
+            "audio_frames": jnp.sum(batch["frames"]),
+            "grad_norm": norm,
+            "learning_rate": learning_rate(state["step"]),
+            "finite": finite,
+        }
+        return {
+            **state,
+            **kept,
+            "step": state["step"] + 1,
+            "skipped": jnp.where(finite, 0, state["skipped"] + 1),
+        }, metrics
+
+    return train_step
+
+
+def eval_step(trained: Flat, frozen: Flat, batch: dict, recipe: Recipe) -> dict:
+    """Sums over a held-out batch; see `loss_sums`."""
+    return loss_sums(trained, frozen, recipe, batch)[1]

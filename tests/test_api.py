@@ -1,0 +1,357 @@
+"""The Python face: its names and signatures, and what they mean."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_model import AUDIO_ID, tiny_config, tone, write_checkpoint, write_wav
+
+import moss_audio_jax as mj
+from moss_audio_jax import api
+from moss_audio_jax.generate.engine import Output
+from moss_audio_jax.generate.stop_strings import UntilStop
+
+FEW = {"max_new_tokens": 8, "loop_guard": False}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("api") / "toy")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return mj.MossAudio.load(folder, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def mel():
+    return mj.log_mel(tone(1.0) + 0.1 * tone(1.0, 1234.5))
+
+
+@pytest.fixture(scope="module")
+def prompt(model, mel):
+    """Ids [L] for one clip of 100 frames: 13 placeholders."""
+    return mj.build_prompt(model.tokenizer, "What?", mel_frames=[mel.shape[1]])
+
+
+# --- names -------------------------------------------------------------------------------------
+
+SIGNATURES = {
+    "load_audio": "source",
+    "log_mel": "wav",
+    "load_tokenizer": "folder",
+    "build_prompt": "tokenizer, text, mel_frames=(), time_markers=True, system=None",
+    "parse_timestamps": "text",
+    "to_srt": "segments",
+    "to_vtt": "segments",
+    "to_textgrid": "segments",
+    "to_json": "segments",
+    "Segment": "start, end, text",
+    "Request": "text, audio=(), sampling",
+    "Reply": "text, thinking, ids, finish_reason",
+    "MossAudio.load": "path, dtype='bfloat16', mesh=None, encoder_attention=None",
+    "MossAudio.encode_audio": "self, mels",
+    "MossAudio.logits": "self, ids, mels=()",
+    "MossAudio.logits_batch": "self, prompts",
+    "MossAudio.loss": "self, ids, labels, mels=()",
+    "MossAudio.generate_ids": (
+        "self, ids, mels=(), max_new_tokens=64, temperature=0.0, top_p=1.0, top_k=0, seed=0"
+    ),
+    "MossAudio.generate": "self, text, audio=()",
+    "MossAudio.generate_batch": "self, requests",
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures_are_kept(name):
+    """Code outside the project calls these; what follows the listed parameters is optional."""
+    found = mj
+    for part in name.split("."):
+        found = getattr(found, part)
+    parameters = list(inspect.signature(found).parameters.values())
+    for expected, parameter in zip(SIGNATURES[name].split(", "), parameters, strict=False):
+        key, _, default = expected.partition("=")
+        assert parameter.name == key
+        if default:
+            assert repr(parameter.default) == default
+    extra = parameters[len(SIGNATURES[name].split(", ")) :]
+    assert all(p.default is not p.empty or p.kind is p.VAR_KEYWORD for p in extra)
+
+
+def test_importing_starts_no_jax():
+    script = (
+        "import sys, moss_audio_jax as mj; mj.load_audio, mj.log_mel, mj.build_prompt, mj.to_srt;"
+        "mj.load_tokenizer; sys.exit('jax' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_every_name_is_there():
+    for name in mj.__all__:
+        assert getattr(mj, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        mj.no_such_name  # noqa: B018
+
+
+def test_what_a_model_holds(model, folder):
+    assert model.config == tiny_config()
+    kernel = model.params["lm_head"]["kernel"]
+    assert (kernel.shape, kernel.dtype) == ((32, 384), "float32")
+    assert model.tokenizer.decode(model.tokenizer.encode("hé")) == "hé"
+    assert model.processor.audio_token_id == AUDIO_ID
+    assert model.random_weights
+    half = mj.MossAudio.load(str(folder), encoder_attention="full")
+    assert half.params["lm_head"]["kernel"].dtype == "bfloat16"
+    assert half.config.encoder.attention == "full"
+
+
+@pytest.mark.parametrize(
+    ("how", "word"),
+    [
+        ({"dtype": "int8"}, "int8"),
+        ({"encoder_attention": "half"}, "half"),
+        ({"mesh": {"pipeline": 2}}, "pipeline"),
+        ({"mesh": (64, 1, 1, 1)}, "does not fit 8 device"),
+    ],
+)
+def test_loading_refuses_what_does_not_exist(folder, how, word):
+    with pytest.raises((mj.UsageError, mj.InputError), match=word):
+        mj.MossAudio.load(folder, **how)
+
+
+# --- from ids and mels -------------------------------------------------------------------------
+
+
+def test_shapes_and_dtypes(model, mel, prompt):
+    one, two = model.encode_audio([mel, mel[:, :60]])
+    assert (one[0].shape, one[1].shape) == ((13, 24), (2, 13, 24))
+    assert (two[0].shape, two[1].shape) == ((8, 24), (2, 8, 24))
+    assert all(x.dtype == np.float32 for pair in (one, two) for x in pair)
+    assert model.encode_audio([]) == []
+    logits = model.logits(prompt, [mel])
+    assert (logits.shape, logits.dtype) == ((len(prompt), 384), np.float32)
+
+
+def test_batch_and_loss_agree_with_single_logits(model, mel, prompt):
+    text = mj.build_prompt(model.tokenizer, "Only text")
+    alone = [model.logits(prompt, mels=[mel]), model.logits(text)]
+    batch = model.logits_batch([(prompt, [mel]), (text, [])])
+    for one, other in zip(alone, batch, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    assert model.logits_batch([]) == []
+
+    labels = np.where(prompt == AUDIO_ID, -100, prompt)
+    logits = alone[0].astype(np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    counted = np.flatnonzero(labels[1:] != -100)
+    expected = -np.mean(log_p[counted, labels[1:][counted]])
+    assert model.loss(prompt, labels, [mel]) == pytest.approx(expected, rel=1e-5)
+    labels[0] = 3  # has nothing before it to be predicted from
+    assert model.loss(list(prompt), list(labels), mels=[mel]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_mels_are_rounded_where_a_prompt_is_prepared_and_nowhere_else(
+    model, mel, prompt, monkeypatch
+):
+    rounded = mel.astype(ml_dtypes.bfloat16).astype(np.float32)
+    wav = tone(1.0) + 0.1 * tone(1.0, 1234.5)
+    np.testing.assert_array_equal(model.prepare(mj.Request("What?", [wav])).mels[0], rounded)
+    for compute in (
+        lambda mel: model.encode_audio([mel])[0][0],
+        lambda mel: model.logits(prompt, [mel]),
+    ):
+        assert np.any(compute(mel) != compute(rounded))
+
+    seen = []
+
+    def run(self, requests, **_):
+        seen.append(requests[0][0].mels[0])
+        return [Output([1], "stop")]
+
+    monkeypatch.setattr(api.Engine, "run", run)
+    model.generate_ids(prompt, [mel])
+    model.generate("What?", wav)
+    np.testing.assert_array_equal(seen[0], mel)
+    np.testing.assert_array_equal(seen[1], rounded)
+
+
+MEL = np.zeros((128, 100), np.float32)
+PLACEHOLDERS = [AUDIO_ID] * 13
+
+
+@pytest.mark.parametrize(
+    ("ids", "mels", "words"),
+    [
+        ([], [], "shape"),
+        ([[1, 2]], [], "shape"),
+        ([1.5], [], "float64"),
+        ([5, 384], [], "384 is outside the model's vocabulary of 384"),
+        ([5, -1], [], "-1 is outside"),
+        ([1] * 257, [], "257 tokens, but the model has 256 positions"),
+        ([1], [MEL], "0 audio placeholders"),
+        (PLACEHOLDERS, [], "13 audio placeholders"),
+        (PLACEHOLDERS, [MEL, MEL], "26 audio tokens"),
+        (PLACEHOLDERS, [MEL.T], "clip 1: log-mel has shape [100, 128]"),
+        (PLACEHOLDERS, MEL, "clip 1: log-mel has shape [100]"),
+        (PLACEHOLDERS, [MEL[:, :0]], "at least one frame"),
+        (PLACEHOLDERS, [MEL * np.nan], "clip 1: the log-mel holds values that are NaN"),
+    ],
+)
+def test_ids_and_mels_that_cannot_be(model, ids, mels, words):
+    for call in (model.logits, model.generate_ids, lambda i, m: model.loss(i, i, m)):
+        with pytest.raises((mj.InputError, mj.UsageError)) as caught:
+            call(ids, mels)
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mels", [[MEL.T], MEL, [MEL[:, :0]], [MEL + np.inf]])
+def test_encode_audio_refuses(model, mels):
+    with pytest.raises(mj.InputError, match="clip 1: "):
+        model.encode_audio(mels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([1, 2], "expected int [3], one for each id"),
+        ([1.0, 2.0, 3.0], "expected int [3]"),
+        ([1, 2, 384], "label 384 is outside"),
+        ([1, -1, 2], "label -1 is outside"),
+        ([7, -100, -100], "no label counts"),
+    ],
+)
+def test_labels_that_cannot_be(model, labels, words):
+    with pytest.raises((mj.InputError, mj.UsageError)) as caught:
+        model.loss([1, 2, 3], labels)
+    assert words in str(caught.value)
+
+
+# --- from text and sound -----------------------------------------------------------------------
+
+
+def test_a_clip_may_come_in_any_form(model, tmp_path):
+    wav = tone(1.0)
+    file = write_wav(tmp_path / "a.wav", wav)
+    expected = model.prepare(mj.Request("hi", [wav]))
+    with file.open("rb") as opened:
+        forms = [file, str(file), opened, io.BytesIO(file.read_bytes()), wav.astype(np.float64)]
+        for form in forms:
+            for audio in ([form], form):  # a clip by itself is a list of one
+                prepared = model.prepare(mj.Request("hi", audio))
+                np.testing.assert_array_equal(prepared.ids, expected.ids)
+                np.testing.assert_array_equal(prepared.mels[0], expected.mels[0])
+
+
+def test_text_system_and_time_markers(model):
+    wav = tone(2.5)  # 250 frames: 32 tokens, and a marker for the second 2
+
+    def ids(**how):
+        return model.prepare(mj.Request("hi", [wav], **how)).ids.tolist()
+
+    def built(**how):
+        return mj.build_prompt(model.tokenizer, "hi", mel_frames=[250], **how).tolist()
+
+    assert ids() == built()
+    assert ids(time_markers=False) == built(time_markers=False) != built()
+    assert ids(system="Be brief.") == built(system="Be brief.")
+    two = model.prepare(mj.Request("hi", [wav, tone(1.0)]))
+    assert two.ids.tolist() == mj.build_prompt(model.tokenizer, "hi", [250, 100]).tolist()
+    assert [mel.shape for mel in two.mels] == [(128, 250), (128, 100)]
+
+
+@pytest.mark.parametrize(
+    ("clips", "words"),
+    [
+        (["none.wav"], "none.wav: no such file"),
+        ([np.zeros(16_000), np.zeros(100)], "clip 2: "),
+        ([np.zeros((16_000, 2))], "clip 1: "),
+        ([np.full(16_000, np.nan)], "clip 1: "),
+        ([np.zeros(16_000, np.int16)], "clip 1: "),
+        ([np.zeros(16_000 * 30, "f4")], "clip 1: 30 s of audio alone make 375 tokens"),
+        ([np.zeros(16_000 * 10, "f4")] * 2, "clip 1, clip 2: 20 s of audio and the text make"),
+        ([3], "expected a path"),
+    ],
+)
+def test_clips_that_cannot_be(model, clips, words):
+    with pytest.raises(mj.InputError) as caught:
+        model.generate("hi", clips)
+    assert words in str(caught.value)
+
+
+def test_answers(model, mel, prompt):
+    """generate = prepare + generate_ids + decode; batches keep their order; streams join."""
+    wav = tone(1.0) + 0.1 * tone(1.0, 1234.5)
+    reply = model.generate("What?", wav, **FEW)
+    prepared = model.prepare(mj.Request("What?", [wav]))
+    assert reply.ids == model.generate_ids(prepared.ids, prepared.mels, max_new_tokens=8)
+    raw = model.tokenizer.decode(reply.ids)
+    assert (reply.text, reply.thinking, reply.finish_reason) == (raw.strip(), None, "length")
+    assert len(reply.ids) == 8
+
+    pieces: list[str] = []
+    streamed = model.generate("What?", wav, on_text=pieces.append, **FEW)
+    assert streamed == reply
+    assert "".join(pieces) == raw
+    assert len(pieces) > 1
+
+    few = mj.Sampling(**FEW)
+    requests = [mj.Request(text, wav, few) for text in ("b", "What?", "c")]
+    replies = model.generate_batch(requests)
+    assert replies[1] == reply
+    assert len({tuple(r.ids) for r in replies}) == 3
+    assert model.generate_batch([]) == []
+
+
+def test_stop_strings_are_cut_from_answer_and_stream(model):
+    long = FEW | {"max_new_tokens": 40}
+    raw = model.tokenizer.decode(model.generate("hi", **long).ids)
+    # Two neighbours in the text, as a string of several tokens.
+    start = next(i for i in range(4, len(raw)) if "�" not in raw[i : i + 2])
+    stop = raw[start : start + 2]
+    kept = raw[: raw.index(stop)]
+    reply = model.generate("hi", stop=(stop, "never said"), **long)
+    assert (reply.text, reply.finish_reason) == (kept.strip(), "stop")
+    pieces: list[str] = []
+    model.generate("hi", stop=(stop, "never said"), on_text=pieces.append, **long)
+    assert "".join(pieces) == kept
+
+
+@given(
+    pieces=st.lists(st.text("abc", max_size=4)),
+    stops=st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
+)
+def test_streams_end_where_the_text_does(pieces, stops):
+    got: list[str] = []
+    until = UntilStop(stops, got.append)
+    for i, piece in enumerate(pieces):
+        until.push(piece)
+        said = "".join(pieces[: i + 1])
+        found = [said.index(stop) for stop in stops if stop in said]
+        # Nothing is said too much; nothing is held back that no stop string could begin with.
+        assert said.startswith("".join(got))
+        if found:
+            break
+        held = said[len("".join(got)) :]
+        assert not held or any(stop.startswith(held) for stop in stops)
+    until.push("", last=True)
+    said = "".join(pieces[: i + 1]) if pieces else ""
+    assert "".join(got) == said[: min([len(said), *(said.index(s) for s in stops if s in said)])]
+
+
+def test_without_a_tokenizer_ids_still_work(tmp_path):
+    model = mj.MossAudio.load(write_checkpoint(tmp_path / "toy", tokenizer=False), "float32")
+    assert model.tokenizer is None
+    for how in ({}, {"on_text": print}):
+        with pytest.raises(mj.InputError, match=r"no tokenizer.*generate_ids"):
+            model.generate("hi", **how)
+    assert len(model.generate_ids([1, 2, 3], max_new_tokens=8)) == 8

@@ -1,0 +1,494 @@
+"""The command line: what it answers, how it refuses, and what it leaves behind."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+import pytest
+import soundfile
+from tiny_model import make_toy, tone, write_checkpoint, write_wav
+
+from moss_audio_jax import Segment, cli, parse_timestamps
+from moss_audio_jax.weights import safetensors
+
+NOISE = "(random weights: this answer is noise)\n"
+NOTE = "note: this checkpoint has random weights; whatever it answers is noise"
+FEW = ("--max-new-tokens", "6", "--no-loop-guard")
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    lines: list[str]  # of stderr
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("cli") / "toy")
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """cli.main in a folder with a.wav (1 s) and b.wav (2.5 s)."""
+    # Set, it keeps the command from changing JAX's cache for the tests that follow.
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "unused"))
+    monkeypatch.chdir(tmp_path)
+    write_wav(tmp_path / "a.wav", tone(1.0))
+    write_wav(tmp_path / "b.wav", tone(2.5, 880))
+
+    def main(*argv: object) -> Result:
+        capsys.readouterr()
+        code = cli.main([str(arg) for arg in argv])
+        out, err = capsys.readouterr()
+        return Result(code, out, err.splitlines())
+
+    return main
+
+
+def generate(toy: Path, *argv: object) -> tuple:
+    return ("generate", "--checkpoint", toy, "--prompt", "hi", *FEW, *argv)
+
+
+def refused(result: Result, code: int, *words: str) -> None:
+    """One line of error that holds `words`, nothing on stdout."""
+    assert result.code == code
+    assert result.out == ""
+    (line,) = [line for line in result.lines if line != NOTE]
+    assert line.startswith("error: ")
+    for word in words:
+        assert word in line
+
+
+# --- good paths --------------------------------------------------------------------------------
+
+
+def test_one_answer_in_every_form(run, toy):
+    text = run(*generate(toy, "--audio", "a.wav"))
+    assert text.code == 0
+    assert text.out.endswith("\n" + NOISE)
+    answer = text.out.removesuffix("\n" + NOISE)
+    assert text.lines[:2] == [
+        NOTE,
+        "note: the answer reached --max-new-tokens and may be cut short",
+    ]
+    assert text.lines[2].startswith("1.0 s of audio, 1 answer(s), ")
+
+    row = json.loads(run(*generate(toy, "--audio", "a.wav", "--json")).out)
+    assert row["audio"] == ["a.wav"]
+    assert (row["text"], row["thinking"]) == (answer, None)
+    assert (row["finish_reason"], row["random_weights"]) == ("length", True)
+    assert len(row["ids"]) == row["n_output_tokens"] == 6
+
+    streamed = run(*generate(toy, "--audio", "a.wav", "--stream"))
+    assert (streamed.code, streamed.out.strip()) == (0, answer)
+    assert streamed.lines[0] == NOTE
+
+
+def test_several_files_alone_and_together(run, toy):
+    rows = [
+        json.loads(run(*generate(toy, "--json", "--audio", file)).out)
+        for file in ("a.wav", "b.wav")
+    ]
+    assert rows[0]["ids"] != rows[1]["ids"]
+    both = run(*generate(toy, "--audio", "a.wav", "b.wav", "--batch-size", 2))
+    headed = "".join(f"== {row['audio'][0]}\n{row['text']}\n{NOISE}" for row in rows)
+    assert both.out == headed
+    together = json.loads(
+        run(*generate(toy, "--json", "--together", "--audio", "a.wav", "b.wav")).out
+    )
+    assert together["audio"] == ["a.wav", "b.wav"]
+    # The second clip adds 32 placeholders, a marker for the second 2, start, end and a newline.
+    assert together["n_prompt_tokens"] == rows[0]["n_prompt_tokens"] + 32 + 1 + 3
+    without = run(*generate(toy, "--json", "--no-time-markers", "--audio", "b.wav"))
+    assert json.loads(without.out)["n_prompt_tokens"] == rows[1]["n_prompt_tokens"] - 1
+    system = run(*generate(toy, "--json", "--system", "x", "--audio", "b.wav"))
+    shorter = len("You are a helpful assistant.") - 1
+    assert json.loads(system.out)["n_prompt_tokens"] == rows[1]["n_prompt_tokens"] - shorter
+
+
+def test_text_only_and_stop(run, toy):
+    row = json.loads(run(*generate(toy, "--json")).out)
+    assert row["audio"] == []
+    # Stop at the first character of the answer that stands there once only.
+    text = row["text"]
+    stop = next(c for c in text[1:] if text.count(c) == 1 and c != "�")
+    stopped = json.loads(run(*generate(toy, "--json", "--stop", stop)).out)
+    assert stopped["text"] == text[: text.index(stop)].strip()
+    assert stopped["finish_reason"] == "stop"
+
+
+def test_a_mesh_changes_nothing(run, toy):
+    alone = run(*generate(toy, "--audio", "a.wav"))
+    assert run(*generate(toy, "--audio", "a.wav", "--mesh", "data=2,tensor=2")).out == alone.out
+
+
+def test_there_and_back_and_the_same_answer(run, toy):
+    assert run("convert", "--input", toy, "--output", "native", "--format", "native") == Result(
+        0, "", ["wrote native (native)"]
+    )
+    assert run("convert", "--input", "native", "--output", "back", "--format", "official").code == 0
+    assert {f.name for f in Path("back").iterdir()} == {f.name for f in toy.iterdir()}
+    for file in toy.iterdir():
+        assert (Path("back") / file.name).read_bytes() == file.read_bytes()
+    answers = [run(*generate(folder, "--audio", "a.wav")).out for folder in (toy, "native")]
+    assert answers[0] == answers[1]
+
+
+def test_transcripts_into_a_folder(run, toy):
+    """One good file among bad ones still gets its transcript."""
+    argv = ("transcribe", "--checkpoint", toy, *FEW, "--timestamps", "sentence", "--audio")
+    shown = run(*argv, "a.wav")
+    assert shown.code == 0
+    (segment,) = parse_timestamps(shown.out)
+    assert segment == Segment(0.0, 1.0, segment.text)
+    written = run(*argv, "missing.wav", "a.wav", "--out", "new/out", "--format", "srt")
+    assert written.code == 1
+    assert "error: missing.wav: no such file" in written.lines
+    assert written.lines[-1] == "a.wav -> new/out/a.srt"
+    assert [f.name for f in Path("new/out").iterdir()] == ["a.srt"]
+    srt = Path("new/out/a.srt").read_text(encoding="utf-8")
+    assert srt.startswith("1\n00:00:00,000 --> 00:00:01,000\n")
+    assert run(*argv, "missing.wav", "--out", "none").code == 1
+    assert not Path("none").exists()
+
+
+# --- sound that cannot be used -----------------------------------------------------------------
+
+
+def test_bad_sound_is_named_and_the_good_answered(run, toy):
+    Path("empty.wav").touch()
+    Path("text.wav").write_text("this is no sound\n" * 100)
+    soundfile.write("whole.mp3", tone(4.0), 16_000)
+    whole = Path("whole.mp3").read_bytes()
+    Path("cut.mp3").write_bytes(whole[: len(whole) // 2])
+    write_wav(Path("zero.wav"), np.zeros(0))
+    write_wav(Path("short.wav"), tone(0.009))
+    write_wav(Path("nan.wav"), np.where(np.arange(16_000) == 8000, np.nan, tone(1.0)))
+    write_wav(Path("long.wav"), tone(30.0))
+    expected = {
+        "missing.wav": "no such file",
+        "empty.wav": "is empty",
+        "text.wav": "not audio",
+        "cut.mp3": "cut short",
+        "zero.wav": "no samples",
+        "short.wav": "at least 10 ms",
+        "nan.wav": "NaN or infinite, the first at 0.500 s",
+        "long.wav": "30 s of audio alone make 375 tokens, but the model has 256 positions",
+        ".": "is a directory",
+    }
+    alone = run(*generate(toy, "--audio", "a.wav")).out
+    result = run(*generate(toy, "--audio", *list(expected)[:4], "a.wav", *list(expected)[4:]))
+    assert result.code == 1
+    assert result.out == "== a.wav\n" + alone
+    errors = [line for line in result.lines if line.startswith("error: ")]
+    assert len(errors) == len(expected)
+    for line, (file, words) in zip(errors, expected.items(), strict=True):
+        assert line.startswith(f"error: {file}: ")
+        assert words in line
+    refused(run(*generate(toy, "--audio", "text.wav", "--stream")), 1, "text.wav")
+    refused(run(*generate(toy, "--together", "--audio", "a.wav", "nan.wav")), 1, "nan.wav")
+
+
+def test_windows_too_long_for_the_model_spare_the_other_files(run, toy):
+    write_wav(Path("long.wav"), tone(30.0))
+    argv = ("transcribe", "--checkpoint", toy, *FEW, "--audio", "long.wav", "a.wav")
+    result = run(*argv)
+    assert result.code == 1
+    assert result.out.startswith("== a.wav\n")
+    (error,) = [line for line in result.lines if line.startswith("error: ")]
+    assert error.startswith("error: long.wav: 0.00-30.00 s: ")
+    assert "256 positions" in error
+
+
+# --- checkpoints that cannot be used -----------------------------------------------------------
+
+
+def tensors(change):
+    """A spoiler that rewrites the weights."""
+
+    def spoil(folder: Path) -> None:
+        with safetensors.Reader(folder) as reader:
+            old = {name: reader.read(name) for name in reader.tensors}
+        new = change(dict(old))
+        (folder / "model.safetensors").unlink()
+        shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in new.items()}
+        with safetensors.Writer(folder, shapes) as writer:
+            for name, tensor in new.items():
+                writer.write(name, tensor)
+
+    return spoil
+
+
+def header(change):
+    """A spoiler that rewrites the text of the weights' header."""
+
+    def spoil(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        raw = file.read_bytes()
+        end = 8 + int.from_bytes(raw[:8], "little")
+        text = change(raw[8:end].decode()).encode()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + raw[end:])
+
+    return spoil
+
+
+def truncated(folder: Path) -> None:
+    os.truncate(folder / "model.safetensors", 100_000)
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def config(part: str | None, key: str, value: object):
+    def spoil(folder: Path) -> None:
+        raw = json.loads((folder / "config.json").read_text())
+        (raw[part] if part else raw)[key] = value
+        (folder / "config.json").write_text(json.dumps(raw))
+
+    return spoil
+
+
+def written(name: str, text: str):
+    return lambda folder: (folder / name).write_text(text)
+
+
+NORM = "language_model.norm.weight"
+WEIGHTS = {
+    "missing": (tensors(lambda t: t.pop(NORM) is None or t), NORM, "missing"),
+    "extra": (tensors(lambda t: t | {"extra.weight": t[NORM]}), "extra.weight", "unexpected"),
+    "misshapen": (tensors(lambda t: t | {NORM: t[NORM][:-1]}), NORM, "[31]", "[32]"),
+    "mixed": (tensors(lambda t: t | {NORM: t[NORM].astype(ml_dtypes.bfloat16)}), NORM, "mixed"),
+    "twice": (header(lambda h: h.rstrip()[:-1] + "," + h.rstrip()[1:]), "is there twice"),
+    "dtype": (header(lambda h: h.replace('"F32"', '"F64"', 1)), "dtype F64"),
+    "truncated": (truncated, "model.safetensors", "truncated"),
+    "pickle": (pickled, "pytorch_model.bin", "pickle"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights"),
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json", "no such file"),
+    "no JSON": (written("config.json", "{"), "config.json", "not valid JSON"),
+    "a list": (written("config.json", "[]"), "config.json", "expected a JSON object"),
+    "activation": (config("language_config", "hidden_act", "relu"), "hidden_act is 'relu'"),
+    "no number": (config("audio_config", "d_model", "wide"), "d_model is 'wide'"),
+    "other model": (config(None, "model_type", "whisper"), "model_type is 'whisper'"),
+}
+# What the weights do not depend on, and a conversion carries along as it is.
+FILES = {
+    "vocabulary": (
+        lambda f: make_toy.write_byte_tokenizer(f) or _more_pieces(f, 500),
+        "the tokenizer does not fit the model: its ids go up to 499",
+        "vocabulary has 384 entries",
+    ),
+    "audio ids": (
+        written("processor_config.json", '{"audio_token_id": 4000}'),
+        "audio_token_id 4000 does not fit the model",
+    ),
+    "no tokenizer": (
+        lambda f: [(f / name).unlink() for name in ("vocab.json", "merges.txt")],
+        "no tokenizer",
+    ),
+    "half a tokenizer": (lambda f: (f / "merges.txt").unlink(), "merges.txt"),
+    "mel": (written("processor_config.json", '{"mel_dim": 80}'), "mel_dim is 80"),
+}
+
+
+def _more_pieces(folder: Path, count: int, first: int = 270) -> None:
+    """Pieces up to id count - 1; by default past those that the audio ids stand for."""
+    vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    vocab |= {f"piece{i}": i for i in range(first, count)}
+    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+
+
+VALUES = {
+    "rope": (config("language_config", "rope_theta", "x"), "rope_theta is 'x'"),
+    "rope object": (config("language_config", "rope_parameters", [1]), "rope_parameters"),
+    "taps": (config("audio_config", "deepstack_encoder_layer_indexes", ["a"]), "deepstack_"),
+    "inject": (config(None, "deepstack_num_inject_layers", "3"), "deepstack_num_inject_layers"),
+    "vocabulary over audio ids": (
+        lambda f: _more_pieces(f, 500, 261),
+        "the tokenizer does not fit the model: its ids go up to 499",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", [*WEIGHTS, *FILES, *VALUES])
+def test_bad_checkpoints(run, toy, case):
+    spoil, *words = (WEIGHTS | FILES | VALUES)[case]
+    shutil.copytree(toy, "bad")
+    spoil(Path("bad"))
+    refused(run(*generate("bad", "--audio", "a.wav")), 1, "bad", *words)
+    if case in WEIGHTS:
+        before = set(os.listdir())
+        convert = ("convert", "--input", "bad", "--output", "out", "--format", "native")
+        refused(run(*convert), 1, "bad", *words)
+        assert set(os.listdir()) == before  # hidden ones too
+
+
+def test_folders_that_are_none(run):
+    refused(run(*generate("nowhere")), 1, "nowhere", "no such file")
+    refused(run(*generate("a.wav")), 1, "a.wav", "Not a directory")
+
+
+# --- bad use -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--nonsense"], ["--nonsense", "--help"]),
+        (["--dtype", "int8"], ["--dtype", "int8"]),
+        (["--mesh", "tensor"], ["--mesh", "'tensor'"]),
+        (["--mesh", "data=2,data=2"], ["--mesh", "each axis once"]),
+        (["--mesh", "pipeline=2"], ["pipeline"]),
+        (["--mesh", "data=64"], ["does not fit 8 device"]),
+        (["--encoder-attention", "none"], ["--encoder-attention"]),
+        (["--batch-size", "0"], ["--batch-size"]),
+        (["--max-new-tokens", "0"], ["max_new_tokens is 0"]),
+        (["--temperature", "nan"], ["temperature is nan"]),
+        (["--top-p", "1.5"], ["top_p is 1.5"]),
+        (["--stream", "--json"], ["--stream"]),
+        (["--stream", "--audio", "a.wav", "b.wav"], ["--stream"]),
+    ],
+)
+def test_bad_options(run, toy, options, words):
+    refused(run(*generate(toy, *options)), 2, *words)
+
+
+def test_bad_use_of_transcribe(run, toy):
+    argv = ("transcribe", "--checkpoint", toy, "--audio", "a.wav")
+    refused(run(*argv, "--format", "srt"), 2, "--format srt needs --timestamps")
+    refused(run(*argv, "--window-seconds", "0"), 2, "at least 1 s")
+    os.mkdir("c")
+    shutil.copy("a.wav", "c/a.wav")
+    refused(run(*argv, "c/a.wav", "--out", "o"), 2, "a.wav", "c/a.wav", "o/a.txt")
+    refused(run(*argv, "--out", "b.wav"), 1, "b.wav", "not a folder")
+    assert not Path("o").exists()
+
+
+def test_verbs(run):
+    unknown = run("sing")
+    refused(unknown, 2, "'sing'", *cli.VERBS)
+    assert run().code == 2
+    for option in ("--help", "-h"):
+        shown = run(option)
+        assert shown.code == 0
+        assert all(f"\n  {verb} " in shown.out for verb in cli.VERBS)
+    assert run("--version").out.strip().endswith(importlib.metadata.version("moss_audio_jax"))
+    for verb in cli.VERBS:
+        refused(run(verb), 2, "required")
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def test_an_output_that_exists(run, toy):
+    convert = ("convert", "--input", toy, "--format", "native", "--output")
+    shutil.copytree(toy, "old")
+    refused(run(*convert, "old"), 1, "old", "exists already")
+    assert {f.name for f in Path("old").iterdir()} == {f.name for f in toy.iterdir()}
+    assert run(*convert, "old", "--overwrite").code == 0
+    assert not Path("old/model.safetensors").exists()
+    os.mkdir("precious")
+    Path("precious/letters.txt").write_text("dear")
+    refused(run(*convert, "precious", "--overwrite"), 1, "precious", "not a checkpoint")
+    assert Path("precious/letters.txt").read_text() == "dear"
+    refused(run(*convert, toy), 2, "different folders")
+
+
+def test_a_full_disk_leaves_nothing(run, toy, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = set(os.listdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.os, "pwrite", full)
+        convert = ("convert", "--input", toy, "--output", "out", "--format", "official")
+        refused(run(*convert), 1, "out", "No space left")
+    assert set(os.listdir()) == before
+
+    def half(self, text, encoding):
+        with open(self, "w", encoding=encoding) as file:
+            file.write(text[:1])
+        full()
+
+    os.mkdir("o")
+    Path("o/a.txt").write_text("an older transcript")
+    monkeypatch.setattr(Path, "write_text", half)
+    result = run("transcribe", "--checkpoint", toy, *FEW, "--audio", "a.wav", "--out", "o")
+    assert result.code == 1
+    assert result.lines[-1] == "error: o/a.txt: not written: No space left on device"
+    assert os.listdir("o") == ["a.txt"]
+    assert Path("o/a.txt").read_text() == "an older transcript"
+
+
+# --- processes of their own --------------------------------------------------------------------
+
+
+def process(*argv: object, **how) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PYTHONWARNINGS")}
+    return subprocess.run(
+        [sys.executable, *map(str, argv)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        check=False,
+        **how,
+    )
+
+
+def test_the_console_script_says_nothing_but_its_own(toy, tmp_path):
+    """No line of a library's on stderr: of the mp3 decoder, of JAX, of Orbax."""
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name="moss-audio-jax")
+    assert entry.load() is cli.main
+    soundfile.write(tmp_path / "whole.mp3", tone(4.0), 16_000)
+    whole = (tmp_path / "whole.mp3").read_bytes()
+    (tmp_path / "cut.mp3").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.mp3").write_text("no sound")
+    native = process(
+        "-m", "moss_audio_jax.cli", "convert", "--input", toy, "--output", "native",
+        "--format", "native", cwd=tmp_path,
+    )  # fmt: skip
+    assert (native.returncode, native.stdout, native.stderr) == (0, "", "wrote native (native)\n")
+    asked = process(
+        "-m", "moss_audio_jax.generate", "--checkpoint", "native", "--prompt", "hi",
+        "--audio", "cut.mp3", "text.mp3", cwd=tmp_path,
+    )  # fmt: skip
+    assert (asked.returncode, asked.stdout) == (1, "")
+    note, *errors = asked.stderr.splitlines()
+    assert note == NOTE
+    assert [line.split(": ")[:2] for line in errors] == [
+        ["error", "cut.mp3"],
+        ["error", "text.mp3"],
+    ]
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_is_a_module_with_an_example(verb):
+    shown = process("-m", f"moss_audio_jax.{verb}", "--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert f"example:\n  moss-audio-jax {verb} --" in shown.stdout
+
+
+def test_a_reader_that_leaves_is_no_error():
+    """`moss-audio-jax ... | head`: no traceback, not even at exit."""
+    read, write = os.pipe()
+    os.close(read)
+    script = (
+        "import sys; from moss_audio_jax import command; "
+        "sys.exit(command.run(lambda argv: print('answer'), []))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")

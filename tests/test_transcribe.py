@@ -1,0 +1,177 @@
+"""Transcription: windows, their times in the whole file, and what is written."""
+
+from __future__ import annotations
+
+import json
+import types
+
+import numpy as np
+import pytest
+from tiny_model import tone, write_checkpoint
+
+from moss_audio_jax import InputError, MossAudio, Reply, Segment, parse_timestamps
+from moss_audio_jax.data.batch import Example
+from moss_audio_jax.errors import UsageError
+from moss_audio_jax.generate.sampling import Sampling
+from moss_audio_jax.text.tasks import TRANSCRIBE
+from moss_audio_jax.transcribe import transcribe
+
+RATE = 16_000
+
+
+class Canned:
+    """A model that answers window after window from a list, and remembers what it was asked."""
+
+    def __init__(self, *answers: str | Reply) -> None:
+        self.answers = [a if isinstance(a, Reply) else Reply(a, None, [], "stop") for a in answers]
+        self.requests = []
+        self.samplings = []
+
+    def prepare(self, request):
+        self.requests.append(request)
+        return Example(np.zeros(1, np.int32), (np.zeros((128, 1)),))
+
+    def answer(self, prompts, batch_size, progress):
+        self.samplings += [sampling for _, sampling in prompts]
+        assert len(prompts) == len(self.answers)
+        return self.answers
+
+
+def speech(seconds: float, *pauses: float) -> np.ndarray:
+    """Noise with 0.5 s of silence from each of `pauses` on."""
+    wav = 0.3 * np.random.default_rng(0).standard_normal(int(seconds * RATE)).astype("f4")
+    for pause in pauses:
+        wav[int(pause * RATE) : int((pause + 0.5) * RATE)] = 0
+    return wav
+
+
+def test_times_are_those_of_the_whole_file():
+    model = Canned(
+        "[0.50]one[3.00][3.20]two[8.00]",
+        "[0.00]three[2.00]",
+        "[1.00]four[2.00]",
+        "[0.25]other[1.00]",
+    )
+    wavs = [speech(24, 8.5, 17.0), speech(3)]
+    long, short = transcribe(model, wavs, "sentence", window_seconds=10)
+
+    clips = [request.audio[0] for request in model.requests]
+    np.testing.assert_array_equal(np.concatenate(clips[:3]), wavs[0])
+    np.testing.assert_array_equal(clips[3], wavs[1])
+    first, second = len(clips[0]) / RATE, (len(clips[0]) + len(clips[1])) / RATE
+    assert 8.5 < first < 9.0
+    assert 17.0 < second < 17.5
+    assert {request.text for request in model.requests} == {TRANSCRIBE["sentence"]}
+
+    assert [s.text for s in long.segments] == ["one", "two", "three", "four"]
+    expected = [0.5, 3.0, 3.2, 8.0, first, first + 2, second + 1, second + 2]
+    found = [time for s in long.segments for time in (s.start, s.end)]
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    assert (long.text, long.problems) == ("one two three four", [])
+    assert long.seconds == pytest.approx(24)
+    assert short.segments == [Segment(0.25, 1.0, "other")]
+
+
+def test_what_went_wrong_is_said_with_its_place():
+    model = Canned(
+        Reply("[0.00]a[1.00] lost words", None, [], "length"),
+        "[0.50]b[99.00]",
+        "no times at all",
+    )
+    (transcript,) = transcribe(model, [speech(24, 8.5, 17.0)], "word", window_seconds=10)
+    cuts = [len(request.audio[0]) / RATE for request in model.requests]
+    places = [f"0.00-{cuts[0]:.2f} s", f"{cuts[0]:.2f}-{cuts[0] + cuts[1]:.2f} s"]
+    assert transcript.problems[:3] == [
+        f"{places[0]}: no times in 'lost words'",
+        f"{places[0]}: the answer did not end by itself (length)",
+        f"{places[1]}: time 99.00 lies beyond the end ({cuts[1]:.2f} s)",
+    ]
+    assert "no times in 'no times at all'" in transcript.problems[3]
+    # A time beyond the window ends with it; words without times keep their window's.
+    assert transcript.segments[1].end == pytest.approx(cuts[0] + cuts[1])
+    last = transcript.segments[2]
+    assert (last.start, last.end) == pytest.approx((cuts[0] + cuts[1], 24))
+    assert last.text == "no times at all"
+    for segment in transcript.segments:
+        assert 0 <= segment.start <= segment.end <= 24
+
+
+def test_without_timestamps_each_window_is_a_segment():
+    model = Canned("hello", "", "world")
+    sampling = Sampling(temperature=0.5)
+    (transcript,) = transcribe(
+        model, [speech(24, 8.5, 17.0)], "none", window_seconds=10, sampling=sampling
+    )
+    assert transcript.text == "hello world"
+    assert [s.text for s in transcript.segments] == ["hello", "world"]
+    assert transcript.segments[1].end == pytest.approx(24)
+    assert model.samplings == [sampling] * 3
+
+
+def test_windows_that_cannot_be():
+    with pytest.raises(UsageError, match="at least 1 s"):
+        transcribe(Canned(), [speech(2)], window_seconds=0.5)
+
+    def refuse(request):
+        raise InputError("too long")
+
+    model = types.SimpleNamespace(prepare=refuse)
+    with pytest.raises(InputError, match=r"^0\.00-2\.00 s: too long"):
+        transcribe(model, [speech(2)])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("transcribe") / "toy")
+
+
+def test_end_to_end_in_windows(files):
+    """The toy hears each window as it would hear it alone."""
+    model = MossAudio.load(files, dtype="float32")
+    wav = np.concatenate([tone(2.0), np.zeros(RATE, "f4"), tone(2.0, 300)])
+    sampling = Sampling(max_new_tokens=8)
+    (transcript,) = transcribe(model, [wav], window_seconds=4, sampling=sampling)
+    cut = round(transcript.segments[0].end * RATE)
+    assert 2 * RATE < cut < 3 * RATE
+    alone = [
+        model.generate(TRANSCRIBE["none"], part, max_new_tokens=8).text
+        for part in (wav[:cut], wav[cut:])
+    ]
+    assert transcript.text == " ".join(alone)
+    assert alone[0] != alone[1]
+
+
+def test_written_forms_hold_the_same_times(run_main):
+    """Every format, from one canned answer, read back."""
+    model_answer = "[0.50]one & two[1.25][1.50]three[2.00]"
+    out = {
+        form: run_main(model_answer, "--timestamps", "sentence", "--format", form)
+        for form in ("text", "json", "srt", "vtt", "textgrid")
+    }
+    expected = [Segment(0.5, 1.25, "one & two"), Segment(1.5, 2.0, "three")]
+    assert parse_timestamps(out["text"]) == expected
+    assert [Segment(**row) for row in json.loads(out["json"])] == expected
+    assert "00:00:00,500 --> 00:00:01,250\none & two\n" in out["srt"]
+    assert "00:00:01.500 --> 00:00:02.000\nthree\n" in out["vtt"]
+    assert out["vtt"].startswith("WEBVTT\n")
+    assert "xmax = 3\n" in out["textgrid"]  # the sound's length, not the last word's end
+    assert 'text = "three"' in out["textgrid"]
+    assert run_main("just words", "--timestamps", "none", "--format", "text") == "just words\n"
+
+
+@pytest.fixture
+def run_main(monkeypatch, capsys, tmp_path):
+    """main() on 3 s of sound with a canned answer -> stdout."""
+    import soundfile
+
+    from moss_audio_jax import cli, command
+
+    soundfile.write(tmp_path / "a.wav", tone(3.0), RATE)
+
+    def run(answer: str, *options: str) -> str:
+        monkeypatch.setattr(command, "load_model", lambda args: Canned(answer))
+        argv = ["transcribe", "--checkpoint", "x", "--audio", str(tmp_path / "a.wav"), *options]
+        assert cli.main(argv) == 0
+        return capsys.readouterr().out
+
+    return run
