@@ -22,6 +22,7 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--format", required=True, choices=("native", "official"))
     options.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: as it is")
     options.add_argument("--decoder", metavar="DIR", help="a Qwen3 checkpoint to start from")
+    options.add_argument("--merge-lora", metavar="DIR", help="fold LoRA adapters in")
     options.add_argument("--overwrite", action="store_true", help="replace --output")
     args = options.parse_args(argv)
 
@@ -34,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
         dtype=args.dtype,
         overwrite=args.overwrite,
         decoder=args.decoder,
+        merge_lora=args.merge_lora,
         progress=sys.stderr.isatty(),
     )
     command.say(f"wrote {args.output} ({args.format})")

@@ -35,7 +35,7 @@ def get_config(size: str = "4b") -> ConfigDict:
     data.batch = 256  # rows of a step, over all devices
     data.packing = True  # several examples share a row
     data.streams = 0  # independent orders; 0 = chosen; divides the batch
-    data.window = 128  # examples that are packed with one another
+    data.window = 64  # examples that are packed with one another
     data.workers = 0  # decoding processes; 0 = in this one
     data.time_markers = True
     data.max_bad_share = 0.05  # more unusable rows than this stop the run

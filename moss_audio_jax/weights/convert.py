@@ -27,6 +27,7 @@ from moss_audio_jax.config import (
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.models import moss_audio
 from moss_audio_jax.weights import checkpoint, safetensors
+from moss_audio_jax.weights.adapters import Merged
 from moss_audio_jax.weights.checkpoint import NativeReader
 from moss_audio_jax.weights.official import OfficialReader, qwen3_table, table, write_official
 
@@ -141,6 +142,7 @@ def convert(
     dtype: Any = None,
     overwrite: bool = False,
     decoder: str | Path | None = None,
+    merge_lora: str | Path | None = None,
     progress: bool = True,
 ) -> None:
     """Writes a checkpoint anew in the layout `format`, one stacked leaf in memory at a time.
@@ -154,6 +156,7 @@ def convert(
       overwrite: replace a checkpoint at `output`, once the new one is whole.
       decoder: a plain Qwen3 checkpoint. The result is a new model with this decoder and a freshly
         initialised encoder and adapters; tokenizer files come from there.
+      merge_lora: a folder of LoRA adapters (ours or PEFT's) to fold into the kernels.
       progress: show a bar on stderr.
 
     Raises:
@@ -172,6 +175,8 @@ def convert(
         reader = open_checkpoint(input, config)
     else:
         reader, processor = _Grafted(config, decoder), ProcessorConfig()
+    if merge_lora is not None:
+        reader = Merged(reader, merge_lora, config)
     with reader:
         dtype = np.dtype(dtype or reader.dtype)
         entries = table(config)

@@ -1,0 +1,259 @@
+"""The step as a pure function: what changes nothing, what is trained, what is skipped."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from moss_audio_jax.config import Compute
+from moss_audio_jax.data.batch import Shape, TrainExample, make_train_batch
+from moss_audio_jax.errors import UsageError
+from moss_audio_jax.models import lora
+from moss_audio_jax.sharding import make_mesh
+from moss_audio_jax.train.optimizer import factors, make_optimizer, schedule
+from moss_audio_jax.train.step import (
+    Recipe,
+    batch_shardings,
+    gradients,
+    init_state,
+    make_train_step,
+    state_shardings,
+)
+from moss_audio_jax.weights.checkpoint import flatten, unflatten
+from moss_audio_jax.weights.convert import load_params, read_config
+
+OWN = Path(__file__).parents[1] / "golden" / "tiny" / "a"
+MODEL = read_config(OWN)
+RECIPE = Recipe(MODEL, Compute(dtype="float32"), tasks=3)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return flatten(load_params(OWN, MODEL, "float32"))
+
+
+@pytest.fixture(scope="module")
+def examples():
+    """The golden prompts as rows to learn from: the text behind the audio is the answer."""
+    golden = np.load(OWN / "golden.npz")
+    made = []
+    for i in range(7):
+        ids = golden[f"s{i}_ids"]
+        last = np.flatnonzero(ids == 445)[-1]
+        labels = np.where(np.arange(len(ids)) > last + 1, ids, -100)
+        mels = np.split(golden[f"s{i}_mel"], np.cumsum(golden[f"s{i}_clips"])[:-1], axis=1)
+        made.append(
+            TrainExample(
+                ids, tuple(mels), labels=labels, weight=1.0 + i / 4, task=i % 3,
+                row_id=str(i), index=i, seconds=1.0,
+            )
+        )  # fmt: skip
+    return made
+
+
+def batch_of(rows, tokens=256, chunks=8, count=None):
+    shape = Shape(count or len(rows), tokens, chunks, MODEL.encoder.chunk_frames)
+    return make_train_batch(rows, shape, MODEL.encoder, 445)
+
+
+@functools.cache
+def grad_fn(recipe=RECIPE):
+    return jax.jit(functools.partial(gradients, recipe=recipe))
+
+
+def assert_same(found, expected, tolerance=1e-5):
+    """Gradients and sums agree within a share of each array's largest value."""
+    for key in expected:
+        a, b = np.asarray(found[key]), np.asarray(expected[key])
+        assert np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), 1e-3), key
+
+
+def test_packing_changes_neither_loss_nor_gradient(params, examples):
+    alone = grad_fn()(params, {}, batch=batch_of([[e] for e in examples], count=8))
+    packed = grad_fn()(
+        params,
+        {},
+        batch=batch_of([[examples[i] for i in row] for row in ((6, 0, 1), (4, 2), (5, 3))]),
+    )
+    assert_same(packed[1], alone[1])
+    assert_same(packed[0], alone[0])
+
+
+def test_micro_batches_change_nothing(params, examples):
+    batch = batch_of([[e] for e in examples], count=8)
+    whole = grad_fn()(params, {}, batch=batch)
+    parts = grad_fn(dataclasses.replace(RECIPE, accumulate=4))(params, {}, batch=batch)
+    assert_same(parts[1], whole[1])
+    assert_same(parts[0], whole[0])
+
+
+@pytest.mark.parametrize("remat", ["full", "projections"])
+def test_rematerialisation_changes_nothing(params, examples, remat):
+    batch = batch_of([[e] for e in examples[:2]])
+    plain = grad_fn()(params, {}, batch=batch)
+    compute = dataclasses.replace(RECIPE.compute, remat=remat)
+    again = grad_fn(dataclasses.replace(RECIPE, compute=compute))(params, {}, batch=batch)
+    assert_same(again[0], plain[0])
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1, 1), (1, 8, 1, 1), (1, 2, 2, 2)], ids=str)
+def test_meshes_change_nothing(params, examples, mesh):
+    batch = batch_of([[e] for e in examples], count=8)
+    expected, sums = jax.device_get(grad_fn()(params, {}, batch=batch))
+    mesh = make_mesh(*mesh)
+    optimizer = optax.sgd(0.1)
+    params = jax.device_get(params)
+    init = functools.partial(init_state, trained=set(params), optimizer=optimizer, recipe=RECIPE)
+    shardings = state_shardings(jax.eval_shape(init, params), MODEL, mesh)
+    step = make_train_step(dataclasses.replace(RECIPE, clip_norm=0.0), optimizer, lambda _: 0.1)
+    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    with jax.set_mesh(mesh):
+        state = jax.jit(init, out_shardings=shardings)(params)
+        placed = jax.device_put(batch, batch_shardings(batch, mesh))
+        state, metrics = jax.device_get(step(state, placed))
+    assert abs(metrics["mean_loss"] - sums["loss"] / sums["weight"]) < 1e-5
+    moved = {path: (params[path] - state["trained"][path]) / 0.1 for path in params}
+    assert_same(moved, expected, 1e-3)  # a difference of two nearly equal numbers
+
+
+def small_optimizer(paths, name="adamw"):
+    from moss_audio_jax.train.defaults import get_config
+
+    config = get_config().optimizer
+    config.name, config.learning_rate, config.warmup = name, 1e-2, 1
+    return make_optimizer(config, 10, paths)
+
+
+def run_steps(params, trained, batch, recipe=RECIPE, steps=2, name="adamw"):
+    factor = {path: float(path in trained) for path in params}
+    optimizer = small_optimizer(factor, name)
+    state = init_state(params, trained, optimizer, recipe)
+    step = jax.jit(make_train_step(recipe, optimizer, lambda _: 0.0))
+    for _ in range(steps):
+        state, metrics = step(state, batch)
+    return state, metrics
+
+
+def test_frozen_parameters_have_no_copy_and_no_optimizer_state(params, examples):
+    groups = (("^(audio_adapter|mergers)/", 1.0), (".*", 0.0))
+    factor = factors(list(params), groups)
+    trained = {path for path, value in factor.items() if value}
+    assert {path.split("/")[0] for path in trained} == {"audio_adapter", "mergers"}
+    recipe = dataclasses.replace(RECIPE, compute=Compute(dtype="bfloat16"))
+    state, _ = run_steps(params, trained, batch_of([[e] for e in examples[:2]]), recipe)
+    assert set(state["trained"]) == trained
+    assert {x.dtype for x in state["trained"].values()} == {jnp.dtype("float32")}
+    assert {x.dtype for x in state["frozen"].values()} == {jnp.dtype("bfloat16")}
+    trained_size = sum(params[path].size for path in trained)
+    assert sum(x.size for x in jax.tree.leaves(state["opt"])) < 2 * trained_size + 10
+    for path in params:
+        if path in trained:
+            assert np.abs(state["trained"][path] - params[path]).max() > 0, path
+        else:
+            assert (state["frozen"][path] == params[path].astype(jnp.bfloat16)).all()
+
+
+def test_lora_trains_its_leaves_alone_and_merges_to_the_same_logits(params, examples):
+    adapters = lora.init(jax.random.key(0), params, rank=4, targets=lora.DECODER)
+    assert len(adapters) == 14
+    base = {**params, **adapters}
+    recipe = dataclasses.replace(RECIPE, lora_alpha=8.0)
+    batch = batch_of([[e] for e in examples[:3]])
+    state, _ = run_steps(base, set(adapters), batch, recipe, steps=3)
+    assert set(state["trained"]) == set(adapters)
+    moments = {str(path[-1].key) for path, leaf in jax.tree_util.tree_leaves_with_path(state["opt"])
+               if leaf.ndim}  # fmt: skip
+    assert moments == set(adapters)
+    trained, frozen = state["trained"], state["frozen"]
+    assert all(np.abs(trained[p]).max() > 0 for p in trained if p.endswith("lora_b"))
+    unmerged = grad_fn(recipe)(trained, frozen, batch=batch)[1]
+    merged = lora.merge(frozen, trained, 8.0)
+    plain = grad_fn()(merged, {}, batch=batch)[1]
+    before = grad_fn()(params, {}, batch=batch)[1]
+    assert_same(plain, unmerged)
+    assert abs(before["loss"] - plain["loss"]) > 1e-3 * before["loss"]
+
+
+def test_encoder_targets_and_targets_that_match_nothing(params):
+    both = lora.init(jax.random.key(0), params, 2, f"{lora.DECODER}|{lora.ENCODER}")
+    assert len(both) == 20
+    with pytest.raises(UsageError, match="matches no kernel"):
+        lora.init(jax.random.key(0), params, 2, "nothing")
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_counted(params, examples):
+    batch = batch_of([[examples[0]]])
+    broken = {**batch, "mels": np.where(batch["mels"] == batch["mels"], np.nan, 0).astype("f4")}
+    factor = dict.fromkeys(params, 1.0)
+    optimizer = small_optimizer(factor)
+    state = init_state(params, set(params), optimizer, RECIPE)
+    step = jax.jit(make_train_step(RECIPE, optimizer, lambda _: 0.0))
+    for count in (1, 2):
+        state, metrics = step(state, broken)
+        assert not metrics["finite"]
+        assert state["skipped"] == count
+    assert all((state["trained"][path] == params[path]).all() for path in params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state["opt"]))
+    state, metrics = step(state, batch)
+    assert metrics["finite"]
+    assert state["skipped"] == 0
+    assert state["step"] == 3
+
+
+def test_weights_and_tasks_are_summed_apart(params, examples):
+    rows = [[examples[0], examples[1]], [examples[3]]]
+    _, sums = grad_fn()(params, {}, batch=batch_of(rows))
+    labels = [int((e.labels != -100).sum()) for e in examples]
+    weights = [e.weight * n for e, n in zip(examples, labels, strict=True)]
+    np.testing.assert_allclose(sums["task_weight"], [weights[0] + weights[3], weights[1], 0])
+    np.testing.assert_allclose(sums["task_loss"].sum(), sums["loss"], rtol=1e-5)
+
+
+def test_z_loss_and_adafactor_and_ema(params, examples):
+    batch = batch_of([[examples[1]]])
+    recipe = dataclasses.replace(RECIPE, z_loss=1e-2, ema=0.5)
+    plain = grad_fn()(params, {}, batch=batch)[0]
+    with_z = grad_fn(recipe)(params, {}, batch=batch)[0]
+    assert np.abs(with_z["lm_head/kernel"] - plain["lm_head/kernel"]).max() > 0
+    state, _ = run_steps(params, set(params), batch, recipe, steps=1, name="adafactor")
+    path = "lm_head/kernel"
+    middle = 0.5 * params[path] + 0.5 * state["trained"][path]
+    np.testing.assert_allclose(state["ema"][path], middle, atol=1e-6)
+    adam, _ = run_steps(params, set(params), batch, steps=1)
+    size = [sum(x.size for x in jax.tree.leaves(s["opt"])) for s in (state, adam)]
+    assert size[0] < 0.51 * size[1]  # no first moment; and these are too small to factor
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("constant", [0.25, 0.5, 1, 1, 1]),
+        ("linear", [0.25, 0.5, 1, 0.55, 0.1]),
+        ("cosine", [0.25, 0.5, 1, 0.55, 0.1]),
+        ("wsd", [0.25, 0.5, 1, 1, 0.1]),
+    ],
+)
+def test_schedules(name, expected):
+    from moss_audio_jax.train.defaults import get_config
+
+    config = get_config().optimizer
+    config.schedule, config.learning_rate, config.warmup = name, 1.0, 4
+    config.final, config.decay = 0.1, 0.25
+    rate = schedule(config, 24)
+    np.testing.assert_allclose([rate(s) for s in (0, 1, 4, 14, 24)], expected, atol=1e-6)
+
+
+def test_groups_must_cover_every_path():
+    with pytest.raises(UsageError, match="no pattern matches b/kernel"):
+        factors(["a/kernel", "b/kernel"], (("^a/", 1.0),))
+    with pytest.raises(UsageError, match="nothing is left"):
+        factors(["a/kernel"], ((".*", 0.0),))
+
+
+def test_trees_survive_flattening(params):
+    assert flatten(unflatten(params)).keys() == params.keys()
