@@ -1,10 +1,10 @@
 """Starts N JAX processes of one run on this machine, as a pod would.
 
-    python launch/local_processes.py 2 --devices 4 -- moss-audio-jax train --config ... --workdir DIR
+    python launch/local_processes.py 2 --devices 4 -- moss-audio-jax train --config ...
 
 Real `jax.distributed` with CPU collectives: what works here works on hosts of a pod. Each process
 gets `--devices` CPU devices. Lines of process 0 pass through; those of the others get its number.
-SIGTERM and Ctrl-C reach all of them. If one fails, the others are stopped, and its exit code is ours.
+SIGTERM and Ctrl-C reach all of them. If one fails, the others are stopped; its exit code is ours.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ VERBS = {
     "generate": ("moss_audio_jax.generate.__main__", "ask a model about sound"),
     "transcribe": ("moss_audio_jax.transcribe", "speech to text, with times: SRT, VTT, TextGrid"),
     "convert": ("moss_audio_jax.convert", "official checkpoint <-> native checkpoint"),
+    "world": ("moss_audio_jax.world", "clips of procedural sound with exact labels and rows"),
     "train": ("moss_audio_jax.train.__main__", "train, fine-tune, LoRA; continues by itself"),
 }
 

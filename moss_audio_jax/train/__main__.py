@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from moss_audio_jax import command
 from moss_audio_jax.errors import InputError, UsageError
@@ -40,9 +40,14 @@ def parse(argv: Sequence[str]) -> tuple[Any, Path]:
     """
     options = command.parser("train", __doc__)
     options.add_argument("--config", required=True, metavar="FILE[:ARG]")
-    options.add_argument("--workdir", required=True, type=Path, metavar="DIR")
+    options.add_argument("--workdir", required=True, metavar="DIR")
     args, rest = options.parse_known_args(argv)
-    return load_config(args.config, rest), args.workdir
+    if "://" in args.workdir:
+        raise UsageError(
+            f"--workdir {args.workdir}: remote folders are not supported; mount one that all hosts "
+            "share"
+        )
+    return load_config(args.config, rest), Path(args.workdir)
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Any:
@@ -56,15 +61,21 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Any:
         if not option.startswith("--config."):
             raise UsageError(f"unknown option {option!r}; expected --config.KEY=VALUE")
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
+    words = ["train", f"--config={name}", *overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
     sys.path.insert(0, str(file.parent.resolve()))  # recipes import their neighbours
     try:
-        values(["train", f"--config={name}", *overrides])
+        values(words)
         config = values.config
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{name}: {' '.join(str(error).split())[:300]}") from None
+    except Exception as error:  # whatever a user's Python file may raise
+        # KeyErrors hold the repr of a message of two lines.
+        text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())[:300]
+        raise UsageError(f"{name}: {text} ({type(error).__name__})") from None
     finally:
         sys.path.remove(str(file.parent.resolve()))
+    given = {option.split("=")[0] for option in overrides}
+    if "--config.data.train" in given and config.data.train:
+        config.data.mixture = ConfigDict()  # a recipe's own data gives way
     check_keys(config)
     return config
 

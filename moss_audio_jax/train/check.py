@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from jax.sharding import Mesh
@@ -33,6 +34,7 @@ _NOT_NEGATIVE = (
     "train.clip_norm", "train.z_loss", "train.ema", "optimizer.learning_rate", "optimizer.warmup",
     "optimizer.weight_decay", "lora.rank", "eval.every", "eval.samples", "checkpoint.keep_every",
     "checkpoint.keep_best", "data.chunks", "data.streams", "data.workers",
+    "data.frames",
 )  # fmt: skip
 
 
@@ -74,6 +76,23 @@ def check(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
             f"data.batch {config.data.batch} is not a multiple of mesh.data * mesh.fsdp * "
             f"train.accumulate = {ways} * {config.train.accumulate}"
         )
+    if config.eval.every and not config.data.eval:
+        raise UsageError(f"eval.every is {config.eval.every} but data.eval names no rows")
+    if config.checkpoint.keep_best and not config.eval.every:
+        raise UsageError("checkpoint.keep_best needs eval.every: it goes by the held-out loss")
+    for group in config.optimizer.groups:
+        try:
+            pattern, factor = group
+            re.compile(pattern)
+            float(factor)
+        except (TypeError, ValueError, re.error) as error:
+            raise UsageError(
+                f"optimizer.groups holds {group!r}; expected (path regex, factor) ({error})"
+            ) from None
+    try:
+        re.compile(config.lora.targets)
+    except re.error as error:
+        raise UsageError(f"lora.targets is no regular expression ({error})") from None
     tensor, sequence = mesh.shape["tensor"], mesh.shape["sequence"]
     for key in ("heads", "kv_heads"):
         heads = getattr(model.decoder, key)

@@ -32,6 +32,7 @@ def get_config(size: str = "4b") -> ConfigDict:
     data.eval = ()  # paths, for the held-out loss
     data.length = 8192  # tokens of a row
     data.chunks = 0  # chunks of 4 s a row holds; 0 = as many as the tokens can
+    data.frames = 0  # mel frames a chunk holds; for full and sliding attention; 0 = the encoder's
     data.batch = 256  # rows of a step, over all devices
     data.packing = True  # several examples share a row
     data.streams = 0  # independent orders; 0 = chosen; divides the batch

@@ -54,6 +54,7 @@ def train(config: Any, workdir: Path) -> int:
     mesh = make_mesh(**config.mesh)
     check(config, start.model, mesh)
     loader_config = _loader_config(config, start)
+    loader_config.validate(start.model.encoder, jax.process_count())
     # Data first: a missing file should not wait for weights.
     spec = tuple(config.data.train) or config.data.mixture
     mixture = Mixture(spec, config.train.seed)
@@ -193,6 +194,7 @@ def _loader_config(config: Any, start: Start) -> LoaderConfig:
         batch=d.batch,
         length=d.length,
         chunks=d.chunks or math.ceil(d.length / 64),
+        frames=d.frames or None,
         packing=d.packing,
         seed=config.train.seed,
         streams=d.streams or None,

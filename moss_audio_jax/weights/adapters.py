@@ -35,7 +35,7 @@ def save_adapters(
             if (stack := host.get(f"{module}/{leaf}")) is None:
                 continue
             layers = stack if entry.stack is not None else stack[None]
-            for official, layer in zip(entry.names(), layers, strict=True):
+            for official, layer in zip(entry.names, layers, strict=True):
                 key = f"{_PEFT}{official.removesuffix('.weight')}.{name}.weight"
                 tensors[key] = np.ascontiguousarray(layer.T)
     if jax.process_index():
@@ -77,7 +77,7 @@ def load_adapters(folder: str | Path, config: ModelConfig) -> tuple[dict[str, np
             for leaf, name in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
                 keys = [
                     f"{_PEFT}{official.removesuffix('.weight')}.{name}.weight"
-                    for official in entry.names()
+                    for official in entry.names
                 ]
                 found = [key for key in keys if key in left]
                 if not found:

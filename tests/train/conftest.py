@@ -55,6 +55,7 @@ def run_config(corpus):
         config.train.log_every = 1
         config.train.dtype, config.train.remat = "float32", "none"
         config.checkpoint.export = "none"
+        config.mesh.fsdp = 1
         for override in overrides:
             key, value = override.split("=", 1)
             group, _, name = key.rpartition(".")

@@ -1,0 +1,63 @@
+"""Prints the compiler flags to start from on one generation of chips, for a shell to evaluate.
+
+    eval "$(python launch/xla_flags.py v5e)"
+
+Starting points, to be measured on the run itself and dropped where they do not help. Flags that
+the environment already sets come last, so they win. A flag that libtpu or XLA does not know ends
+the process at its first use of JAX; so after an upgrade look here first.
+"""
+
+from __future__ import annotations
+
+import sys
+
+# libtpu: collectives beside matrix products instead of between them.
+_OVERLAP = {
+    "--xla_enable_async_all_gather=true": "fsdp gathers the next layer's weights early",
+    "--xla_tpu_overlap_compute_collective_tc=true": "compute goes on while a collective runs",
+    "--xla_tpu_enable_data_parallel_all_reduce_opt=true": "gradients of `data` overlap too",
+    "--xla_tpu_data_parallel_opt_different_sized_ops=true": "also where their sizes differ",
+}
+# Newer libtpu (0.0.51) refuses these on every chip but v5e, and warns of wrong results there.
+_FUSION = {
+    "--xla_tpu_enable_async_collective_fusion=true": "collectives run inside fused computations",
+    "--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true": "all-gathers of fsdp as well",
+    "--xla_tpu_enable_async_collective_fusion_multiple_steps=true": "spread over several of them",
+}
+_V6E = {
+    "--xla_tpu_scoped_vmem_limit_kib=98304": "v6e has 128 MiB of VMEM: larger tiles for one op",
+}
+# XLA on GPUs. Layers are a scan, that is a while loop: without the last flag nothing can overlap
+# from one layer to the next.
+_GPU = {
+    "--xla_gpu_enable_latency_hiding_scheduler=true": "collectives are scheduled beside compute",
+    "--xla_gpu_enable_pipelined_all_gather=true": "the next layer's weights come early",
+    "--xla_gpu_enable_pipelined_reduce_scatter=true": "the last layer's gradients leave late",
+    "--xla_gpu_enable_pipelined_all_reduce=true": "the same for replicas",
+    "--xla_gpu_enable_while_loop_double_buffering=true": "two layers of the scan are in flight",
+}
+
+# Generation -> (environment variable, {flag: why}).
+FLAGS: dict[str, tuple[str, dict[str, str]]] = {
+    "v4": ("LIBTPU_INIT_ARGS", _OVERLAP),
+    "v5e": ("LIBTPU_INIT_ARGS", _OVERLAP | _FUSION),
+    "v5p": ("LIBTPU_INIT_ARGS", _OVERLAP),
+    "v6e": ("LIBTPU_INIT_ARGS", _OVERLAP | _V6E),
+    "tpu7x": ("LIBTPU_INIT_ARGS", _OVERLAP),
+    "gpu": ("XLA_FLAGS", _GPU),
+}
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) != 1 or argv[0] not in FLAGS:
+        print(f"error: expected one of {', '.join(FLAGS)}; got {argv}", file=sys.stderr)
+        return 2
+    variable, flags = FLAGS[argv[0]]
+    for flag, why in flags.items():
+        print(f"# {flag}  {why}")
+    print(f'export {variable}="{" ".join(flags)} ${{{variable}:-}}"')
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

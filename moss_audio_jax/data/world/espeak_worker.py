@@ -1,0 +1,113 @@
+"""A process of its own that speaks: `python -I -S espeak_worker.py LIBRARY DATA_FOLDER`.
+
+espeak-ng keeps state between utterances (the slow flutter of its pitch goes on, its noise is seeded
+with the process id), so the same sentence never sounds twice the same. Here every request is
+answered by a fork of a process that has never spoken. Standard library only: it starts at once, and
+GPL code stays out of the process that trains.
+
+A request on stdin and an answer on stdout are each a length (uint32, native order) and bytes. The
+request is JSON, [{"text", "voice", "rate", "pitch", "range"}, ...]; the answer is JSON {"rate",
+"utterances": [{"samples", "events": [[type, text position from 0, sample, phoneme], ...]}]}, a
+newline, and the samples as int16, one utterance after the other. A length of 0: speaking failed.
+"""
+
+import ctypes
+import json
+import os
+import struct
+import sys
+
+SYNCHRONOUS = 2
+PHONEME_EVENTS, DONT_EXIT = 0x0001, 0x8000
+UTF8 = 1
+RATE, PITCH, RANGE = 1, 3, 4  # espeak_PARAMETER
+WORD, PHONEME = 1, 7  # espeak_EVENT_TYPE
+
+
+class _Id(ctypes.Union):
+    _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8)]
+
+
+class _Event(ctypes.Structure):
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", _Id),
+    ]
+
+
+_CALLBACK = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
+)
+
+
+def main() -> None:
+    library = ctypes.CDLL(sys.argv[1])
+    rate = library.espeak_Initialize(
+        SYNCHRONOUS, 0, os.fsencode(sys.argv[2]), PHONEME_EVENTS | DONT_EXIT
+    )
+    if rate <= 0:
+        sys.exit("espeak-ng could not start")
+    while True:
+        head = sys.stdin.buffer.read(4)
+        if len(head) < 4:
+            return
+        request = sys.stdin.buffer.read(struct.unpack("=I", head)[0])
+        child = os.fork()
+        if child == 0:
+            try:
+                _answer(library, rate, json.loads(request))
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        if os.waitpid(child, 0)[1] != 0:
+            _write(b"")
+
+
+def _answer(library: ctypes.CDLL, rate: int, requests: list) -> None:
+    pcm: list[bytes] = []
+    events: list[list] = []
+
+    def receive(wav, n, event) -> int:
+        if n > 0:
+            pcm.append(ctypes.string_at(wav, 2 * n))
+        i = 0
+        while event[i].type:
+            e = event[i]
+            if e.type in (WORD, PHONEME):
+                name = e.id.string.decode("utf-8", "replace") if e.type == PHONEME else ""
+                events.append([e.type, e.text_position - 1, e.sample, name])
+            i += 1
+        return 0
+
+    callback = _CALLBACK(receive)
+    library.espeak_SetSynthCallback(callback)
+    utterances, sound = [], b""
+    for request in requests:
+        pcm.clear()
+        events.clear()
+        library.espeak_ng_SetRandSeed(ctypes.c_long(1))
+        if library.espeak_SetVoiceByName(request["voice"].encode()) != 0:
+            raise ValueError(request["voice"])
+        for parameter, key in ((RATE, "rate"), (PITCH, "pitch"), (RANGE, "range")):
+            library.espeak_SetParameter(parameter, request[key], 0)
+        text = request["text"].encode() + b"\0"
+        library.espeak_Synth(text, len(text), 0, 1, 0, UTF8, None, None)
+        spoken = b"".join(pcm)
+        utterances.append({"samples": len(spoken) // 2, "events": list(events)})
+        sound += spoken
+    _write(json.dumps({"rate": rate, "utterances": utterances}).encode() + b"\n" + sound)
+
+
+def _write(answer: bytes) -> None:
+    sys.stdout.buffer.write(struct.pack("=I", len(answer)) + answer)
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""Configs load, say how they are run, and what cannot be is refused before anything compiles."""
+
+import ast
+import shlex
+from pathlib import Path
+
+import pytest
+
+from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.train import loop
+from moss_audio_jax.train.__main__ import load_config
+from moss_audio_jax.train.check import check_keys
+from moss_audio_jax.train.start import _sizes
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FILES = sorted(file.name for file in CONFIGS.glob("*.py"))
+# File -> the argument that its docstring speaks of, and a key that it changes.
+ARGUMENTS = {
+    "common.py": ("8b", "model.decoder.hidden_size"),
+    "cold_start.py": ("8b", "model.decoder.hidden_size"),
+    "lora.py": ("encoder", "lora.targets"),
+    "pretrain_adapter.py": ("8b", "model.decoder.hidden_size"),
+    "pretrain_full.py": ("8b", "model.decoder.hidden_size"),
+    "sft.py": ("8b", "model.decoder.hidden_size"),
+}
+KEYS = ("train.steps", "train.log_every", "train.seed", "checkpoint.every", "data.train", "mesh",
+        "init_from")  # fmt: skip
+
+
+def load(name: str, *overrides: str):
+    return load_config(str(CONFIGS / name), overrides)
+
+
+def at(config, key: str):
+    for name in key.split("."):
+        config = config[name]
+    return config
+
+
+# --- every file of configs/ -----------------------------------------------------------------------
+
+
+def test_no_file_of_configs_is_missed():
+    assert {"common.py", "tiny.py", "moss_audio_4b.py", "moss_audio_8b.py", "pretrain_encoder.py",
+            "pretrain_adapter.py", "pretrain_full.py", "sft.py", "lora.py", "cold_start.py",
+            } <= set(FILES)  # fmt: skip
+    assert set(ARGUMENTS) <= set(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_config_loads_with_all_keys_and_a_model_that_can_be(name):
+    for argument in ("", *ARGUMENTS.get(name, ())[:1]):
+        config = load(f"{name}:{argument}" if argument else name)
+        check_keys(config)
+        for key in KEYS:
+            at(config, key)
+        assert _sizes(config.model).decoder.layers == config.model.decoder.layers
+    if name in ARGUMENTS:
+        argument, key = ARGUMENTS[name]
+        assert at(load(f"{name}:{argument}"), key) != at(load(name), key)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_docstring_holds_a_command_that_runs(name):
+    """Its --config is this file, and its overrides are keys of it with values of their types."""
+    text = (CONFIGS / name).read_text()
+    doc = ast.get_docstring(ast.parse(text), clean=False)
+    commands = [line.strip() for line in doc.replace("\\\n", " ").splitlines()
+                if line.strip().startswith("moss-audio-jax train")]  # fmt: skip
+    assert len(commands) == 1
+    words = shlex.split(commands[0])
+    assert words[:3] == ["moss-audio-jax", "train", "--config"]
+    config, _, argument = words[3].partition(":")
+    assert config == f"configs/{name}"
+    assert argument in ("", *ARGUMENTS.get(name, ()))
+    assert words[4:6] == ["--workdir", "DIR"]
+    run = load(words[3].removeprefix("configs/"), *words[6:])
+    assert run.data.train or run.data.mixture
+    assert run.init_from or run.tokenizer  # else there is no tokenizer
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_overrides_work_on_every_config(name):
+    config = load(
+        name, "--config.data.train=('rows.jsonl',)", "--config.train.steps=5",
+        "--config.init_from=DIR", "--config.optimizer.learning_rate=1e-4", "--config.mesh.fsdp=4",
+        "--config.data.packing=false", "--config.optimizer.groups=(('^lm_head/',2.0),('.*',0.5))",
+    )  # fmt: skip
+    assert config.data.train == ("rows.jsonl",)
+    assert (config.train.steps, config.init_from, config.mesh.fsdp) == (5, "DIR", 4)
+    assert config.optimizer.learning_rate == 1e-4
+    assert config.data.packing is False
+    assert config.optimizer.groups == (("^lm_head/", 2.0), (".*", 0.5))
+    assert not config.data.mixture  # a recipe's own data is replaced, not mixed in
+
+
+# --- keys and types ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("--config.trian.steps=5", "trian"),
+        ("--config.train.stepz=5", "stepz"),
+        ("--config.train.steps=5.5", "train.steps"),
+        ("--config.train.steps=many", "train.steps"),
+        ("--config.optimizer.learning_rate=fast", "optimizer.learning_rate"),
+        ("--config.data.packing=maybe", "data.packing"),
+        ("--config.mesh=8", "mesh"),
+        ("--train.steps=5", "--train.steps=5"),
+    ],
+)
+def test_unknown_keys_and_wrong_types_are_named(override, named):
+    with pytest.raises(UsageError) as error:
+        load("sft.py", override)
+    message = str(error.value)
+    assert named in message
+    assert "\n" not in message
+    assert "\\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("c.train.stepz = 5", "train.stepz"),
+        ("c.optimiser = {'name': 'adamw'}", "optimiser"),
+        ("c.train.steps = '5'", "train.steps is '5' .str.; expected int"),
+        ("c.train.steps = True", "train.steps"),
+        ("c.data.train = 'rows.jsonl'", "data.train is 'rows.jsonl'"),
+        ("c.mesh = 8", "mesh is 8; expected a group"),
+        ("del c.train.remat", "lacks the key train.remat"),
+    ],
+)
+def test_keys_of_a_config_file_are_checked_too(line, named, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from moss_audio_jax.train import defaults\n\n"
+        "def get_config():\n    c = defaults.get_config()\n"
+        f"    with c.unlocked(), c.ignore_type():\n        {line}\n    return c\n"
+    )
+    with pytest.raises(UsageError, match=named):
+        load_config(str(file))
+
+
+@pytest.mark.parametrize(
+    "text", ["def get_config(\n", "import no_such_module\n", "def get_config():\n    1 / 0\n"]
+)
+def test_a_config_file_that_cannot_be_loaded_is_named(text, tmp_path):
+    file = tmp_path / "broken.py"
+    file.write_text(text)
+    with pytest.raises((InputError, UsageError), match=r"broken\.py"):
+        load_config(str(file))
+    with pytest.raises(InputError, match=r"none\.py: no such config file"):
+        load_config(str(tmp_path / "none.py"))
+
+
+# --- impossible combinations ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def nothing_compiles(monkeypatch):
+    """Whatever reaches the weights was not refused in time."""
+
+    def reached(*_):
+        raise AssertionError("the run went on to its weights")
+
+    monkeypatch.setattr(loop, "initial_params", reached)
+
+
+@pytest.mark.usefixtures("nothing_compiles")
+def test_a_run_that_can_be_is_not_refused(run_config, tmp_path):
+    """The measure of the next test: its base, and each way of splitting it, pass."""
+    for mesh in (
+        ("mesh.fsdp=-1",),
+        ("mesh.fsdp=4", "mesh.data=2"),
+        ("mesh.tensor=2", "mesh.fsdp=4"),
+        ("mesh.fsdp=1", "mesh.sequence=8"),
+    ):
+        with pytest.raises(AssertionError, match="went on to its weights"):
+            loop.train(run_config(*mesh), tmp_path / "run")
+
+
+@pytest.mark.usefixtures("nothing_compiles")
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        # batch, heads and lengths beside the mesh (eight devices) and the model
+        (["data.batch=6", "mesh.fsdp=8"], r"data\.batch 6"),
+        (["train.accumulate=3"], r"data\.batch 8 .* train\.accumulate"),
+        (["mesh.fsdp=1", "mesh.tensor=4"], r"mesh\.tensor 4 .*\.kv_heads 2"),
+        (["mesh.data=3", "mesh.fsdp=-1"], r"mesh .* does not fit 8 device"),
+        (["mesh.fsdp=16"], r"mesh .* does not fit 8 device"),
+        (["mesh.fsdp=0"], r"mesh .* sizes are positive"),
+        (["mesh.data=-1", "mesh.fsdp=-1"], r"mesh .* at most one is -1"),
+        (["data.length=1024"], r"data\.length 1024 .* 512 positions"),
+        (["data.length=250", "mesh.sequence=4", "mesh.fsdp=2"], r"mesh\.sequence 4 .* 250"),
+        (["model.decoder.heads=3"], r"config\.model: decoder\.heads 3"),
+        (["model.encoder.tap_layers=[9]"], r"config\.model: encoder\.tap_layers"),
+        (["model.inject_layers=9"], r"config\.model: inject_layers 9"),
+        (["data.streams=3"], r"data\.streams 3 .* data\.batch 8"),
+        # names
+        (["train.remat=half"], r"train\.remat is 'half'; expected one of none"),
+        (["train.attention=flash"], r"train\.attention is 'flash'; expected one of auto"),
+        (["train.dtype=float16"], r"train\.dtype"),
+        (["optimizer.name=sgd"], r"optimizer\.name is 'sgd'; expected one of adamw"),
+        (["optimizer.schedule=step"], r"optimizer\.schedule is 'step'; expected one of cosine"),
+        (["optimizer.moment_dtype=int8"], r"optimizer\.moment_dtype"),
+        (["checkpoint.export=onnx"], r"checkpoint\.export"),
+        (["encoder_attention=local"], r"encoder_attention|encoder\.attention"),
+        (["init_from=adapter=DIR"], r"init_from is 'adapter=DIR'"),
+        (["tokenizer="], r"tokenizer is empty"),
+        # numbers
+        (["train.steps=0"], r"train\.steps is 0"),
+        (["checkpoint.every=0"], r"checkpoint\.every is 0"),
+        (["optimizer.learning_rate=-1"], r"optimizer\.learning_rate is -1"),
+        (["train.ema=1"], r"train\.ema is 1"),
+        (["data.max_bad_share=2"], r"data\.max_bad_share is 2"),
+        (['data.augment.speeds=[9.0]'], r"augment\.speeds holds 9"),
+        # data
+        (["data.train=[]"], r"data\.train or data\.mixture"),
+        (['data.mixture={"a": {"paths": "x"}}'], r"data\.train or data\.mixture"),
+        (["eval.every=5"], r"eval\.every .* data\.eval"),
+        (["checkpoint.keep_best=2"], r"checkpoint\.keep_best .* eval\.every"),
+        # what trains
+        (['optimizer.groups=[[".*", 0.0]]'], r"optimizer\.groups freezes every parameter"),
+        (['optimizer.groups=[["^lm_head/", 1.0]]'], r"optimizer\.groups: no pattern matches"),
+        (['optimizer.groups=[["(", 1.0]]'], r"optimizer\.groups"),
+        (["optimizer.groups=[5]"], r"optimizer\.groups"),
+        (["lora.rank=2", "lora.targets=^nothing$"], r"lora\.targets '\^nothing\$' matches no"),
+        (["lora.rank=2", "lora.targets=("], r"lora\.targets"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_what_cannot_be_is_refused_before_anything_compiles(run_config, tmp_path, overrides, named):
+    with pytest.raises((UsageError, InputError), match=named) as error:
+        loop.train(run_config(*overrides), tmp_path / "run")
+    assert "\n" not in str(error.value)
