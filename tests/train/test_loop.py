@@ -220,3 +220,16 @@ def test_a_run_that_diverges_stops_with_a_saved_state(run_config, tmp_path):
         train(config, tmp_path)
     assert (tmp_path / "checkpoints").is_dir()
     assert log(tmp_path)[-1]["skipped"] == 3
+
+
+def test_a_run_continues_on_another_mesh(run_config, tmp_path):
+    options = ("checkpoint.every=2", "optimizer.schedule=constant")
+    train(run_config(*options, "train.steps=4"), tmp_path / "whole")
+    train(run_config(*options, "train.steps=2"), tmp_path / "moved")
+    config = run_config(
+        *options, "train.steps=4", "mesh.data=2", "mesh.tensor=2", "mesh.sequence=2"
+    )
+    train(config, tmp_path / "moved")
+    found, expected = ([row["loss"] for row in log(tmp_path / name)] for name in ("moved", "whole"))
+    assert len(found) == 4
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
