@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from runs import ROOT
 from tiny_model import tiny_config, write_checkpoint
 
 from moss_audio_jax.train.__main__ import load_config
 from moss_audio_jax.train.defaults import sizes
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 TONES = (250, 400, 650, 1000, 1600, 2500)
 
 
@@ -65,3 +66,29 @@ def run_config(corpus):
         return config
 
     return make
+
+
+@pytest.fixture
+def small_run(corpus, tmp_path) -> Path:
+    """A config file of a run small enough to be started many times."""
+    file = tmp_path / "small.py"
+    file.write_text(
+        f"""
+import sys
+sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT / "configs")!r}]
+import common, tiny, tiny_model
+
+def get_config():
+    c = tiny.get_config()
+    c.model = common.sizes(tiny_model.tiny_config(512))
+    c.tokenizer = {str(corpus / "start")!r}
+    c.data.train = ({str(corpus / "rows.jsonl")!r},)
+    c.data.length, c.data.chunks, c.data.batch, c.data.streams = 256, 4, 8, 8
+    c.data.log_rows = True
+    c.data.window = 3
+    c.train.steps, c.train.log_every = 24, 1
+    c.checkpoint.every, c.checkpoint.export = 2, "none"
+    return c
+"""
+    )
+    return file

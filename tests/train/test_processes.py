@@ -1,0 +1,46 @@
+"""One run on 1, 2 and 4 processes of the same 8 devices."""
+
+import subprocess
+import sys
+
+import numpy as np
+from runs import ROOT, command, environment, log
+
+
+def test_many_processes_are_one(small_run, tmp_path):
+    env = environment(tmp_path)
+    mesh = ("mesh.data=2", "mesh.fsdp=4", "train.steps=4", "checkpoint.every=4")
+
+    def run(processes: int, workdir: str, *more: str) -> None:
+        launcher = [sys.executable, str(ROOT / "launch" / "local_processes.py"), str(processes),
+                    "--devices", str(8 // processes), "--"]  # fmt: skip
+        subprocess.run(
+            [*launcher, *command(small_run, tmp_path / workdir, *mesh, *more)],
+            env=env, check=True, capture_output=True,
+        )  # fmt: skip
+
+    run(1, "one", "train.steps=8")
+    expected = log(tmp_path / "one")
+
+    def seen(workdir: str) -> list[list]:
+        """The rows of each step's global batch, from the logs of all processes in order."""
+        logs = [log(tmp_path / workdir, f.name)
+                for f in sorted((tmp_path / workdir).glob("rows-*.jsonl"))]  # fmt: skip
+        steps: dict[int, list] = {}
+        for row in (row for part in logs for row in part):
+            steps.setdefault(row["step"], []).extend(row["rows"])
+        return [steps[step] for step in sorted(steps)]
+
+    run(2, "two")
+    for process_count in (1, 4):  # what two processes saved
+        workdir = f"two-{process_count}"
+        subprocess.run(["cp", "-r", str(tmp_path / "two"), str(tmp_path / workdir)], check=True)
+        for file in (tmp_path / workdir).glob("rows-*.jsonl"):
+            file.unlink()
+        run(process_count, workdir, "train.steps=8")
+        found = log(tmp_path / workdir)
+        np.testing.assert_allclose(
+            [row["loss"] for row in found], [row["loss"] for row in expected], rtol=1e-5
+        )
+        assert seen(workdir) == seen("one")[4:]
+    assert seen("two") == seen("one")[:4]
