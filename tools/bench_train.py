@@ -1,6 +1,6 @@
 """Tokens a second of training, ours beside the official PyTorch code, in turns on the same rows.
 
-    python tools/bench_train.py [--official DIR] [--rounds 5] [--steps 1]
+    python tools/bench_train.py [--official DIR] [--rounds 5] [--steps 2]
 
 A model of about 50 million parameters, float32, AdamW, gradients clipped to norm 1, no dropout.
 Rows are fine-tuning JSONL with noise clips of 3 to 12 s. Ours trains on packed rows, as the data
@@ -340,7 +340,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--official", metavar="DIR", help="clone of the official repository")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=1, help="of ours in a round")
+    parser.add_argument("--steps", type=int, default=2, help="of ours in a round")
     parser.add_argument("--batch", type=int, default=4, help="packed rows of a step of ours")
     parser.add_argument("--length", type=int, default=512, help="tokens of a packed row")
     parser.add_argument("--chunks", type=int, default=9, help="audio chunks of a packed row")
