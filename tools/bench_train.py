@@ -8,7 +8,8 @@ pipeline lays them out. The official code (DIR: a clone of its repository, whose
 are imported) trains on the same rows with the same token ids, one a step: padded to --max-len as
 its trainer ships ("official_padded", every fourth row), and without any padding
 ("official_unpadded", all rows). Batches are prepared beforehand on both sides; nothing but steps
-is timed, by the wall clock, each side with all threads of the process.
+is timed, by the wall clock, each side with all threads of the process. Keep the machine idle: under
+load the two slow down differently, and the ratio means nothing.
 
 Prints one JSON line. tokens_per_second counts real tokens, never padding: the median over rounds,
 and the slowest and fastest round. ratio is the median over rounds of ours / theirs of that round.
