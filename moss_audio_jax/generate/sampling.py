@@ -15,7 +15,8 @@ MAX_STOP_IDS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How one answer is generated. The default is greedy; OFFICIAL is what the authors sample with.
+    """How one answer is generated. The default is greedy; the authors sample
+    with temperature 1 and top_k 50.
 
     Attributes:
       max_new_tokens: the answer ends after so many tokens (`finish_reason` "length").
@@ -59,9 +60,6 @@ class Sampling:
         for name, good in limits.items():
             if not good:
                 raise UsageError(f"{name} is {getattr(self, name)!r}, which is out of range")
-
-
-OFFICIAL = Sampling(temperature=1.0, top_k=50)
 
 
 class Knobs(NamedTuple):

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moss_audio_jax.audio.lengths import conv_length
 from moss_audio_jax.config import Compute, EncoderConfig
 from moss_audio_jax.models.blocks import LayerNorm, Linear, as_dtype, init_stack, rematerialised
 from moss_audio_jax.ops.attention import attention
@@ -46,7 +47,7 @@ class Stem(nn.Module):
             x = Conv(self.config.conv_channels, name=f"conv{index}")(x)
             # In a prompt of its own the array would end at its padded length P. Here it goes on,
             # and the next convolution must find zeros there, not what the bias made of them.
-            length = (length + 1) // 2
+            length = conv_length(length)
             x = jnp.where((jnp.arange(x.shape[1]) < length[:, None])[..., None, None], x, 0)
         x = x.reshape(*x.shape[:2], -1)
         return Linear(self.config.d_model, use_bias=True, name="stem_proj")(x)

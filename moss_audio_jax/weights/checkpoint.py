@@ -281,14 +281,6 @@ class NativeReader:
         return value
 
 
-def load_native(
-    folder: str | Path, config: ModelConfig, shardings: Any = None, dtype: Any = None
-) -> dict[str, Any]:
-    """The parameters of a native checkpoint as a tree of jax.Arrays; see convert.load_params."""
-    with NativeReader(folder, table(config)) as reader:
-        return load_tree(reader, shardings, dtype)
-
-
 def load_tree(reader: Any, shardings: Any = None, dtype: Any = None) -> dict[str, Any]:
     """Every leaf of a NativeReader or OfficialReader, leaf by leaf, as jax.Arrays.
 
