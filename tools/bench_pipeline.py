@@ -56,7 +56,14 @@ def packing_fill(length: int, chunks: int, rows: int = 2000, window: int = 64) -
             mels = (np.broadcast_to(np.float16(0), (128, frames)),)
             made.append(
                 TrainExample(
-                    ids, mels, labels=ids, weight=1.0, task=0, row_id="", index=job.index, seconds=0
+                    ids,
+                    mels,
+                    labels=ids,
+                    weights=1.0,
+                    tasks=0,
+                    row_id="",
+                    index=job.index,
+                    seconds=0,
                 )
             )
         return lambda: made

@@ -14,12 +14,12 @@ import numpy as np
 
 from moss_audio_jax.audio import lengths
 from moss_audio_jax.config import EncoderConfig
+from moss_audio_jax.data.targets import IGNORE, Heard, Targets
 from moss_audio_jax.errors import InputError
 
 # Lengths are rounded up to powers of two and the halves between them, so that few programs are
 # compiled and at most a third of a row is padding.
 _MIN_LENGTH = 128
-IGNORE = -100  # the label of a token that is not to be learned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,19 +36,26 @@ class TrainExample(Example):
 
     Attributes:
       labels: int32 [L], `ids` where the answers are, else IGNORE.
-      weight: of each of its label tokens in the loss.
-      task: 1 for the first of the tasks that are told apart, ...; 0 for any other.
+      weights: float [L] or one for all, of the labels in the loss.
+      tasks: int [L] or one for all, 1 for the first of the tasks that are told apart, ...; 0 for
+        any other.
       row_id: the row it was made of, "part:row".
       index: where it stands in the mixture.
       seconds: of sound.
+      positions: int32 [L], 0, 1, ... along each conversation; None: there is only one.
+      branches: int32 [L], 0 for what all its conversations share, else the conversation, from 1 on.
+      heard: what the helper losses learn from its clip.
     """
 
     labels: np.ndarray
-    weight: float
-    task: int
+    weights: np.ndarray | float
+    tasks: np.ndarray | int
     row_id: str
     index: int
     seconds: float
+    positions: np.ndarray | None = None
+    branches: np.ndarray | None = None
+    heard: Heard | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,25 +171,41 @@ def make_train_batch(
     config: EncoderConfig,
     audio_token_id: int,
     mel_dtype: str = "float32",
+    branched: bool = False,
+    targets: Targets | None = None,
 ) -> dict[str, np.ndarray]:
     """`make_batch` and what a loss needs, each label standing at its own token (not shifted):
 
-    labels   int32 [B, T]    the token where it is to be learned, else IGNORE
-    weights  float32 [B, T]  the example's weight where there is a label, else 0
-    tasks    int32 [B, T]    the example's task at all of its tokens; 0 in padding
+    labels      int32 [B, T]    the token where it is to be learned, else IGNORE
+    weights     float32 [B, T]  the label's weight; 0 where there is none
+    tasks       int32 [B, T]    the example's task at all of its tokens; 0 in padding
+    branch_ids  int32 [B, T]    with `branched`: see TrainExample.branches
+
+    and with `targets` the arrays that `data.targets` describes.
     """
     batch = make_batch(rows, shape, config, audio_token_id, mel_dtype)
     b, t = shape.rows, shape.tokens
     batch["labels"] = np.full((b, t), IGNORE, np.int32)
     batch["weights"] = np.zeros((b, t), np.float32)
     batch["tasks"] = np.zeros((b, t), np.int32)
+    if branched:
+        batch["branch_ids"] = np.zeros((b, t), np.int32)
+    if targets:
+        batch |= targets.empty(b, shape.chunks, shape.frames // lengths.FRAMES_PER_TOKEN)
     for row, examples in enumerate(rows):
         token = 0
         for example in examples:
             here = slice(token, token + len(example.ids))
             batch["labels"][row, here] = example.labels
-            batch["weights"][row, here] = np.where(example.labels != IGNORE, example.weight, 0)
-            batch["tasks"][row, here] = example.task
+            batch["weights"][row, here] = np.where(example.labels != IGNORE, example.weights, 0)
+            batch["tasks"][row, here] = example.tasks
+            if example.positions is not None:
+                batch["positions"][row, here] = example.positions
+            if branched and example.branches is not None:
+                batch["branch_ids"][row, here] = example.branches
+            if targets and example.mels:
+                places = batch["audio_index"][row, here]
+                targets.fill(batch, row, example.heard, places[places >= 0])
             token = here.stop
     return batch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import NamedTuple
 
 import ml_dtypes  # noqa: F401  gives np.dtype the name bfloat16
 import numpy as np
@@ -14,10 +15,11 @@ from moss_audio_jax.data import augment as augmenting
 from moss_audio_jax.data.augment import Augment
 from moss_audio_jax.data.batch import IGNORE, TrainExample, chunks_of
 from moss_audio_jax.data.packing import Size
-from moss_audio_jax.data.records import Clip, Rejected, Row, parse_row
+from moss_audio_jax.data.records import Branch, Clip, Rejected, Row, parse_row
 from moss_audio_jax.data.sources import Location, as_file, clip_file, read_location
+from moss_audio_jax.data.targets import Targets
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.text.prompt import build_conversation
+from moss_audio_jax.text.prompt import build_branches, build_conversation
 from moss_audio_jax.text.tokenizer import Tokenizer
 
 _DIGIT = re.compile(r"\d")
@@ -43,7 +45,9 @@ class ExampleMaker:
       room: tokens and chunks of a row of the batch.
       frames: the most that a chunk holds (of a clip, where a clip is one chunk).
       tasks: names of the tasks that are told apart: a row's "task", else its part's name.
-      seed: of the augmentation.
+      seed: of the augmentation and of the choice of branches.
+      branches, pick: see LoaderConfig.
+      targets: what the helper losses need besides; None: nothing.
     """
 
     tokenizer: Tokenizer
@@ -53,6 +57,9 @@ class ExampleMaker:
     tasks: tuple[str, ...] = ()
     augment: Augment = dataclasses.field(default_factory=Augment)
     seed: int = 0
+    branches: int = 1
+    pick: tuple[tuple[str, float], ...] = ((".*", 1.0),)
+    targets: Targets | None = None
 
     def __call__(self, job: Job) -> TrainExample | Rejected:
         row = None
@@ -77,12 +84,9 @@ class ExampleMaker:
             sound.shape[1] if sound.ndim == 2 else lengths.mel_frames(len(sound))
             for sound in sounds
         ]
-        conversation = build_conversation(
-            self.tokenizer, row.messages, frames, self.tokenizer.processor.time_markers
-        )
-        ids, answers = conversation
+        said = self._said(row, job, frames)
         # Before the mels are computed: what is dropped should cost little.
-        size = Size(len(ids), chunks_of(frames, self.encoder))
+        size = Size(len(said.ids), chunks_of(frames, self.encoder))
         if size.tokens > self.room.tokens or size.chunks > self.room.chunks:
             return (
                 f"needs {size.tokens} tokens and {size.chunks} chunks; "
@@ -91,15 +95,50 @@ class ExampleMaker:
         if self.encoder.attention != "chunked" and max(frames, default=0) > self.frames:
             return f"a clip has {max(frames)} mel frames; the batch has room for {self.frames}"
         return TrainExample(
-            ids,
-            tuple(self._mel(sound, rng) for sound in sounds),
-            labels=np.where(answers, ids, IGNORE).astype(np.int32),
-            weight=row.weight,
-            task=self._task(row.task or job.part),
+            **said._asdict(),
+            mels=tuple(self._mel(sound, rng) for sound in sounds),
             row_id=job.row_id,
             index=job.index,
             seconds=sum(frames) * lengths.HOP / lengths.SAMPLE_RATE,
+            heard=self.targets.heard(row, self.tokenizer) if self.targets else None,
         )
+
+    def _said(self, row: Row, job: Job, frames: list[int]) -> _Said:
+        """Ids and what is to be learned of them; of a row with branches, some of them."""
+        markers = self.tokenizer.processor.time_markers
+        chosen = self._chosen(row, np.random.default_rng([self.seed, job.index, 1]))
+        if row.branches and self.branches != 1:
+            messages = [branch.messages for branch in chosen]
+            opening, parts = build_branches(self.tokenizer, row.messages, messages, frames, markers)
+        else:
+            messages = [*row.messages, *(m for branch in chosen for m in branch.messages)]
+            opening = np.zeros(0, np.int32)
+            parts = [build_conversation(self.tokenizer, messages, frames, markers)]
+            chosen = chosen or [Branch(messages)]
+        said = [_said(opening, np.zeros(len(opening), bool), 0, 0, 0, 0)]
+        for number, (branch, part) in enumerate(zip(chosen, parts, strict=True), 1):
+            task = self._task(branch.task or row.task or job.part)
+            shared = len(opening)
+            said.append(
+                _said(*part, row.weight * branch.weight, task, shared, number if shared else 0)
+            )
+        return _Said(*(np.concatenate(arrays) for arrays in zip(*said, strict=True)))
+
+    def _chosen(self, row: Row, rng: np.random.Generator) -> list[Branch]:
+        """Up to `branches` of a row's, drawn without replacement by the weights of `pick`."""
+        if not row.branches:
+            return []
+        weights = np.array([self._often(branch.task or "") for branch in row.branches])
+        # Efraimidis and Spirakis 2006: the largest u^(1/w) are a weighted sample.
+        with np.errstate(divide="ignore"):
+            keys = np.log(rng.random(len(weights))) / weights
+        order = [int(i) for i in np.argsort(-keys, kind="stable") if weights[i] > 0]
+        if self.branches and not order:
+            raise InputError("data.pick takes none of the row's branches")
+        return [row.branches[i] for i in order[: self.branches]]
+
+    def _often(self, task: str) -> float:
+        return next((weight for rule, weight in self.pick if re.search(rule, task)), 0.0)
 
     def _speed(self, row: Row, rng: np.random.Generator) -> float:
         if not self.augment.speeds:
@@ -121,6 +160,30 @@ class ExampleMaker:
 
     def _task(self, name: str) -> int:
         return self.tasks.index(name) + 1 if name in self.tasks else 0
+
+
+class _Said(NamedTuple):
+    """Arrays [L] of an example; see `TrainExample`."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    tasks: np.ndarray
+    positions: np.ndarray
+    branches: np.ndarray
+
+
+def _said(
+    ids: np.ndarray, answers: np.ndarray, weight: float, task: int, first: int, branch: int
+) -> _Said:
+    return _Said(
+        ids,
+        labels=np.where(answers, ids, IGNORE).astype(np.int32),
+        weights=np.where(answers, weight, 0).astype(np.float32),
+        tasks=np.full(len(ids), task, np.int32),
+        positions=first + np.arange(len(ids), dtype=np.int32),
+        branches=np.full(len(ids), branch, np.int32),
+    )
 
 
 def _load(clip: Clip, row_path: str, speed: float) -> np.ndarray:

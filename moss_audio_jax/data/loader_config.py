@@ -34,6 +34,12 @@ class LoaderConfig:
       min_seen: once so many rows were seen (by one process).
       tasks: names of the tasks that the batch's `tasks` tells apart, from 1 on.
       augment: see Augment.
+      branches: of a row that has several, so many are learned at a visit, behind one clip; 0: none
+        of them (for the helper losses of an encoder alone).
+      pick: (regex of a task, how often): weights by which branches are drawn; the first match
+        wins, no match is 0.
+      words: most pieces of words that a chunk's helper target may hold; 0: no such targets.
+      tags: names of the tags that helper targets tell apart.
     """
 
     batch: int
@@ -50,6 +56,10 @@ class LoaderConfig:
     min_seen: int = 100
     tasks: tuple[str, ...] = ()
     augment: Augment = dataclasses.field(default_factory=Augment)
+    branches: int = 1
+    pick: tuple[tuple[str, float], ...] = ((".*", 1.0),)
+    words: int = 0
+    tags: tuple[str, ...] = ()
 
     def stream_count(self) -> int:
         if self.streams is not None:
@@ -59,7 +69,7 @@ class LoaderConfig:
     def validate(self, encoder: EncoderConfig, process_count: int = 1) -> None:
         """Raises InputError naming the first key that cannot be."""
         least = {"batch": 1, "length": 1, "chunks": 0, "window": 1, "workers": 0, "ahead": 1}
-        least |= {"min_seen": 1, "seed": 0}
+        least |= {"min_seen": 1, "seed": 0, "branches": 0, "words": 0}
         if self.streams is not None:
             least["streams"] = 1
         for key, low in least.items():

@@ -29,6 +29,7 @@ from moss_audio_jax.data.mixture import Mixture
 from moss_audio_jax.data.packing import Size
 from moss_audio_jax.data.reports import COUNTS, Reports
 from moss_audio_jax.data.stream import Stream, job_for
+from moss_audio_jax.data.targets import Targets
 from moss_audio_jax.data.workers import Made, Workers
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.text.tokenizer import Tokenizer
@@ -275,6 +276,8 @@ class _Room:
         process_count: int,
     ):
         self._shape = config.shape(encoder, process_count)
+        self._branched = config.branches > 1
+        self._targets = targets_of(config)
         self._encoder = encoder
         self._processor = tokenizer.processor
 
@@ -285,6 +288,8 @@ class _Room:
             self._encoder,
             self._processor.audio_token_id,
             self._processor.mel_dtype,
+            self._branched,
+            self._targets,
         )
         examples = [example for row in rows for example in row]
         stats = {
@@ -312,7 +317,14 @@ def example_maker(
         tasks=tuple(config.tasks),
         augment=config.augment,
         seed=config.seed,
+        branches=config.branches,
+        pick=config.pick,
+        targets=targets_of(config),
     )
+
+
+def targets_of(config: LoaderConfig) -> Targets | None:
+    return Targets(config.words, config.tags) if config.words or config.tags else None
 
 
 def _fingerprint(
@@ -325,6 +337,8 @@ def _fingerprint(
         "streams": config.stream_count(),
         "train": mixture.describe(),
         "speeds": list(config.augment.speeds),
+        "branches": config.branches,
+        "pick": [list(rule) for rule in config.pick],
         "attention": encoder.attention,
         "frames": config.chunk_frames(encoder),
         "time_markers": tokenizer.processor.time_markers,

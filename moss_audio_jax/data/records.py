@@ -7,6 +7,15 @@ A row is what the official fine-tuning JSONL holds, and a little more:
                       {"role": "assistant", "message_type": "text", "content": "hello"}],
      "weight": 1.0, "task": "asr", "id": "a"}
 
+A row may go on in several ways, so that many questions share one clip: its "conversation" is then
+the opening (the audio), and each branch continues it. What is heard when, for the helper losses of
+an encoder (`train.helpers`), may stand beside it:
+
+    {"conversation": [AUDIO],
+     "branches": [{"messages": [QUESTION, ANSWER], "task": "asr", "weight": 1.0}, ...],
+     "words": [{"text": "hello", "start": 0.31, "end": 0.62}, ...],
+     "tags": [{"name": "bell", "start": 1.2, "end": 2.0}, ...], "id": "a"}
+
 A record of an ArrayRecord shard is such a line of JSON, or the row and its clips in one piece:
 
     b"MAJ1"  uint32 length of the header  header  blob  blob  ...        (little-endian)
@@ -46,6 +55,22 @@ class AudioFile(NamedTuple):
 Clip = str | AudioFile | np.ndarray
 
 
+class Branch(NamedTuple):
+    """One way in which a row's conversation goes on."""
+
+    messages: Sequence[Mapping[str, Any]]
+    task: str | None = None
+    weight: float = 1.0
+
+
+class Span(NamedTuple):
+    """A word or a tag, and when it is heard, in seconds."""
+
+    text: str
+    start: float
+    end: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One training row. `clips` stand in the order of the conversation's audio messages."""
@@ -55,6 +80,16 @@ class Row:
     weight: float = 1.0
     task: str | None = None
     id: str | None = None
+    branches: tuple[Branch, ...] = ()
+    words: tuple[Span, ...] = ()
+    tags: tuple[Span, ...] = ()
+
+
+def conversations(row: Row) -> list[list[Mapping[str, Any]]]:
+    """The whole conversations of a row: one, or one for each branch."""
+    if not row.branches:
+        return [list(row.messages)]
+    return [[*row.messages, *branch.messages] for branch in row.branches]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,17 +120,17 @@ def parse_row(data: bytes) -> Row:
         raise InputError(
             'no "conversation"; expected a list of {"role", "message_type", "content"}'
         )
-    weight = raw.get("weight", 1.0)
-    if (
-        isinstance(weight, bool)
-        or not isinstance(weight, (int, float))
-        or not (0 < weight < math.inf)
-    ):
-        raise InputError(f'"weight" is {weight!r}; expected a positive number')
+    weight = _weight(raw)
     for key in ("task", "id"):
-        if not isinstance(raw.get(key), str | None):
-            raise InputError(f'"{key}" is {raw[key]!r}; expected a string')
+        _string(raw, key)
     names = audio_names(messages)
+    branches = tuple(_branch(i, each) for i, each in enumerate(_objects(raw, "branches")))
+    words = tuple(_span("words", i, w, "text") for i, w in enumerate(_objects(raw, "words")))
+    tags = tuple(_span("tags", i, t, "name") for i, t in enumerate(_objects(raw, "tags")))
+    if (branches or words or tags) and len(names) != 1:
+        raise InputError(
+            f'a row with "branches", "words" or "tags" has one audio message; found {len(names)}'
+        )
     if blobs is None:
         clips: tuple[Clip, ...] = tuple(names)
     elif len(blobs) != len(names):
@@ -105,7 +140,52 @@ def parse_row(data: bytes) -> Row:
             AudioFile(bytes(blob), name) if isinstance(blob, memoryview) else blob
             for blob, name in zip(blobs, names, strict=True)
         )
-    return Row(messages, clips, float(weight), raw.get("task"), raw.get("id"))
+    return Row(
+        messages, clips, weight, raw.get("task"), raw.get("id"), branches, words, tags
+    )  # fmt: skip
+
+
+def _weight(raw: Mapping[str, Any]) -> float:
+    weight = raw.get("weight", 1.0)
+    if (
+        isinstance(weight, bool)
+        or not isinstance(weight, (int, float))
+        or not (0 < weight < math.inf)
+    ):
+        raise InputError(f'"weight" is {weight!r}; expected a positive number')
+    return float(weight)
+
+
+def _string(raw: Mapping[str, Any], key: str) -> None:
+    if not isinstance(raw.get(key), str | None):
+        raise InputError(f'"{key}" is {raw[key]!r}; expected a string')
+
+
+def _objects(raw: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    value = raw.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        raise InputError(f'"{key}" is {value!r:.60}; expected a list of objects')
+    return value
+
+
+def _branch(index: int, raw: Mapping[str, Any]) -> Branch:
+    messages = raw.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise InputError(f'branches[{index}]: no "messages"; expected what follows the opening')
+    if audio_names(messages):
+        raise InputError(f"branches[{index}]: holds audio; expected it in the opening")
+    _string(raw, "task")
+    return Branch(messages, raw.get("task"), _weight(raw))
+
+
+def _span(key: str, index: int, raw: Mapping[str, Any], name: str) -> Span:
+    text, start, end = (raw.get(k) for k in (name, "start", "end"))
+    times = all(isinstance(t, (int, float)) and not isinstance(t, bool) for t in (start, end))
+    if not isinstance(text, str) or not times or not 0 <= start <= end < math.inf:
+        raise InputError(
+            f'{key}[{index}] is {dict(raw)!r}; expected "{name}" and 0 <= "start" <= "end"'
+        )
+    return Span(text, float(start), float(end))
 
 
 def audio_names(messages: Sequence[Any]) -> list[str]:

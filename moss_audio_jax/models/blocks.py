@@ -13,6 +13,8 @@ from moss_audio_jax.config import Compute
 from moss_audio_jax.ops.linear import matmul
 from moss_audio_jax.ops.norms import layer_norm, rms_norm
 
+_ADDED = ("out_proj", "fc2", "o_proj", "down_proj")  # whose outputs join the residual stream
+
 
 class Linear(nn.Module):
     """x [..., in] -> x @ kernel [in, out] (+ bias [out])."""
@@ -64,6 +66,20 @@ def init_stack(module: nn.Module, key: jax.Array, layers: int, *args: Any) -> An
     """Parameters of `layers` copies of a module, stacked on axis 0 of every leaf."""
     keys = jax.random.split(key, layers)
     return jax.vmap(lambda k: module.init(k, *args)["params"])(keys)
+
+
+def init_residual_stack(module: nn.Module, key: jax.Array, layers: int, *args: Any) -> Any:
+    """`init_stack` of layers that add to what they are given.
+
+    What each adds begins smaller by sqrt(2 * layers) (two branches a layer), or the sum would
+    drown what the first layer was given (GPT-2).
+    """
+
+    def scaled(path: tuple, leaf: jax.Array) -> jax.Array:
+        adds = len(path) > 1 and path[-2].key in _ADDED and path[-1].key == "kernel"
+        return leaf * (2 * layers) ** -0.5 if adds else leaf
+
+    return jax.tree_util.tree_map_with_path(scaled, init_stack(module, key, layers, *args))
 
 
 def rematerialised(body: Callable, compute: Compute) -> Callable:

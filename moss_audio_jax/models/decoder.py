@@ -13,7 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from moss_audio_jax.config import Compute, DecoderConfig
-from moss_audio_jax.models.blocks import GatedMLP, Linear, RMSNorm, init_stack, rematerialised
+from moss_audio_jax.models.blocks import (
+    GatedMLP,
+    Linear,
+    RMSNorm,
+    init_residual_stack,
+    rematerialised,
+)
 from moss_audio_jax.models.cache import Cache
 from moss_audio_jax.ops.linear import precision
 from moss_audio_jax.ops.rotary import rotary_angles, rotate
@@ -68,7 +74,7 @@ def init_decoder(key: jax.Array, config: DecoderConfig) -> Any:
     shape = (config.vocab_size, config.hidden_size)
     return {
         "embed_tokens": {"embedding": 0.02 * jax.random.normal(embed_key, shape)},
-        "layers": init_stack(
+        "layers": init_residual_stack(
             DecoderLayer(config), layer_key, config.layers, x, angles, lambda q, k, v: (q, None)
         ),
         "norm": RMSNorm(config.norm_eps).init(norm_key, x)["params"],

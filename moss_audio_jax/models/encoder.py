@@ -13,7 +13,13 @@ import jax.numpy as jnp
 
 from moss_audio_jax.audio.lengths import conv_length
 from moss_audio_jax.config import Compute, EncoderConfig
-from moss_audio_jax.models.blocks import LayerNorm, Linear, as_dtype, init_stack, rematerialised
+from moss_audio_jax.models.blocks import (
+    LayerNorm,
+    Linear,
+    as_dtype,
+    init_residual_stack,
+    rematerialised,
+)
 from moss_audio_jax.ops.attention import attention
 from moss_audio_jax.ops.conv import conv3x3_stride2
 from moss_audio_jax.ops.rotary import sinusoids
@@ -107,7 +113,7 @@ def init_encoder(key: jax.Array, config: EncoderConfig) -> Any:
     layer = EncoderLayer(config, Compute(dtype="float32"))
     params = {
         "stem": Stem(config).init(stem_key, mels, jnp.array([8]))["params"],
-        "layers": init_stack(layer, layer_key, config.layers, x, valid),
+        "layers": init_residual_stack(layer, layer_key, config.layers, x, valid),
         "layer_norm": LayerNorm(config.norm_eps).init(out_key, x)["params"],
     }
     if config.output_dim != config.d_model:

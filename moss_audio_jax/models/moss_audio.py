@@ -9,6 +9,8 @@ A batch is a dict of arrays with static shapes:
     mels         float [B, C, F, M]  log-mel chunks, zeros beyond `frames`
     frames       int32 [B, C]        frames of each chunk, 0 = an empty place
     padded       int32 [B, C]        the length its prompt pads chunks to (lengths.padded_frames)
+    branch_ids   int32 [B, T]        optional, in training: a segment's conversations that share
+                                     their beginning (0) are numbered from 1 on
 
 C may be 0: a batch of text. A chunk is 4 s (`chunked`) or a whole clip (`full`, `sliding`).
 Everything here is a pure function of (params, batch).
@@ -54,9 +56,29 @@ def count_params(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def hidden_states(params: Any, config: ModelConfig, compute: Compute, batch: Batch) -> jax.Array:
-    """The decoder's last hidden states [B, T, D] of packed or padded rows (no cache)."""
-    x, inject = _embed(params, config, compute, batch)
+Audio = tuple[jax.Array, jax.Array]  # features [B, C * S, D] and taps [K, B, C * S, D]
+
+
+def encode_audio(params: Any, config: ModelConfig, compute: Compute, batch: Batch) -> Audio | None:
+    """What the encoder hears in a batch's chunks; None in a batch of text."""
+    if batch["frames"].shape[1] == 0:
+        return None
+    with jax.named_scope("audio_encoder"):
+        return encoder.encode_rows(
+            params["audio_encoder"], config.encoder, compute,
+            batch["mels"], batch["frames"], batch["padded"],
+        )  # fmt: skip
+
+
+def hidden_states(
+    params: Any, config: ModelConfig, compute: Compute, batch: Batch, audio: Audio | None = None
+) -> jax.Array:
+    """The decoder's last hidden states [B, T, D] of packed or padded rows (no cache).
+
+    `audio` is `encode_audio` of the same batch, where that is known already.
+    """
+    audio = encode_audio(params, config, compute, batch) if audio is None else audio
+    x, inject = _embed(params, config, compute, batch, audio)
     segments = batch["segment_ids"]
 
     def attend(query, key, value, cache, layer):
@@ -66,6 +88,7 @@ def hidden_states(params: Any, config: ModelConfig, compute: Compute, batch: Bat
             value,
             causal=True,
             segment_ids=(segments, segments),
+            branch_ids=batch.get("branch_ids"),
             implementation=compute.attention,
         )
         return out, cache
@@ -89,7 +112,8 @@ def prefill(
     Returns:
       float32 logits [B, V] after each row's last token, and the cache [L, B, slots, KV, H].
     """
-    x, inject = _embed(params, config, compute, batch)
+    audio = encode_audio(params, config, compute, batch)
+    x, inject = _embed(params, config, compute, batch, audio)
     batch_size, _ = batch["tokens"].shape
 
     def attend(query, key, value, kv, layer):
@@ -139,18 +163,13 @@ def decode_step(
 
 
 def _embed(
-    params: Any, config: ModelConfig, compute: Compute, batch: Batch
+    params: Any, config: ModelConfig, compute: Compute, batch: Batch, audio: Audio | None
 ) -> tuple[jax.Array, decoder.Inject | None]:
     """Embeddings with the audio in its places [B, T, D], and DeepStack's injection."""
     x = decoder.embed_tokens(params["language_model"], batch["tokens"], as_dtype(compute))
-    if batch["frames"].shape[1] == 0:
+    if audio is None:
         return x, None
-
-    with jax.named_scope("audio_encoder"):
-        features, taps = encoder.encode_rows(
-            params["audio_encoder"], config.encoder, compute,
-            batch["mels"], batch["frames"], batch["padded"],
-        )  # fmt: skip
+    features, taps = audio
     index = batch["audio_index"]
     is_audio = (index >= 0)[..., None]
 

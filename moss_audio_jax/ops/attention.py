@@ -4,6 +4,7 @@ A query sees a key if all of these hold:
   * causal:      the key's slot <= the query's slot
   * window:      query slot - left <= key slot <= query slot + right
   * segment_ids: both carry the same segment (packing; padding is a segment of its own)
+  * branch_ids:  the key's branch is 0 (what the branches of a segment share) or the query's own
 
 Slots are places in the key array. The queries' slots are 0..T-1 unless `query_slots` says
 otherwise (decoding into a cache).
@@ -34,6 +35,7 @@ def attention(
     causal: bool,
     window: tuple[int, int] | None = None,
     segment_ids: tuple[jax.Array, jax.Array] | None = None,
+    branch_ids: jax.Array | None = None,
     query_slots: jax.Array | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
@@ -46,6 +48,7 @@ def attention(
       causal: see the module's docstring.
       window: (left, right) in slots, or None for no window.
       segment_ids: int (queries' [B, T], keys' [B, S]), or None for one segment.
+      branch_ids: int [B, T] of queries and keys alike, or None for no branches.
       query_slots: int [B, T], or None for 0..T-1.
       implementation: "xla" (plain), or "auto" to choose.
 
@@ -62,18 +65,24 @@ def attention(
         query_slots = jnp.broadcast_to(jnp.arange(length), (batch, length))
     query_segments, key_segments = segment_ids if segment_ids is not None else (None, None)
     plain = functools.partial(
-        _plain, key=key, value=value, causal=causal, window=window, key_segments=key_segments
+        _plain,
+        key=key,
+        value=value,
+        causal=causal,
+        window=window,
+        key_segments=key_segments,
+        key_branches=branch_ids,
     )
 
     block = _query_block(query.shape, key.shape[1])
     if block == length:
-        return plain(query, query_slots, query_segments)
+        return plain(query, query_slots, query_segments, branch_ids)
 
     def blocks(x: jax.Array) -> jax.Array:  # [B, T, ...] -> [T / block, B, block, ...]
         return jnp.moveaxis(x.reshape(batch, -1, block, *x.shape[2:]), 1, 0)
 
     # Rematerialised, or the backward pass would keep every block's scores.
-    rows = jax.tree.map(blocks, (query, query_slots, query_segments))
+    rows = jax.tree.map(blocks, (query, query_slots, query_segments, branch_ids))
     out = jax.lax.map(jax.checkpoint(lambda row: plain(*row)), rows)
     return jnp.moveaxis(out, 0, 1).reshape(query.shape)
 
@@ -94,10 +103,12 @@ def visible(
     window: tuple[int, int] | None = None,
     query_segments: jax.Array | None = None,
     key_segments: jax.Array | None = None,
+    query_branches: jax.Array | None = None,
+    key_branches: jax.Array | None = None,
 ) -> jax.Array | None:
     """bool [B, T, S]: may query t see key s? None where every query sees every key.
 
-    `query_slots` [B, T], `key_slots` [S], segments [B, T] and [B, S].
+    `query_slots` [B, T], `key_slots` [S], segments and branches [B, T] and [B, S].
     """
     offset = key_slots[None, None, :] - query_slots[:, :, None]
     terms = []
@@ -107,10 +118,16 @@ def visible(
         terms.append((offset >= -window[0]) & (offset <= window[1]))
     if query_segments is not None:
         terms.append(query_segments[:, :, None] == key_segments[:, None, :])
+    if query_branches is not None:
+        branches = key_branches[:, None, :]
+        terms.append((branches == 0) | (branches == query_branches[:, :, None]))
     return functools.reduce(jnp.logical_and, terms) if terms else None
 
 
-def _plain(query, query_slots, query_segments, *, key, value, causal, window, key_segments):
+def _plain(
+    query, query_slots, query_segments, query_branches,
+    *, key, value, causal, window, key_segments, key_branches,
+):  # fmt: skip
     """Every score at once. Shapes as in `attention`."""
     batch, length, heads, dim = query.shape
     groups = heads // key.shape[2]
@@ -121,6 +138,8 @@ def _plain(query, query_slots, query_segments, *, key, value, causal, window, ke
         window=window,
         query_segments=query_segments,
         key_segments=key_segments,
+        query_branches=query_branches,
+        key_branches=key_branches,
     )
     query = query.reshape(batch, length, -1, groups, dim)
     exact = precision(query.dtype)

@@ -196,6 +196,41 @@ def build_conversation(
     return Conversation(_int32(ids), np.array(mask, dtype=bool))
 
 
+class Branched(NamedTuple):
+    """An opening that several conversations share, and how each goes on."""
+
+    opening: np.ndarray  # int32 [P]
+    branches: list[Conversation]  # without the opening
+
+
+def build_branches(
+    tokenizer: Tokenizer,
+    opening: Sequence[Mapping[str, Any]],
+    branches: Sequence[Sequence[Mapping[str, Any]]],
+    mel_frames: Sequence[int],
+    time_markers: bool = True,
+) -> Branched:
+    """Ids of conversations that share their audio: `build_conversation` of each, cut behind it.
+
+    Args:
+      opening: messages up to the audio; at least one clip.
+      branches: the messages that follow it, each ending with an answer; none: the opening alone.
+
+    Raises:
+      InputError: see `build_conversation`; the branch is named.
+    """
+    whole = build_conversation(tokenizer, opening, mel_frames, time_markers, generation_prompt=True)
+    end = 1 + int(np.flatnonzero(whole.ids == tokenizer.processor.audio_end_id)[-1])
+    cut = []
+    for number, messages in enumerate(branches):
+        try:
+            each = build_conversation(tokenizer, [*opening, *messages], mel_frames, time_markers)
+        except InputError as error:
+            raise InputError(f"branches[{number}]: {error}") from None
+        cut.append(Conversation(each.ids[end:], each.answer_mask[end:]))
+    return Branched(whole.ids[:end], cut)
+
+
 def split_thinking(text: str) -> tuple[str | None, str]:
     """Takes the thinking block off an answer `<think>\\n...\\n</think>\\n\\nanswer`.
 

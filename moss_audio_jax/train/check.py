@@ -12,6 +12,7 @@ from moss_audio_jax.config import ModelConfig
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.ops.attention import IMPLEMENTATIONS
 from moss_audio_jax.train.defaults import get_config
+from moss_audio_jax.train.helpers import NAMES
 from moss_audio_jax.train.optimizer import OPTIMIZERS, SCHEDULES
 
 _FREE = ("data.mixture",)  # its keys are the user's own
@@ -28,13 +29,14 @@ _ONE_OF = {
 _AT_LEAST_ONE = (
     "train.steps", "train.log_every", "train.accumulate", "train.encoder_chunks",
     "train.max_skipped", "checkpoint.every", "checkpoint.keep_last", "data.batch", "data.length",
-    "data.window",
+    "data.window", "helpers.words",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "train.clip_norm", "train.z_loss", "train.ema", "optimizer.learning_rate", "optimizer.warmup",
     "optimizer.weight_decay", "lora.rank", "eval.every", "eval.samples", "checkpoint.keep_every",
     "checkpoint.keep_best", "data.chunks", "data.streams", "data.workers",
-    "data.frames",
+    "data.frames", "data.branches", "train.decoder_loss", "helpers.ctc", "helpers.frames",
+    "helpers.tags", "helpers.position",
 )  # fmt: skip
 
 
@@ -80,15 +82,21 @@ def check(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
         raise UsageError(f"eval.every is {config.eval.every} but data.eval names no rows")
     if config.checkpoint.keep_best and not config.eval.every:
         raise UsageError("checkpoint.keep_best needs eval.every: it goes by the held-out loss")
-    for group in config.optimizer.groups:
-        try:
-            pattern, factor = group
-            re.compile(pattern)
-            float(factor)
-        except (TypeError, ValueError, re.error) as error:
-            raise UsageError(
-                f"optimizer.groups holds {group!r}; expected (path regex, factor) ({error})"
-            ) from None
+    for key in ("optimizer.groups", "data.pick"):
+        for rule in value(key):
+            try:
+                pattern, number = rule
+                re.compile(pattern)
+                float(number)
+            except (TypeError, ValueError, re.error) as error:
+                raise UsageError(
+                    f"{key} holds {rule!r}; expected (regex, number) ({error})"
+                ) from None
+    weights = [config.helpers[name] for name in NAMES]
+    if not config.train.decoder_loss and not any(weights):
+        raise UsageError("train.decoder_loss is 0 and no helper has a weight: nothing is learned")
+    if config.helpers.tags and not config.helpers.names:
+        raise UsageError("helpers.tags needs helpers.names: the tags that are told apart")
     try:
         re.compile(config.lora.targets)
     except re.error as error:

@@ -42,6 +42,8 @@ def get_config(size: str = "4b") -> ConfigDict:
     data.max_bad_share = 0.05  # more unusable rows than this stop the run
     data.augment = ConfigDict(dataclasses.asdict(Augment()))  # speed, SpecAugment; none
     data.tasks = ()  # names of tasks whose losses are reported apart
+    data.branches = 1  # of a row with several branches: how many share its clip at a visit; 0: none
+    data.pick = ((".*", 1.0),)  # (regex of a task, how often) for branches; the first match wins
     data.log_rows = False  # write which rows each step saw to rows.jsonl
 
     c.train = train = ConfigDict()
@@ -51,6 +53,7 @@ def get_config(size: str = "4b") -> ConfigDict:
     train.accumulate = 1  # micro-batches a step
     train.clip_norm = 1.0
     train.z_loss = 0.0
+    train.decoder_loss = 1.0  # weight of the answers' loss; 0: only the helpers train the encoder
     train.ema = 0.0  # decay of an average of the weights; 0 = none
     train.dtype = "bfloat16"  # of compute; master weights are float32
     train.remat = "full"  # none | full | projections | offload
@@ -58,6 +61,16 @@ def get_config(size: str = "4b") -> ConfigDict:
     train.encoder_chunks = 64
     train.max_skipped = 10  # non-finite updates in a row that stop the run
     train.profile = (0, 0)  # (first step, how many) to trace for the profiler
+
+    # Losses of heads on the encoder, of rows with "words" and "tags"; 0 = none. For an encoder from
+    # scratch; the heads are left out of the export. See train/helpers.py.
+    c.helpers = helpers = ConfigDict()
+    helpers.ctc = 0.0
+    helpers.frames = 0.0
+    helpers.tags = 0.0
+    helpers.position = 0.0
+    helpers.words = 32  # most pieces said in one chunk
+    helpers.names = ()  # of the tags
 
     c.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"  # adamw | adafactor

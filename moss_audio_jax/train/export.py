@@ -1,4 +1,4 @@
-"""What a run leaves behind: a whole checkpoint, and LoRA adapters by themselves."""
+"""What a run leaves behind: a whole checkpoint; LoRA adapters and helper heads by themselves."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from moss_audio_jax.models import lora
 from moss_audio_jax.models.blocks import as_dtype
 from moss_audio_jax.train.start import Start
 from moss_audio_jax.train.step import Recipe
+from moss_audio_jax.weights import heads
 from moss_audio_jax.weights.adapters import save_adapters
 from moss_audio_jax.weights.checkpoint import save_native, unflatten
 from moss_audio_jax.weights.convert import save_official
@@ -24,14 +25,19 @@ def merged_params(state: dict[str, Any], recipe: Recipe) -> Any:
     def merge(trained: dict, frozen: dict) -> Any:
         if recipe.lora_alpha:
             return unflatten(lora.merge(frozen, trained, recipe.lora_alpha))
-        rounded = {path: leaf.astype(dtype) for path, leaf in trained.items()}
+        rounded = {
+            path: leaf.astype(dtype)
+            for path, leaf in trained.items()
+            if not path.startswith(heads.PREFIX)
+        }
         return unflatten({**frozen, **rounded})
 
     return jax.jit(merge)(trained, state["frozen"])
 
 
 def write(config: Any, start: Start, state: dict, recipe: Recipe, workdir: Path) -> None:
-    """WORKDIR/export (official or native, LoRA merged) and WORKDIR/lora (the adapters alone)."""
+    """WORKDIR/export (official or native, LoRA merged), WORKDIR/lora (the adapters alone), and
+    beside the weights of an export the heads of the helper losses."""
     if recipe.lora_alpha:
         adapters = state.get("ema", state["trained"])
         save_adapters(workdir / "lora", adapters, config.lora.alpha, start.model)
@@ -48,3 +54,7 @@ def write(config: Any, start: Start, state: dict, recipe: Recipe, workdir: Path)
         new_weights=True,
         overwrite=True,
     )
+    weights = state.get("ema", state["trained"])
+    helpers = {path: leaf for path, leaf in weights.items() if path.startswith(heads.PREFIX)}
+    if helpers:
+        heads.save_heads(workdir / "export", helpers, config.helpers.names)

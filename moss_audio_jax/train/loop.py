@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 from jax.experimental import multihost_utils
@@ -26,6 +27,7 @@ from moss_audio_jax.sharding import make_mesh, param_shardings
 from moss_audio_jax.train import export, samples
 from moss_audio_jax.train.check import check
 from moss_audio_jax.train.checkpoints import Checkpoints
+from moss_audio_jax.train.helpers import NAMES, Helpers, init_helpers
 from moss_audio_jax.train.metrics import Metrics, cut_back
 from moss_audio_jax.train.optimizer import factors, make_optimizer, schedule
 from moss_audio_jax.train.start import Start, initial_params, read_start
@@ -38,6 +40,7 @@ from moss_audio_jax.train.step import (
     state_shardings,
 )
 from moss_audio_jax.weights.checkpoint import flatten
+from moss_audio_jax.weights.heads import load_heads
 
 _TOTALS = ("tokens_seen", "audio_seconds_seen", "skipped_total")
 
@@ -63,14 +66,18 @@ def train(config: Any, workdir: Path) -> int:
     (workdir / "config.json").write_text(config.to_json_best_effort(indent=1) + "\n")
 
     abstract_base = flatten(moss_audio.abstract_params(start.model))
+    recipe = _recipe(config, start)
     abstract = dict(abstract_base)
     if config.lora.rank:
         abstract |= jax.eval_shape(functools.partial(_adapters, config, abstract_base))
         factor = {path: float(lora.is_adapter(path)) for path in abstract}
     else:
         factor = factors(list(abstract), config.optimizer.groups)
+    if recipe.helpers:
+        heads = jax.eval_shape(functools.partial(_heads, config, start, recipe.helpers))
+        abstract |= heads
+        factor |= dict.fromkeys(heads, 1.0)
     trained = {path for path, value in factor.items() if value}
-    recipe = _recipe(config, start)
     optimizer = make_optimizer(config.optimizer, config.train.steps, factor)
 
     # --- abstract state -> shardings -> state -----------------------------------------------------
@@ -84,6 +91,8 @@ def train(config: Any, workdir: Path) -> int:
         params = flatten(initial_params(start, base_shardings, config.train.seed))
         if config.lora.rank:
             params |= jax.jit(functools.partial(_adapters, config, abstract_base))()
+        if recipe.helpers:
+            params |= _heads(config, start, recipe.helpers)
         state = jax.jit(init, out_shardings=shardings)(params)
         del params
     totals = dict.fromkeys(_TOTALS, 0)
@@ -174,8 +183,22 @@ def _adapters(config: Any, base: dict) -> dict:
     return lora.init(jax.random.key(config.train.seed), base, config.lora.rank, config.lora.targets)
 
 
+def _heads(config: Any, start: Start, helpers: Helpers) -> dict:
+    """Fresh heads, or those that lie with the checkpoint the run starts from."""
+    fresh = init_helpers(jax.random.key(config.train.seed), start.model.encoder, helpers)
+    found, tags = load_heads(start.whole) if start.whole else ({}, ())
+    same = {path: leaf for path, leaf in found.items()
+            if path in fresh and fresh[path].shape == leaf.shape}  # fmt: skip
+    if tags != helpers.names:
+        same = {path: leaf for path, leaf in same.items() if "/tags/" not in path}
+    return {**fresh, **{path: jnp.asarray(leaf, jnp.float32) for path, leaf in same.items()}}
+
+
 def _recipe(config: Any, start: Start) -> Recipe:
     t = config.train
+    weights = {name: config.helpers[name] for name in NAMES}
+    helpers = Helpers(**weights, names=tuple(config.helpers.names),
+                      pieces=start.model.decoder.vocab_size)  # fmt: skip
     return Recipe(
         model=start.model,
         compute=Compute(t.dtype, t.attention, t.remat, t.encoder_chunks),
@@ -185,6 +208,8 @@ def _recipe(config: Any, start: Start) -> Recipe:
         ema=t.ema,
         lora_alpha=config.lora.alpha if config.lora.rank else 0.0,
         tasks=1 + len(config.data.tasks),
+        decoder_loss=t.decoder_loss,
+        helpers=helpers if helpers.any else None,
     )
 
 
@@ -203,6 +228,10 @@ def _loader_config(config: Any, start: Start) -> LoaderConfig:
         max_bad_share=d.max_bad_share,
         tasks=tuple(d.tasks),
         augment=Augment(**d.augment),
+        branches=d.branches,
+        pick=tuple((str(rule), float(often)) for rule, often in d.pick),
+        words=config.helpers.words if config.helpers.ctc or config.helpers.frames else 0,
+        tags=tuple(config.helpers.names) if config.helpers.tags else (),
     )
 
 
@@ -240,6 +269,7 @@ def _collect(waiting: list, totals: dict[str, Any]) -> dict[str, Any]:
             "tokens_seen": totals["tokens_seen"],
             "audio_hours_seen": totals["audio_seconds_seen"] / 3600,
             "skipped": totals["skipped_total"],
+            "helper_losses": {name: float(value) for name, value in n["helper_losses"].items()},
             "task_loss": n["task_loss"],
             "task_weight": n["task_weight"],
         }
@@ -248,9 +278,10 @@ def _collect(waiting: list, totals: dict[str, Any]) -> dict[str, Any]:
 
 
 def _task_losses(values: dict[str, Any], tasks: tuple[str, ...]) -> dict[str, float]:
-    """{"loss/asr": ...} for the tasks that the newest step saw."""
+    """{"loss/asr": ...} for the tasks that the newest step saw, and {"helper/ctc": ...}."""
+    helpers = {f"helper/{name}": v for name, v in values.pop("helper_losses").items()}
     losses, weights = values.pop("task_loss"), values.pop("task_weight")
-    return {
+    return helpers | {
         f"loss/{name}": float(losses[k] / weights[k])
         for k, name in enumerate(("other", *tasks))
         if tasks and weights[k] > 0

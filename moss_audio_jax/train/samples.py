@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def show(
     recipe: Recipe, config: LoaderConfig, mesh: Mesh, workdir: Path, step: int,
 ) -> None:  # fmt: skip
     """Generates greedy answers to the first `count` held-out rows; prints and logs them."""
+    config = dataclasses.replace(config, branches=1)
     make = example_maker(start.tokenizer, start.model.encoder, config)
     made = [make(job_for(mixture, i, 0, i)) for i in range(min(count, mixture.rows))]
     examples = [example for example in made if isinstance(example, TrainExample)]

@@ -28,6 +28,8 @@ from moss_audio_jax.models import decoder, lora, moss_audio
 from moss_audio_jax.models.blocks import as_dtype
 from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
 from moss_audio_jax.sharding import ACTIVATIONS, fit, param_specs, path_name
+from moss_audio_jax.train import helpers as helping
+from moss_audio_jax.train.helpers import Helpers
 from moss_audio_jax.weights.checkpoint import unflatten
 
 State = dict[str, Any]
@@ -49,6 +51,8 @@ class Recipe:
     ema: float = 0.0  # decay; 0: none
     lora_alpha: float = 0.0
     tasks: int = 1  # kinds of rows whose losses are told apart
+    decoder_loss: float = 1.0  # weight of the decoder's loss; 0: the decoder does not run
+    helpers: Helpers | None = None
 
 
 def init_state(
@@ -91,7 +95,8 @@ def state_shardings(state: State, config: ModelConfig, mesh: Mesh) -> State:
 
 def batch_shardings(batch: dict[str, Any], mesh: Mesh) -> dict[str, NamedSharding]:
     """Rows over data and fsdp; tokens over sequence."""
-    tokens = ("tokens", "positions", "segment_ids", "audio_index", "labels", "weights", "tasks")
+    tokens = ("tokens", "positions", "segment_ids", "audio_index", "labels", "weights", "tasks",
+              "branch_ids")  # fmt: skip
 
     def sharding(name: str, array: Any) -> NamedSharding:
         axes = [ACTIVATIONS["batch"], ACTIVATIONS["tokens"] if name in tokens else None]
@@ -109,53 +114,77 @@ def model_params(trained: Flat, frozen: Flat, compute: Compute) -> Any:
     return unflatten({**frozen, **rounded})
 
 
-def loss_sums(trained: Flat, frozen: Flat, recipe: Recipe, batch: dict) -> tuple[jax.Array, dict]:
-    """Summed loss of a batch (what is differentiated), and sums to report.
+def loss_sums(
+    trained: Flat, frozen: Flat, recipe: Recipe, batch: dict, counts: dict
+) -> tuple[jax.Array, dict]:
+    """The loss of a batch, or a part of one (what is differentiated), and sums to report.
+
+    Args:
+      counts: of the whole batch, by `loss_counts`: what each loss is a mean over. The losses of a
+        batch's parts then add up to that of the batch.
 
     Returns:
-      (sum of weight * (cross entropy + z_loss * log Z^2), {"loss": sum of weight * cross entropy,
-      "weight": sum of weights, "task_loss" [tasks], "task_weight" [tasks]}).
+      (decoder_loss * mean of weight * (cross entropy + z_loss * log Z^2) + the helpers' means by
+      their weights, {"total": the same, "loss": sum of weight * cross entropy, "weight": sum of
+      weights, "task_loss" [tasks], "task_weight" [tasks], "ctc": each helper's sum, ...}).
     """
     params = model_params(trained, frozen, recipe.compute)
+    heads = params.pop("helpers", None)
     attached = lora.attached(recipe.lora_alpha) if recipe.lora_alpha else contextlib.nullcontext()
+    total, sums = jnp.zeros(()), {}
     with attached:
-        hidden = moss_audio.hidden_states(params, recipe.model, recipe.compute, batch)
-    targets = shift_labels(batch["labels"])
-    weights = jnp.pad(batch["weights"][:, 1:], ((0, 0), (0, 1))) * (targets != IGNORE)
-    losses, log_z = cross_entropy(hidden, decoder.head_kernel(params), targets)
-    total = jnp.sum(weights * (losses + recipe.z_loss * log_z**2))
+        audio = moss_audio.encode_audio(params, recipe.model, recipe.compute, batch)
+        if recipe.helpers:
+            sums = helping.losses(heads, recipe.helpers, audio[0], batch)
+            for name, value in sums.items():
+                total += getattr(recipe.helpers, name) * value / counts[name]
+        targets = shift_labels(batch["labels"])
+        weights = jnp.pad(batch["weights"][:, 1:], ((0, 0), (0, 1))) * (targets != IGNORE)
+        if recipe.decoder_loss:
+            hidden = moss_audio.hidden_states(params, recipe.model, recipe.compute, batch, audio)
+            losses, log_z = cross_entropy(hidden, decoder.head_kernel(params), targets)
+        else:
+            losses = log_z = jnp.zeros(targets.shape)
+    decoded = jnp.sum(weights * (losses + recipe.z_loss * log_z**2))
+    total += recipe.decoder_loss * decoded / counts["decoder"]
     tasks = jax.nn.one_hot(batch["tasks"], recipe.tasks, dtype=jnp.float32)
-    sums = {
+    return total, {
+        **sums,
+        "total": total,
         "loss": jnp.sum(weights * losses),
         "weight": jnp.sum(weights),
         "task_loss": jnp.einsum("bt,btk->k", weights * losses, tasks),
         "task_weight": jnp.einsum("bt,btk->k", weights, tasks),
     }
-    return total, sums
+
+
+def loss_counts(recipe: Recipe, batch: dict) -> dict[str, jax.Array]:
+    """What each loss of a batch is a mean over."""
+    # A batch without a single label has no gradient, rather than a division by zero.
+    found = {"decoder": jnp.maximum(jnp.sum(batch["weights"][:, 1:]), 1e-6)}
+    return found | (helping.counts(recipe.helpers, batch) if recipe.helpers else {})
 
 
 def gradients(trained: Flat, frozen: Flat, recipe: Recipe, batch: dict) -> tuple[Flat, dict]:
-    """Gradient of the mean loss over the whole batch, micro-batch by micro-batch; and the sums."""
-    grad = jax.grad(loss_sums, has_aux=True)
+    """Gradient of the loss of the whole batch, micro-batch by micro-batch; and the sums."""
+    counts = loss_counts(recipe, batch)
+
+    def grad(part: dict) -> tuple[Flat, dict]:
+        return jax.grad(loss_sums, has_aux=True)(trained, frozen, recipe, part, counts)
+
     if recipe.accumulate == 1:
-        grads, sums = grad(trained, frozen, recipe, batch)
-    else:
-        # Row b goes to micro-batch b % accumulate, so that every device has a part in each.
-        micro = jax.tree.map(
-            lambda x: jnp.moveaxis(x.reshape(-1, recipe.accumulate, *x.shape[1:]), 1, 0), batch
-        )
+        return grad(batch)
+    # Row b goes to micro-batch b % accumulate, so that every device has a part in each.
+    micro = jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(-1, recipe.accumulate, *x.shape[1:]), 1, 0), batch
+    )
 
-        def add(total: Any, part: dict) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, grad(trained, frozen, recipe, part)), None
+    def add(total: Any, part: dict) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, grad(part)), None
 
-        shapes = jax.eval_shape(
-            lambda part: grad(trained, frozen, recipe, part), jax.tree.map(lambda x: x[0], micro)
-        )
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        (grads, sums), _ = jax.lax.scan(add, zeros, micro)
-    # A batch without a single label has no gradient, rather than a division by zero.
-    mean = 1.0 / jnp.maximum(sums["weight"], 1e-6)
-    return jax.tree.map(lambda g: g * mean, grads), sums
+    shapes = jax.eval_shape(grad, jax.tree.map(lambda x: x[0], micro))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(add, zeros, micro)[0]
 
 
 def make_train_step(
@@ -166,8 +195,8 @@ def make_train_step(
     def train_step(state: State, batch: dict) -> tuple[State, dict]:
         grads, sums = gradients(state["trained"], state["frozen"], recipe, batch)
         norm = optax.global_norm(grads)
-        loss = sums["loss"] / jnp.maximum(sums["weight"], 1e-6)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        counts = loss_counts(recipe, batch)
+        finite = jnp.isfinite(sums["total"]) & jnp.isfinite(norm)
         if recipe.clip_norm:
             scale = jnp.minimum(1.0, recipe.clip_norm / jnp.maximum(norm, 1e-12))
             grads = jax.tree.map(lambda g: g * scale, grads)
@@ -184,7 +213,10 @@ def make_train_step(
         )
         metrics = {
             **sums,
-            "mean_loss": loss,
+            "mean_loss": sums["loss"] / counts["decoder"],
+            "helper_losses": {
+                name: sums[name] / counts[name] for name in helping.NAMES if name in sums
+            },
             "tokens": jnp.sum(batch["segment_ids"] > 0),
             "labels": jnp.sum(batch["labels"] != IGNORE),
             "audio_frames": jnp.sum(batch["frames"]),
@@ -204,4 +236,4 @@ def make_train_step(
 
 def eval_step(trained: Flat, frozen: Flat, batch: dict, recipe: Recipe) -> dict:
     """Sums over a held-out batch; see `loss_sums`."""
-    return loss_sums(trained, frozen, recipe, batch)[1]
+    return loss_sums(trained, frozen, recipe, batch, loss_counts(recipe, batch))[1]

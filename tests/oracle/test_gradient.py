@@ -63,7 +63,7 @@ def checkpoint(request):
         first = sound[-1] + 2 if len(sound) else len(ids) // 2
         labels = np.where(np.arange(len(ids)) >= first, ids, IGNORE)
         return TrainExample(
-            ids, mels, labels=labels, weight=weight, task=0, row_id=key, index=0, seconds=0.0
+            ids, mels, labels=labels, weights=weight, tasks=0, row_id=key, index=0, seconds=0.0
         )
 
     prompts = [example(f"s{i}", 1 + i / 4) for i in range(7)]
@@ -93,7 +93,7 @@ def test_loss_and_gradients_are_those_of_torch(checkpoint, case):
 
     reference.zero_grad(set_to_none=True)
     examples = [example for row in cases[case] for example in row]
-    counts = [example.weight * int((example.labels != IGNORE).sum()) for example in examples]
+    counts = [example.weights * int((example.labels != IGNORE).sum()) for example in examples]
     expected_total = sum(
         count * reference.loss(example.ids, example.labels, example.mels)
         for count, example in zip(counts, examples, strict=True)

@@ -49,7 +49,7 @@ def examples():
         mels = np.split(golden[f"s{i}_mel"], np.cumsum(golden[f"s{i}_clips"])[:-1], axis=1)
         made.append(
             TrainExample(
-                ids, tuple(mels), labels=labels, weight=1.0 + i / 4, task=i % 3,
+                ids, tuple(mels), labels=labels, weights=1.0 + i / 4, tasks=i % 3,
                 row_id=str(i), index=i, seconds=1.0,
             )
         )  # fmt: skip

@@ -7,15 +7,18 @@ world.rows(made.labels, "clips/7.wav")           # training rows
 
 from moss_audio_jax.data.world.scene import CONTENTS, MAX_SECONDS, VERSION, Scene, scene
 from moss_audio_jax.data.world.splits import SPLITS, pair_held_out, sentence_part
+from moss_audio_jax.data.world.supervision import TAGS, record
 from moss_audio_jax.data.world.tasks import rows
 
 __all__ = [
     "CONTENTS",
     "MAX_SECONDS",
     "SPLITS",
+    "TAGS",
     "VERSION",
     "Scene",
     "pair_held_out",
+    "record",
     "rows",
     "scene",
     "sentence_part",

@@ -1,0 +1,26 @@
+"""Stage 3 of the small model: everything, on transcripts, timestamps, timelines and captions.
+
+    moss-audio-jax train --config configs/small/pretrain.py --workdir DIR \
+        --config.init_from=ADAPTER_DIR/export --config.data.train="('scenes/train-*.array_record',)"
+
+The helper losses stay on, lightly: they keep the encoder's words and times where they are.
+"""
+
+import small
+
+
+def get_config():
+    c = small.get_config()
+    small.answers(c)
+    c.data.pick = small.PRETRAIN
+    c.train.steps = 2000
+    c.helpers.ctc = 0.02
+    c.helpers.frames = 0.2
+    c.helpers.tags = 0.1
+    c.helpers.position = 0.02
+    c.optimizer.learning_rate = 1.5e-3
+    c.optimizer.schedule = "cosine"
+    c.optimizer.warmup = 50
+    c.optimizer.final = 0.3
+    c.optimizer.groups = (("audio_encoder/", 0.4), (".*", 1.0))
+    return c

@@ -1,0 +1,19 @@
+"""Stage 4 of the small model: every task that a scene can be asked about.
+
+    moss-audio-jax train --config configs/small/sft.py --workdir DIR \
+        --config.init_from=PRETRAIN/export --config.data.train="('scenes/train-*.array_record',)"
+"""
+
+import small
+
+
+def get_config():
+    c = small.get_config()
+    small.answers(c)
+    c.data.pick = small.SFT
+    c.train.steps = 1000
+    c.optimizer.learning_rate = 5e-4
+    c.optimizer.warmup = 30
+    c.optimizer.final = 0.1
+    c.optimizer.groups = (("audio_encoder/", 0.4), (".*", 1.0))
+    return c

@@ -1,0 +1,52 @@
+"""What the stages of the small model share: its sizes, its data, CPU-sized batches.
+
+Not a run by itself: `tools/train_small.py` runs encoder, adapter, pretrain, sft and cold_start.
+"""
+
+from moss_audio_jax.config import DecoderConfig, EncoderConfig, ModelConfig
+from moss_audio_jax.data.world import TAGS
+from moss_audio_jax.train import defaults
+
+# How often a scene's branches are taken, by task.
+PRETRAIN = (
+    ("asr", 3.0), ("events", 3.0), ("caption", 1.0), ("reason", 0.0), (".*", 0.3),
+)  # fmt: skip
+SFT = (("asr", 2.0), ("events", 2.0), ("caption", 1.0), ("reason", 0.0), (".*", 1.0))
+REASONING = (("reason", 4.0), ("asr", 1.0), ("events", 1.0), (".*", 0.5))
+
+
+def get_config():
+    c = defaults.get_config()
+    c.model = defaults.sizes(
+        ModelConfig(
+            EncoderConfig(d_model=224, layers=6, heads=4, ffn_dim=896, conv_channels=24,
+                          output_dim=224, tap_layers=(1, 2, 4)),
+            DecoderConfig(hidden_size=256, ffn_dim=512, layers=4, heads=4, kv_heads=2, head_dim=64,
+                          vocab_size=2560, max_positions=4096, rope_theta=10_000.0,
+                          tie_embeddings=True),
+            adapter_dim=192,
+            inject_layers=3,
+        )
+    )  # fmt: skip
+    c.data.window = 32
+    c.data.augment.freq_masks = 1
+    c.data.augment.freq_width = 16
+    c.train.dtype = "float32"
+    c.train.remat = "none"
+    c.train.log_every = 20
+    c.optimizer.b2 = 0.98
+    c.optimizer.weight_decay = 0.01
+    c.helpers.names = TAGS
+    c.checkpoint.every = 200
+    c.checkpoint.keep_last = 2
+    return c
+
+
+def answers(c):
+    """Several questions share a clip, and rows hold one clip or two with theirs."""
+    c.data.length = 768
+    c.data.chunks = 4
+    c.data.batch = 8
+    c.data.branches = 8
+    c.data.tasks = ("asr", "asr_words", "asr_sentences", "events", "caption", "time_what",
+                    "time_when", "count", "choice_letter", "tempo")  # fmt: skip

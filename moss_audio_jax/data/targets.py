@@ -1,0 +1,98 @@
+"""What an encoder's helper losses learn from: which piece of a word, which tags, at each token.
+
+    heard_pieces  int32 [B, C * S]     the piece that is said at an audio token; NOTHING; IGNORE
+                                       beyond a chunk's frames
+    heard_order   int32 [B, C, W]      the pieces said in a chunk, in order; NOTHING behind them. A
+                                       chunk whose pieces cannot be aligned holds IGNORE alone
+    heard_tags    uint8 [B, C * S, K]  1 where a tag holds
+
+S = F / 8 tokens a chunk, 80 ms each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from moss_audio_jax.audio import lengths
+from moss_audio_jax.data.records import Row
+from moss_audio_jax.text.tokenizer import Tokenizer
+
+IGNORE, NOTHING = -100, -1
+_TOKEN = lengths.FRAMES_PER_TOKEN * lengths.HOP / lengths.SAMPLE_RATE  # seconds
+
+
+class Heard(NamedTuple):
+    """(id, start, end) in tokens of the clip, fractions included, by their start."""
+
+    pieces: list[tuple[int, float, float]]
+    tags: list[tuple[int, float, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """Which targets are made. `words` is W above; `tags` names the K tags."""
+
+    words: int
+    tags: tuple[str, ...]
+
+    def heard(self, row: Row, tokenizer: Tokenizer) -> Heard:
+        """What a row says of its clip; a word's pieces share its time evenly."""
+        pieces = []
+        for word in sorted(row.words, key=lambda word: word.start):
+            ids = tokenizer.encode(word.text)
+            edges = np.linspace(word.start / _TOKEN, word.end / _TOKEN, len(ids) + 1)
+            pieces += [(i, *span) for i, span in zip(ids, itertools.pairwise(edges), strict=True)]
+        known = {name: index for index, name in enumerate(self.tags)}
+        tags = [
+            (known[tag.text], tag.start / _TOKEN, tag.end / _TOKEN)
+            for tag in row.tags
+            if tag.text in known
+        ]
+        return Heard(pieces, tags)
+
+    def empty(self, rows: int, chunks: int, tokens: int) -> dict[str, np.ndarray]:
+        """The arrays of a batch in which nothing is to be learned; `tokens` a chunk."""
+        arrays = {}
+        if self.words:
+            arrays["heard_pieces"] = np.full((rows, chunks * tokens), IGNORE, np.int32)
+            arrays["heard_order"] = np.full((rows, chunks, self.words), IGNORE, np.int32)
+        if self.tags:
+            shape = (rows, chunks * tokens, len(self.tags))
+            arrays["heard_tags"] = np.zeros(shape, np.uint8)
+        return arrays
+
+    def fill(
+        self, arrays: Mapping[str, np.ndarray], row: int, heard: Heard, places: np.ndarray
+    ) -> None:
+        """Writes a clip's targets.
+
+        Args:
+          places: int [n], where the clip's audio tokens stand among the row's C * S.
+        """
+        if self.words:
+            at = np.full(len(places), NOTHING, np.int32)
+            tokens = arrays["heard_pieces"].shape[1] // arrays["heard_order"].shape[1]
+            order: dict[int, list[int]] = {int(c): [] for c in np.unique(places // tokens)}
+            for piece, start, end in heard.pieces:
+                middle = min(int((start + end) / 2), len(at) - 1)
+                # Tokens whose centre it covers; of a short one, the token it is in.
+                here = slice(max(round(start), 0), max(round(end), 0))
+                at[here if here.stop > here.start else middle] = piece
+                order[int(places[middle]) // tokens].append(piece)
+            arrays["heard_pieces"][row, places] = at
+            for chunk, pieces in order.items():
+                length = int(np.sum(places // tokens == chunk))
+                twice = sum(a == b for a, b in itertools.pairwise(pieces))
+                if len(pieces) <= self.words and len(pieces) + twice <= length:
+                    arrays["heard_order"][row, chunk] = NOTHING
+                    arrays["heard_order"][row, chunk, : len(pieces)] = pieces
+        for tag, start, end in heard.tags if self.tags else ():
+            middle = min(int((start + end) / 2), len(places) - 1)
+            here = slice(round(start), max(round(end), 0))
+            inside = places[here] if here.stop > here.start else places[middle : middle + 1]
+            arrays["heard_tags"][row, inside, tag] = 1

@@ -1,0 +1,127 @@
+"""Helper losses that teach an encoder from scratch what is said and heard when.
+
+Linear heads on the encoder's last features, for training alone: an export leaves them out of the
+checkpoint and writes them beside it (helpers.safetensors, for alignment).
+
+  ctc       connectionist temporal classification over the tokenizer's pieces, chunk by chunk
+  frames    cross entropy of the piece that is said at each token (80 ms), from known word times
+  tags      binary cross entropy of each tag that holds at a token
+  position  cross entropy of a token's place in its chunk: through many layers the absolute
+            position fades, and times are read off it later
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from moss_audio_jax.config import EncoderConfig
+from moss_audio_jax.data.targets import IGNORE, NOTHING
+from moss_audio_jax.ops.linear import precision
+
+NAMES = ("ctc", "frames", "tags", "position")
+
+
+@dataclasses.dataclass(frozen=True)
+class Helpers:
+    """Weights of the helper losses; 0 = none. `pieces`: size of the vocabulary."""
+
+    ctc: float
+    frames: float
+    tags: float
+    position: float
+    names: tuple[str, ...]
+    pieces: int
+
+    @property
+    def any(self) -> bool:
+        return any(getattr(self, name) for name in NAMES)
+
+
+def init_helpers(key: jax.Array, config: EncoderConfig, helpers: Helpers) -> dict[str, jax.Array]:
+    """{path: float32}: a kernel [D, N] and a bias [N] for each head that has a loss."""
+    sizes = {
+        "pieces": (helpers.pieces + 1) * bool(helpers.ctc or helpers.frames),
+        "tags": len(helpers.names) * bool(helpers.tags),
+        "position": config.chunk_frames // 8 * bool(helpers.position),
+    }
+    params = {}
+    for (name, size), each in zip(sizes.items(), jax.random.split(key, len(sizes)), strict=True):
+        if size:
+            kernel = jax.random.normal(each, (config.output_dim, size)) * config.output_dim**-0.5
+            params[f"helpers/{name}/kernel"] = kernel
+            # Most tags hold at few tokens: start from there.
+            params[f"helpers/{name}/bias"] = jnp.full(size, -4.0 if name == "tags" else 0.0)
+    return params
+
+
+def counts(helpers: Helpers, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """How many things each loss is a mean over: chunks for CTC, tokens for the others."""
+    heard = _heard(batch)
+    found = {"ctc": jnp.sum(_aligned(batch)) if helpers.ctc else 0.0}
+    found["frames"] = jnp.sum(batch["heard_pieces"] != IGNORE) if helpers.frames else 0.0
+    found["tags"] = found["position"] = jnp.sum(heard)
+    return {name: jnp.maximum(value, 1).astype(jnp.float32) for name, value in found.items()}
+
+
+def losses(
+    params: Any, helpers: Helpers, features: jax.Array, batch: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Summed losses {name: float32 scalar} of those that have a weight.
+
+    Args:
+      params: {"pieces": {"kernel", "bias"}, ...}.
+      features: the encoder's [B, C * S, D].
+      batch: with the arrays of `data.targets`.
+    """
+    heard = _heard(batch).astype(jnp.float32)
+
+    def head(name: str) -> jax.Array:
+        p = params[name]
+        exact = precision(features.dtype)
+        kernel = p["kernel"].astype(features.dtype)
+        return jnp.matmul(features, kernel, precision=exact).astype(jnp.float32) + p["bias"]
+
+    found = {}
+    if helpers.ctc or helpers.frames:
+        log_probs = jax.nn.log_softmax(head("pieces"), axis=-1)
+    if helpers.frames:
+        target = batch["heard_pieces"]
+        picked = jnp.where(target == NOTHING, helpers.pieces, jnp.maximum(target, 0))
+        taken = jnp.take_along_axis(log_probs, picked[..., None], axis=-1)[..., 0]
+        found["frames"] = -jnp.sum(jnp.where(target == IGNORE, 0.0, taken))
+    if helpers.ctc:
+        order = batch["heard_order"].reshape(-1, batch["heard_order"].shape[-1])  # [N, W]
+        each = optax.ctc_loss(
+            log_probs.reshape(order.shape[0], -1, log_probs.shape[-1]),
+            1.0 - heard.reshape(order.shape[0], -1),
+            jnp.maximum(order, 0),
+            (order < 0).astype(jnp.float32),
+            blank_id=helpers.pieces,
+        )
+        found["ctc"] = jnp.sum(jnp.where(_aligned(batch).reshape(-1), each, 0.0))
+    if helpers.tags:
+        each = optax.sigmoid_binary_cross_entropy(head("tags"), batch["heard_tags"])
+        found["tags"] = jnp.sum(each * heard[..., None])
+    if helpers.position:
+        logits = head("position")
+        place = jnp.broadcast_to(jnp.arange(logits.shape[1]) % logits.shape[2], heard.shape)
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, place)
+        found["position"] = jnp.sum(each * heard)
+    return found
+
+
+def _heard(batch: dict[str, jax.Array]) -> jax.Array:
+    """bool [B, C * S]: tokens within their chunk's frames."""
+    frames, size = batch["frames"], batch["mels"].shape[2]
+    inside = jnp.arange(0, size, 8) < frames[..., None]
+    return inside.reshape(frames.shape[0], -1)
+
+
+def _aligned(batch: dict[str, jax.Array]) -> jax.Array:
+    """bool [B, C]: chunks whose pieces are known."""
+    return (batch["heard_order"][..., 0] != IGNORE) & (batch["frames"] > 0)

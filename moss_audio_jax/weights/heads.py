@@ -1,0 +1,52 @@
+"""The heads of an encoder's helper losses, in a folder of their own within a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from moss_audio_jax.config import read_json
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.weights import safetensors
+from moss_audio_jax.weights.checkpoint import new_folder
+
+FOLDER = "helpers"
+PREFIX = "helpers/"  # of the paths of these parameters
+
+
+def save_heads(checkpoint: Path, heads: Mapping[str, Any], tags: Sequence[str]) -> None:
+    """Writes CHECKPOINT/helpers: model.safetensors and the names of the tags (helpers.json).
+
+    With several processes all of them call this; the first one writes.
+    """
+    arrays = {path.removeprefix(PREFIX): np.asarray(leaf) for path, leaf in heads.items()}
+    if jax.process_index():
+        return
+    nbytes = sum(array.nbytes for array in arrays.values())
+    with new_folder(checkpoint / FOLDER, nbytes, overwrite=True) as partial:
+        shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+        with safetensors.Writer(partial, shapes) as writer:
+            for name, array in arrays.items():
+                writer.write(name, array)
+        (partial / "helpers.json").write_text(json.dumps({"tags": list(tags)}, indent=1) + "\n")
+
+
+def load_heads(checkpoint: str | Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """{path: array} and the tags of a checkpoint's heads; ({}, ()) where it has none.
+
+    Raises:
+      InputError: a folder that is not whole.
+    """
+    folder = Path(checkpoint) / FOLDER
+    if not folder.is_dir():
+        return {}, ()
+    tags = read_json(folder / "helpers.json").get("tags")
+    if not isinstance(tags, list):
+        raise InputError(f'{folder / "helpers.json"}: no "tags"; expected their names')
+    with safetensors.Reader(folder) as reader:
+        return {PREFIX + name: reader.read(name) for name in reader.tensors}, tuple(tags)

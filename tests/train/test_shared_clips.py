@@ -1,0 +1,185 @@
+"""Rows whose questions share a clip, and what else the encoder learns from them."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_model import tiny_config, tone, write_checkpoint, write_wav
+
+from moss_audio_jax.config import Compute
+from moss_audio_jax.data.batch import Shape, make_train_batch
+from moss_audio_jax.data.examples import ExampleMaker, Job
+from moss_audio_jax.data.packing import Size
+from moss_audio_jax.data.records import parse_row
+from moss_audio_jax.data.sources import Source
+from moss_audio_jax.data.targets import IGNORE, NOTHING, Heard, Targets
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.text import load_tokenizer
+from moss_audio_jax.train import helpers as helping
+from moss_audio_jax.train.step import Recipe, gradients
+from moss_audio_jax.weights.checkpoint import flatten, unflatten
+from moss_audio_jax.weights.convert import load_params
+from moss_audio_jax.weights.heads import load_heads, save_heads
+
+MODEL = tiny_config(1024)
+TAGS = ("bell", "dog")
+ROW = """{"conversation": [{"role": "user", "message_type": "audio", "content": "%s"}],
+ "branches": [%s],
+ "words": [{"text": "hi", "start": 0.1, "end": 0.5}, {"text": "you", "start": 4.2, "end": 4.5}],
+ "tags": [{"name": "bell", "start": 0.4, "end": 4.1}, {"name": "cat", "start": 0, "end": 1}],
+ "weight": 2.0, "id": "a"}"""
+BRANCH = """{"messages": [{"role": "user", "message_type": "text", "content": "%s"},
+ {"role": "assistant", "message_type": "text", "content": "%s"}], "task": "%s", "weight": %s}"""
+BRANCHES = (("what?", "a bell", "sound", 1.0), ("who says it", "you", "speech", 0.5),
+            ("how many", "2", "count", 3.0))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shared")
+    write_checkpoint(folder / "model", 1024)
+    write_wav(folder / "clip.wav", tone(4.7))
+    lines = [ROW % ("clip.wav", ", ".join(BRANCH % branch for branch in BRANCHES))]
+    lines += [ROW % ("clip.wav", BRANCH % branch) for branch in BRANCHES]
+    (folder / "rows.jsonl").write_text("".join(" ".join(x.split()) + "\n" for x in lines))
+    return folder
+
+
+def make(folder, row=0, index=0, **options):
+    source = Source(str(folder / "rows.jsonl"))
+    maker = ExampleMaker(
+        load_tokenizer(folder / "model"), MODEL.encoder, Size(1000, 8), 400, **options
+    )
+    made = maker(Job(index, source.location(row), f"data:{row}", "data"))
+    assert not hasattr(made, "reason"), made
+    return made
+
+
+@functools.cache
+def grad_fn(recipe):
+    return jax.jit(functools.partial(gradients, recipe=recipe))
+
+
+def test_branches_are_conversations_of_their_own(folder):
+    """Loss and gradient of three questions behind one clip: those of three rows."""
+    params = flatten(load_params(folder / "model", MODEL, "float32"))
+    recipe = Recipe(MODEL, Compute(dtype="float32"))
+    shared = make(folder, branches=3)
+    alone = [make(folder, row) for row in (1, 2, 3)]
+    assert len(shared.ids) < sum(len(e.ids) for e in alone)
+    assert sorted(set(shared.branches)) == [0, 1, 2, 3]
+
+    def batch(rows):
+        shape = Shape(len(rows), 512, 2, MODEL.encoder.chunk_frames)
+        return make_train_batch(rows, shape, MODEL.encoder, 261, branched=True)
+
+    together, sums = grad_fn(recipe)(params, {}, batch=batch([[shared]]))
+    apart, expected = grad_fn(recipe)(params, {}, batch=batch([[e] for e in alone]))
+    for name in ("loss", "weight"):
+        np.testing.assert_allclose(sums[name], expected[name], rtol=1e-5)
+    for path, gradient in apart.items():
+        difference = np.abs(together[path] - gradient).max()
+        assert difference <= 2e-5 * max(np.abs(gradient).max(), 1e-3), path
+
+
+def test_a_branch_by_itself_is_an_ordinary_row(folder):
+    first = make(folder, 1)
+    assert first.positions.tolist() == list(range(len(first.ids)))
+    assert not first.branches.any()
+    assert np.unique(first.weights[first.labels != IGNORE]).tolist() == [2.0]
+
+
+def test_branches_are_drawn_by_weight_and_index(folder):
+    pick = (("sound|count", 1.0), (".*", 0.0))
+    seen = {tuple(make(folder, index=i, branches=1, pick=pick).ids) for i in range(20)}
+    assert len(seen) == 2
+    assert len(set(make(folder, branches=5, pick=pick).branches)) == 3  # the clip and two
+    again = [make(folder, index=7, branches=2).ids.tolist() for _ in range(2)]
+    assert again[0] == again[1]
+    assert (make(folder, branches=0).labels == IGNORE).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('"branches": [', '"branches": [{"messages": []}, '), 'branches[0]: no "messages"'),
+        (('"weight": 2.0', '"weight": -1'), '"weight" is -1'),
+        (('"start": 4.2', '"start": 5'), "words[1]"),
+        (('"name": "cat", ', ""), "tags[1]"),
+        (('"conversation": [', '"conversation": [{"role": "user", "message_type": "audio", '
+          '"content": "b.wav"}, '), "one audio message; found 2"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_row_is_named(folder, change, message):
+    line = (folder / "rows.jsonl").read_text().splitlines()[0]
+    with pytest.raises(InputError) as error:
+        parse_row(line.replace(*change).encode())
+    assert message in str(error.value)
+
+
+def test_targets_stand_where_they_are_heard(folder):
+    targets = Targets(4, TAGS)
+    example = make(folder, branches=0, targets=targets)
+    h, i, *you = load_tokenizer(folder / "model").encode("hiyou")
+    assert [piece for piece, *_ in example.heard.pieces] == [h, i, *you]
+    shape = Shape(1, 128, 2, MODEL.encoder.chunk_frames)
+    batch = make_train_batch([[example]], shape, MODEL.encoder, 261, targets=targets)
+    pieces = batch["heard_pieces"][0]
+    # 0.1 - 0.3 s and 0.3 - 0.5 s: tokens whose centres (0.04 + 0.08 n) lie within.
+    assert pieces[:7].tolist() == [NOTHING, h, h, h, i, i, NOTHING]
+    assert (pieces[59:] == IGNORE).all()  # 4.7 s are 59 tokens
+    assert batch["heard_order"][0].tolist() == [
+        [h, i, NOTHING, NOTHING],
+        [*you, NOTHING],
+    ]
+    bell = np.flatnonzero(batch["heard_tags"][0, :, 0])
+    assert (bell.min(), bell.max()) == (5, 50)
+    assert not batch["heard_tags"][0, :, 1].any()
+    crowded = targets.empty(1, 2, 50)
+    targets.fill(crowded, 0, Heard([(1, 0, 1)] * 5, []), np.arange(60))
+    assert (crowded["heard_order"][0, 0] == IGNORE).all()  # five pieces, room for four
+
+
+def test_helper_losses(folder):
+    """Zero where the heads are right and sure; the same in micro-batches; into the encoder."""
+    targets = Targets(4, TAGS)
+    helpers = helping.Helpers(0.3, 1.0, 0.5, 0.1, TAGS, MODEL.decoder.vocab_size)
+    heads = helping.init_helpers(jax.random.key(0), MODEL.encoder, helpers)
+    assert set(heads) == {f"helpers/{n}/{k}" for n in ("pieces", "tags", "position")
+                          for k in ("kernel", "bias")}  # fmt: skip
+    example = make(folder, branches=0, targets=targets)
+    shape = Shape(4, 128, 2, MODEL.encoder.chunk_frames)
+    rows = [[example], [], [example], []]
+    batch = make_train_batch(rows, shape, MODEL.encoder, 261, targets=targets)
+
+    blank = helpers.pieces
+    truth = np.where(batch["heard_pieces"] >= 0, batch["heard_pieces"], blank)
+    sure = {"pieces": {"kernel": 50 * jnp.eye(blank + 1), "bias": jnp.zeros(blank + 1)}}
+    only = dataclasses.replace(helpers, tags=0.0, position=0.0)
+    right = helping.losses(sure, only, jax.nn.one_hot(truth, blank + 1), batch)
+    assert float(right["frames"]) < 1e-3
+    assert float(right["ctc"]) < 1e-3
+
+    params = flatten(load_params(folder / "model", MODEL, "float32")) | heads
+    trained = {p: x for p, x in params.items() if p.startswith(("helpers/", "audio_encoder/"))}
+    frozen = {p: x for p, x in params.items() if p not in trained}
+    recipe = Recipe(MODEL, Compute(dtype="float32"), decoder_loss=0.0, helpers=helpers)
+    whole, sums = grad_fn(recipe)(trained, frozen, batch=batch)
+    parts, _ = grad_fn(dataclasses.replace(recipe, accumulate=2))(trained, frozen, batch=batch)
+    assert float(sums["loss"]) == 0
+    for path, gradient in whole.items():
+        assert np.abs(gradient).max() > 0, path
+        assert np.abs(gradient - parts[path]).max() <= 1e-5 * np.abs(gradient).max(), path
+
+
+def test_heads_are_kept_beside_a_checkpoint(tmp_path):
+    heads = {"helpers/tags/kernel": np.ones((3, 2), np.float32)}
+    save_heads(tmp_path, heads, TAGS)
+    found, tags = load_heads(tmp_path)
+    assert tags == TAGS
+    np.testing.assert_array_equal(found["helpers/tags/kernel"], 1)
+    assert load_heads(tmp_path / "none") == ({}, ())
+    assert unflatten(found)["helpers"]["tags"]["kernel"].shape == (3, 2)
