@@ -10,6 +10,7 @@ from moss_audio_jax import __version__, command
 
 # verb -> (module with a `main(argv) -> exit code`, what it does)
 VERBS = {
+    "demo": ("moss_audio_jax.demo", "a small model asked about clips of sound: a table, a page"),
     "generate": ("moss_audio_jax.generate.__main__", "ask a model about sound"),
     "transcribe": ("moss_audio_jax.transcribe", "speech to text, with times: SRT, VTT, TextGrid"),
     "convert": ("moss_audio_jax.convert", "official checkpoint <-> native checkpoint"),

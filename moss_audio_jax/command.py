@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from moss_audio_jax.api import MossAudio
 
 
+# The small model of this project, which it trained itself (docs/small_model.md).
+DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "small"
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:  # argparse would print the whole usage and exit
         raise UsageError(f"{message} ({self.prog} --help shows how)")
@@ -39,8 +43,9 @@ def parser(verb: str, doc: str) -> argparse.ArgumentParser:
 
 def add_model_options(options: argparse.ArgumentParser) -> None:
     group = options.add_argument_group("model")
-    group.add_argument("--checkpoint", required=True, type=Path, metavar="DIR",
-                       help="checkpoint folder, official or native")  # fmt: skip
+    group.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, type=Path, metavar="DIR",
+                       help="checkpoint folder, official or native; default the bundled small "
+                            "model")  # fmt: skip
     group.add_argument("--dtype", choices=("bfloat16", "float32"),
                        help="weights and compute; default bfloat16, on CPUs float32")  # fmt: skip
     group.add_argument("--mesh", type=mesh_sizes, metavar="AXIS=N,...",

@@ -383,7 +383,7 @@ def test_verbs(run):
         assert shown.code == 0
         assert all(f"\n  {verb} " in shown.out for verb in cli.VERBS)
     assert run("--version").out.strip().endswith(importlib.metadata.version("moss_audio_jax"))
-    for verb in cli.VERBS:
+    for verb in cli.VERBS.keys() - {"demo"}:  # which needs nothing
         refused(run(verb), 2, "required")
 
 
@@ -476,7 +476,7 @@ def test_the_console_script_says_nothing_but_its_own(toy, tmp_path):
 def test_every_verb_is_a_module_with_an_example(verb):
     shown = process("-m", f"moss_audio_jax.{verb}", "--help")
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert f"example:\n  moss-audio-jax {verb} --" in shown.stdout
+    assert f"example:\n  moss-audio-jax {verb}" in shown.stdout
 
 
 def test_a_reader_that_leaves_is_no_error():

@@ -1,5 +1,5 @@
-"""Writes the bundled clip, moss_audio_jax/assets/bell_knocks_chirp.flac: the first sound that the
-demo is asked about. Made from NumPy alone, the same samples every time, free of any rights.
+"""Writes the bundled clip, moss_audio_jax/assets/bell_knocks_chirp.flac: a first sound to ask
+about. Made from NumPy alone, the same samples every time, free of any rights.
 
 What is to be heard, 6.00 s, mono, 16 kHz, 16 bits:
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import re
@@ -49,10 +50,14 @@ class SpokenWord(NamedTuple):
 
 
 class Spoken(NamedTuple):
-    """wav float64 [n] at 16 kHz, from the first word's start to the last one's end, peak 1."""
+    """wav float64 [n] at 16 kHz, from the first word's start to the last one's end, peak 1.
+
+    `phones` are like words, their text one of espeak's names of phonemes.
+    """
 
     wav: np.ndarray
     words: list[SpokenWord]
+    phones: list[SpokenWord]
 
 
 def speak(utterances: Sequence[Utterance]) -> list[Spoken]:
@@ -108,12 +113,24 @@ def _labelled(utterance: Utterance, wav: np.ndarray, events: list, scale: float)
             first, last = first + int(inside[0]), first + int(inside[-1]) + 1
         words.append(SpokenWord(text, first, last))
     begin, end = words[0].start, words[-1].stop
+    phones = _phones(events, scale, begin, end)
     words = [SpokenWord(w.text, w.start - begin, w.stop - begin) for w in words]
     piece = wav[begin:end].copy()
     fade = np.linspace(0, 1, 32)  # 2 ms
     piece[:32] *= fade
     piece[-32:] *= fade[::-1]
-    return Spoken(piece / np.abs(piece).max(), words)
+    return Spoken(piece / np.abs(piece).max(), words, phones)
+
+
+def _phones(events: list, scale: float, begin: int, end: int) -> list[SpokenWord]:
+    """Each phoneme up to the next one or a pause, in samples from `begin` on, none beyond `end`."""
+    reported = [(sample, name) for kind, _, sample, name in events if kind != WORD]
+    found = []
+    for (sample, name), (following, _) in itertools.pairwise([*reported, (round(end / scale), "")]):
+        start, stop = round(sample * scale), min(round(following * scale), end)
+        if not name.startswith("_") and begin <= start < stop:
+            found.append(SpokenWord(name, start - begin, stop - begin))
+    return found
 
 
 class _Reported:

@@ -6,7 +6,7 @@
      "speakers": [{"voice", "sex", "pitch", "speed", "intonation", "accent", "whispered",
                    "f0_hz", "words_per_minute"}],
      "sentences": [{"text", "start", "end", "speaker", "order",
-                    "words": [{"text", "start", "end"}]}],
+                    "words": [{"text", "start", "end"}], "phones": [[espeak's name, start, end]]}],
      "events": [{"kind", "start", "end", "onsets", "level_db"}],
      "music": null | {"start", "end", "tempo", "pace", "tonic", "mode", "parts", "beats",
                       "notes": [{"start", "end", "instrument", "midi"}],
@@ -191,6 +191,7 @@ def _talk(draw: Draw, language: str, rules: Split, limit: int) -> tuple[list, li
                 "speaker": who,
                 "order": order,
                 "words": words,
+                "phones": [[p.text, _s(at + p.start), _s(at + p.stop)] for p in line.phones],
             }
         )
         tracks.append(_Track(at, line.wav / loudest(line.wav), gains[who]))

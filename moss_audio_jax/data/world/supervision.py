@@ -24,6 +24,13 @@ _SPEAKER = {
     "intonation": tuple(INTONATIONS),
     "accent": (*ACCENTS, "Mandarin"),
 }
+# espeak's names of what its English and Mandarin voices say, without stress and variants.
+PHONES = tuple(
+    """
+    0 3 3: ; @ @L @r A A: A@ Au D E I IR N O O: O@ OI S S; T U U@ V VR X Z a aI aI@ aU aa ai b d dZ
+    e@ eI ei f g h i i. i: i@ i@3 iA iE i[ iou j k kh l m n o o@ oU ong ou p ph r s s. t tS tS; tS;h
+    th ts ts. ts.h tsh u u: u@ ua uai uei uo v w y y& yE z z.""".split()
+)
 TAGS = (
     *(f"sound:{kind}" for kind in KINDS),
     "strike",
@@ -32,6 +39,7 @@ TAGS = (
     *(f"instrument:{name}" for name in (*MELODIC, *DRUMS)),
     *(f"note:{pitch}" for pitch in range(12)),
     *(f"tempo:{index}" for index in range(_TEMPI)),
+    *(f"phone:{name}" for name in PHONES),
     "speech",
     "whispered",
     *(f"{field}:{value}" for field, values in _SPEAKER.items() for value in values),
@@ -61,7 +69,10 @@ def record(labels: Labels, audio: str) -> dict[str, Any]:
 
 
 def tags(labels: Labels) -> list[tuple[str, float, float]]:
-    """(name in TAGS, start, end) of all that is known of a scene, in no particular order."""
+    """(name, start, end) of all that is known of a scene, in no particular order.
+
+    Names are in TAGS, but for a phoneme that is hardly ever said.
+    """
     found: list[tuple[str, float, float]] = []
     for event in labels["events"]:
         found.append((f"sound:{event['kind']}", event["start"], event["end"]))
@@ -73,6 +84,8 @@ def tags(labels: Labels) -> list[tuple[str, float, float]]:
         for field in _SPEAKER:
             if not speaker["whispered"] or field not in ("pitch", "intonation"):
                 found.append((f"{field}:{speaker[field]}", *span))
+        for name, start, end in sentence["phones"]:
+            found.append((f"phone:{phone(name)}", start, end))
         if speaker["whispered"]:
             found.append(("whispered", *span))
     if music := labels["music"]:
@@ -92,6 +105,12 @@ def tags(labels: Labels) -> list[tuple[str, float, float]]:
     if labels["room"]:
         found.append(("room", *whole))
     return [*found, (f"loudness:{labels['loudness']['level']}", *whole)]
+
+
+def phone(name: str) -> str:
+    """A phoneme of espeak without its stress (', ,) and the mark of a variant (2, #, -)."""
+    plain = name.lstrip("',")
+    return plain.rstrip("2#-") or plain
 
 
 def tempo_class(tempo: float) -> int:

@@ -31,9 +31,9 @@ GOLDEN = {
 GOLDEN_SPEECH = (
     "0.2.4",
     {
-        ("speech", 0): "50ae3c27ca75d23d",
-        ("speech", 1): "355fc99c8535edc5",
-        ("speech+sound+music", 2): "247afe1c0da3e378",
+        ("speech", 0): "5c0fac754bc0d62a",
+        ("speech", 1): "f26c961175c658d2",
+        ("speech+sound+music", 2): "cbac47d2d6a54d87",
     },
 )
 

@@ -12,7 +12,8 @@ from moss_audio_jax import command, world
 from moss_audio_jax.audio import load_audio, log_mel
 from moss_audio_jax.data import world as scenes
 from moss_audio_jax.data.sources import Source
-from moss_audio_jax.data.world.sheet import page, spectrogram_png
+from moss_audio_jax.data.world.sheet import page
+from moss_audio_jax.timeline import spectrogram_png
 
 
 def run(*arguments):

@@ -1,0 +1,397 @@
+"""Asks a model about five short clips of sound, and holds its answers against the truth.
+
+example:
+  moss-audio-jax demo
+
+What is heard, the words and the events with their times, a question of time, one that takes
+thought. Prints a table; writes demo.html: players, spectrograms, words and events of truth and
+model along the time axis. The clips lie in the package and no training has seen them; the model is
+the bundled small one unless --checkpoint names another. Nothing is downloaded.
+
+right, close, wrong:
+  words     right: all of them, their times within 0.2 s; close: a word error rate up to 25%
+  events    right: all of them, none too many; close: an F1 of 0.5 or more. Of an event the onset
+            counts within 0.2 s, the offset within 0.2 s or half of its length
+  times     right: start and end within 0.2 s; close: half of the time is shared
+  numbers   right: the same; close: within 10%
+  others    right: the same; close: half of what is listed. Captions are yours to judge
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import time
+import unicodedata
+from collections.abc import Collection, Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from moss_audio_jax import command, timeline
+from moss_audio_jax.audio import load_audio
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.evaluate.metrics import events
+from moss_audio_jax.evaluate.text_norm import key, plain_units
+from moss_audio_jax.text.prompt import split_thinking
+from moss_audio_jax.text.timestamps import Segment, parse_timestamps
+
+if TYPE_CHECKING:
+    from moss_audio_jax.api import Reply
+
+CLIPS = Path(__file__).parent / "assets" / "demo"
+COLLAR = 0.2  # seconds
+# Tokens an answer may have: more than half as many again as the longest true answer of its kind.
+LIMITS = {"caption": 192, "words": 256, "events": 128, "time": 48, "reason": 128}
+
+
+class Question(NamedTuple):
+    """`kind`: a key of LIMITS. `truth`: the answer; `thinking`: the steps to it, or None."""
+
+    kind: str
+    task: str
+    prompt: str
+    truth: str
+    thinking: str | None
+
+
+class Clip(NamedTuple):
+    """wav float32 [n], 16 kHz; labels as `data.world.scene` has them, without single notes."""
+
+    name: str
+    wav: np.ndarray
+    labels: dict[str, Any]
+    questions: list[Question]
+
+
+class Mark(NamedTuple):
+    """`verdict`: right, close, wrong, or "" where no rule can tell; `detail`: in figures.
+
+    `off`: numbers of the answer's segments that are not where the truth has them.
+    """
+
+    verdict: str
+    detail: str = ""
+    off: Collection[int] = ()
+
+
+def load_clips() -> list[Clip]:
+    """The bundled clips with their questions."""
+    described = json.loads((CLIPS / "demo.json").read_text(encoding="utf-8"))
+    return [
+        Clip(
+            clip["name"],
+            load_audio(CLIPS / f"{clip['name']}.flac"),
+            clip["labels"],
+            [_question(**question) for question in clip["questions"]],
+        )
+        for clip in described["clips"]
+    ]
+
+
+def _question(kind: str, task: str, prompt: str, answer: str) -> Question:
+    thinking, truth = split_thinking(answer)
+    return Question(kind, task, prompt, truth.strip(), thinking)
+
+
+# --- right or wrong ------------------------------------------------------------------------------
+
+
+def judge(kind: str, answer: str, truth: str) -> Mark:
+    """Holds an answer against the true one; the rules are those of the module's docstring."""
+    if kind == "caption":  # many are true of a clip
+        return Mark("")
+    if kind == "words":
+        if parse_timestamps(truth):
+            return _judge_words(answer, truth)
+        return _judge_short(answer, truth)._replace(off=range(len(parse_timestamps(answer))))
+    if kind == "events":
+        return _judge_events(answer, truth)
+    return _judge_short(answer, truth)
+
+
+def _judge_words(answer: str, truth: str) -> Mark:
+    said, true = _words(answer), _words(truth)
+    edits, pairs = _aligned([text for text, _, _ in true], [text for text, _, _ in said])
+    rate = edits / len(true)
+    shifts, off = [], set(range(len(parse_timestamps(answer))))
+    for i, j in pairs:
+        _, a, _ = true[i]
+        _, b, number = said[j]
+        if b is None:
+            continue
+        shifts += [round(abs(a.start - b.start), 6), round(abs(a.end - b.end), 6)]
+        if max(shifts[-2:]) <= COLLAR:
+            off.discard(number)
+    times = f"times off by {1000 * np.mean(shifts):.0f} ms" if shifts else "no times"
+    verdict = "close" if rate <= 0.25 else "wrong"
+    if edits == 0 and shifts and max(shifts) <= COLLAR and len(shifts) == 2 * len(true):
+        verdict = "right"
+    return Mark(verdict, f"WER {rate:.0%}, {times}", off)
+
+
+def _words(answer: str) -> list[tuple[str, Segment | None, int]]:
+    """(word, its segment, the segment's number); no segment where it holds other words too."""
+    segments = parse_timestamps(answer)
+    if not segments:
+        return [(word, None, -1) for word in plain_units(answer)]
+    found: list[tuple[str, Segment | None, int]] = []
+    for number, segment in enumerate(segments):
+        words = plain_units(segment.text)
+        alone = segment if len(words) == 1 else None
+        found += [(word, alone, number) for word in words]
+    return found
+
+
+def _aligned(truth: Sequence[str], said: Sequence[str]) -> tuple[int, list[tuple[int, int]]]:
+    """(least edits that make one of the other, index pairs of the words that stay)."""
+    n, m = len(truth), len(said)
+    cost = np.add.outer(np.arange(n + 1), np.arange(m + 1))
+    for i in range(1, n + 1):
+        for j in range(1, m + 1):
+            differ = truth[i - 1] != said[j - 1]
+            cost[i, j] = min(cost[i - 1, j] + 1, cost[i, j - 1] + 1, cost[i - 1, j - 1] + differ)
+    pairs, i, j = [], n, m
+    while i and j:
+        differ = truth[i - 1] != said[j - 1]
+        if cost[i, j] == cost[i - 1, j - 1] + differ:
+            i, j = i - 1, j - 1
+            if not differ:
+                pairs.append((i, j))
+        elif cost[i, j] == cost[i - 1, j] + 1:
+            i -= 1
+        else:
+            j -= 1
+    return int(cost[n, m]), pairs[::-1]
+
+
+def _judge_events(answer: str, truth: str) -> Mark:
+    said, true = (
+        [events.event(s.start, s.end, s.text) for s in parse_timestamps(text)]
+        for text in (answer, truth)
+    )
+    found = sum(right for right, _, _ in events.count(true, said).values())
+    detail = f"{found} of {len(true)} events"
+    if len(said) > found:
+        detail += f", {len(said) - found} not there"
+    off = {i for i, e in enumerate(said) if not events.count(true, [e])[e.label][0]}
+    if found == len(true) == len(said):
+        return Mark("right", detail)
+    return Mark("close" if 2 * found >= 0.5 * (len(true) + len(said)) else "wrong", detail, off)
+
+
+_TIME = r"(\d+(?:\.\d+)?)"
+
+
+def _judge_short(answer: str, truth: str) -> Mark:
+    if key(answer) == key(truth):
+        return Mark("right")
+    span = re.compile(rf"{_TIME} *- *{_TIME}")
+    if true := span.fullmatch(truth):
+        if not (said := span.fullmatch(key(answer))):
+            return Mark("wrong", "no time")
+        (a, b), (c, d) = (map(float, times.groups()) for times in (true, said))
+        off = round(max(abs(a - c), abs(b - d)), 6)
+        detail = f"off by {off:.2f} s"
+        if off <= COLLAR:
+            return Mark("right", detail)
+        shared, whole = min(b, d) - max(a, c), max(b, d) - min(a, c)
+        return Mark("close" if shared >= whole / 2 else "wrong", detail)
+    if re.fullmatch(_TIME, truth):
+        if not re.fullmatch(_TIME, key(answer)):
+            return Mark("wrong", "no number")
+        true, said = float(truth), float(key(answer))
+        if true == said:
+            return Mark("right")
+        return Mark("close" if abs(said - true) <= 0.1 * true else "wrong")
+    true, said = (set(re.split(r", | and ", key(text))) for text in (truth, answer))
+    return Mark("close" if 2 * len(true & said) >= len(true | said) else "wrong")
+
+
+# --- the table -----------------------------------------------------------------------------------
+
+_SHORT = {"caption": "What is heard?", "words": "Words and times", "events": "Events and times"}
+_MOST = 420  # characters of an answer in the table; the page has them all
+
+
+def table(clips: Sequence[Clip], replies: Sequence[Reply], marks: Sequence[Mark], columns: int
+          ) -> str:  # fmt: skip
+    """Plain text of lines up to so many columns (at least 60)."""
+    columns = max(columns, 60)
+    first, last = min(24, max(14, columns // 5)), 14
+    middle = (columns - first - last - 6) // 2
+    widths = (first, middle, middle, last)
+    rule = "-" * columns
+    lines = list(_row(("question", "the model says", "truth", "mark"), widths))
+    for clip, answers in grouped(clips, replies, marks):
+        lines += [rule, f"{clip.name}: {_about(clip)}", rule]
+        for question, reply, mark in answers:
+            verdict = ": ".join(filter(None, mark[:2])) or "(yours)"
+            asked = _SHORT.get(question.kind, question.prompt)
+            lines += _row((asked, reply.text or "(nothing)", question.truth, verdict), widths)
+    return "\n".join([*lines, rule])
+
+
+def grouped(
+    clips: Sequence[Clip], replies: Sequence[Reply], marks: Sequence[Mark]
+) -> Iterator[tuple[Clip, list[tuple[Question, Reply, Mark]]]]:
+    """Each clip with its (question, reply, mark)."""
+    rest = iter(zip(replies, marks, strict=True))
+    for clip in clips:
+        yield clip, [(question, *next(rest)) for question in clip.questions]
+
+
+def summary(marks: Sequence[Mark], seconds: float) -> str:
+    count = {v: sum(mark.verdict == v for mark in marks) for v in ("right", "close", "wrong", "")}
+    return (
+        f"{count['right']} of {len(marks) - count['']} right, {count['close']} close, "
+        f"{count['wrong']} wrong; {count['']} captions are yours to judge. {seconds:.0f} s."
+    )
+
+
+def _about(clip: Clip) -> str:
+    return f"{clip.labels['content'].replace('+', ', ')}, {clip.labels['duration']:.1f} s"
+
+
+def _row(cells: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+    wrapped = [_wrapped(cell, width) for cell, width in zip(cells, widths, strict=True)]
+    for number in range(max(map(len, wrapped))):
+        parts = [lines[number] if number < len(lines) else "" for lines in wrapped]
+        yield "  ".join(
+            part + " " * (width - _width(part)) for part, width in zip(parts, widths, strict=True)
+        ).rstrip()
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of at most so many columns, cut at spaces and behind `]` where that can be done."""
+    if len(text) > _MOST:
+        text = text[:_MOST] + " ..."
+    lines = []
+    for paragraph in text.splitlines():
+        line = ""
+        for piece in re.findall(r"[^\s\[]+\s*|\[[^\s\]]*\]?\s*|\s+|.", _printable(paragraph)):
+            if line and _width((line + piece).rstrip()) > width:
+                lines.append(line.rstrip())
+                line = ""
+            line += piece
+            while _width(line.rstrip()) > width:  # a piece longer than a line
+                fits = next(n for n in range(len(line), 0, -1) if _width(line[:n]) <= width)
+                lines.append(line[:fits])
+                line = line[fits:]
+        lines.append(line.rstrip())
+    return lines
+
+
+def _printable(text: str) -> str:
+    """A model may say anything, and a terminal obeys some of it."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+
+
+def _width(text: str) -> int:
+    """Columns in a terminal: wide letters take two, combining marks none."""
+    return sum(
+        0 if unicodedata.combining(letter)
+        else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        for letter in text
+    )  # fmt: skip
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+_STYLE = """
+table { table-layout: fixed; }
+th:first-child { width: 22%; }
+th:last-child { width: 14%; }
+.right { background: #dff2df; }
+.close { background: #fdf0cf; }
+.wrong { background: #f9dcdc; }
+.steps { color: #777; font-size: 12px; }
+"""
+
+
+def page(clips: Sequence[Clip], replies: Sequence[Reply], marks: Sequence[Mark], note: str) -> str:
+    """One HTML file that needs nothing else. `note`: a line under the heading."""
+    sections = [
+        f"<p>{escape(note)}</p><p>Click into a spectrogram to play from there. Red bars are not "
+        "where the truth has them.</p>"
+    ]
+    for clip, answers in grouped(clips, replies, marks):
+        lanes = []
+        for kind, colour in (("words", timeline.WORDS), ("events", timeline.EVENTS)):
+            question, reply, mark = next(a for a in answers if a[0].kind == kind)
+            true, said = parse_timestamps(question.truth), parse_timestamps(reply.text)
+            if true or said:
+                lanes.append(timeline.Lane(f"{kind}, truth", true, colour))
+                lanes.append(timeline.Lane(f"{kind}, model", said, colour, mark.off))
+        rows = []
+        for question, reply, mark in answers:
+            said = _thought(reply.thinking) + escape(reply.text)
+            true = _thought(question.thinking) + escape(question.truth)
+            verdict = escape("\n".join(filter(None, mark[:2])))
+            rows.append(
+                f"<tr><td>{escape(question.prompt)}</td><td>{said}</td><td>{true}</td>"
+                f'<td class="{mark.verdict}">{verdict}</td></tr>'
+            )
+        sections.append(
+            f"<section><h2>{escape(clip.name)}: {escape(_about(clip))}</h2>\n"
+            f"{timeline.clip(clip.wav, lanes)}\n"
+            "<table><tr><th>question</th><th>the model says</th><th>truth</th><th>mark</th></tr>\n"
+            + "\n".join(rows)
+            + "</table>\n<details><summary>labels</summary><pre>"
+            + escape(json.dumps(clip.labels, ensure_ascii=False, indent=1))
+            + "</pre></details></section>"
+        )
+    return timeline.document("MOSS-Audio on JAX: demo", sections, _STYLE)
+
+
+def _thought(steps: str | None) -> str:
+    return f'<div class="steps">{escape(steps)}</div>' if steps else ""
+
+
+def main(argv: Sequence[str]) -> int:
+    options = command.parser("demo", __doc__)
+    command.add_model_options(options)
+    options.add_argument("--output", type=Path, default=Path("demo.html"), metavar="FILE",
+                         help="the page; default demo.html")  # fmt: skip
+    options.add_argument("--json", action="store_true",
+                         help="one JSON object a line for each answer, no table")  # fmt: skip
+    args = options.parse_args(argv)
+    if args.output.is_dir() or not args.output.parent.is_dir():  # now, not after the answers
+        raise InputError(f"{args.output}: expected a file in a folder that exists; see --output")
+
+    started = time.perf_counter()
+    clips = load_clips()
+    asked = [(clip, question) for clip in clips for question in clip.questions]
+    model = command.load_model(args)
+    command.say(f"{len(asked)} questions about {len(clips)} clips; compiling comes first")
+    from moss_audio_jax.api import Request, Sampling
+
+    replies = model.generate_batch(
+        [Request(q.prompt, [c.wav], Sampling(max_new_tokens=LIMITS[q.kind])) for c, q in asked],
+        batch_size=len(asked),  # one prefill and one decode loop: little to compile
+        progress=sys.stderr.isatty(),
+    )
+    marks = [judge(q.kind, r.text, q.truth) for (_, q), r in zip(asked, replies, strict=True)]
+    line = summary(marks, time.perf_counter() - started)
+    args.output.write_text(page(clips, replies, marks, line), encoding="utf-8")
+    if args.json:
+        for (clip, question), reply, mark in zip(asked, replies, marks, strict=True):
+            row = {"clip": clip.name} | question._asdict()
+            row |= {"answer": reply.text, "answer_thinking": reply.thinking}
+            row |= {"finish_reason": reply.finish_reason, "mark": mark.verdict or None}
+            row |= {"detail": mark.detail, "random_weights": model.random_weights}
+            print(json.dumps(row, ensure_ascii=False))
+        command.say(line)
+    else:
+        print(table(clips, replies, marks, shutil.get_terminal_size((100, 24)).columns))
+        print(line)
+    command.say(f"look and listen: {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))

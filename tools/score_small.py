@@ -1,0 +1,82 @@
+"""Scores the small model on held-out scenes; prints a table and writes WORKDIR/scores.
+
+    python tools/score_small.py --workdir small [--checkpoint DIR] [--scenes 300]
+
+Makes the scenes of each split (`moss-audio-jax world`), asks (`evaluate infer`) and scores
+(`evaluate score --benchmark world`). Asking goes on where it was stopped. Needs the extras `world`
+and `evaluate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from moss_audio_jax.command import DEFAULT_CHECKPOINT
+from moss_audio_jax.data import world
+
+# split -> which tasks are asked there: what each is held out for, and everything in the first
+SPLITS = {
+    "test": "",
+    "test_random_order": "asr",
+    "test_voices": "asr,asr_words",
+    "test_combinations": "events",
+}
+FIGURES = (  # (what, split, key of the score's "strict", what the issue asks for)
+    ("WER, held-out sentences, %", "test", "wer", "<= 3"),
+    ("WER, random order, %", "test_random_order", "wer", "<= 10"),
+    ("WER, held-out voices, %", "test_voices", "wer", "<= 10"),
+    ("AAS of words, ms a slot", "test", "aas_slot_ms", "<= 40"),
+    ("coverage of those times", "test", "coverage", ">= 0.95"),
+    ("event timeline F1, 0.2 s", "test", "event_f1", ">= 0.90"),
+    ("event timeline F1, held-out pairs", "test_combinations", "event_f1", ""),
+    ("time questions, %", "test", "time_accuracy", ">= 90"),
+    ("multiple choice, %", "test", "accuracy", ">= 90"),
+    ("tempo within 5%, %", "test", "tempo_accuracy", ">= 85"),
+    ("other short answers, %", "test", "open_accuracy", ""),
+)
+
+
+def run(*words: object) -> int:
+    return subprocess.run([sys.executable, "-m", *map(str, words)]).returncode
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--workdir", type=Path, required=True, metavar="DIR")
+    options.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, metavar="DIR")
+    options.add_argument("--scenes", type=int, default=300)
+    options.add_argument("--splits", nargs="+", choices=tuple(SPLITS), default=tuple(SPLITS))
+    options.add_argument("--output", type=Path, help="default WORKDIR/scores")
+    args = options.parse_args()
+    output = args.output or args.workdir / "scores"
+    output.mkdir(parents=True, exist_ok=True)
+    scores = {}
+    for split in args.splits:
+        assert split in world.SPLITS
+        data = args.workdir / f"{split}-{args.scenes}"
+        if not (data / "rows.jsonl").exists():
+            run("moss_audio_jax.world", "--count", args.scenes, "--output", data, "--split", split)
+        chosen = ["--tasks", SPLITS[split]] if SPLITS[split] else []
+        asked = ["--benchmark", "world", "--data", data, *chosen]
+        answers, score = output / f"{split}.jsonl", output / f"{split}.json"
+        run("moss_audio_jax.evaluate", "infer", *asked, "--checkpoint", args.checkpoint,
+            "--max-new-tokens", 768, "--temperature", 0, "--output", answers)  # fmt: skip
+        run("moss_audio_jax.evaluate", "score", *asked, "--predictions", answers,
+            "--output", score)  # fmt: skip
+        scores[split] = json.loads(score.read_text(encoding="utf-8"))
+    print("| what | found | 95% | asked |\n|---|---|---|---|")
+    for what, split, key, asked_for in FIGURES:
+        if split in scores and scores[split]["strict"].get(key) is not None:
+            value = scores[split]["strict"][key]
+            low, high = scores[split]["confidence"].get(f"strict/{key}", (float("nan"),) * 2)
+            print(f"| {what} | {value:.3g} | {low:.3g} - {high:.3g} | {asked_for} |")
+
+
+if __name__ == "__main__":
+    main()
