@@ -25,12 +25,11 @@ _SPEAKER = {
     "accent": (*ACCENTS, "Mandarin"),
 }
 # espeak's names of what its English and Mandarin voices say, without stress and variants.
-PHONES = tuple(
-    """
+_PHONES = """
     0 3 3: ; @ @L @r A A: A@ Au D E I IR N O O: O@ OI S S; T U U@ V VR X Z a aI aI@ aU aa ai b d dZ
     e@ eI ei f g h i i. i: i@ i@3 iA iE i[ iou j k kh l m n o o@ oU ong ou p ph r s s. t tS tS; tS;h
-    th ts ts. ts.h tsh u u: u@ ua uai uei uo v w y y& yE z z.""".split()
-)
+    th ts ts. ts.h tsh u u: u@ ua uai uei uo v w y y& yE z z."""
+PHONES = tuple(_PHONES.split())
 TAGS = (
     *(f"sound:{kind}" for kind in KINDS),
     "strike",
