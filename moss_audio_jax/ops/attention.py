@@ -25,6 +25,8 @@ IMPLEMENTATIONS = ("auto", "xla")
 
 # Above this many scores (256 MB) queries go through in blocks, so that memory stays linear.
 _MAX_SCORES = 2**26
+# Causal attention goes through in up to so many steps of at least so many queries.
+_MAX_STEPS, _MIN_STEP = 8, 128
 
 
 def attention(
@@ -61,29 +63,40 @@ def attention(
     if implementation not in IMPLEMENTATIONS:
         raise UsageError(f"attention is {implementation!r}; expected one of {IMPLEMENTATIONS}")
     batch, length = query.shape[:2]
+    staircase = causal and window is None and query_slots is None and key.shape[1] == length
     if query_slots is None:
         query_slots = jnp.broadcast_to(jnp.arange(length), (batch, length))
     query_segments, key_segments = segment_ids if segment_ids is not None else (None, None)
-    plain = functools.partial(
-        _plain,
-        key=key,
-        value=value,
-        causal=causal,
-        window=window,
-        key_segments=key_segments,
-        key_branches=branch_ids,
-    )
+    queries = (query, query_slots, query_segments, branch_ids)
+    keys = (key, value, key_segments, branch_ids)
+    part = functools.partial(_in_blocks, causal=causal, window=window)
+    if not staircase or length < 2 * _MIN_STEP:
+        return part(queries, keys)
+    # Queries a step at a time, each step with the keys up to its end: nearly half is never seen.
+    step = max(_MIN_STEP, -(-length // _MAX_STEPS))
+    outs = []
+    for start in range(0, length, step):
+        end = min(start + step, length)
+        here = jax.tree.map(lambda x: x[:, start:end], queries)  # noqa: B023  used at once
+        outs.append(part(here, jax.tree.map(lambda x: x[:, :end], keys)))  # noqa: B023
+    return jnp.concatenate(outs, axis=1)
 
+
+def _in_blocks(queries: tuple, keys: tuple, causal: bool, window: tuple[int, int] | None):
+    """`_plain`, some queries at a time where all scores at once would be too many."""
+    query, key = queries[0], keys[0]
+    batch, length = query.shape[:2]
+    plain = functools.partial(_plain, causal=causal, window=window)
     block = _query_block(query.shape, key.shape[1])
     if block == length:
-        return plain(query, query_slots, query_segments, branch_ids)
+        return plain(queries, keys)
 
     def blocks(x: jax.Array) -> jax.Array:  # [B, T, ...] -> [T / block, B, block, ...]
         return jnp.moveaxis(x.reshape(batch, -1, block, *x.shape[2:]), 1, 0)
 
     # Rematerialised, or the backward pass would keep every block's scores.
-    rows = jax.tree.map(blocks, (query, query_slots, query_segments, branch_ids))
-    out = jax.lax.map(jax.checkpoint(lambda row: plain(*row)), rows)
+    rows = jax.tree.map(blocks, queries)
+    out = jax.lax.map(jax.checkpoint(lambda row: plain(row, keys)), rows)
     return jnp.moveaxis(out, 0, 1).reshape(query.shape)
 
 
@@ -124,16 +137,20 @@ def visible(
     return functools.reduce(jnp.logical_and, terms) if terms else None
 
 
-def _plain(
-    query, query_slots, query_segments, query_branches,
-    *, key, value, causal, window, key_segments, key_branches,
-):  # fmt: skip
-    """Every score at once. Shapes as in `attention`."""
+def _plain(queries: tuple, keys: tuple, causal: bool, window: tuple[int, int] | None) -> jax.Array:
+    """Every score at once.
+
+    Args:
+      queries: query [B, T, N, H], slots, segments or None, branches or None [B, T].
+      keys: key, value [B, S, KV, H], segments or None, branches or None [B, S].
+    """
+    query, query_slots, query_segments, query_branches = queries
+    key, value, key_segments, key_branches = keys
     batch, length, heads, dim = query.shape
-    groups = heads // key.shape[2]
+    slots, kv = key.shape[1], key.shape[2]
     mask = visible(
         query_slots,
-        jnp.arange(key.shape[1]),
+        jnp.arange(slots),
         causal=causal,
         window=window,
         query_segments=query_segments,
@@ -141,14 +158,20 @@ def _plain(
         query_branches=query_branches,
         key_branches=key_branches,
     )
-    query = query.reshape(batch, length, -1, groups, dim)
     exact = precision(query.dtype)
+    # The query heads of a key head stand along the queries: plain matrix products, no transposed
+    # scores.
+    query = query.reshape(batch, length, kv, -1, dim)
+    query = jnp.moveaxis(query, 1, 3).reshape(batch, kv, -1, dim)  # [B, KV, G * T, H]
     scores = jnp.einsum(
-        "btkgh,bskh->bkgts", query, key, precision=exact, preferred_element_type=jnp.float32
+        "bkqh,bskh->bkqs", query, key, precision=exact, preferred_element_type=jnp.float32
     )
-    scores = scores / math.sqrt(dim)
+    scores = scores.reshape(batch, kv, -1, length, slots) / math.sqrt(dim)
     if mask is not None:
-        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+        bias = jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)
+        scores = scores + bias[:, None, None]
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    out = jnp.einsum("bkgts,bskh->btkgh", weights, value, precision=exact)
+    weights = weights.reshape(batch, kv, -1, slots)
+    out = jnp.einsum("bkqs,bskh->bkqh", weights, value, precision=exact)
+    out = jnp.moveaxis(out.reshape(batch, kv, heads // kv, length, dim), 3, 1)
     return out.reshape(batch, length, heads, dim)

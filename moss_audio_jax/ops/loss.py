@@ -17,9 +17,9 @@ def shift_labels(labels: jax.Array) -> jax.Array:
 
 
 def cross_entropy(
-    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, chunk: int = 512
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, chunk: int = 128
 ) -> tuple[jax.Array, jax.Array]:
-    """Next-token cross entropy of each position, `chunk` positions of a row at a time.
+    """Next-token cross entropy of each position, `chunk` labelled positions of a row at a time.
 
     Args:
       hidden: [B, T, D].
@@ -30,6 +30,10 @@ def cross_entropy(
       float32 [B, T] each: -log p(target), 0 where ignored; and log Z (for a z-loss), 0 likewise.
     """
     batch, length, dim = hidden.shape
+    # Labelled positions first: most chunks then hold none, and need no logits at all.
+    order = jnp.argsort(targets == IGNORE, axis=1, stable=True)
+    hidden = jnp.take_along_axis(hidden, order[..., None], axis=1)
+    targets = jnp.take_along_axis(targets, order, axis=1)
 
     def part(xs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         hidden, targets = xs
@@ -46,6 +50,12 @@ def cross_entropy(
         counts = targets != IGNORE
         return jnp.where(counts, log_z - label, 0.0), jnp.where(counts, log_z, 0.0)
 
+    def nothing(xs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return (jnp.zeros(xs[1].shape, jnp.float32),) * 2
+
+    def labelled(xs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return jax.lax.cond(jnp.any(xs[1] != IGNORE), part, nothing, xs)
+
     chunk = min(chunk, length)
     if length % chunk:
         pad = chunk - length % chunk
@@ -56,5 +66,10 @@ def cross_entropy(
         jnp.moveaxis(targets.reshape(batch, -1, chunk), 1, 0),
     )
     # The backward pass computes each chunk's logits again instead of keeping them.
-    losses, log_z = jax.lax.map(jax.checkpoint(part), xs)
-    return tuple(jnp.moveaxis(x, 0, 1).reshape(batch, -1)[:, :length] for x in (losses, log_z))
+    found = jax.lax.map(jax.checkpoint(labelled), xs)
+    back = jnp.argsort(order, axis=1)
+
+    def in_place(x: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(jnp.moveaxis(x, 0, 1).reshape(batch, -1)[:, :length], back, 1)
+
+    return tuple(in_place(x) for x in found)

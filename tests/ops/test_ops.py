@@ -77,6 +77,22 @@ def test_queries_in_blocks_change_neither_values_nor_gradients(monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), at_once, in_blocks)
 
 
+def test_causal_steps_and_branches():
+    """Longer than a step, with packed segments whose branches share a beginning."""
+    length = 300
+    query, key, value = arrays((2, length, 4, 8), (2, length, 2, 8), (2, length, 2, 8))
+    segments = np.repeat([[1, 1, 2], [1, 1, 0]], 100, axis=1)
+    branches = np.repeat([[0, 1, 2, 0, 1, 2], [0, 1, 1, 2, 3, 0]], 50, axis=1)
+    allowed = np.arange(length)[None, :] <= np.arange(length)[:, None]
+    allowed = allowed & (segments[:, :, None] == segments[:, None, :])
+    allowed &= (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
+    found = attention(
+        query, key, value, causal=True, segment_ids=(jnp.asarray(segments),) * 2,
+        branch_ids=jnp.asarray(branches),
+    )  # fmt: skip
+    np.testing.assert_allclose(found, by_hand(query, key, value, allowed), atol=2e-6)
+
+
 def test_bfloat16_attention_keeps_its_softmax_in_float32():
     query, key, value = arrays((1, 64, 2, 16), (1, 64, 2, 16), (1, 64, 2, 16))
     allowed = np.ones((1, 64, 64), bool)
