@@ -38,7 +38,9 @@ from moss_audio_jax.sharding import as_mesh, param_shardings, serving_mesh
 from moss_audio_jax.text import build_prompt, load_tokenizer
 from moss_audio_jax.text.prompt import split_thinking
 from moss_audio_jax.text.tokenizer import StreamDecoder, Tokenizer, check_fits
-from moss_audio_jax.weights.convert import load_params, read_config
+from moss_audio_jax.weights.adapters import Merged
+from moss_audio_jax.weights.checkpoint import flatten, unflatten
+from moss_audio_jax.weights.convert import load_params, open_checkpoint, read_config
 
 Audio = str | Path | BinaryIO | np.ndarray  # a file, or a 16 kHz mono waveform
 
@@ -114,6 +116,7 @@ class MossAudio:
         dtype: str = "bfloat16",
         mesh: Mesh | Mapping[str, int] | Sequence[int] | None = None,
         encoder_attention: EncoderAttention | None = None,
+        lora: str | Path | None = None,
     ) -> MossAudio:
         """Loads an official or native checkpoint folder.
 
@@ -123,6 +126,7 @@ class MossAudio:
           mesh: a Mesh, axis sizes ({"tensor": 4} or (data, fsdp, tensor, sequence)), or None for
             one device.
           encoder_attention: "chunked", "full" or "sliding"; default chunked, as the official code.
+          lora: a folder of LoRA adapters to fold into the weights.
 
         Raises:
           InputError: a file that is missing, broken or does not fit the others.
@@ -144,7 +148,9 @@ class MossAudio:
         mesh = serving_mesh(as_mesh(mesh))
         shardings = param_shardings(moss_audio.abstract_params(config, dtype), config, mesh)
         return cls(
-            load_params(path, config, dtype, shardings),
+            load_params(path, config, dtype, shardings)
+            if lora is None
+            else _load_merged(path, lora, config, dtype, shardings),
             config,
             compute=Compute(dtype=dtype),
             mesh=mesh,
@@ -334,14 +340,23 @@ class MossAudio:
         prompts: Sequence[tuple[Example, Sampling]],
         batch_size: int = 16,
         progress: bool = False,
+        on_reply: Callable[[int, Reply], None] | None = None,
     ) -> list[Reply]:
-        """`generate_batch` for prompts that `prepare` has made."""
+        """`generate_batch` for prompts that `prepare` has made.
+
+        `on_reply` is called with (prompt number, reply) as each answer ends.
+        """
+        replies: list[Reply | None] = [None] * len(prompts)
+
+        def on_done(number: int, output: Output) -> None:
+            replies[number] = reply = self.reply(output, prompts[number][1])
+            bar.update()
+            if on_reply is not None:
+                on_reply(number, reply)
+
         with tqdm(total=len(prompts), unit="answer", disable=not progress) as bar:
-            outputs = self._engine(batch_size).run(prompts, on_done=lambda *_: bar.update())
-        return [
-            self.reply(output, sampling)
-            for output, (_, sampling) in zip(outputs, prompts, strict=True)
-        ]
+            self._engine(batch_size).run(prompts, on_done=on_done)
+        return replies
 
     def reply(self, output: Output, sampling: Sampling) -> Reply:
         """Text and thinking of generated ids."""
@@ -425,6 +440,19 @@ def _loss(
     targets = shift_labels(labels)
     losses, _ = cross_entropy(hidden, decoder.head_kernel(params), targets)
     return jnp.sum(losses) / jnp.sum(targets != IGNORE)
+
+
+def _load_merged(
+    path: Path, lora: str | Path, config: ModelConfig, dtype: str, shardings: Any
+) -> dict[str, Any]:
+    """`load_params` with LoRA adapters folded in, on the host, one stacked leaf at a time."""
+    by_path = flatten(shardings)
+    with Merged(open_checkpoint(path, config), lora, config) as reader:
+        leaves = {}
+        for name in reader.entries:
+            host = reader.read(name, np.dtype(dtype))
+            leaves[name] = jax.make_array_from_callback(host.shape, by_path[name], host.__getitem__)
+    return unflatten(leaves)
 
 
 def _has_tokenizer(path: Path) -> bool:

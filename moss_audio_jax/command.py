@@ -54,8 +54,12 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
                        help="default chunked, as the official code")  # fmt: skip
 
 
-def load_model(args: argparse.Namespace) -> MossAudio:
+def load_model(args: argparse.Namespace, mesh: Any = None) -> MossAudio:
     """The model that `add_model_options` describes; warns where its weights are random.
+
+    Args:
+      args: with `lora`, a folder of adapters, where the verb has that option.
+      mesh: instead of args.mesh, where several processes had to agree on one.
 
     Raises:
       InputError: a checkpoint that cannot be used, or has no tokenizer: every verb needs text.
@@ -64,19 +68,47 @@ def load_model(args: argparse.Namespace) -> MossAudio:
 
     from moss_audio_jax.api import MossAudio
 
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # compile once, not once a command
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(cache / "moss_audio_jax" / "xla"))
+    keep_compiled()
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    model = MossAudio.load(args.checkpoint, dtype, args.mesh, args.encoder_attention)
+    model = MossAudio.load(
+        args.checkpoint,
+        dtype,
+        args.mesh if mesh is None else mesh,
+        args.encoder_attention,
+        getattr(args, "lora", None),
+    )
     if model.tokenizer is None:
         raise InputError(
             f"{args.checkpoint}: no tokenizer; put tokenizer.json, or vocab.json and merges.txt, "
             "or a SentencePiece *.model into it"
         )
-    if model.random_weights:
+    if model.random_weights and jax.process_index() == 0:
         say("note: this checkpoint has random weights; whatever it answers is noise")
     return model
+
+
+def join_processes() -> None:
+    """Joins the other processes of the run where a launcher says that there are any."""
+    import jax
+
+    keep_compiled()
+    if "MOSS_AUDIO_JAX_COORDINATOR" in os.environ:  # launch/local_processes.py
+        jax.distributed.initialize(
+            os.environ["MOSS_AUDIO_JAX_COORDINATOR"],
+            int(os.environ["MOSS_AUDIO_JAX_PROCESSES"]),
+            int(os.environ["MOSS_AUDIO_JAX_PROCESS"]),
+        )
+    elif "MOSS_AUDIO_JAX_DISTRIBUTED" in os.environ:  # TPU pods, SLURM, GKE: JAX finds them
+        jax.distributed.initialize()
+
+
+def keep_compiled() -> None:
+    """Compile once, not once a command, unless JAX was told where to keep programs."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(cache / "moss_audio_jax" / "xla"))
 
 
 def mesh_sizes(text: str) -> dict[str, int]:

@@ -14,7 +14,7 @@ def get_config():
     c = small.get_config()
     small.answers(c)
     c.data.pick = small.PRETRAIN
-    c.train.steps = 600
+    c.train.steps = 400
     c.optimizer.learning_rate = 1.5e-3
     c.optimizer.schedule = "constant"
     c.optimizer.warmup = 100

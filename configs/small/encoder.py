@@ -16,11 +16,11 @@ def get_config():
     c.data.chunks = 8
     c.data.batch = 4
     c.data.branches = 0
-    c.train.steps = 4600
+    c.train.steps = 2600
     c.train.decoder_loss = 0.0
     c.helpers.ctc = 0.1
     c.helpers.frames = 1.0
-    c.helpers.tags = 0.5
+    c.helpers.tags = 0.3
     c.helpers.position = 0.1
     c.optimizer.learning_rate = 1.2e-3
     c.optimizer.schedule = "wsd"

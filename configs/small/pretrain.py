@@ -13,14 +13,14 @@ def get_config():
     c = small.get_config()
     small.answers(c)
     c.data.pick = small.PRETRAIN
-    c.train.steps = 2000
-    c.helpers.ctc = 0.02
-    c.helpers.frames = 0.2
-    c.helpers.tags = 0.1
-    c.helpers.position = 0.02
+    c.train.steps = 1100
+    c.helpers.ctc = 0.05
+    c.helpers.frames = 0.5
+    c.helpers.tags = 0.2
+    c.helpers.position = 0.05
     c.optimizer.learning_rate = 1.5e-3
     c.optimizer.schedule = "cosine"
     c.optimizer.warmup = 50
     c.optimizer.final = 0.3
-    c.optimizer.groups = (("audio_encoder/", 0.4), (".*", 1.0))
+    c.optimizer.groups = (("audio_encoder/", 0.5), (".*", 1.0))
     return c

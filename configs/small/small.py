@@ -46,7 +46,7 @@ def answers(c):
     """Several questions share a clip, and rows hold one clip or two with theirs."""
     c.data.length = 768
     c.data.chunks = 4
-    c.data.batch = 8
+    c.data.batch = 4
     c.data.branches = 8
     c.data.tasks = ("asr", "asr_words", "asr_sentences", "events", "caption", "time_what",
                     "time_when", "count", "choice_letter", "tempo")  # fmt: skip

@@ -167,7 +167,9 @@ def decode_until(
         )
         return Slots(replicate(accept(rows, logits, vocab)), kv_cache.pin(cache)), step + 1
 
-    return jax.lax.while_loop(go_on, one, (slots, jnp.int32(0)))[0]
+    slots, _ = jax.lax.while_loop(go_on, one, (slots, jnp.int32(0)))
+    # Within the loop alone it leaves the result open, and each process must hold all of the rows.
+    return Slots(replicate(slots.rows), slots.cache)
 
 
 @functools.partial(jax.jit, donate_argnames=("slots",))
@@ -303,8 +305,9 @@ class Engine:
                     steps = 1
                 elif any(number is not None and watched[number] for number in owner):
                     steps = _STOP_STRING_STEPS
-                # Refill a quarter of the slots at a time; with nothing to refill, run to the end.
-                enough = max(1, slots_count // 4) if queue else slots_count
+                # A quarter of the slots at a time: to refill them, or to tell that they are done.
+                resting = sum(number is None for number in owner)
+                enough = min(resting + max(1, slots_count // 4), slots_count)
                 slots = decode_until(self._params, slots, steps, enough, **self._static)
 
             state, count, output = jax.device_get(

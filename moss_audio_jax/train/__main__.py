@@ -10,7 +10,6 @@ its keys. The same command again continues; SIGTERM saves and ends the run with 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from moss_audio_jax.errors import InputError, UsageError
 
 def main(argv: Sequence[str]) -> int:
     config, workdir = parse(argv)
-    _join_processes()
+    command.join_processes()
     from moss_audio_jax.train.loop import train
 
     return train(config, workdir)
@@ -78,23 +77,6 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Any:
         config.data.mixture = ConfigDict()  # a recipe's own data gives way
     check_keys(config)
     return config
-
-
-def _join_processes() -> None:
-    """Joins the other processes of the run where a launcher says that there are any."""
-    import jax
-
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(cache / "moss_audio_jax" / "xla"))
-    if "MOSS_AUDIO_JAX_COORDINATOR" in os.environ:  # launch/local_processes.py
-        jax.distributed.initialize(
-            os.environ["MOSS_AUDIO_JAX_COORDINATOR"],
-            int(os.environ["MOSS_AUDIO_JAX_PROCESSES"]),
-            int(os.environ["MOSS_AUDIO_JAX_PROCESS"]),
-        )
-    elif "MOSS_AUDIO_JAX_DISTRIBUTED" in os.environ:  # TPU pods, SLURM, GKE: JAX finds them
-        jax.distributed.initialize()
 
 
 if __name__ == "__main__":

@@ -10,19 +10,10 @@ from moss_audio_jax.data.world import describe
 from moss_audio_jax.data.world.draw import Draw
 from moss_audio_jax.data.world.questions import Question, questions
 from moss_audio_jax.data.world.reasoning import reasoned
-from moss_audio_jax.text.tasks import TRANSCRIBE
+from moss_audio_jax.text.tasks import EVENTS, MULTIPLE_CHOICE, TRANSCRIBE
 
 Labels = dict[str, Any]
 
-EVENTS = (
-    "Analyze the audio and describe the main sound events in chronological order. Output one event "
-    "per line using this format:\nstart_sec - end_sec: event description"
-)
-MULTIPLE_CHOICE = (
-    "Choose the most suitable answer from options A, B, C, and D for the question on the next "
-    "line. You should output only A, B, C, or D. Do not provide any additional explanations or "
-    "content.\nQuestion:"
-)
 NO_SPEECH = "There is no speech."
 # The official prompt comes first and is taken half of the time.
 PROMPTS: dict[str, tuple[str, ...]] = {

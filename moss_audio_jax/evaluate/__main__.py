@@ -1,0 +1,48 @@
+"""Evaluates a model: asks it the questions of a benchmark, and scores what it answered.
+
+example:
+  moss-audio-jax evaluate infer --benchmark mmau-mini --data mmau-test-mini.json \\
+      --checkpoint DIR --output predictions.jsonl
+  moss-audio-jax evaluate score --benchmark mmau-mini --data mmau-test-mini.json \\
+      --predictions predictions.jsonl --output score.json
+
+infer    a model's predictions, one JSON line each; the same command again continues
+score    predictions against the references: the official rule and a strict one
+judge    captions and open answers as another model judges them, over an OpenAI-compatible endpoint
+export   predictions in the form that a benchmark's official script reads
+report   score files as one page, HTML and Markdown
+
+moss-audio-jax evaluate VERB --help explains one with an example.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from moss_audio_jax import command
+from moss_audio_jax.errors import UsageError
+
+VERBS = {  # verb -> module with a `main(argv) -> exit code`
+    "infer": "moss_audio_jax.evaluate.infer",
+    "score": "moss_audio_jax.evaluate.score",
+    "judge": "moss_audio_jax.evaluate.judge",
+    "export": "moss_audio_jax.evaluate.official_files",
+    "report": "moss_audio_jax.evaluate.report",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    if not argv:
+        raise UsageError(f"a verb of evaluate is required: one of {', '.join(VERBS)}")
+    if argv[0] in ("-h", "--help"):
+        print(__doc__.rstrip())
+        return 0
+    if argv[0] not in VERBS:
+        raise UsageError(f"no verb {argv[0]!r} of evaluate; expected one of {', '.join(VERBS)}")
+    return importlib.import_module(VERBS[argv[0]]).main(argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))

@@ -1,0 +1,403 @@
+"""The benchmarks by name: from the files their authors release to a list of `Item`.
+
+`infer` asks the items' prompts, `score` compares with their references: both read the same data
+file through `load_benchmark`, so no reference travels with a prediction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import re
+import string
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.evaluate import manifests
+from moss_audio_jax.evaluate.manifests import first_of, read_rows
+from moss_audio_jax.text.prompt import split_thinking
+from moss_audio_jax.text.tasks import EVENTS, MULTIPLE_CHOICE, TRANSCRIBE
+
+Kind = Literal["choice", "asr", "timestamps", "events", "caption", "open"]
+
+CAPTION_FIELDS = (
+    "gender", "age", "pitch", "speed", "volume", "clarity", "fluency", "accent", "texture",
+    "emotion", "tone", "personality", "summary",
+)  # fmt: skip
+SPEECH_CAPTION = (
+    "Describe the speech in this audio as JSON with the keys " + ", ".join(CAPTION_FIELDS) + "."
+)
+# What the authors of the benchmarks break their results down by, as their files name it.
+_GROUPS = (
+    "task", "task_name", "category", "sub-category", "sub-sub-category", "sub-cat", "difficulty",
+    "dimension", "language", "modality", "length_type",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One question of a benchmark.
+
+    Attributes:
+      id: unique in the benchmark.
+      kind: what form the answer has; decides how it is scored.
+      prompt: the exact text that goes to the model.
+      audio: paths of its clips, in order.
+      reference: by kind: choice {"choices": [...], "answer": text or None where it is not
+        published}, asr {"text"}, timestamps {"slots": [{"text", "start", "end"}, ...], "level":
+        "word" | "sentence"}, events {"events": [{"start", "end", "text"}, ...]}, caption {field:
+        value} or, in the world, {"sources": [[name, other name, ...], ...]}, open {"answer"} (of
+        MMAU-Pro's instructions {"answer", "task_identifier", "kwargs"}).
+      group: what results are broken down by: task, category (a list is allowed), dimension, ...
+    """
+
+    id: str
+    kind: Kind
+    prompt: str
+    audio: tuple[str, ...]
+    reference: dict[str, Any]
+    group: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """Items in the order of the data; `problems` names what is odd about the data, one a line."""
+
+    name: str
+    items: list[Item]
+    problems: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Which part of the data, and how it is asked.
+
+    Attributes:
+      prompt: replaces the official prompt; of multiple choice, the instruction before the question.
+      split: train, dev or test of AISHELL-1 and FLEURS.
+      level: word or sentence, for timestamps.
+      tier: the TextGrid tier's name, where it is none of the usual ones.
+      tasks: of the world: only these; empty for all.
+      per_scene: of the world: so many rows of each scene, drawn by a hash of their ids.
+      limit: only the first so many items.
+    """
+
+    prompt: str | None = None
+    split: str = "test"
+    level: manifests.Level = "word"
+    tier: str | None = None
+    tasks: tuple[str, ...] = ()
+    per_scene: int | None = None
+    limit: int | None = None
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What infer and score need to agree on to mean the same items."""
+    group = parser.add_argument_group("benchmark")
+    group.add_argument("--benchmark", required=True, choices=tuple(_LOADERS), metavar="NAME",
+                       help=", ".join(_LOADERS))  # fmt: skip
+    group.add_argument("--data", required=True, type=Path, metavar="FILE|DIR",
+                       help="as its authors release it")  # fmt: skip
+    group.add_argument("--audio-root", type=Path, metavar="DIR",
+                       help="where audio paths count from; default: the data's folder")  # fmt: skip
+    group.add_argument("--split", choices=("train", "dev", "test"), default="test",
+                       help="of AISHELL-1 and FLEURS; default test")  # fmt: skip
+    group.add_argument("--level", choices=("word", "sentence"), default="word",
+                       help="of timestamps; default word")  # fmt: skip
+    group.add_argument("--tier", metavar="NAME", help="of a TextGrid")
+    group.add_argument("--tasks", default="", metavar="A,B,...", help="of the world; default all")
+    group.add_argument("--per-scene", type=int, metavar="N",
+                       help="rows of each scene of the world; default all")  # fmt: skip
+    group.add_argument("--limit", type=int, metavar="N", help="the first N items only")
+
+
+def from_args(args: argparse.Namespace, prompt: str | None = None) -> Benchmark:
+    """The benchmark that parsed `add_options` name."""
+    return load_benchmark(
+        args.benchmark,
+        args.data,
+        args.audio_root,
+        prompt=prompt,
+        split=args.split,
+        level=args.level,
+        tier=args.tier,
+        tasks=tuple(task for task in args.tasks.split(",") if task),
+        per_scene=args.per_scene,
+        limit=args.limit,
+    )
+
+
+def load_benchmark(
+    name: str, data: str | Path, audio_root: str | Path | None = None, **options: Any
+) -> Benchmark:
+    """The items of a benchmark's data. Audio is not opened, nor need it be there.
+
+    Args:
+      name: mmau, mmau-mini, mmau-pro, mmar, mmsu, asr, timestamps, events, caption or world.
+      data: the file its authors release; for asr and timestamps see `manifests`; for world a folder
+        that `moss-audio-jax world` wrote.
+      audio_root: where its audio paths count from; default: where the data lies.
+      **options: fields of `Options`.
+
+    Raises:
+      InputError: data that cannot be read, a row without what it needs, one id twice, no rows.
+      UsageError: no such benchmark, or an option that does not go with it.
+    """
+    if name not in _LOADERS:
+        raise UsageError(f"no benchmark {name!r}; expected one of {', '.join(_LOADERS)}")
+    chosen = Options(**options)
+    for option in ("per_scene", "limit"):
+        if (value := getattr(chosen, option)) is not None and value < 1:
+            raise UsageError(f"{option} is {value}; expected a number above 0")
+    if name != "world" and (chosen.tasks or chosen.per_scene):
+        raise UsageError(f"tasks and per_scene are of the world; this is {name}")
+    root = None if audio_root is None else Path(audio_root)
+    items, problems = _LOADERS[name](Path(data), root, chosen)
+    if not items:
+        raise InputError(f"{data}: no items of {name}")
+    seen: dict[str, int] = {}
+    for number, item in enumerate(items, 1):
+        if item.id in seen:
+            raise InputError(
+                f"{data}: id {item.id!r} stands twice, at item {seen[item.id]} and {number}"
+            )
+        seen[item.id] = number
+    return Benchmark(name, items[: chosen.limit], problems)
+
+
+# --- multiple choice -----------------------------------------------------------------------------
+
+
+def choice_prompt(question: str, choices: Sequence[str], instruction: str | None = None) -> str:
+    """Instruction, question, and a line "A. choice" for each.
+
+    The official instruction speaks of A, B, C and D; it is worded for the letters that there are.
+    """
+    if instruction is None:
+        letters = string.ascii_uppercase[: len(choices)]
+        instruction = MULTIPLE_CHOICE.replace("A, B, C, and D", _listed(letters, "and"))
+        instruction = instruction.replace("A, B, C, or D", _listed(letters, "or"))
+    lines = (f"{letter}. {text}" for letter, text in zip(string.ascii_uppercase, choices))  # noqa: B905
+    return "\n".join([f"{instruction} {question}", *lines])
+
+
+def _listed(letters: str, word: str) -> str:
+    if len(letters) < 3:
+        return f" {word} ".join(letters)
+    return ", ".join(letters[:-1]) + f", {word} {letters[-1]}"
+
+
+Loaded = tuple[list[Item], list[str]]
+Loader = Callable[[Path, Path | None, Options], Loaded]
+
+
+def _choices(
+    audio_keys: tuple[str, ...], answer_key: str = "answer", without: tuple[str, ...] = ()
+) -> Loader:
+    """Rows with id, question, choices (a list, or choice_a to choice_d), answer: the text.
+
+    Rows of the categories `without` have no choices.
+    """
+
+    def load(data: Path, root: Path | None, options: Options) -> Loaded:
+        items, problems = [], []
+        for number, (where, row) in enumerate(read_rows(_file(data)), 1):
+            name = str(row.get("id", number))
+            question = str(first_of(row, ("question",), where))
+            audio = _audio(first_of(row, audio_keys, where), root or data.parent, where)
+            group = {key: row[key] for key in _GROUPS if row.get(key) is not None}
+            answer = row.get(answer_key)
+            answer = None if answer in (None, "") else str(answer)  # MMAU keeps its test set's
+            if row.get("category") in without:
+                reference = {"answer": answer}
+                if row.get("category") == "instruction following":
+                    reference |= {key: row.get(key) for key in ("task_identifier", "kwargs")}
+                items.append(Item(name, "open", question, audio, reference, group))
+                continue
+            choices = row.get("choices")
+            if choices is None:
+                choices = [row.get(f"choice_{letter}") for letter in "abcd"]
+            if not isinstance(choices, list):
+                raise InputError(f"{where}: choices are {choices!r}; expected a list")
+            choices = [str(choice) for choice in choices if choice not in (None, "")]
+            if not 2 <= len(choices) <= len(string.ascii_uppercase):
+                raise InputError(f"{where}: {len(choices)} choice(s); expected 2 to 26")
+            if answer is not None and answer not in choices:
+                problems.append(f"{where}: {name}: the answer {answer!r} is none of the choices")
+            elif choices.count(answer) > 1:
+                problems.append(f"{where}: {name}: the answer {answer!r} is two of the choices")
+            prompt = choice_prompt(question, choices, options.prompt)
+            reference = {"choices": choices, "answer": answer}
+            items.append(Item(name, "choice", prompt, audio, reference, group))
+        return items, problems
+
+    return load
+
+
+def _audio(value: Any, root: Path, where: str) -> tuple[str, ...]:
+    paths = [value] if isinstance(value, str) else value
+    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
+        raise InputError(f"{where}: the audio is {value!r}; expected a path or a list of paths")
+    return tuple(str(root / path) for path in paths)
+
+
+def _file(data: Path) -> Path:
+    if data.is_dir():
+        raise InputError(f"{data}: is a folder; name the file of questions in it")
+    return data
+
+
+# --- speech, events, captions --------------------------------------------------------------------
+
+
+def _asr(data: Path, root: Path | None, options: Options) -> Loaded:
+    clips, problems = manifests.read_transcripts(data, root, options.split)
+    return _asked(clips, "asr", options.prompt or TRANSCRIBE["none"]), problems
+
+
+def _timestamps(data: Path, root: Path | None, options: Options) -> Loaded:
+    clips, problems = manifests.read_timed(data, root, options.level, options.tier)
+    return _asked(clips, "timestamps", options.prompt or TRANSCRIBE[options.level]), problems
+
+
+def _asked(clips: Iterable[manifests.Clip], kind: Kind, prompt: str) -> list[Item]:
+    return [Item(c.id, kind, prompt, c.audio, c.reference, c.group) for c in clips]
+
+
+def _events(data: Path, root: Path | None, options: Options) -> Loaded:
+    """JSON rows: "audio" and "events": [{"text", "start", "end"}, ...], which may be empty."""
+
+    clips = []
+    for where, row in read_rows(_file(data)):
+        events = manifests.checked_slots(first_of(row, ("events",), where), where)
+        clips.append(manifests.row_clip(row, where, root or data.parent, {"events": events}))
+    return _asked(clips, "events", options.prompt or EVENTS), []
+
+
+def _caption(data: Path, root: Path | None, options: Options) -> Loaded:
+    """JSON rows: "audio" and the thirteen fields, in the row itself or under "caption"."""
+    clips, problems = [], []
+    for where, row in read_rows(_file(data)):
+        given = row["caption"] if isinstance(row.get("caption"), dict) else row
+        fields = {field: given[field] for field in CAPTION_FIELDS if given.get(field) is not None}
+        if not fields:
+            raise InputError(f"{where}: none of the fields {', '.join(CAPTION_FIELDS)}")
+        clip = manifests.row_clip(row, where, root or data.parent, fields)
+        if missing := [field for field in CAPTION_FIELDS if field not in fields]:
+            problems.append(f"{where}: {clip.id}: no {', '.join(missing)}")
+        clips.append(clip)
+    return _asked(clips, "caption", options.prompt or SPEECH_CAPTION), problems
+
+
+# --- the world -----------------------------------------------------------------------------------
+
+
+def _world(data: Path, root: Path | None, options: Options) -> Loaded:
+    """rows.jsonl and labels.jsonl as `moss-audio-jax world` writes them; prompts are the rows'."""
+    if options.prompt is not None:
+        raise UsageError("the world's rows have prompts of their own; leave --prompt out")
+    if not data.is_dir():
+        raise InputError(f"{data}: expected the folder that moss-audio-jax world wrote")
+    by_scene = {row["id"]: row for _, row in read_rows(data / "labels.jsonl")}
+    rows = list(read_rows(data / "rows.jsonl"))
+    known = {row["task"] for _, row in rows}
+    if unknown := [task for task in options.tasks if task not in known]:
+        raise UsageError(f"no task {unknown[0]!r} in {data}; expected {', '.join(sorted(known))}")
+    rows = [
+        (where, row) for where, row in rows if not options.tasks or row["task"] in options.tasks
+    ]
+    if options.per_scene is not None:
+        rows = _drawn(rows, options.per_scene)
+    items = []
+    for where, row in rows:
+        scene = row["id"].rsplit("/", 1)[0]
+        if scene not in by_scene:
+            raise InputError(f"{where}: scene {scene} is not in {data / 'labels.jsonl'}")
+        items.append(_world_item(row, by_scene[scene], root or data, where))
+    return items, []
+
+
+def _drawn(rows: list[tuple[str, dict]], count: int) -> list[tuple[str, dict]]:
+    """`count` rows of each scene by a hash of their ids, in the order they had."""
+    ranked = sorted(rows, key=lambda one: hashlib.sha256(one[1]["id"].encode()).digest())
+    taken: dict[str, set[str]] = {}
+    for _, row in ranked:
+        scene = taken.setdefault(row["id"].rsplit("/", 1)[0], set())
+        if len(scene) < count:
+            scene.add(row["id"])
+    kept = set().union(*taken.values())
+    return [one for one in rows if one[1]["id"] in kept]
+
+
+def _world_item(row: dict[str, Any], labels: dict[str, Any], root: Path, where: str) -> Item:
+    from moss_audio_jax.data.world import describe
+    from moss_audio_jax.data.world.tasks import NO_SPEECH
+
+    messages = row["conversation"]
+    audio = tuple(str(root / m["content"]) for m in messages if m["message_type"] == "audio")
+    prompt = next(m["content"] for m in messages if (m["role"], m["message_type"]) == _ASKED)
+    task, answer = row["task"], split_thinking(messages[-1]["content"])[1].strip()
+    orders = {sentence["order"] for sentence in labels["sentences"]}
+    group = {"task": task, "content": labels["content"], "split": labels["split"]}
+    if labels["language"]:
+        group |= {"language": labels["language"]}
+        group |= {"order": orders.pop() if len(orders) == 1 else "mixed"}
+
+    kind: Kind = "open"
+    reference: dict[str, Any] = {"answer": answer}
+    if task == "asr" and answer != NO_SPEECH:
+        kind, reference = "asr", {"text": answer}
+    elif task in ("asr_words", "asr_sentences"):
+        kind, level = "timestamps", task.removeprefix("asr_").removesuffix("s")
+        spans = labels["sentences"] if level == "sentence" else describe.words(labels)
+        reference = {"slots": manifests.checked_slots(spans, where), "level": level}
+    elif task == "events":
+        spans = [{**span, "text": name} for name, span in describe.sources(labels)]
+        kind, reference = "events", {"events": manifests.checked_slots(spans, where)}
+    elif task in ("choice_letter", "choice_text"):
+        choices = re.findall(r"^[A-Z]\. (.*)$", prompt, re.MULTILINE)
+        text = choices[string.ascii_uppercase.index(answer)] if task == "choice_letter" else answer
+        kind, reference = "choice", {"choices": choices, "answer": text}
+    elif task == "caption_speech_json":
+        fields = {key: value for key, value in json.loads(answer).items() if value is not None}
+        kind, reference = "caption", fields
+    elif task.startswith("caption"):
+        kind, reference = "caption", {"sources": _sources(labels, task)}
+    return Item(row["id"], kind, prompt, audio, reference, group)
+
+
+_ASKED = ("user", "text")
+
+
+def _sources(labels: dict[str, Any], task: str) -> list[list[str]]:
+    """The ways in which a caption may name each source that it should name."""
+    from moss_audio_jax.data.world import describe
+    from moss_audio_jax.data.world.sounds import KINDS
+
+    found = []
+    if task in ("caption", "caption_speech"):
+        names = {"man": ["man", "male"], "woman": ["woman", "female"]}
+        found += [names[describe.person(speaker)] for speaker in labels["speakers"]]
+    if task in ("caption", "caption_sound"):
+        found += [[KINDS[kind].label, KINDS[kind].clause] for kind in describe.kinds(labels)]
+    if task in ("caption", "caption_music") and labels["music"]:
+        found += [[part] for part in labels["music"]["parts"]]
+    return found
+
+
+_LOADERS: dict[str, Loader] = {
+    "mmau": _choices(("audio_id", "audio_path")),
+    "mmau-mini": _choices(("audio_id", "audio_path")),
+    "mmau-pro": _choices(("audio_path",), without=("open", "instruction following")),
+    "mmar": _choices(("audio_path",)),
+    "mmsu": _choices(("audio_path",), "answer_gt"),
+    "asr": _asr,
+    "timestamps": _timestamps,
+    "events": _events,
+    "caption": _caption,
+    "world": _world,
+}

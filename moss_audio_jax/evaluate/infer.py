@@ -1,0 +1,362 @@
+"""Asks a model the questions of a benchmark; one JSON line for each answer.
+
+example:
+  moss-audio-jax evaluate infer --benchmark mmau-mini --data mmau-test-mini.json \\
+      --checkpoint DIR --output predictions.jsonl
+
+Answers are written as they come, into FILE.partial.jsonl; the same command again continues there.
+At the end they become FILE, in the order of the data. Several processes (launch/) share the work;
+--output must lie where all of them can write. What is answered does not depend on --batch-size,
+--mesh or the number of processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from moss_audio_jax import command
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.evaluate import benchmarks, code_version
+from moss_audio_jax.evaluate.benchmarks import Item
+from moss_audio_jax.evaluate.journal import (
+    Journal,
+    Prediction,
+    check_same,
+    failed,
+    merge,
+    partial_file,
+    read_all,
+)
+from moss_audio_jax.evaluate.processes import Crew, barrier, crew_and_mesh
+
+if TYPE_CHECKING:
+    from moss_audio_jax.api import MossAudio, Reply
+    from moss_audio_jax.data.batch import Example
+    from moss_audio_jax.generate.sampling import Sampling
+
+# One call of the engine: enough that few slots stand empty at its end, little enough to keep the
+# next one's sound in memory beside it.
+_GROUP_BATCHES = 8
+_GROUP_SECONDS = 7200.0
+_UNREAD_BYTES_PER_SECOND = 16_000  # of a file whose header soundfile cannot read; sorts, no more
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What decides an answer, beside its item. It is written into every prediction."""
+
+    model: str
+    lora: str | None
+    dtype: str
+    encoder_attention: str
+    random_weights: bool
+    config_hash: str
+    decoding: dict[str, Any]
+
+    def meta(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "code_version": code_version()}
+
+
+# --- one benchmark -------------------------------------------------------------------------------
+
+
+def infer(
+    model: MossAudio,
+    items: Sequence[Item],
+    output: Path,
+    sampling: Sampling,
+    settings: Settings,
+    crew: Crew,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> list[Prediction]:
+    """Predictions of all items, in their order; `output` holds them when this returns.
+
+    What `output` and its partial files hold already is kept, except for failed items: those are
+    tried again. Every process of the crew calls this; the first one writes `output`.
+
+    Args:
+      sampling: of every answer; its seed is mixed with each item's id.
+
+    Raises:
+      InputError: `output` holds predictions of other settings or prompts, or cannot be written.
+    """
+    meta = settings.meta()
+    done = read_all(output)
+    check_same(done, items, meta, output)
+    # All have read before one writes: processes that share a mesh must agree on what is left.
+    barrier("evaluate: read")
+    costs = {item.id: seconds for item, seconds in zip(items, _seconds(items), strict=True)}
+    # Costly ones first, neighbours alike; the order is the same in every process and every run.
+    order = sorted(items, key=lambda i: (-costs[i.id], i.audio, len(i.prompt), i.id))
+    left = [item for item in order[crew.index :: crew.count] if failed(done.get(item.id))]
+    with (
+        Journal(partial_file(output, crew.index, crew.count) if crew.writes else None) as journal,
+        _Bar(left, costs, progress and crew.writes and crew.index == 0) as bar,
+    ):
+        groups = _groups(left, costs, batch_size)
+        for group, prompts in _prepared_ahead(model, groups):
+            answer_group(model, group, prompts, sampling, meta, batch_size, journal, bar)
+            journal.sync()
+    barrier("evaluate: answered")
+    if crew.index == 0 and crew.writes:
+        merge(output, items)
+    barrier("evaluate: written")
+    final = read_all(output)
+    return [final[item.id] for item in items]
+
+
+def answer_group(
+    model: MossAudio,
+    items: Sequence[Item],
+    prompts: Sequence[Example | InputError],
+    sampling: Sampling,
+    meta: Mapping[str, Any],
+    batch_size: int,
+    journal: Journal,
+    bar: _Bar,
+) -> None:
+    """One call of the engine; each prediction goes to the journal as it is made."""
+    started = time.perf_counter()
+    asked = []
+    for item, prompt in zip(items, prompts, strict=True):
+        if isinstance(prompt, InputError):
+            journal.write(_prediction(item, None, None, None, 0.0, meta, str(prompt)))
+            bar.update(item)
+        else:
+            own = dataclasses.replace(sampling, seed=item_seed(sampling.seed, item.id))
+            asked.append((item, prompt, own))
+
+    def on_reply(number: int, reply: Reply) -> None:
+        item, prompt, _ = asked[number]
+        seconds = time.perf_counter() - started
+        raw = model.tokenizer.decode(reply.ids)
+        journal.write(_prediction(item, prompt, reply, raw, seconds, meta))
+        bar.update(item)
+
+    model.answer([(prompt, own) for _, prompt, own in asked], batch_size, on_reply=on_reply)
+
+
+def item_seed(seed: int, name: str) -> int:
+    """The seed of one item's answer: its own, wherever in the benchmark it stands."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{name}".encode()).digest()[:4]) >> 1
+
+
+def _prediction(
+    item: Item,
+    prompt: Example | None,
+    reply: Reply | None,
+    raw: str | None,
+    seconds: float,
+    meta: Mapping[str, Any],
+    error: str | None = None,
+) -> Prediction:
+    """`seconds` is the wall time from the start of the item's group to the end of its answer."""
+    from moss_audio_jax.evaluate.metrics import parse
+
+    parsed, status = (None, "error") if raw is None else parse(item.kind, item.reference, raw)
+    mels = prompt.mels if prompt else ()
+    row = {
+        "id": item.id,
+        "prompt": item.prompt,
+        "raw_output": raw,
+        "thinking": reply.thinking if reply else None,
+        "answer": reply.text if reply else None,
+        "parsed": parsed,
+        "parse_status": status,
+        "finish_reason": reply.finish_reason if reply else None,
+        "n_prompt_tokens": len(prompt.ids) if prompt else None,
+        "n_output_tokens": len(reply.ids) if reply else None,
+        "audio_seconds": round(sum(mel.shape[1] for mel in mels) / 100, 2) if prompt else None,
+        "seconds": round(seconds, 3),
+        "meta": dict(meta),
+    }
+    return row if error is None else row | {"error": error}
+
+
+# --- what to do when -----------------------------------------------------------------------------
+
+
+def _seconds(items: Sequence[Item]) -> list[float]:
+    """Seconds of sound of each item by the files' headers; 0 for what is not there."""
+    known: dict[str, float] = {}
+    for path in {path for item in items for path in item.audio}:
+        known[path] = _header_seconds(path)
+    return [sum(known[path] for path in item.audio) for item in items]
+
+
+def _header_seconds(path: str) -> float:
+    import soundfile
+
+    try:
+        return soundfile.info(path).duration
+    except (soundfile.SoundFileError, OSError):
+        with contextlib.suppress(OSError):
+            return os.path.getsize(path) / _UNREAD_BYTES_PER_SECOND
+    return 0.0
+
+
+def _groups(
+    items: Sequence[Item], costs: Mapping[str, float], batch_size: int
+) -> Iterator[list[Item]]:
+    group: list[Item] = []
+    seconds = 0.0
+    for item in items:
+        long = seconds + costs[item.id] > _GROUP_SECONDS and len(group) >= batch_size
+        if long or len(group) == _GROUP_BATCHES * batch_size:
+            yield group
+            group, seconds = [], 0.0
+        group.append(item)
+        seconds += costs[item.id]
+    if group:
+        yield group
+
+
+def _prepared_ahead(
+    model: MossAudio, groups: Iterator[list[Item]]
+) -> Iterator[tuple[list[Item], list[Example | InputError]]]:
+    """Each group with its prompts, made in threads while the group before it is answered."""
+    from moss_audio_jax.api import Request
+
+    def prepare(item: Item) -> Example | InputError:
+        try:
+            return model.prepare(Request(item.prompt, item.audio))
+        except InputError as error:
+            return error
+
+    pool = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        ahead: list[tuple[list[Item], list[concurrent.futures.Future]]] = []
+        for group in groups:
+            ahead.append((group, [pool.submit(prepare, item) for item in group]))
+            if len(ahead) == 2:
+                now, futures = ahead.pop(0)
+                yield now, [future.result() for future in futures]
+        for now, futures in ahead:
+            yield now, [future.result() for future in futures]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Bar:
+    """Progress in seconds of sound, which is what the work goes by."""
+
+    def __init__(self, items: Sequence[Item], costs: Mapping[str, float], shown: bool) -> None:
+        self._costs, self._items, self._done = costs, len(items), 0
+        self._bar = tqdm(
+            total=max(sum(costs[item.id] for item in items), 1e-9),
+            disable=not shown,
+            bar_format="{percentage:3.0f}%|{bar}| {postfix}[{elapsed}<{remaining}]",
+        )
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def update(self, item: Item) -> None:
+        self._done += 1
+        self._bar.update(self._costs[item.id])
+        if not self._bar.disable:
+            rtfx = self._bar.n / max(self._bar.format_dict["elapsed"], 1e-9)
+            self._bar.set_postfix_str(
+                f"{self._done}/{self._items} answers, RTFx {rtfx:.1f} ", refresh=False
+            )
+
+
+# --- command line --------------------------------------------------------------------------------
+
+
+def settings_of(model: MossAudio, args: argparse.Namespace, sampling: Sampling) -> Settings:
+    """What is written of a model and of how it is asked."""
+    described = json.dumps(
+        [dataclasses.asdict(model.config), dataclasses.asdict(model.processor)], sort_keys=True
+    )
+    return Settings(
+        model=str(args.checkpoint),
+        lora=None if args.lora is None else str(args.lora),
+        config_hash=hashlib.sha256(described.encode()).hexdigest()[:16],
+        dtype=model.compute.dtype,
+        encoder_attention=model.config.encoder.attention,
+        random_weights=model.random_weights,
+        decoding=json.loads(json.dumps(dataclasses.asdict(sampling))),  # tuples as JSON has them
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    from moss_audio_jax.generate.__main__ import sampling_from, sampling_options
+
+    options = command.parser("evaluate infer", __doc__)
+    benchmarks.add_options(options)
+    options.add_argument("--prompt", default="official", metavar="official|TEXT",
+                         help="default official; of multiple choice the words before the "
+                         "question")  # fmt: skip
+    options.add_argument("--output", type=Path, required=True, metavar="FILE|DIR",
+                         help="a .jsonl file, or a folder for NAME.jsonl")  # fmt: skip
+    command.add_model_options(options)
+    options.add_argument("--lora", type=Path, metavar="DIR", help="adapters to fold in")
+    options.add_argument("--batch-size", type=command.positive, default=16, metavar="N")
+    sampling_options(options)
+    args = options.parse_args(argv)
+    sampling = sampling_from(args)
+    prompt = None if args.prompt == "official" else args.prompt
+    benchmark = benchmarks.from_args(args, prompt)
+    output = args.output
+    if output.suffix != ".jsonl":
+        output = output / f"{args.benchmark}.jsonl"
+
+    command.join_processes()
+    crew, mesh = crew_and_mesh(args.mesh)
+    speaks = crew.index == 0 and crew.writes
+    if speaks:
+        _announce(benchmark)
+    model = command.load_model(args, mesh)
+    settings = settings_of(model, args, sampling)
+    started = time.perf_counter()
+    predictions = infer(
+        model,
+        benchmark.items,
+        output,
+        sampling,
+        settings,
+        crew,
+        args.batch_size,
+        progress=sys.stderr.isatty(),
+    )
+    without = [row for row in predictions if failed(row)]
+    if speaks:
+        for row in without:
+            command.say(f"error: {row['id']}: {row['error']}")
+        seconds = time.perf_counter() - started
+        audio = sum(row["audio_seconds"] or 0 for row in predictions)
+        command.say(
+            f"{len(predictions) - len(without)} answer(s), {len(without)} failed, {audio:.0f} s of "
+            f"audio, {seconds:.1f} s -> {output}"
+        )
+    return 1 if without else 0
+
+
+def _announce(benchmark: benchmarks.Benchmark) -> None:
+    for problem in benchmark.problems:
+        command.say(f"warning: {problem}")
+    first = benchmark.items[0]
+    command.say(f"{benchmark.name}: {len(benchmark.items)} items; the first one ({first.id}) asks:")
+    command.say("\n".join(f"  {line}" for line in first.prompt.splitlines()))
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))

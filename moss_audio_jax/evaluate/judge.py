@@ -1,0 +1,276 @@
+"""Has a model judge captions and open answers from 1 to 5, over an OpenAI-compatible endpoint.
+
+example:
+  moss-audio-jax evaluate judge --benchmark caption --data captions.jsonl \\
+      --predictions predictions.jsonl --output judgements.jsonl \\
+      --url http://localhost:8000/v1 --model NAME
+
+A caption is judged field by field. Each line of --output holds the judge, the hash of what it was
+asked, its own words and the scores read from them; the same command again asks for what is missing
+or failed. A key for the endpoint is read from the environment variable --key-from names.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from moss_audio_jax import command
+from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.evaluate import benchmarks
+from moss_audio_jax.evaluate.benchmarks import Item
+from moss_audio_jax.evaluate.journal import Journal, write_lines
+from moss_audio_jax.evaluate.predictions import read_predictions
+from moss_audio_jax.text.prompt import split_thinking
+
+Judgement = dict[str, Any]
+
+LOWEST, HIGHEST = 1, 5
+CAPTION = """\
+You compare a description of speech with the truth, field by field.
+Truth:
+{reference}
+
+Description:
+{answer}
+
+Give each field of the truth an integer from 1 (absent or wrong) to 5 (fully right; other words for
+the same are right). Judge only what the description says. Answer with one JSON object that has
+exactly the keys {fields} and an integer for each, and nothing else."""
+OPEN = """\
+You judge an answer to a question about a recording.
+Question:
+{question}
+
+Right answer:
+{reference}
+
+Answer to judge:
+{answer}
+
+Give an integer from 1 (wrong or missing) to 5 (fully right; other words for the same are right).
+Answer with one JSON object that has exactly the keys {fields} and an integer for each, and nothing
+else."""
+_ANSWER = "answer"  # the one field of an open question
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """A model behind an OpenAI-compatible endpoint.
+
+    Attributes:
+      url: what comes before /chat/completions.
+      model: its name there.
+      key: sent as a bearer token; never written anywhere.
+      timeout: seconds that one request may take.
+      attempts: how often one question is asked while the endpoint is busy or away.
+      wait: seconds before the second attempt; doubled before each further one.
+    """
+
+    url: str
+    model: str
+    key: str | None = dataclasses.field(default=None, repr=False)
+    timeout: float = 120.0
+    attempts: int = 5
+    wait: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise UsageError(f"judge url {self.url!r}: expected http://... or https://...")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"url": self.url, "model": self.model, "temperature": 0}
+
+    def ask(self, prompt: str) -> str:
+        """The judge's own words, at temperature 0.
+
+        Raises:
+          InputError: it refused, or could not be reached after all attempts.
+        """
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0,
+        }
+        headers = {"Content-Type": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        request = urllib.request.Request(
+            self.url.rstrip("/") + "/chat/completions", json.dumps(body).encode(), headers
+        )
+        for attempt in range(self.attempts):
+            if attempt:
+                time.sleep(self.wait * 2 ** (attempt - 1))
+            try:
+                with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                    content = json.load(response)["choices"][0]["message"]["content"]
+                if not isinstance(content, str):
+                    raise TypeError
+                return content
+            except urllib.error.HTTPError as error:
+                said = error.read(300).decode(errors="replace")
+                problem = f"HTTP {error.code} {said}".strip()
+                if error.code not in (408, 409, 429) and error.code < 500:
+                    break  # asking again would change nothing
+            except (OSError, TimeoutError) as error:
+                problem = str(getattr(error, "reason", error))
+            except (ValueError, KeyError, IndexError, TypeError):
+                problem = "the reply is no chat completion"
+        raise InputError(f"judge {self.model} at {self.url}: {problem}")
+
+
+def question(item: Item, answer: str) -> tuple[str, tuple[str, ...]]:
+    """What the judge is asked about an answer, and the fields it is to score.
+
+    Raises:
+      UsageError: an item that needs no judge.
+    """
+    if item.kind == "caption" and "sources" not in item.reference:
+        fields = tuple(item.reference)
+        truth = json.dumps(item.reference, ensure_ascii=False, indent=1)
+        form, asked = CAPTION, ""
+    elif item.kind == "open":
+        fields, truth, form, asked = (_ANSWER,), str(item.reference["answer"]), OPEN, item.prompt
+    else:
+        raise UsageError(f"{item.id}: a judge is for captions and open answers, not {item.kind}")
+    keys = ", ".join(json.dumps(field) for field in fields)
+    return form.format(reference=truth, answer=answer, fields=keys, question=asked), fields
+
+
+def read_scores(raw: str, fields: Sequence[str]) -> dict[str, int]:
+    """The scores in a judge's words: one JSON object, a code fence or thinking around it or not.
+
+    Raises:
+      InputError: no such object, a field that is missing or has no integer from 1 to 5.
+    """
+    found = re.search(r"\{.*\}", split_thinking(raw)[1], re.DOTALL)
+    try:
+        scores = json.loads(found[0]) if found else None
+    except ValueError:
+        scores = None
+    if not isinstance(scores, dict):
+        raise InputError(f"no JSON object in {raw[:60]!r}")
+    for field in fields:
+        score = scores.get(field)
+        if isinstance(score, bool) or score not in range(LOWEST, HIGHEST + 1):
+            raise InputError(f"{field} has {score!r}; expected an integer from 1 to 5")
+    return {field: int(scores[field]) for field in fields}
+
+
+def judge(
+    by: Judge,
+    items: Iterable[Item],
+    answers: Mapping[str, str],
+    output: Path,
+    workers: int = 8,
+    progress: bool = False,
+) -> list[Judgement]:
+    """Judgements of all items that a judge is for, in their order; `output` holds them too.
+
+    An answer that is empty or not there gets the lowest score without asking. What `output` holds
+    of this judge, asked the very same, is kept.
+
+    Args:
+      answers: by item id, thinking taken off.
+
+    Returns:
+      {"id", "judge", "prompt_hash", "raw_judgement", "scores": {field: 1-5}} of each; where no
+      scores could be had, "scores" is None and "error" says why.
+    """
+    kept: dict[tuple[str, str], Judgement] = {}
+    for row in read_predictions(output)[0] if output.exists() else ():
+        if row.get("judge") == by.identity and "error" not in row:
+            kept[row["id"], row["prompt_hash"]] = row
+    items = [item for item in items if _judged(item)]
+    lock = threading.Lock()
+
+    def one(item: Item) -> Judgement:
+        answer = answers.get(item.id, "").strip()
+        prompt, fields = question(item, answer)
+        digest = hashlib.sha256(prompt.encode()).hexdigest()[:16]
+        if (item.id, digest) in kept:
+            return kept[item.id, digest]
+        row = {"id": item.id, "judge": by.identity, "prompt_hash": digest, "raw_judgement": None}
+        try:
+            row["raw_judgement"] = by.ask(prompt) if answer else None
+            scores = read_scores(row["raw_judgement"], fields) if answer else {}
+            row["scores"] = scores or dict.fromkeys(fields, LOWEST)
+        except InputError as error:
+            row |= {"scores": None, "error": str(error)}
+        with lock:
+            journal.write(row)
+        return row
+
+    with Journal(output) as journal, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        made = pool.map(one, items)
+        judgements = list(tqdm(made, total=len(items), unit="answer", disable=not progress))
+    write_lines(output, judgements)
+    return judgements
+
+
+def summary(judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """{"n", "failed", "mean", "fields": {field: mean}}: 1 to 5, over what could be judged.
+
+    `mean` is that of the fields' means, as the official table has it; None where nothing could be.
+    """
+    scored = [row["scores"] for row in judgements if row["scores"] is not None]
+    names = dict.fromkeys(field for scores in scored for field in scores)
+    fields = {}
+    for name in names:
+        values = [scores[name] for scores in scored if name in scores]
+        fields[name] = sum(values) / len(values)
+    mean = sum(fields.values()) / len(fields) if fields else None
+    failed = len(judgements) - len(scored)
+    return {"n": len(judgements), "failed": failed, "mean": mean, "fields": fields}
+
+
+def _judged(item: Item) -> bool:
+    return item.kind == "open" or (item.kind == "caption" and "sources" not in item.reference)
+
+
+def main(argv: Sequence[str]) -> int:
+    options = command.parser("evaluate judge", __doc__)
+    benchmarks.add_options(options)
+    options.add_argument("--predictions", type=Path, required=True, metavar="FILE")
+    options.add_argument("--output", type=Path, required=True, metavar="FILE")
+    options.add_argument("--url", required=True, help="what comes before /chat/completions")
+    options.add_argument("--model", required=True, metavar="NAME")
+    options.add_argument("--key-from", default="OPENAI_API_KEY", metavar="VARIABLE",
+                         help="default OPENAI_API_KEY; may be unset")  # fmt: skip
+    options.add_argument("--workers", type=command.positive, default=8, metavar="N",
+                         help="requests at a time; default 8")  # fmt: skip
+    args = options.parse_args(argv)
+    by = Judge(args.url, args.model, os.environ.get(args.key_from))
+    benchmark = benchmarks.from_args(args)
+    if not any(map(_judged, benchmark.items)):
+        raise UsageError(f"{args.benchmark} needs no judge: evaluate score knows what is right")
+    rows, problems = read_predictions(args.predictions)
+    for problem in problems:
+        command.say(f"warning: {problem}")
+    answers = {row["id"]: row.get("answer") or "" for row in rows}
+    progress = sys.stderr.isatty()
+    judgements = judge(by, benchmark.items, answers, args.output, args.workers, progress)
+    for row in judgements:
+        if "error" in row:
+            command.say(f"error: {row['id']}: {row['error']}")
+    print(json.dumps({"benchmark": args.benchmark, "judge": by.identity, **summary(judgements)}))
+    return 1 if any("error" in row for row in judgements) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))

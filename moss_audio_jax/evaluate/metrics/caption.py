@@ -1,0 +1,62 @@
+"""Captions without a judge: the fields of a speech caption, the sources that a caption names."""
+
+from __future__ import annotations
+
+import collections
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moss_audio_jax.evaluate import text_norm
+
+
+def read_fields(answer: str) -> dict[str, str] | None:
+    """The fields of a caption: a JSON object, words or a code fence around it or not.
+
+    Returns:
+      name in lower case -> text; values that are null are left out, lists and numbers become text.
+      None where there is no JSON object.
+    """
+    decoder = json.JSONDecoder(strict=False)
+    for match in re.finditer(r"\{", answer):
+        try:
+            found, _ = decoder.raw_decode(answer, match.start())
+        except ValueError:
+            continue
+        return {
+            str(name).strip().lower(): value if isinstance(value, str) else _as_text(value)
+            for name, value in found.items()
+            if value is not None
+        }
+    return None
+
+
+def field_score(reference: Any, said: str | None) -> float:
+    """F1 of the words (characters of Chinese) that a field's text shares with the reference's.
+
+    1 for the same words, 0 for none of them or a field that is not there.
+    """
+    true = collections.Counter(text_norm.plain_units(_as_text(reference)))
+    found = collections.Counter(text_norm.plain_units(said or ""))
+    total = true.total() + found.total()
+    return 2 * (true & found).total() / total if total else 1.0
+
+
+def named(sources: Sequence[Sequence[str]], answer: str) -> int:
+    """How many sources an answer names; each may go by several names, as whole words."""
+    said = f" {' '.join(text_norm.plain_units(answer))} "
+    return sum(
+        any(f" {' '.join(text_norm.plain_units(name))} " in said for name in names)
+        for names in sources
+    )
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, Sequence):
+        return ", ".join(map(_as_text, value))
+    return str(value)

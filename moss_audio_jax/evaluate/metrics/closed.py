@@ -1,0 +1,60 @@
+"""Short answers with one right value: times, numbers, words. The world's questions have these."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from moss_audio_jax.evaluate import text_norm
+
+Form = Literal["time", "tempo", "text"]
+
+TIME_TOLERANCE = 0.2  # seconds
+TEMPO_TOLERANCE = 0.05  # of the tempo
+
+_NUMBER = r"\d+(?:\.\d+)?"
+_UNIT = r"(?:\s*(?:seconds?|secs?|s|bpm|beats per minute)\b)?"
+_VALUE = rf"({_NUMBER}){_UNIT}"
+_SPAN = re.compile(rf"{_VALUE}\s*(?:-|–|—|to)\s*{_VALUE}")
+_BETWEEN = re.compile(r"\s*(?:,|;|\band\b|\n)\s*")
+
+
+def form(reference: str, task: str | None = None) -> Form:
+    """How a reference is compared: spans and decimals are seconds, a tempo is one by its task."""
+    if task == "tempo":
+        return "tempo"
+    spans = _spans(reference)
+    return "time" if spans and (len(spans[0]) == 2 or "." in reference) else "text"
+
+
+def is_right(reference: str, answer: str, task: str | None = None) -> bool:
+    """Whether an answer has the reference's value.
+
+    Times may be 0.2 s off, each of them; a tempo 5%; anything else must be the same text but for
+    case, spacing and surrounding punctuation.
+    """
+    compared = form(reference, task)
+    if compared == "text":
+        return text_norm.key(reference) == text_norm.key(answer)
+    true, said = _spans(reference), _spans(answer)
+    if not said or [len(span) for span in true] != [len(span) for span in said]:
+        return False
+    pairs = [(t, s) for a, b in zip(true, said, strict=True) for t, s in zip(a, b, strict=True)]
+    if compared == "tempo":
+        return all(abs(t - s) <= TEMPO_TOLERANCE * t for t, s in pairs)
+    return all(abs(t - s) <= TIME_TOLERANCE + 1e-9 for t, s in pairs)
+
+
+def _spans(text: str) -> list[tuple[float, ...]]:
+    """[(start, end), ...] or [(value,)] of a text that is nothing else; [] otherwise."""
+    found: list[tuple[float, ...]] = []
+    text = re.sub(r",\s*and\b", ",", text.strip().lower().rstrip("."))
+    pieces = _BETWEEN.split(text)
+    for piece in pieces:
+        if match := _SPAN.fullmatch(piece):
+            found.append((float(match[1]), float(match[2])))
+        elif len(pieces) == 1 and (match := re.fullmatch(_VALUE, piece)):
+            found.append((float(match[1]),))
+        else:
+            return []
+    return found

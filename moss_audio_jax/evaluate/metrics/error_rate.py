@@ -1,0 +1,58 @@
+"""Word and character error rates, summed over a corpus; equal to jiwer's on the same text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.evaluate import text_norm
+
+
+class Errors(NamedTuple):
+    """Edits that make a hypothesis of a reference of `reference` units."""
+
+    substitutions: int
+    deletions: int
+    insertions: int
+    reference: int
+
+    @property
+    def total(self) -> int:
+        return self.substitutions + self.deletions + self.insertions
+
+
+def errors(reference: Sequence[str], hypothesis: Sequence[str]) -> Errors:
+    """The least edits between two sequences of units; strings are sequences of characters."""
+    kinds = [operation.tag for operation in editops(reference, hypothesis)]
+    return Errors(
+        kinds.count("replace"), kinds.count("delete"), kinds.count("insert"), len(reference)
+    )
+
+
+def editops(reference: Sequence[str], hypothesis: Sequence[str]):
+    """rapidfuzz's Levenshtein.editops.
+
+    Raises:
+      InputError: rapidfuzz is not installed.
+    """
+    try:
+        from rapidfuzz.distance import Levenshtein
+    except ImportError:
+        raise InputError(f"error rates need rapidfuzz: {text_norm.EXTRA}") from None
+    return Levenshtein.editops(reference, hypothesis)
+
+
+def transcript_errors(
+    reference: str, hypothesis: str, language: str | None = None
+) -> tuple[Errors, Errors]:
+    """(word errors, character errors) of a transcript, both texts normalised.
+
+    Words are those of Latin script and the characters of Chinese (`text_norm.units`). Characters
+    are all of the normalised text; a space between words is one.
+    """
+    rules = text_norm.rules_for(reference, language)
+    true = text_norm.normalise(reference, rules)
+    said = true if hypothesis == reference else text_norm.normalise(hypothesis, rules)
+    words = errors(text_norm.units(true, rules), text_norm.units(said, rules))
+    return words, errors(true, said)

@@ -1,0 +1,131 @@
+"""Writes predictions as the input that a benchmark's official script reads.
+
+example:
+  moss-audio-jax evaluate export --benchmark mmar --data MMAR-meta.jsonl \\
+      --predictions predictions.jsonl --output for_mmar.jsonl
+
+mmau, mmau-mini   a JSON list with `model_output`            (its evaluation.py --input FILE)
+mmar              JSON lines with `answer_prediction` and `thinking_prediction`
+mmsu              JSON lines with `response`
+mmau-pro          a parquet table with `model_output`
+
+Answers go in without their thinking. Where the script compares texts (all but mmsu), an answer that
+names its choice by the letter alone becomes that choice's text. The score's `official` part is what
+the script says of this file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moss_audio_jax import command
+from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.evaluate import benchmarks
+from moss_audio_jax.evaluate.benchmarks import Item
+from moss_audio_jax.evaluate.journal import write_lines
+from moss_audio_jax.evaluate.manifests import read_rows
+from moss_audio_jax.evaluate.metrics.choice import choice_by_letter
+from moss_audio_jax.evaluate.predictions import Prediction, by_id, read_predictions
+from moss_audio_jax.text.prompt import split_thinking
+
+KEYS = {
+    "mmau": "model_output",
+    "mmau-mini": "model_output",
+    "mmau-pro": "model_output",
+    "mmar": "answer_prediction",
+    "mmsu": "response",
+}
+
+
+def official_text(benchmark: str, item: Item, prediction: Prediction) -> str | None:
+    """What the official script gets to see of a prediction; None where there was no output.
+
+    A row that came from an official script's file is taken as it stands there.
+    """
+    raw = prediction["raw_output"]
+    if raw is None or "official_key" in prediction:
+        return raw
+    answer = split_thinking(raw)[1].strip()
+    if benchmark == "mmsu" or item.kind != "choice":
+        return answer
+    return choice_by_letter(answer, item.reference["choices"]) or answer
+
+
+def official_rows(
+    benchmark: str,
+    data: str | Path,
+    items: Sequence[Item],
+    predictions: Mapping[str, Prediction],
+) -> list[dict[str, Any]]:
+    """The rows of the data, each with its prediction; without one the key is missing.
+
+    An item that failed has "" (null in MMSU's, whose script would give an empty answer the letter
+    of the row before it).
+
+    Raises:
+      UsageError: a benchmark without an official script.
+    """
+    if benchmark not in KEYS:
+        raise UsageError(f"{benchmark} has no official script; expected one of {', '.join(KEYS)}")
+    known = {item.id: item for item in items}
+    rows = []
+    for number, (_, row) in enumerate(read_rows(Path(data)), 1):
+        name = str(row.get("id", number))
+        if name not in known:
+            continue
+        prediction = predictions.get(name)
+        if prediction is not None:
+            text = official_text(benchmark, known[name], prediction)
+            if text is None and benchmark != "mmsu":
+                text = ""
+            row = {**row, KEYS[benchmark]: text}
+            if benchmark == "mmar":
+                row["thinking_prediction"] = prediction.get("thinking") or ""
+        elif benchmark == "mmau-pro":
+            row = {**row, KEYS[benchmark]: None}  # a table has every column
+        rows.append(row)
+    return rows
+
+
+def write(benchmark: str, rows: Sequence[dict[str, Any]], output: Path) -> None:
+    """Writes what `official_rows` gives in the form that the script opens."""
+    if benchmark == "mmau-pro":
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise InputError(
+                f"{output}: parquet needs pyarrow: pip install 'moss_audio_jax[evaluate]'"
+            ) from None
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), output)
+    elif benchmark in ("mmau", "mmau-mini"):
+        output.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    else:
+        write_lines(output, rows)
+
+
+def main(argv: Sequence[str]) -> int:
+    options = command.parser("evaluate export", __doc__)
+    benchmarks.add_options(options)
+    options.add_argument("--predictions", type=Path, required=True, metavar="FILE")
+    options.add_argument("--output", type=Path, required=True, metavar="FILE")
+    args = options.parse_args(argv)
+    benchmark = benchmarks.from_args(args)
+    rows, problems = read_predictions(args.predictions)
+    found, more = by_id(rows)
+    rows = official_rows(args.benchmark, args.data, benchmark.items, found)
+    write(args.benchmark, rows, args.output)
+    missing = [item.id for item in benchmark.items if item.id not in found]
+    problems += more + [f"{args.predictions}: no prediction for {name}" for name in missing]
+    for problem in problems:
+        command.say(f"error: {problem}")
+    command.say(f"wrote {args.output}: {len(rows)} rows")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))

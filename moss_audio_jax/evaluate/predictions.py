@@ -1,0 +1,99 @@
+"""Prediction files: ours, JSON lines, and those that the benchmarks' official scripts read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.evaluate import manifests
+from moss_audio_jax.text.prompt import split_thinking
+
+# Where the official scripts look for the answer: MMAU and MMAU-Pro, MMAR, MMSU.
+OFFICIAL_KEYS = ("model_output", "answer_prediction", "response")
+
+Prediction = dict[str, Any]
+
+
+def read_predictions(path: str | Path) -> tuple[list[Prediction], list[str]]:
+    """The rows of a prediction file, and what could not be read of it.
+
+    Read are JSON lines, a JSON list and a parquet table. A row of an official script's file, one
+    with `model_output`, `answer_prediction` or `response` and without `raw_output`, gets
+    `raw_output` (None where it is null), `thinking` where it has `thinking_prediction`, and
+    `official_key`: the name that its answer had. Such files hold the right answers under "answer":
+    here that is the model's, in every row, or is not there. Rows of MMAU-Pro's table, which has no
+    ids, are named by their number, from 1.
+
+    Returns:
+      (rows, problems): rows in the order of the file, each with a string "id"; a line for each row
+      that is no JSON object or has no id. A line that a killed process left half-written is one.
+
+    Raises:
+      InputError: no such file, or a JSON list or table that cannot be read.
+    """
+    path = Path(path)
+    problems: list[str] = []
+    rows = []
+    for number, (where, row) in enumerate(_rows(path, problems), 1):
+        if not isinstance(row, dict):
+            problems.append(f"{where}: {str(row)[:40]!r} is no JSON object")
+            continue
+        official = next((key for key in OFFICIAL_KEYS if key in row), None)
+        if "raw_output" not in row and official:
+            row = {**row, "id": row.get("id", number), "official_key": official}
+            raw = None if row[official] is None else str(row[official])
+            row |= {"raw_output": raw, "answer": None if raw is None else split_thinking(raw)[1]}
+            if "thinking_prediction" in row:
+                row["thinking"] = row["thinking_prediction"]
+        if "raw_output" not in row:
+            row = {name: value for name, value in row.items() if name != "answer"}
+        if row.get("id") in (None, ""):
+            problems.append(f"{where}: no id")
+            continue
+        rows.append({**row, "id": str(row["id"])})
+    return rows, problems
+
+
+def by_id(rows: Iterable[Prediction]) -> tuple[dict[str, Prediction], list[str]]:
+    """({id: prediction}, a line for each id that stands there again).
+
+    Of several the first counts, but an output counts for more than a failure. A row that has no
+    place for an answer, as an official script's file has of items not asked, is no prediction.
+    """
+    found: dict[str, Prediction] = {}
+    problems = []
+    for row in rows:
+        if "raw_output" not in row:
+            continue
+        before = found.setdefault(row["id"], row)
+        if before is not row:
+            problems.append(f"{row['id']}: predicted more than once")
+            if before["raw_output"] is None:
+                found[row["id"]] = row
+    return found, problems
+
+
+def _rows(path: Path, problems: list[str]) -> Iterable[tuple[str, Any]]:
+    if path.suffix == ".parquet":
+        yield from manifests.read_rows(path)
+        return
+    try:
+        # Bytes, as a killed process may have cut a character in two.
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    if raw.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        yield from manifests.read_rows(path)
+        return
+    lines = raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            yield f"{path}:{number}", json.loads(line.decode())
+        except ValueError:  # UnicodeDecodeError is one
+            half = " (the last line, half-written)" if number == len(lines) else ""
+            problems.append(f"{path}:{number}: no JSON{half}")

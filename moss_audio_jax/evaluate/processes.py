@@ -1,0 +1,50 @@
+"""Who answers what, where several processes evaluate together."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Crew:
+    """The processes of a run: this one answers items index, index + count, ... of them all.
+
+    Where one mesh spans processes they all answer everything, and only one `writes`.
+    """
+
+    count: int = 1
+    index: int = 0
+    writes: bool = True
+
+
+def crew_and_mesh(sizes: Mapping[str, int] | None) -> tuple[Crew, Any]:
+    """Who answers what, and the mesh of this process.
+
+    A mesh that fits each process's own devices is made of those, and the items are shared out. A
+    larger one spans them, and they answer every item together.
+
+    Raises:
+      UsageError: sizes that the devices cannot fill.
+    """
+    import jax
+
+    from moss_audio_jax.sharding import make_mesh
+
+    alone = Crew(jax.process_count(), jax.process_index())
+    if jax.process_count() == 1 or sizes is None:
+        return alone, sizes
+    if math.prod(size for size in sizes.values() if size != -1) > jax.local_device_count():
+        return Crew(writes=jax.process_index() == 0), make_mesh(**sizes)
+    return alone, make_mesh(**sizes, devices=jax.local_devices())
+
+
+def barrier(name: str) -> None:
+    """Returns once every process of the run has come here."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
