@@ -1,0 +1,138 @@
+"""Generated tokens a second: ours beside the official PyTorch code, same weights, same prompts.
+
+    python tools/bench_generate.py [--official DIR] [--checkpoint DIR] [--rounds 5]
+
+The model of tools/bench_train.py (50 million parameters, float32, random weights) or --checkpoint;
+noise clips of 4 to 8 s; --tokens greedy tokens for each of 16 prompts. Ours answers them one by one
+and all at once; the official code (DIR: a clone of its repository) knows one prompt at a time. Each
+round times all of them in turn, prefill and encoder included; the first answers are not timed. The
+tokens are compared: `same` counts the answers that equal the official ones (give
+--encoder-attention full, the layout of the public code). Keep the machine idle.
+
+Prints one JSON line: median tokens a second and range over the rounds, `ratio` of ours to theirs,
+and `batch_gain`, of 16 at once to one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench_train import PROMPT, write_inputs
+
+from moss_audio_jax.api import MossAudio
+from moss_audio_jax.data.batch import Example
+from moss_audio_jax.generate.sampling import Sampling
+from moss_audio_jax.text import build_prompt
+
+COUNT = 16
+
+
+def prompts(model: MossAudio) -> list[Example]:
+    rng = np.random.default_rng(0)
+    made = []
+    for frames in rng.integers(400, 800, COUNT):
+        mel = rng.normal(size=(128, frames)).astype(np.float32).clip(-2, 2) / 2
+        ids = build_prompt(model.tokenizer, PROMPT, [int(frames)], model.processor.time_markers)
+        made.append(Example(ids, (mel,)))
+    return made
+
+
+class Official:
+    """The official model and its `generate`, one prompt at a time."""
+
+    def __init__(self, source: Path, checkpoint: Path, audio_token_id: int):
+        import torch
+
+        sys.path.insert(0, str(source))
+        from src.modeling_moss_audio import MossAudioConfig, MossAudioModel
+
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        config = MossAudioConfig.from_pretrained(checkpoint)
+        for part in (config, config.language_config):
+            part._attn_implementation = "sdpa"
+        self._model = MossAudioModel.from_pretrained(
+            checkpoint, config=config, dtype=torch.float32
+        ).eval()
+        self._torch, self._audio = torch, audio_token_id
+
+    def answer(self, example: Example, tokens: int) -> list[int]:
+        torch = self._torch
+        ids = torch.as_tensor(np.asarray(example.ids))[None].long()
+        mel = torch.as_tensor(np.asarray(example.mels[0]))[None]
+        with torch.no_grad():
+            out = self._model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), audio_data=mel,
+                audio_data_seqlens=torch.tensor([mel.shape[-1]]),
+                audio_input_mask=ids == self._audio, max_new_tokens=tokens,
+                min_new_tokens=tokens, do_sample=False, use_cache=True,
+            )  # fmt: skip
+        return out[0, ids.shape[1] :].tolist()
+
+
+def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    checkpoint = args.checkpoint
+    if checkpoint is None:
+        write_inputs(folder, 4)
+        checkpoint = folder / "checkpoint"
+    model = MossAudio.load(checkpoint, "float32", encoder_attention=args.encoder_attention)
+    sampling = Sampling(args.tokens, loop_guard=False)
+    asked = [(example, sampling) for example in prompts(model)]
+    ways = {
+        "ours, one by one": lambda: [model.answer([each], 1)[0].ids for each in asked],
+        "ours, 16 at once": lambda: [reply.ids for reply in model.answer(asked, COUNT)],
+    }
+    if args.official:
+        official = Official(Path(args.official), checkpoint, model.processor.audio_token_id)
+        ways["official"] = lambda: [official.answer(e, args.tokens) for e, _ in asked]
+    answers = {name: way() for name, way in ways.items()}  # compiles
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(args.rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            tokens = sum(map(len, way()))
+            speeds[name].append(tokens / (time.perf_counter() - start))
+    one, many = speeds["ours, one by one"], speeds["ours, 16 at once"]
+    result: dict[str, Any] = {
+        "threads": len(os.sched_getaffinity(0)),
+        "tokens": args.tokens,
+        "encoder_attention": args.encoder_attention,
+        "batch_gain": round(statistics.median(b / a for a, b in zip(one, many, strict=True)), 2),
+    }
+    for name, found in speeds.items():
+        result[name] = {
+            "tokens_per_second": round(statistics.median(found), 1),
+            "range": [round(min(found), 1), round(max(found), 1)],
+        }
+        if args.official and name != "official":
+            pairs = zip(found, speeds["official"], strict=True)
+            result[name]["ratio"] = round(statistics.median(a / b for a, b in pairs), 2)
+            same = zip(answers[name], answers["official"], strict=True)
+            result[name]["same"] = sum(a == b for a, b in same)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--official", metavar="DIR", help="clone of the official repository")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--encoder-attention", choices=("chunked", "full"), default="chunked")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(measure(Path(folder), args)))
+
+
+if __name__ == "__main__":
+    main()
