@@ -13,7 +13,7 @@ def get_config():
     c = small.get_config()
     small.answers(c)
     c.data.pick = small.REASONING
-    c.train.steps = 150
+    c.train.steps = 120
     c.optimizer.learning_rate = 3e-4
     c.optimizer.warmup = 20
     c.optimizer.final = 0.0

@@ -56,5 +56,9 @@ def write(config: Any, start: Start, state: dict, recipe: Recipe, workdir: Path)
     )
     weights = state.get("ema", state["trained"])
     helpers = {path: leaf for path, leaf in weights.items() if path.startswith(heads.PREFIX)}
+    if not helpers and start.whole:  # the encoder's heads stay with it
+        helpers, names = heads.load_heads(start.whole)
+    else:
+        names = config.helpers.names
     if helpers:
-        heads.save_heads(workdir / "export", helpers, config.helpers.names)
+        heads.save_heads(workdir / "export", helpers, names)

@@ -1,4 +1,4 @@
-"""The toy that a clone alone can make."""
+"""What tools make: the toy of a clone alone, a tokenizer."""
 
 from __future__ import annotations
 
@@ -6,17 +6,47 @@ import importlib.util
 import json
 from pathlib import Path
 
+import pytest
+
 from moss_audio_jax.config import processor_from_official, read_json
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.text import load_tokenizer
 from moss_audio_jax.weights.convert import load_params, read_config
 
-TOOL = Path(__file__).parents[2] / "tools" / "make_toy.py"
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+def tool(name):
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def make_toy(*args, **how):
-    spec = importlib.util.spec_from_file_location("make_toy", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.make_toy(*args, **how)
+    return tool("make_toy").make_toy(*args, **how)
+
+
+def test_a_tokenizer_of_rows_and_text(tmp_path):
+    trainer = tool("train_tokenizer")
+    sentence = "the quick brown fox jumps over lazy dogs while seven owls hoot"
+    words = sentence.split()
+    said = {"role": "assistant", "message_type": "text", "content": "今天天气很好"}
+    asked = said | {"role": "user", "content": sentence}
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"conversation": [asked, said]}) + "\n")
+    (tmp_path / "more.txt").write_text("Zebra crossings\n[0.00]fox[1.25]")
+    texts = trainer.texts_of([str(tmp_path / "rows.jsonl"), str(tmp_path / "more.txt")])
+    processor = trainer.train_tokenizer(texts, 330, tmp_path / "made")
+
+    tokenizer = load_tokenizer(tmp_path / "made", 330)
+    assert tokenizer.vocab_size == 330
+    assert tokenizer.processor == processor
+    assert [len(tokenizer.encode(word)) for word in (*words, "Zebra")] == [1] * (len(words) + 1)
+    assert len(tokenizer.encode("2025")) == 4
+    text = "  what?\n[12.50]天 naïve 🦉<|im_end|>  "
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    with pytest.raises(InputError, match="vocab_size 260"):
+        trainer.train_tokenizer(["a few words"], 260, tmp_path / "small")
 
 
 def test_toy_with_its_own_tokenizer(tmp_path):

@@ -1,0 +1,161 @@
+"""Makes one page of score files: tables, published figures beside yours, and the answers to hear.
+
+example:
+  moss-audio-jax evaluate report --scores mmau.json mmar.json asr.json --output report.html \\
+      --markdown report.md
+
+The HTML is one file that needs nothing else, but for audio that is not embedded: it links to that.
+Score files of several models and benchmarks may be mixed; a model goes by the name that its
+predictions give, or by --names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from moss_audio_jax import command
+from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.evaluate import code_version
+from moss_audio_jax.evaluate.report_browser import browser
+from moss_audio_jax.evaluate.report_html import page
+from moss_audio_jax.evaluate.report_scores import Cell, Score, Section, Table, labelled, read_score
+from moss_audio_jax.evaluate.report_tables import origins, sections
+
+TITLE = "MOSS-Audio on JAX: evaluation"
+
+
+def write_report(
+    scores: Sequence[Score],
+    output: Path,
+    markdown: Path | None = None,
+    audio_root: Path | None = None,
+    embed: int = 24,
+    rows: int = 5000,
+) -> list[str]:
+    """Writes the page and, where asked for, the same tables in Markdown.
+
+    Args:
+      scores: as `labelled` gives them.
+      audio_root, embed, rows: see `report_browser.browser`.
+
+    Returns:
+      What the page does not show, one a line; it says so itself.
+    """
+    found, made_from = sections(scores), origins(scores)
+    shown = browser(scores, output, audio_root, embed, rows)
+    made_from.notes.extend(shown.notes)
+    about = _about(scores)
+    models = [*dict.fromkeys(s.model for s in scores), *dict.fromkeys(s.label for s in scores)]
+    models = list(dict.fromkeys(models))
+    output.write_text(page(TITLE, about, found, models, shown.html, made_from), encoding="utf-8")
+    if markdown is not None:
+        text = "\n".join(_markdown(about, [*found, made_from]))
+        markdown.write_text(text + "\n", encoding="utf-8")
+    return shown.notes
+
+
+def _about(scores: Sequence[Score]) -> str:
+    models, benchmarks = (
+        list(dict.fromkeys(values))
+        for values in ((s.model for s in scores), (s.benchmark for s in scores))
+    )
+    items = sum(s.content["n"] for s in scores)
+    return (
+        f"{', '.join(models)} on {', '.join(benchmarks)}: {items:,} answers in {len(scores)} score "
+        f"file(s). Made {datetime.date.today().isoformat()} by moss_audio_jax {code_version()}."
+    )
+
+
+# --- Markdown ------------------------------------------------------------------------------------
+
+
+def _markdown(about: str, found: Sequence[Section]) -> Iterable[str]:
+    yield f"# {TITLE}\n\n{_inline(about)}"
+    for section in found:
+        yield f"\n## {section.title}"
+        for note in section.notes:
+            yield f"\n{_inline(note)}"
+        for table in section.tables:
+            yield from _rows(table)
+
+
+def _rows(table: Table) -> Iterable[str]:
+    if table.title:
+        yield f"\n### {_inline(table.title)}"
+    yield f"\n| {' | '.join(map(_inline, table.head))} |"
+    yield "|" + " --- |" * len(table.head)
+    for row in table.rows:
+        yield f"| {' | '.join(map(_cell, row))} |"
+
+
+def _cell(cell: Cell) -> str:
+    note = ", ".join(cell.note.split("\n"))
+    if note and not note.startswith("["):
+        note = f"({note})"
+    text = _inline(f"{cell.text} {note}".strip())
+    return f"**{text}**" if cell.bad else text
+
+
+def _inline(text: str) -> str:
+    """Text that Markdown leaves as it is, in one line."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    for letter in "\\`*_|[]":
+        text = text.replace(letter, "\\" + letter)
+    return text
+
+
+# --- command line --------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str]) -> int:
+    options = command.parser("evaluate report", __doc__)
+    options.add_argument("--scores", type=Path, nargs="+", required=True, metavar="FILE",
+                         help="of evaluate score")  # fmt: skip
+    options.add_argument("--names", nargs="+", metavar="NAME",
+                         help="of the models, one for each score file")  # fmt: skip
+    options.add_argument("--output", type=Path, required=True, metavar="FILE.html")
+    options.add_argument("--markdown", type=Path, metavar="FILE.md",
+                         help="the same tables in Markdown")  # fmt: skip
+    options.add_argument("--audio-root", type=Path, metavar="DIR",
+                         help="where the audio is, if it is not where it was scored")  # fmt: skip
+    options.add_argument("--embed-audio", type=_count, default=24, metavar="N",
+                         help="clips of up to 30 s that go into the page; default 24")  # fmt: skip
+    options.add_argument("--rows", type=_count, default=5000, metavar="N",
+                         help="answers of each score file, the worst; default 5000")  # fmt: skip
+    args = options.parse_args(argv)
+    if args.names and len(args.names) != len(args.scores):
+        raise UsageError(
+            f"{len(args.names)} --names for {len(args.scores)} --scores; expected one for each"
+        )
+    for file in filter(None, (args.output, args.markdown)):  # now, not after the work
+        if file.is_dir() or not file.parent.is_dir():
+            raise InputError(f"{file}: expected a file in a folder that exists")
+    if args.audio_root is not None and not args.audio_root.is_dir():
+        raise InputError(f"{args.audio_root}: --audio-root is no folder")
+    named = list(zip(args.scores, args.names or [None] * len(args.scores), strict=True))
+    read, failed = command.collect(named, lambda one: read_score(*one))
+    scores = labelled([score for score in read if score])
+    if not scores:
+        raise InputError("none of the score files can be used")
+    notes = write_report(
+        scores, args.output, args.markdown, args.audio_root, args.embed_audio, args.rows
+    )
+    for note in notes:
+        command.say(f"note: {note}")
+    written = " and ".join(str(file) for file in (args.output, args.markdown) if file)
+    print(f"{len(scores)} score file(s) -> {written}")
+    return 1 if failed else 0
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))
