@@ -18,7 +18,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -34,7 +33,6 @@ from moss_audio_jax.command import DEFAULT_CHECKPOINT
 from moss_audio_jax.data import shards, world
 from moss_audio_jax.data.records import encode_record
 from moss_audio_jax.weights.convert import convert
-from moss_audio_jax.weights.heads import FOLDER
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "small"
 TRAINING = ("encoder", "adapter", "pretrain", "sft", "cold_start")  # each from the one before
@@ -103,13 +101,10 @@ def train_stage(workdir: Path, stage: str, seed: int, overrides: Sequence[str]) 
         file.write(json.dumps(entry) + "\n")
 
 
-def ship(workdir: Path, target: Path = DEFAULT_CHECKPOINT) -> None:
-    """The last stage's export in bfloat16, where `--checkpoint` is by default."""
-    convert(workdir / TRAINING[-1] / "export", target, "official",
-            dtype=ml_dtypes.bfloat16, overwrite=True)  # fmt: skip
-    heads = workdir / "pretrain" / "export" / FOLDER
-    if heads.is_dir():
-        shutil.copytree(heads, workdir / "heads", dirs_exist_ok=True)
+def ship(workdir: Path, stage: str, target: Path = DEFAULT_CHECKPOINT) -> None:
+    """A stage's export in bfloat16, where `--checkpoint` is by default."""
+    export = workdir / stage / "export"
+    convert(export, target, "official", dtype=ml_dtypes.bfloat16, overwrite=True, progress=False)
 
 
 def main() -> None:
@@ -119,6 +114,8 @@ def main() -> None:
     options.add_argument("--workdir", type=Path, required=True, metavar="DIR")
     options.add_argument("--only", nargs="+", choices=STEPS, default=STEPS)
     options.add_argument("--scenes", type=int, default=SCENES)
+    options.add_argument("--ship", choices=TRAINING, default=TRAINING[-1], metavar="STAGE",
+                         help="whose result is shipped; default the last")  # fmt: skip
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     args, overrides = options.parse_known_args()
@@ -134,7 +131,7 @@ def main() -> None:
             stage: functools.partial(train_stage, workdir, stage, args.seed, overrides)
             for stage in TRAINING
         },
-        "ship": functools.partial(ship, workdir),
+        "ship": functools.partial(ship, workdir, args.ship),
     }
     for name in STEPS:
         done = workdir / name / "export" if name in TRAINING else workdir / name / "tokenizer.model"

@@ -13,9 +13,9 @@ def get_config():
     c = small.get_config()
     small.answers(c)
     c.data.pick = small.REASONING
-    c.train.steps = 120
+    c.train.steps = 600
     c.optimizer.learning_rate = 3e-4
-    c.optimizer.warmup = 20
+    c.optimizer.warmup = 100
     c.optimizer.final = 0.0
     c.optimizer.groups = (("audio_encoder/", 0.0), (".*", 1.0))
     return c

@@ -11,7 +11,7 @@ def get_config():
     c = small.get_config()
     small.answers(c)
     c.data.pick = small.SFT
-    c.train.steps = 350
+    c.train.steps = 260
     c.optimizer.learning_rate = 5e-4
     c.optimizer.warmup = 30
     c.optimizer.final = 0.1
