@@ -17,6 +17,7 @@ VERBS = {
     "world": ("moss_audio_jax.world", "clips of procedural sound with exact labels and rows"),
     "evaluate": ("moss_audio_jax.evaluate.__main__", "benchmarks: infer, score, judge, report"),
     "train": ("moss_audio_jax.train.__main__", "train, fine-tune, LoRA; continues by itself"),
+    "plan": ("moss_audio_jax.plan.__main__", "does a run fit a TPU slice; how fast would it be"),
 }
 
 

@@ -56,7 +56,7 @@ def train(config: Any, workdir: Path) -> int:
     start = read_start(config)
     mesh = make_mesh(**config.mesh)
     check(config, start.model, mesh)
-    loader_config = _loader_config(config, start)
+    loader_config = loader_config_of(config, start)
     loader_config.validate(start.model.encoder, jax.process_count())
     # Data first: a missing file should not wait for weights.
     spec = tuple(config.data.train) or config.data.mixture
@@ -66,10 +66,10 @@ def train(config: Any, workdir: Path) -> int:
     (workdir / "config.json").write_text(config.to_json_best_effort(indent=1) + "\n")
 
     abstract_base = flatten(moss_audio.abstract_params(start.model))
-    recipe = _recipe(config, start)
+    recipe = recipe_of(config, start)
     abstract = dict(abstract_base)
     if config.lora.rank:
-        abstract |= jax.eval_shape(functools.partial(_adapters, config, abstract_base))
+        abstract |= jax.eval_shape(functools.partial(adapters_of, config, abstract_base))
         factor = {path: float(lora.is_adapter(path)) for path in abstract}
     else:
         factor = factors(list(abstract), config.optimizer.groups)
@@ -90,7 +90,7 @@ def train(config: Any, workdir: Path) -> int:
         base_shardings = param_shardings(moss_audio.abstract_params(start.model), start.model, mesh)
         params = flatten(initial_params(start, base_shardings, config.train.seed))
         if config.lora.rank:
-            params |= jax.jit(functools.partial(_adapters, config, abstract_base))()
+            params |= jax.jit(functools.partial(adapters_of, config, abstract_base))()
         if recipe.helpers:
             params |= _heads(config, start, recipe.helpers)
         state = jax.jit(init, out_shardings=shardings)(params)
@@ -179,7 +179,7 @@ def train(config: Any, workdir: Path) -> int:
 # --- parts -----------------------------------------------------------------------------------
 
 
-def _adapters(config: Any, base: dict) -> dict:
+def adapters_of(config: Any, base: dict) -> dict:
     return lora.init(jax.random.key(config.train.seed), base, config.lora.rank, config.lora.targets)
 
 
@@ -194,7 +194,7 @@ def _heads(config: Any, start: Start, helpers: Helpers) -> dict:
     return {**fresh, **{path: jnp.asarray(leaf, jnp.float32) for path, leaf in same.items()}}
 
 
-def _recipe(config: Any, start: Start) -> Recipe:
+def recipe_of(config: Any, start: Start) -> Recipe:
     t = config.train
     weights = {name: config.helpers[name] for name in NAMES}
     helpers = Helpers(**weights, names=tuple(config.helpers.names),
@@ -213,7 +213,7 @@ def _recipe(config: Any, start: Start) -> Recipe:
     )
 
 
-def _loader_config(config: Any, start: Start) -> LoaderConfig:
+def loader_config_of(config: Any, start: Start) -> LoaderConfig:
     d = config.data
     return LoaderConfig(
         batch=d.batch,

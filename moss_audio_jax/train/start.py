@@ -61,7 +61,7 @@ def read_start(config: Any) -> Start:
     if whole:
         model = read_config(whole)
     else:
-        model = _sizes(config.model)
+        model = sizes_of(config.model)
         if encoder:
             model = dataclasses.replace(model, encoder=read_config(encoder).encoder)
             taps = len(model.encoder.tap_layers)
@@ -127,7 +127,7 @@ def _parts(init_from: str) -> dict[str, str]:
     return parts
 
 
-def _sizes(given: Any) -> ModelConfig:
+def sizes_of(given: Any) -> ModelConfig:
     """A ModelConfig from config.model's keys."""
     raw = given.to_dict()
     encoder, decoder = raw.pop("encoder"), raw.pop("decoder")

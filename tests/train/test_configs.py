@@ -10,7 +10,7 @@ from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.train import loop
 from moss_audio_jax.train.__main__ import load_config
 from moss_audio_jax.train.check import check_keys
-from moss_audio_jax.train.start import _sizes
+from moss_audio_jax.train.start import sizes_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHARED = {"small/small.py"}  # what recipes share, and no run by itself
@@ -59,7 +59,7 @@ def test_a_config_loads_with_all_keys_and_a_model_that_can_be(name):
         check_keys(config)
         for key in KEYS:
             at(config, key)
-        assert _sizes(config.model).decoder.layers == config.model.decoder.layers
+        assert sizes_of(config.model).decoder.layers == config.model.decoder.layers
     if name in ARGUMENTS:
         argument, key = ARGUMENTS[name]
         assert at(load(f"{name}:{argument}"), key) != at(load(name), key)

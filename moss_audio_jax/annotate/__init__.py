@@ -1,0 +1,1 @@
+"""Annotation: raw audio cut at its events, described by measurement, made into training rows."""

@@ -1,0 +1,137 @@
+"""Voices described by measurement: pitch, rate and loudness of a span, and speakers' turns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from moss_audio_jax.annotate.features import COARSE, FINE, ClipFeatures
+
+# Mean pitch in Hz from which a voice is called so. Men talk at about 85-155 Hz, women at 165-255.
+PITCH_WORDS = ((0.0, "low-pitched"), (130.0, "medium-pitched"), (220.0, "high-pitched"))
+# Syllables a second where no words are known, words a minute where they are.
+RATE_WORDS = ((0.0, "slow"), (140.0, "normal"), (205.0, "fast"))
+LOUDNESS_WORDS = ((-200.0, "quiet"), (-35.0, "normal"), (-17.0, "loud"))  # dBFS
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeakerOptions:
+    """harmonicity: of frames that count as voiced. turn_distance: between two speakers' voices."""
+
+    harmonicity: float = 0.6
+    turn_distance: float = 1.0
+
+
+def describe_voice(
+    features: ClipFeatures,
+    start: float,
+    end: float,
+    words: int | None = None,
+    options: SpeakerOptions = SpeakerOptions(),
+) -> dict[str, Any]:
+    """What can be measured of a voice between two times, seconds.
+
+    Args:
+      words: how many were said, where a transcript tells.
+
+    Returns:
+      {"pitch_hz", "pitch_range_semitones", "words_per_minute", "syllables_per_second",
+      "level_dbfs", "pitch", "rate", "loudness"}: numbers, then the words for them; None where
+      there is nothing to measure (whispering has no pitch).
+    """
+    span = features.span(start, end)
+    level = 10 * np.log10(np.exp(span.bands * (np.log(10) / 10)).sum(axis=1) + 1e-10)
+    loud = level > level.max() - 25
+    voiced = loud & (span.harmonicity > options.harmonicity)
+    enough = voiced.sum() >= 0.15 * COARSE and voiced.sum() >= 0.15 * loud.sum()
+    pitch = float(np.median(span.pitch[voiced])) if enough else None
+    spread = None
+    if enough:
+        low, high = np.percentile(12 * np.log2(span.pitch[voiced] / pitch), [10, 90])
+        spread = round(float(high - low), 1)
+    seconds = max(end - start, 1e-3)
+    per_minute = round(60 * words / seconds, 1) if words else None
+    syllables = round(_syllables(span) / seconds, 2)
+    loudness = round(float(10 * np.log10(np.mean(10 ** (level[loud] / 10)))), 1)
+    silent = level.max() < -75
+    return {
+        "pitch_hz": round(pitch, 1) if pitch else None,
+        "pitch_range_semitones": spread,
+        "words_per_minute": per_minute,
+        "syllables_per_second": syllables,
+        "level_dbfs": loudness,
+        "pitch": _word(pitch, PITCH_WORDS),
+        # English has about 1.4 syllables a word.
+        "rate": None if silent else _word(per_minute or 60 * syllables / 1.4, RATE_WORDS),
+        "loudness": _word(loudness, LOUDNESS_WORDS),
+    }
+
+
+def speaker_turns(
+    features: ClipFeatures,
+    sentences: Sequence[tuple[float, float]],
+    options: SpeakerOptions = SpeakerOptions(),
+) -> list[dict[str, Any]]:
+    """Who says each sentence: [{"start", "end", "speaker"}], speakers numbered as they come.
+
+    Sentences, (start, end) in seconds, are grouped by the distance of their voices: pitch in
+    octaves, and the mean spectrum of their voiced frames. A sentence joins the nearest speaker
+    nearer than `turn_distance`, else it is a new one.
+    """
+    speakers: list[list[np.ndarray]] = []
+    turns = []
+    for start, end in sentences:
+        voice = _voice(features.span(start, end), options)
+        far = [float(np.linalg.norm(np.mean(known, axis=0) - voice)) for known in speakers]
+        who = int(np.argmin(far)) if far and min(far) < options.turn_distance else len(speakers)
+        if who == len(speakers):
+            speakers.append([])
+        speakers[who].append(voice)
+        turns.append({"start": round(start, 3), "end": round(end, 3), "speaker": who})
+    return turns
+
+
+def _voice(span: ClipFeatures, options: SpeakerOptions) -> np.ndarray:
+    """A vector in which speakers lie about 1 apart: log pitch, and the spectrum's shape."""
+    level = span.bands.max(axis=1)
+    loud = level > level.max() - 25
+    voiced = loud & (span.harmonicity > options.harmonicity)
+    chosen = voiced if voiced.sum() >= 4 else loud
+    octave = float(np.median(np.log2(span.pitch[voiced]))) if voiced.sum() >= 4 else 0.0
+    mean = span.bands[chosen].mean(axis=0)
+    mean = np.maximum(mean, mean.max() - 45)
+    # Four broad bands: finer ones tell what is said rather than who says it.
+    shape = (mean - mean.mean())[:28].reshape(4, 7).mean(axis=1) / 25
+    return np.array([2.2 * octave, *shape])
+
+
+def _syllables(span: ClipFeatures) -> int:
+    """Peaks of the smoothed energy that stand 2 dB out of the dips about them."""
+    if len(span.energy) < 10:
+        return 0
+    window = np.hanning(13)
+    smooth = np.convolve(np.maximum(span.energy, span.energy.max() - 30), window / window.sum())
+    smooth = smooth[6 : 6 + len(span.energy)]
+    slope = np.diff(smooth)
+    turns = np.flatnonzero((slope[:-1] > 0) & (slope[1:] <= 0)) + 1
+    peaks: list[int] = []
+    for at in turns:
+        if smooth[at] < span.energy.max() - 22:
+            continue
+        if peaks:
+            dip = smooth[peaks[-1] : at].min()
+            if min(smooth[peaks[-1]], smooth[at]) - dip < 2 or at - peaks[-1] < 0.08 * FINE:
+                if smooth[at] > smooth[peaks[-1]]:
+                    peaks[-1] = int(at)
+                continue
+        peaks.append(int(at))
+    return len(peaks)
+
+
+def _word(value: float | None, words: tuple[tuple[float, str], ...]) -> str | None:
+    if value is None:
+        return None
+    return next((name for least, name in reversed(words) if value >= least), None)

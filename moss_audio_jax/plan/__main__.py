@@ -1,0 +1,123 @@
+"""Does a run fit a TPU slice, and how fast would it be? Asks the TPU compiler; needs no TPU.
+
+example:
+  moss-audio-jax plan --config configs/sft.py:8b --topology v5e:16x16
+  moss-audio-jax plan --config configs/sft.py --topology v6e:4x4 --sweep --output plan.json
+
+Compiles the very train step of the config for the slice and reports one device's memory by owner,
+the collectives, and a modelled step time (a way to rank settings, not a measurement). No weights
+are read; --config.KEY=VALUE overrides a key as in `train`. --sweep tries numbers of rows per
+device, lengths, remat policies and tensor splits, and reports the best that fits.
+
+needs the extra [plan] (libtpu): pip install 'moss_audio_jax[plan]'. Exit code 1: it does not fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from moss_audio_jax import command
+from moss_audio_jax.errors import UsageError
+from moss_audio_jax.plan import topologies
+
+
+def main(argv: Sequence[str]) -> int:
+    options = command.parser("plan", __doc__)
+    options.add_argument("--config", required=True, metavar="FILE[:ARG]")
+    options.add_argument("--topology", required=True, metavar="NAME",
+                         help="v4:2x2x1, v5e:16x16, v5p:4x4x8, v6e:4x4, tpu7x:2x2x1")  # fmt: skip
+    options.add_argument("--output", type=Path, metavar="FILE.json")
+    options.add_argument("--picture", type=Path, metavar="FILE.svg", help="where memory goes")
+    options.add_argument("--sweep", action="store_true", help="search for the best that fits")
+    group = options.add_argument_group("sweep, each a list like 1,2,4")
+    group.add_argument("--rows", type=_numbers, default=(1, 2, 4, 8), help="per device")
+    group.add_argument("--lengths", type=_numbers, help="of a row; default the config's")
+    group.add_argument("--remat", type=_words, help="policies; default the config's")
+    group.add_argument("--tensor", type=_numbers, default=(1,), help="of the mesh; the rest: fsdp")
+    args, rest = options.parse_known_args(argv)
+
+    topology = topologies.parse(args.topology)
+    from moss_audio_jax.train.__main__ import load_config
+
+    config = load_config(args.config, rest)
+    from moss_audio_jax.plan import compile as compiling
+
+    compiling.prepare_environment()
+    from moss_audio_jax.plan import estimate, report, sweep
+
+    devices = compiling.slice_devices(topology)
+    if len(devices) != topology.devices:
+        raise UsageError(
+            f"topology {topology.name} has {len(devices)} devices; expected {topology.devices}"
+        )
+
+    def planned(config) -> estimate.Plan:
+        run = compiling.build(config, devices)
+        return estimate.plan(run, compiling.compile_step(run), topology)
+
+    if not args.sweep:
+        result = planned(config)
+        written = report.as_json(result)
+    else:
+        series = sweep.settings(
+            args.rows,
+            args.lengths or (config.data.length,),
+            args.remat or (config.train.remat,),
+            args.tensor,
+            len(devices),
+            config.model.decoder.kv_heads,
+        )
+
+        def tried(setting: sweep.Setting) -> estimate.Plan:
+            plan = planned(setting.apply(config, len(devices)))
+            command.say(_line(setting, plan))
+            return plan
+
+        found = sweep.search(series, tried)
+        chosen = sweep.best(found)
+        if chosen is None and not found:
+            raise UsageError("no setting of the sweep divides the slice; see --tensor")
+        # Where nothing fits, what came nearest says why.
+        result = chosen[1] if chosen else min(found, key=lambda pair: pair[1].memory.peak)[1]
+        written = report.as_json(result)
+        written["sweep"] = [
+            {"rows": s.rows, "length": s.length, "remat": s.remat, "tensor": s.tensor,
+             **report.as_json(plan)}
+            for s, plan in found
+        ]  # fmt: skip
+    print(report.table(result))
+    if args.output:
+        args.output.write_text(json.dumps(written, indent=1) + "\n")
+    if args.picture:
+        args.picture.write_text(report.picture(result))
+    return 0 if result.fits else 1
+
+
+def _line(setting, plan) -> str:
+    what = f"{plan.estimate.seconds:.2f} s, MFU {plan.estimate.mfu:.0%}" if plan.estimate else ""
+    return (
+        f"{setting.rows} x {setting.length} a device, remat {setting.remat}, tensor "
+        f"{setting.tensor}: peak {plan.memory.peak / topologies.GIB:.2f} GiB, "
+        f"{'fits' if plan.fits else 'does not fit'} {what}".rstrip()
+    )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(command.positive(part) for part in text.split(","))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    known = ("none", "full", "projections", "offload")
+    words = tuple(text.split(","))
+    for word in words:
+        if word not in known:
+            raise argparse.ArgumentTypeError(f"{word!r}: expected one of {', '.join(known)}")
+    return words
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))

@@ -1,0 +1,261 @@
+"""The very train step of a config, lowered and compiled for a TPU slice that is not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import os
+import re
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from moss_audio_jax.config import ModelConfig
+from moss_audio_jax.data.batch import Shape, make_train_batch
+from moss_audio_jax.data.targets import Targets
+from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.models import lora, moss_audio
+from moss_audio_jax.plan.hlo import Module
+from moss_audio_jax.plan.topologies import GIB, Topology
+from moss_audio_jax.sharding import AXES, make_mesh
+from moss_audio_jax.train import loop
+from moss_audio_jax.train.check import check
+from moss_audio_jax.train.helpers import init_helpers
+from moss_audio_jax.train.optimizer import factors, make_optimizer, schedule
+from moss_audio_jax.train.start import Start, read_start, sizes_of
+from moss_audio_jax.train.step import (
+    Recipe,
+    batch_shardings,
+    init_state,
+    make_train_step,
+    state_shardings,
+)
+from moss_audio_jax.weights.checkpoint import flatten
+
+# Outside a TPU machine: ask no metadata server; the default backend stays the CPU.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "JAX_PLATFORMS": "cpu",
+}
+_OUT_OF_MEMORY = (
+    r"Used ([\d.]+)([KMG])i?B? of ([\d.]+)([KMG])i?B? hbm",
+    r"memory required for HLO temporaries \(([\d.]+)([KMG])\) exceeds available HBM "
+    r"\(([\d.]+)([KMG])\)",
+)
+_UNITS = {"K": 2**10, "M": 2**20, "G": GIB}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run without a single array: what the compiler needs to know of it.
+
+    Attributes:
+      model, recipe, shape: sizes; the step's static part; the global batch's shape.
+      mesh: over the slice's devices.
+      state, batch: ShapeDtypeStructs with shardings.
+      step: the jitted step, its state donated.
+    """
+
+    model: ModelConfig
+    recipe: Recipe
+    shape: Shape
+    mesh: Mesh
+    state: dict[str, Any]
+    batch: dict[str, jax.ShapeDtypeStruct]
+    step: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler said of one step.
+
+    Attributes:
+      seconds: that it took.
+      peak: bytes of HBM one device needs at most, by the compiler; where it refused, what it
+        named (with `refusal` "temporaries", they alone).
+      limit: bytes it would allow, where it refused; else None.
+      module: the compiled module; None where it refused.
+      refusal: the compiler's words; "" where the step fits.
+    """
+
+    seconds: float
+    peak: int
+    limit: int | None = None
+    module: Module | None = None
+    refusal: str = ""
+
+
+def prepare_environment() -> None:
+    """Before JAX's first use: the TPU compiler without a TPU.
+
+    Raises:
+      UsageError: libtpu is not installed.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UsageError("plan needs the TPU compiler: pip install 'moss_audio_jax[plan]'")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    jax.config.update("jax_platforms", "cpu")
+
+
+def slice_devices(topology: Topology) -> list[Any]:
+    """The devices of a slice, as the compiler knows them.
+
+    Raises:
+      InputError: libtpu does not know the slice, or another process holds libtpu.
+    """
+    from jax.experimental import topologies
+
+    # On v4 a chip's two cores are one device, but not by default here.
+    options = {"chip_config_name": "megacore"} if topology.generation == "v4" else {}
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options)
+    except Exception as error:  # libtpu raises whatever it likes
+        words = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"topology {topology.name}: libtpu does not compile for it: {words}"
+        ) from None
+    return list(found.devices)
+
+
+def build(config: Any, devices: list[Any]) -> Run:
+    """The run of a config on these devices. Reads no weights, and no tokenizer unless `init_from`
+    names a checkpoint (whose sizes count).
+
+    Raises:
+      UsageError, InputError: as training would, naming the key.
+    """
+    start = _start(config)
+    model = start.model
+    mesh = make_mesh(**config.mesh, devices=devices)
+    if mesh.size != len(devices):
+        raise UsageError(
+            f"mesh {dict(mesh.shape)} uses {mesh.size} of {len(devices)} devices; set an axis to -1"
+        )
+    # Laid out along the interconnect, as make_mesh does where the devices are its own.
+    mesh = jax.make_mesh(mesh.devices.shape, AXES, axis_types=mesh.axis_types, devices=devices)
+    check(_with_data(config), model, mesh)
+    loader = loop.loader_config_of(config, start)
+    loader.validate(model.encoder)
+    recipe = loop.recipe_of(config, start)
+    shape = loader.shape(model.encoder)
+
+    # The same order as train/loop.py: parameters, what is trained, optimizer, state, step.
+    base = flatten(moss_audio.abstract_params(model))
+    params = dict(base)
+    if config.lora.rank:
+        params |= jax.eval_shape(functools.partial(loop.adapters_of, config, base))
+        factor = {path: float(lora.is_adapter(path)) for path in params}
+    else:
+        factor = factors(list(params), config.optimizer.groups)
+    if recipe.helpers:
+        key = jax.random.key(config.train.seed)
+        heads = jax.eval_shape(lambda: init_helpers(key, model.encoder, recipe.helpers))
+        params |= heads
+        factor |= dict.fromkeys(heads, 1.0)
+    trained = {path for path, value in factor.items() if value}
+    optimizer = make_optimizer(config.optimizer, config.train.steps, factor)
+    init = functools.partial(init_state, trained=trained, optimizer=optimizer, recipe=recipe)
+    state = jax.eval_shape(init, params)
+    shardings = state_shardings(state, model, mesh)
+    batch = _abstract_batch(config, start, loader, shape)
+    step = make_train_step(recipe, optimizer, schedule(config.optimizer, config.train.steps))
+    return Run(
+        model=model,
+        recipe=recipe,
+        shape=shape,
+        mesh=mesh,
+        state=_placed(state, shardings),
+        batch=_placed(batch, batch_shardings(batch, mesh)),
+        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+    )
+
+
+def compile_step(run: Run) -> Compiled:
+    """Lowers and compiles the step; a step that does not fit is an answer, not an error."""
+    begun = time.perf_counter()
+    with jax.set_mesh(run.mesh):
+        lowered = run.step.lower(run.state, run.batch)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        found = out_of_memory(str(error))
+        if found is None:
+            raise
+        peak, limit = found
+        words = " ".join(str(error).split())
+        # Temporaries alone: what the step is given comes on top.
+        if "HLO temporaries" in words:
+            peak += held_bytes(run.state) + held_bytes(run.batch)
+        return Compiled(time.perf_counter() - begun, peak, limit, refusal=words[:300])
+    seconds = time.perf_counter() - begun
+    memory = compiled.memory_analysis()
+    peak = getattr(memory, "peak_memory_in_bytes", 0) or (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+    return Compiled(seconds, peak, module=Module(compiled.as_text(), run.mesh.size))
+
+
+def held_bytes(tree: Any) -> int:
+    """Bytes of a tree of ShapeDtypeStructs on one device."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def out_of_memory(message: str) -> tuple[int, int] | None:
+    """(bytes needed, bytes allowed) of the compiler's refusal; None where it is another error."""
+    for pattern in _OUT_OF_MEMORY:
+        if found := re.search(pattern, message):
+            needed, unit, allowed, allowed_unit = found.groups()
+            return int(float(needed) * _UNITS[unit]), int(float(allowed) * _UNITS[allowed_unit])
+    return None
+
+
+def _start(config: Any) -> Start:
+    if config.init_from:
+        return read_start(config)
+    model = sizes_of(config.model)
+    if config.encoder_attention:
+        model = model.with_attention(config.encoder_attention)
+    return Start(model.validate(), None)
+
+
+def _with_data(config: Any) -> Any:
+    """A plan needs no rows: what `check` asks of data.train is answered for it."""
+    if config.data.train or config.data.mixture:
+        return config
+    config = config.copy_and_resolve_references()
+    config.data.train = ("planned",)
+    return config
+
+
+def _abstract_batch(config: Any, start: Start, loader: Any, shape: Shape) -> dict[str, Any]:
+    """The batch that the loader would make, as shapes: one row of it made, the rest imagined."""
+    targets = None
+    if loader.words or loader.tags:
+        targets = Targets(loader.words, loader.tags)
+    one = dataclasses.replace(shape, rows=1)
+    row = make_train_batch(
+        [], one, start.model.encoder, 0, "bfloat16", branched=loader.branches > 1, targets=targets
+    )
+    return {
+        name: jax.ShapeDtypeStruct((shape.rows, *x.shape[1:]), x.dtype) for name, x in row.items()
+    }
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        tree,
+        shardings,
+    )

@@ -1,0 +1,237 @@
+"""From a compiled step to what it costs: memory by owner, a modelled step time, MFU.
+
+The modelled time is a way to rank settings, not a measurement:
+
+    sum of the compiler's estimated cycles, loops multiplied out, / clock
+  + attention FLOPs of Pallas kernels (which the compiler does not estimate) / peak
+  + bytes of collectives that do not overlap compute / bandwidth of a device's links
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from moss_audio_jax.models import flops
+from moss_audio_jax.plan.compile import Compiled, Run, held_bytes
+from moss_audio_jax.plan.hlo import Collective, Module
+from moss_audio_jax.plan.topologies import Topology
+
+METHOD = (
+    "compiler's estimated cycles x loop trips / clock + Pallas attention FLOPs at peak + bytes of "
+    "collectives that do not overlap / link bandwidth (all-reduce twice); modelled, not measured"
+)
+# How often attention runs in a step: forward, backward (2.5: it forms the scores again), and once
+# more where a layer is rematerialised.
+_ATTENTION_PASSES = {"none": 3.5, "projections": 4.5, "offload": 4.5, "full": 4.5}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device, by owner; `margin` is negative where the step does not fit.
+
+    Attributes:
+      parameters: trained and frozen.
+      optimizer: moments, average of the weights, counters.
+      batch: what a step is given.
+      gradients: of the trained parameters, float32, sharded like them.
+      activations: the inputs of the decoder's layers, which every remat policy keeps.
+      temporaries: the rest of the compiler's peak.
+    """
+
+    parameters: int
+    optimizer: int
+    batch: int
+    gradients: int
+    activations: int
+    temporaries: int
+    peak: int
+    usable: int
+
+    @property
+    def margin(self) -> int:
+        return self.usable - self.peak
+
+    def parts(self) -> dict[str, int]:
+        """The owners, which add up to `peak` (temporaries are what the others leave of it)."""
+        names = ("parameters", "optimizer", "batch", "gradients", "activations", "temporaries")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Modelled seconds of a step by cause, and the share of peak they mean."""
+
+    compute: float
+    kernels: float
+    exposed: float
+    mfu: float
+
+    @property
+    def seconds(self) -> float:
+        return self.compute + self.kernels + self.exposed
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything that is known of one setting on one slice."""
+
+    topology: Topology
+    fits: bool
+    memory: Memory
+    tokens: int
+    flops: float
+    compile_seconds: float
+    mesh: dict[str, int]
+    remat: str
+    rows: int
+    length: int
+    collectives: tuple[Collective, ...] = ()
+    kernels: int = 0
+    flags: tuple[str, ...] = ()
+    estimate: Estimate | None = None
+    refusal: str = ""
+
+
+def plan(run: Run, compiled: Compiled, topology: Topology) -> Plan:
+    """Memory, work and modelled time of a compiled step."""
+    memory = split_memory(run, compiled, topology)
+    shape = run.shape
+    work = flops.train_step(run.model, shape.rows, shape.tokens, shape.chunks, shape.frames)
+    found: dict[str, Any] = {}
+    if compiled.module is not None:
+        module = compiled.module
+        collectives = tuple(module.collectives())
+        kernels = module.kernels()
+        attention = attention_flops(run) if kernels else 0.0
+        seconds = estimate(
+            module.cycles(), attention / topology.devices, collectives, topology, work
+        )
+        found = {
+            "collectives": collectives,
+            "kernels": len(kernels),
+            "flags": tuple(full_gathers(run, module)),
+            "estimate": seconds,
+        }
+    return Plan(
+        topology=topology,
+        fits=compiled.module is not None and memory.margin >= 0,
+        memory=memory,
+        tokens=shape.rows * shape.tokens,
+        flops=work,
+        compile_seconds=compiled.seconds,
+        mesh=dict(run.mesh.shape),
+        remat=run.recipe.compute.remat,
+        rows=shape.rows,
+        length=shape.tokens,
+        refusal=compiled.refusal,
+        **found,
+    )
+
+
+def split_memory(run: Run, compiled: Compiled, topology: Topology) -> Memory:
+    """The compiler's peak, divided among its owners; see Memory."""
+    state = run.state
+    parameters = held_bytes([state["trained"], state["frozen"]])
+    given = held_bytes(state)
+    batch = held_bytes(run.batch)
+    rest = max(0, compiled.peak - given - batch)
+    gradients = min(rest, held_bytes(state["trained"]))
+    activations = min(rest - gradients, layer_inputs(run))
+    return Memory(
+        parameters=parameters,
+        optimizer=given - parameters,
+        batch=batch,
+        gradients=gradients,
+        activations=activations,
+        temporaries=compiled.peak - given - batch - gradients - activations,
+        peak=compiled.peak,
+        usable=compiled.limit or topology.device.usable,
+    )
+
+
+def layer_inputs(run: Run) -> int:
+    """Bytes on one device of the inputs of the decoder's layers, of one micro-batch."""
+    axes = run.mesh.shape
+    rows = math.ceil(run.shape.rows / run.recipe.accumulate / (axes["data"] * axes["fsdp"]))
+    tokens = rows * math.ceil(run.shape.tokens / axes["sequence"])
+    width = 2 if run.recipe.compute.dtype == "bfloat16" else 4
+    decoder = run.model.decoder
+    return decoder.layers * tokens * decoder.hidden_size * width * bool(run.recipe.decoder_loss)
+
+
+def estimate(
+    cycles: float,
+    kernel_flops: float,
+    collectives: tuple[Collective, ...],
+    topology: Topology,
+    work: float,
+) -> Estimate:
+    """The model that the module's docstring states.
+
+    Args:
+      cycles: of one device.
+      kernel_flops: of one device, that Pallas kernels compute.
+      collectives: of the module.
+      topology: whose clock, peak and links count.
+      work: the step's model FLOPs, of all devices.
+    """
+    device = topology.device
+    exposed = sum(c.moved for c in collectives if not c.overlapped) / device.interconnect
+    # A head of 128 fills half of v6e's and tpu7x's matrix units, 256 wide.
+    half = 2.0 if topology.generation in ("v6e", "tpu7x") else 1.0
+    compute, kernels = cycles / device.clock, half * kernel_flops / device.peak
+    seconds = compute + kernels + exposed
+    mfu = work / (seconds * topology.devices * device.peak) if seconds else 0.0
+    return Estimate(compute, kernels, exposed, mfu)
+
+
+def attention_flops(run: Run) -> float:
+    """What attention kernels of the decoder compute in a step, over all devices."""
+    decoder, tokens = run.model.decoder, run.shape.rows * run.shape.tokens
+    forward = 4 * decoder.heads * decoder.head_dim * run.shape.tokens / 2 * tokens * decoder.layers
+    return forward * _ATTENTION_PASSES[run.recipe.compute.remat]
+
+
+def full_gathers(run: Run, module: Module) -> list[str]:
+    """Names of what should never stand whole on one device, but does."""
+    decoder, shape = run.model.decoder, run.shape
+    if run.mesh.size == 1:
+        return []
+    wide = (decoder.vocab_size, decoder.hidden_size)
+    suspects = {
+        "embedding": wide,
+        "head": wide[::-1],
+        "logits": (shape.rows, shape.tokens, decoder.vocab_size),
+    }
+    found = []
+    for name, dims in suspects.items():
+        # A collective's result: a whole array that no device was given.
+        if any(_is_collective(i) for i in module.holds(*dims)):
+            found.append(f"{name} {list(dims)} is gathered whole")
+    master = max((np.prod(x.shape) for x in run.state["trained"].values()), default=0)
+    for c in module.collectives():
+        if c.kind == "all-gather" and "adam" in c.source and c.bytes >= 4 * master:
+            found.append(f"optimizer state is gathered whole ({c.source})")
+    return found
+
+
+def by_kind(collectives: tuple[Collective, ...]) -> dict[str, dict[str, float]]:
+    """{kind: {"count", "bytes" that leave a device in a step, "exposed_bytes" of them}}."""
+    table: dict[str, dict[str, float]] = collections.defaultdict(
+        lambda: {"count": 0, "bytes": 0, "exposed_bytes": 0}
+    )
+    for c in collectives:
+        entry = table[c.kind]
+        entry["count"] += c.times
+        entry["bytes"] += c.moved
+        entry["exposed_bytes"] += 0 if c.overlapped else c.moved
+    return dict(table)
+
+
+def _is_collective(name: str) -> bool:
+    return name.startswith(("all-gather", "all-reduce", "all-to-all"))
