@@ -34,7 +34,7 @@ FIGURES = (  # (what, split, key of the score's "strict", what the issue asks fo
     ("event timeline F1, 0.2 s", "test", "event_f1", ">= 0.90"),
     ("event timeline F1, held-out pairs", "test_combinations", "event_f1", ""),
     ("time questions, %", "test", "time_accuracy", ">= 90"),
-    ("multiple choice, %", "test", "accuracy", ">= 90"),
+    ("multiple choice, %", "test", "choice_accuracy", ">= 90"),
     ("tempo within 5%, %", "test", "tempo_accuracy", ">= 85"),
     ("other short answers, %", "test", "open_accuracy", ""),
 )
@@ -73,7 +73,7 @@ def main() -> None:
     for what, split, key, asked_for in FIGURES:
         if split in scores and scores[split]["strict"].get(key) is not None:
             value = scores[split]["strict"][key]
-            low, high = scores[split]["confidence"].get(f"strict/{key}", (float("nan"),) * 2)
+            low, high = scores[split]["confidence"]["strict"][key]
             print(f"| {what} | {value:.3g} | {low:.3g} - {high:.3g} | {asked_for} |")
 
 
