@@ -209,7 +209,7 @@ def test_weights_and_tasks_are_summed_apart(params, examples):
     rows = [[examples[0], examples[1]], [examples[3]]]
     _, sums = grad_fn()(params, {}, batch=batch_of(rows))
     labels = [int((e.labels != -100).sum()) for e in examples]
-    weights = [e.weight * n for e, n in zip(examples, labels, strict=True)]
+    weights = [e.weights * n for e, n in zip(examples, labels, strict=True)]
     np.testing.assert_allclose(sums["task_weight"], [weights[0] + weights[3], weights[1], 0])
     np.testing.assert_allclose(sums["task_loss"].sum(), sums["loss"], rtol=1e-5)
 
