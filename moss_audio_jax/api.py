@@ -38,9 +38,7 @@ from moss_audio_jax.sharding import as_mesh, param_shardings, serving_mesh
 from moss_audio_jax.text import build_prompt, load_tokenizer
 from moss_audio_jax.text.prompt import split_thinking
 from moss_audio_jax.text.tokenizer import StreamDecoder, Tokenizer, check_fits
-from moss_audio_jax.weights.adapters import Merged
-from moss_audio_jax.weights.checkpoint import flatten, unflatten
-from moss_audio_jax.weights.convert import load_params, open_checkpoint, read_config
+from moss_audio_jax.weights.convert import load_params, read_config
 
 Audio = str | Path | BinaryIO | np.ndarray  # a file, or a 16 kHz mono waveform
 
@@ -148,9 +146,7 @@ class MossAudio:
         mesh = serving_mesh(as_mesh(mesh))
         shardings = param_shardings(moss_audio.abstract_params(config, dtype), config, mesh)
         return cls(
-            load_params(path, config, dtype, shardings)
-            if lora is None
-            else _load_merged(path, lora, config, dtype, shardings),
+            load_params(path, config, dtype, shardings, lora),
             config,
             compute=Compute(dtype=dtype),
             mesh=mesh,
@@ -440,19 +436,6 @@ def _loss(
     targets = shift_labels(labels)
     losses, _ = cross_entropy(hidden, decoder.head_kernel(params), targets)
     return jnp.sum(losses) / jnp.sum(targets != IGNORE)
-
-
-def _load_merged(
-    path: Path, lora: str | Path, config: ModelConfig, dtype: str, shardings: Any
-) -> dict[str, Any]:
-    """`load_params` with LoRA adapters folded in, on the host, one stacked leaf at a time."""
-    by_path = flatten(shardings)
-    with Merged(open_checkpoint(path, config), lora, config) as reader:
-        leaves = {}
-        for name in reader.entries:
-            host = reader.read(name, np.dtype(dtype))
-            leaves[name] = jax.make_array_from_callback(host.shape, by_path[name], host.__getitem__)
-    return unflatten(leaves)
 
 
 def _has_tokenizer(path: Path) -> bool:

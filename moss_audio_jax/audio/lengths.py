@@ -10,7 +10,6 @@ from collections.abc import Sequence
 SAMPLE_RATE = 16_000
 HOP = 160  # samples a mel frame
 FRAMES_PER_TOKEN = 8  # three stride-2 convolutions
-TOKENS_PER_SECOND = SAMPLE_RATE / HOP / FRAMES_PER_TOKEN  # 12.5
 MARKER_SECONDS = 2  # a time marker stands after every two seconds
 MARKER_TOKENS = 25  # ... that is, after every 25 audio tokens
 

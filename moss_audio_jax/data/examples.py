@@ -115,12 +115,12 @@ class ExampleMaker:
             opening = np.zeros(0, np.int32)
             parts = [build_conversation(self.tokenizer, messages, frames, markers)]
             chosen = chosen or [Branch(messages)]
-        said = [_said(opening, np.zeros(len(opening), bool), 0, 0, 0, 0)]
+        said = [_arrays(opening, np.zeros(len(opening), bool), 0, 0, 0, 0)]
         for number, (branch, part) in enumerate(zip(chosen, parts, strict=True), 1):
             task = self._task(branch.task or row.task or job.part)
             shared = len(opening)
             said.append(
-                _said(*part, row.weight * branch.weight, task, shared, number if shared else 0)
+                _arrays(*part, row.weight * branch.weight, task, shared, number if shared else 0)
             )
         return _Said(*(np.concatenate(arrays) for arrays in zip(*said, strict=True)))
 
@@ -173,7 +173,7 @@ class _Said(NamedTuple):
     branches: np.ndarray
 
 
-def _said(
+def _arrays(
     ids: np.ndarray, answers: np.ndarray, weight: float, task: int, first: int, branch: int
 ) -> _Said:
     return _Said(

@@ -16,16 +16,14 @@ from jax.sharding import Mesh
 
 from moss_audio_jax.config import ModelConfig
 from moss_audio_jax.data.batch import Shape, make_train_batch
-from moss_audio_jax.data.targets import Targets
+from moss_audio_jax.data.pipeline import targets_of
 from moss_audio_jax.errors import InputError, UsageError
-from moss_audio_jax.models import lora, moss_audio
 from moss_audio_jax.plan.hlo import Module
 from moss_audio_jax.plan.topologies import GIB, Topology
 from moss_audio_jax.sharding import AXES, make_mesh
 from moss_audio_jax.train import loop
 from moss_audio_jax.train.check import check
-from moss_audio_jax.train.helpers import init_helpers
-from moss_audio_jax.train.optimizer import factors, make_optimizer, schedule
+from moss_audio_jax.train.optimizer import make_optimizer, schedule
 from moss_audio_jax.train.start import Start, read_start, sizes_of
 from moss_audio_jax.train.step import (
     Recipe,
@@ -34,7 +32,6 @@ from moss_audio_jax.train.step import (
     make_train_step,
     state_shardings,
 )
-from moss_audio_jax.weights.checkpoint import flatten
 
 # Outside a TPU machine: ask no metadata server; the default backend stays the CPU.
 _ENVIRONMENT = {
@@ -146,18 +143,7 @@ def build(config: Any, devices: list[Any]) -> Run:
     shape = loader.shape(model.encoder)
 
     # The same order as train/loop.py: parameters, what is trained, optimizer, state, step.
-    base = flatten(moss_audio.abstract_params(model))
-    params = dict(base)
-    if config.lora.rank:
-        params |= jax.eval_shape(functools.partial(loop.adapters_of, config, base))
-        factor = {path: float(lora.is_adapter(path)) for path in params}
-    else:
-        factor = factors(list(params), config.optimizer.groups)
-    if recipe.helpers:
-        key = jax.random.key(config.train.seed)
-        heads = jax.eval_shape(lambda: init_helpers(key, model.encoder, recipe.helpers))
-        params |= heads
-        factor |= dict.fromkeys(heads, 1.0)
+    params, factor = loop.parameters_of(config, recipe)
     trained = {path for path, value in factor.items() if value}
     optimizer = make_optimizer(config.optimizer, config.train.steps, factor)
     init = functools.partial(init_state, trained=trained, optimizer=optimizer, recipe=recipe)
@@ -241,12 +227,15 @@ def _with_data(config: Any) -> Any:
 
 def _abstract_batch(config: Any, start: Start, loader: Any, shape: Shape) -> dict[str, Any]:
     """The batch that the loader would make, as shapes: one row of it made, the rest imagined."""
-    targets = None
-    if loader.words or loader.tags:
-        targets = Targets(loader.words, loader.tags)
     one = dataclasses.replace(shape, rows=1)
     row = make_train_batch(
-        [], one, start.model.encoder, 0, "bfloat16", branched=loader.branches > 1, targets=targets
+        [],
+        one,
+        start.model.encoder,
+        0,
+        "bfloat16",
+        branched=loader.branches > 1,
+        targets=targets_of(loader),
     )
     return {
         name: jax.ShapeDtypeStruct((shape.rows, *x.shape[1:]), x.dtype) for name, x in row.items()

@@ -1,7 +1,7 @@
 """Helper losses that teach an encoder from scratch what is said and heard when.
 
 Linear heads on the encoder's last features, for training alone: an export leaves them out of the
-checkpoint and writes them beside it (helpers.safetensors, for alignment).
+checkpoint's own weights and writes them into its folder `helpers` (`weights.heads`).
 
   ctc       connectionist temporal classification over the tokenizer's pieces, chunk by chunk
   frames    cross entropy of the piece that is said at each token (80 ms), from known word times

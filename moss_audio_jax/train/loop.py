@@ -65,18 +65,8 @@ def train(config: Any, workdir: Path) -> int:
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(config.to_json_best_effort(indent=1) + "\n")
 
-    abstract_base = flatten(moss_audio.abstract_params(start.model))
     recipe = recipe_of(config, start)
-    abstract = dict(abstract_base)
-    if config.lora.rank:
-        abstract |= jax.eval_shape(functools.partial(adapters_of, config, abstract_base))
-        factor = {path: float(lora.is_adapter(path)) for path in abstract}
-    else:
-        factor = factors(list(abstract), config.optimizer.groups)
-    if recipe.helpers:
-        heads = jax.eval_shape(functools.partial(_heads, config, start, recipe.helpers))
-        abstract |= heads
-        factor |= dict.fromkeys(heads, 1.0)
+    abstract, factor = parameters_of(config, recipe)
     trained = {path for path, value in factor.items() if value}
     optimizer = make_optimizer(config.optimizer, config.train.steps, factor)
 
@@ -90,7 +80,8 @@ def train(config: Any, workdir: Path) -> int:
         base_shardings = param_shardings(moss_audio.abstract_params(start.model), start.model, mesh)
         params = flatten(initial_params(start, base_shardings, config.train.seed))
         if config.lora.rank:
-            params |= jax.jit(functools.partial(adapters_of, config, abstract_base))()
+            base = {path: abstract[path] for path in params}
+            params |= jax.jit(functools.partial(_adapters, config, base))()
         if recipe.helpers:
             params |= _heads(config, start, recipe.helpers)
         state = jax.jit(init, out_shardings=shardings)(params)
@@ -179,7 +170,27 @@ def train(config: Any, workdir: Path) -> int:
 # --- parts -----------------------------------------------------------------------------------
 
 
-def adapters_of(config: Any, base: dict) -> dict:
+def parameters_of(config: Any, recipe: Recipe) -> tuple[dict, dict[str, float]]:
+    """All parameters of a run by path, as ShapeDtypeStructs, and the learning-rate factor of each.
+
+    Adapters and helper heads are among them; a factor of 0 freezes.
+    """
+    base = flatten(moss_audio.abstract_params(recipe.model))
+    abstract = dict(base)
+    if config.lora.rank:
+        abstract |= jax.eval_shape(functools.partial(_adapters, config, base))
+        factor = {path: float(lora.is_adapter(path)) for path in abstract}
+    else:
+        factor = factors(list(abstract), config.optimizer.groups)
+    if recipe.helpers:
+        key = jax.random.key(config.train.seed)
+        heads = jax.eval_shape(lambda: init_helpers(key, recipe.model.encoder, recipe.helpers))
+        abstract |= heads
+        factor |= dict.fromkeys(heads, 1.0)
+    return abstract, factor
+
+
+def _adapters(config: Any, base: dict) -> dict:
     return lora.init(jax.random.key(config.train.seed), base, config.lora.rank, config.lora.targets)
 
 

@@ -74,6 +74,7 @@ def load_params(
     config: ModelConfig | None = None,
     dtype: Any = None,
     shardings: Any = None,
+    lora: str | Path | None = None,
 ) -> dict[str, Any]:
     """The parameters of a checkpoint in either layout, as a tree of jax.Arrays.
 
@@ -83,10 +84,22 @@ def load_params(
       dtype: cast to it while reading; None: as stored.
       shardings: a tree of Shardings like the parameters, one for all, or None (the first device).
         Each process reads what its own devices hold.
+      lora: a folder of adapters to fold in, on the host, one stacked leaf at a time; needs config,
+        dtype and shardings.
 
     Raises:
       InputError: weights that are missing, broken, incomplete, or not of this config.
     """
+    if lora is not None:
+        by_path = checkpoint.flatten(shardings)
+        leaves = {}
+        with Merged(open_checkpoint(folder, config), lora, config) as reader:
+            for name in reader.entries:
+                host = reader.read(name, np.dtype(dtype))
+                leaves[name] = jax.make_array_from_callback(
+                    host.shape, by_path[name], host.__getitem__
+                )
+        return checkpoint.unflatten(leaves)
     with open_checkpoint(folder, config) as reader:
         return checkpoint.load_tree(reader, shardings, dtype)
 

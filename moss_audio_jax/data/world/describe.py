@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from moss_audio_jax.data.world.lexicon import number_words
 from moss_audio_jax.data.world.sounds import KINDS
 
 Labels = dict[str, Any]
@@ -21,10 +20,6 @@ def joined(parts: Sequence[str]) -> str:
     if len(parts) < 2:
         return "".join(parts)
     return ", ".join(parts[:-1]) + f" and {parts[-1]}"
-
-
-def times_word(count: int) -> str:
-    return {1: "once", 2: "twice"}.get(count) or f"{number_words(count)} times"
 
 
 def capitalised(text: str) -> str:
