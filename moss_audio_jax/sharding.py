@@ -169,6 +169,16 @@ def constrain(x: jax.Array, *dimensions: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
+def ways(shape: Sequence[int], *dimensions: str | None) -> int:
+    """Over how many devices `constrain` would split an array of this shape."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return 1
+    spec = fit(shape, [ACTIVATIONS[name] for name in dimensions], mesh)
+    names = jax.tree.leaves(tuple(spec))
+    return math.prod(mesh.shape[name] for name in names)
+
+
 def replicate(tree: Any) -> Any:
     """Pins every array of a tree to a copy on each device of the mesh in context."""
     return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), tree)

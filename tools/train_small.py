@@ -21,23 +21,26 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import ml_dtypes
+import numpy as np
 from tqdm import tqdm
 from train_tokenizer import texts_of, train_tokenizer
 
 from moss_audio_jax.audio import log_mel
 from moss_audio_jax.command import DEFAULT_CHECKPOINT
 from moss_audio_jax.data import shards, world
-from moss_audio_jax.data.records import encode_record
+from moss_audio_jax.data.records import Row, encode_record
+from moss_audio_jax.data.sources import Source
 from moss_audio_jax.weights.convert import convert
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "small"
 TRAINING = ("encoder", "adapter", "pretrain", "sft", "cold_start")  # each from the one before
-STEPS = ("data", "tokenizer", *TRAINING, "ship")
+STEPS = ("data", "tokenizer", "joined", *TRAINING, "ship")
 SCENES, SHARD = 48_000, 800
+JOINED = 3200  # mel frames, 8 chunks, that scenes are joined to for the encoder stage
 TOKENIZER_SHARDS = 6  # enough to hold every word
 VOCABULARY = 2560
 
@@ -66,6 +69,75 @@ def _record(scene: world.Scene) -> bytes:
     return encode_record(row, [log_mel(scene.wav).astype(ml_dtypes.bfloat16)])
 
 
+def make_joined(workdir: Path, processes: int) -> None:
+    """Scenes end to end in whole chunks, for the encoder stage: else two chunks in five are air.
+
+    Two sets: `all`, and `speech`, of the scenes in which nothing else sounds.
+    """
+    paths = sorted((workdir / "scenes").glob("train-*.array_record"))
+    (workdir / "joined").mkdir(exist_ok=True)
+    with concurrent.futures.ProcessPoolExecutor(processes) as pool:
+        made = [
+            pool.submit(_join_shard, path, workdir / "joined" / f"{kind}-{path.name[6:]}", kind)
+            for path in paths
+            for kind in ("all", "speech")
+        ]
+        for each in tqdm(concurrent.futures.as_completed(made), total=len(made), unit="shard"):
+            each.result()
+
+
+def _join_shard(source: Path, target: Path, kind: str) -> None:
+    if target.exists():
+        return
+    scenes = Source(str(source))
+    rows = (scenes[i] for i in range(len(scenes)))
+    if kind == "speech":
+        rows = (row for row in rows if row.words and not _sounds(row))
+    shards.write_shard(str(target), joined(rows))
+
+
+def _sounds(row: Row) -> bool:
+    return any(tag.text == "music" or tag.text.startswith("sound:") for tag in row.tags)
+
+
+def joined(rows: Iterable[Row], ahead: int = 24) -> Iterator[bytes]:
+    """Records of up to JOINED frames; of the next `ahead` scenes the longest that fits is next."""
+    rows = iter(rows)
+    waiting = list(itertools.islice(rows, ahead))
+    while waiting:
+        taken, room = [], JOINED
+        while fitting := [i for i, row in enumerate(waiting) if _frames(row) <= room]:
+            # The first by order, then the longest: every scene's turn comes.
+            best = max(fitting, key=lambda i: _frames(waiting[i])) if taken else fitting[0]
+            taken.append(waiting.pop(best))
+            room -= _frames(taken[-1])
+            waiting += itertools.islice(rows, 1)
+        yield _join(taken)
+
+
+def _frames(row: Row) -> int:
+    return row.clips[0].shape[1]
+
+
+def _join(rows: Sequence[Row]) -> bytes:
+    starts = itertools.accumulate((_frames(row) / 100 for row in rows), initial=0.0)
+    found: dict[str, list] = {"words": [], "tags": []}
+    for row, start in zip(rows, starts, strict=False):
+        for key, name in (("words", "text"), ("tags", "name")):
+            found[key] += [
+                {name: span.text, "start": start + span.start, "end": start + span.end}
+                for span in getattr(row, key)
+            ]
+    said = " ".join(word["text"] for word in found["words"]) or "There is no speech."
+    conversation = [
+        {"role": "user", "message_type": "audio", "content": f"{rows[0].id}+{len(rows) - 1}.wav"},
+        {"role": "user", "message_type": "text", "content": "Transcribe the audio."},
+        {"role": "assistant", "message_type": "text", "content": said},
+    ]
+    mel = np.concatenate([row.clips[0] for row in rows], axis=1)
+    return encode_record({"conversation": conversation, **found}, [mel])
+
+
 def make_tokenizer(workdir: Path) -> None:
     paths = sorted((workdir / "scenes").glob("train-*.array_record"))[:TOKENIZER_SHARDS]
     train_tokenizer(texts_of(map(str, paths)), VOCABULARY, workdir / "tokenizer")
@@ -74,20 +146,15 @@ def make_tokenizer(workdir: Path) -> None:
 def train_stage(workdir: Path, stage: str, seed: int, overrides: Sequence[str]) -> None:
     """Runs a stage as its own process, as a user would; appends its time to times.jsonl."""
     before = dict(itertools.pairwise(TRAINING[::-1])).get(stage)
-    start = (
-        f"--config.init_from={workdir / before / 'export'}"
-        if before
-        else f"--config.tokenizer={workdir / 'tokenizer'}"
-    )
     command = [
         sys.executable, "-m", "moss_audio_jax.train",
-        "--config", str(CONFIGS / f"{stage}.py"), "--workdir", str(workdir / stage),
-        f"--config.data.train=('{workdir}/scenes/train-*.array_record',)",
-        f"--config.train.seed={seed}", start, *overrides,
+        "--config", str(CONFIGS / f"{stage}.py"), "--workdir", stage,
+        f"--config.train.seed={seed}", *([f"--config.init_from={before}/export"] if before else []),
+        *overrides,
     ]  # fmt: skip
     print(" ".join(command), flush=True)
     clock, processor = time.perf_counter(), os.times()
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, cwd=workdir)  # the configs name what lies there
     used = os.times()
     entry = {
         "stage": stage,
@@ -127,6 +194,7 @@ def main() -> None:
             make_data, workdir / "scenes", "train", args.scenes, args.processes
         ),
         "tokenizer": functools.partial(make_tokenizer, workdir),
+        "joined": functools.partial(make_joined, workdir, args.processes),
         **{
             stage: functools.partial(train_stage, workdir, stage, args.seed, overrides)
             for stage in TRAINING

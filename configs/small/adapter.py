@@ -1,7 +1,7 @@
 """Stage 2 of the small model: adapter, mergers and decoder learn to read the frozen encoder.
 
-    moss-audio-jax train --config configs/small/adapter.py --workdir DIR \
-        --config.init_from=ENCODER_DIR/export --config.data.train="('scenes/train-*.array_record',)"
+    moss-audio-jax train --config configs/small/adapter.py --workdir adapter \
+        --config.init_from=encoder/export
 
 The paper trains adapter and mergers alone here, under a decoder that knows language. Ours knows
 nothing yet, so it learns along. The learning rate does not fall: stage 3 goes on from there.

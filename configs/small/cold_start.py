@@ -1,7 +1,7 @@
 """Stage 5 of the small model: answers that come after a chain of thought, beside the rest.
 
-    moss-audio-jax train --config configs/small/cold_start.py --workdir DIR \
-        --config.init_from=SFT_DIR/export --config.data.train="('scenes/train-*.array_record',)"
+    moss-audio-jax train --config configs/small/cold_start.py --workdir cold_start \
+        --config.init_from=sft/export
 
 The encoder is frozen: what is heard does not change, only what is made of it.
 """

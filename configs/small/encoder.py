@@ -1,10 +1,10 @@
 """Stage 1 of the small model: the encoder from scratch, under heads for words, tags and place.
 
-    moss-audio-jax train --config configs/small/encoder.py --workdir DIR \
-        --config.tokenizer=TOKENIZER_DIR --config.data.train="('scenes/train-*.array_record',)"
+    moss-audio-jax train --config configs/small/encoder.py --workdir encoder
 
-The decoder does not run: word-level CTC and the known times of words and sounds teach the encoder
-many times faster than answers read off through an untrained decoder.
+in the folder where `tools/train_small.py` made tokenizer/ and joined/ (scenes end to end): half of
+all scenes, half of those with speech alone, which takes longest to learn. The decoder does not run:
+the words, in order and at their known times, and what sounds when teach the encoder directly.
 """
 
 import small
@@ -12,19 +12,25 @@ import small
 
 def get_config():
     c = small.get_config()
-    c.data.length = 640
+    c.tokenizer = "tokenizer"
+    c.data.train = ()
+    c.data.mixture.all = {"weight": 1.0, "paths": ("joined/all-*.array_record",)}
+    c.data.mixture.speech = {"weight": 1.0, "paths": ("joined/speech-*.array_record",)}
+    c.data.length = 768
     c.data.chunks = 8
     c.data.batch = 4
     c.data.branches = 0
-    c.train.steps = 2600
+    c.data.augment.freq_masks = 0
+    c.train.steps = 4200
     c.train.decoder_loss = 0.0
     c.helpers.ctc = 0.1
     c.helpers.frames = 1.0
     c.helpers.tags = 0.3
     c.helpers.position = 0.1
-    c.optimizer.learning_rate = 1.2e-3
+    c.optimizer.name = "muon"
+    c.optimizer.learning_rate = 5e-3
     c.optimizer.schedule = "wsd"
-    c.optimizer.warmup = 200
+    c.optimizer.warmup = 100
     c.optimizer.decay = 0.3
     c.optimizer.groups = (("audio_encoder/", 1.0), (".*", 0.0))
     return c

@@ -1,7 +1,7 @@
 """Stage 3 of the small model: everything, on transcripts, timestamps, timelines and captions.
 
-    moss-audio-jax train --config configs/small/pretrain.py --workdir DIR \
-        --config.init_from=ADAPTER_DIR/export --config.data.train="('scenes/train-*.array_record',)"
+    moss-audio-jax train --config configs/small/pretrain.py --workdir pretrain \
+        --config.init_from=adapter/export
 
 The helper losses stay on, lightly: they keep the encoder's words and times where they are.
 """

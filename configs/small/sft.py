@@ -1,7 +1,7 @@
 """Stage 4 of the small model: every task that a scene can be asked about.
 
-    moss-audio-jax train --config configs/small/sft.py --workdir DIR \
-        --config.init_from=PRETRAIN/export --config.data.train="('scenes/train-*.array_record',)"
+    moss-audio-jax train --config configs/small/sft.py --workdir sft \
+        --config.init_from=pretrain/export
 """
 
 import small

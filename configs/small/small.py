@@ -28,6 +28,7 @@ def get_config():
             inject_layers=3,
         )
     )  # fmt: skip
+    c.data.train = ("scenes/train-*.array_record",)
     c.data.window = 32
     c.data.augment.freq_masks = 1
     c.data.augment.freq_width = 16

@@ -23,7 +23,7 @@ from moss_audio_jax.models.blocks import (
 from moss_audio_jax.ops.attention import attention
 from moss_audio_jax.ops.conv import conv3x3_stride2
 from moss_audio_jax.ops.rotary import sinusoids
-from moss_audio_jax.sharding import constrain
+from moss_audio_jax.sharding import constrain, ways
 
 _LAYER_EPS = 1e-5  # Whisper's; config's norm_eps is that of the final norm alone
 
@@ -180,7 +180,9 @@ def encode_rows(
     frames: jax.Array,
     padded: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """`encode` for a batch of rows with C chunks each, a bounded number of chunks at a time.
+    """`encode` for a batch of rows with C chunks each, `compute.encoder_chunks` at a time.
+
+    The bound holds for each device: rows split over devices count once.
 
     Args:
       mels: [B, C, F, M].
@@ -190,7 +192,8 @@ def encode_rows(
       features [B, C * F / 8, output_dim], taps [K, B, C * F / 8, output_dim].
     """
     batch, chunks = frames.shape
-    step = _divisor(chunks, max(1, compute.encoder_chunks // batch))
+    on_device = batch // ways((batch,), "batch")
+    step = _divisor(chunks, max(1, compute.encoder_chunks // on_device))
 
     def part(xs: tuple) -> tuple[jax.Array, jax.Array]:
         flat = [x.reshape(batch * step, *x.shape[2:]) for x in xs]

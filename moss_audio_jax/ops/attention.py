@@ -20,10 +20,11 @@ import jax.numpy as jnp
 
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.ops.linear import precision
+from moss_audio_jax.sharding import ways
 
 IMPLEMENTATIONS = ("auto", "xla")
 
-# Above this many scores (256 MB) queries go through in blocks, so that memory stays linear.
+# Above this many scores on a device (256 MB) queries go through in blocks: memory stays linear.
 _MAX_SCORES = 2**26
 # Causal attention goes through in up to so many steps of at least so many queries.
 _MAX_STEPS, _MIN_STEP = 8, 128
@@ -101,9 +102,10 @@ def _in_blocks(queries: tuple, keys: tuple, causal: bool, window: tuple[int, int
 
 
 def _query_block(query_shape: tuple[int, ...], keys: int) -> int:
-    """Queries that go through at once: all, or all halved until their scores fit."""
+    """Queries that go through at once: all, or all halved until a device's scores fit."""
     batch, block, heads, _ = query_shape
-    while batch * heads * block * keys > _MAX_SCORES and block % 2 == 0:
+    others = batch * heads * keys // ways((batch, heads), "batch", "heads")
+    while others * block > _MAX_SCORES and block % 2 == 0:
         block //= 2
     return block
 

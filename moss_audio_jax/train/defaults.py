@@ -73,7 +73,7 @@ def get_config(size: str = "4b") -> ConfigDict:
     helpers.names = ()  # of the tags
 
     c.optimizer = optimizer = ConfigDict()
-    optimizer.name = "adamw"  # adamw | adafactor
+    optimizer.name = "adamw"  # adamw | adafactor | muon (matrices; the rest by adamw)
     optimizer.learning_rate = 1e-5
     optimizer.schedule = "cosine"  # cosine | wsd | linear | constant
     optimizer.warmup = 100  # steps

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import tree_map_with_path
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from moss_audio_jax.errors import UsageError
 
-OPTIMIZERS = ("adamw", "adafactor")
+OPTIMIZERS = ("adamw", "adafactor", "muon")
 SCHEDULES = ("cosine", "wsd", "linear", "constant")
 
 
@@ -71,9 +75,18 @@ def make_optimizer(
     Weight decay goes to kernels and embeddings alone, scaled by the learning rate (decoupled,
     arXiv 1711.05101).
     """
+    adam = optax.scale_by_adam(
+        b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=jnp.dtype(config.moment_dtype)
+    )
     if config.name == "adamw":
-        rule = optax.scale_by_adam(
-            b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=jnp.dtype(config.moment_dtype)
+        rule = adam
+    elif config.name == "muon":
+        rule = optax.partition(
+            {"matrix": _scale_by_muon(config), "other": adam},
+            lambda params: {
+                path: "matrix" if _matrix(path, leaf.ndim) else "other"
+                for path, leaf in params.items()
+            },
         )
     elif config.name == "adafactor":
         rule = optax.chain(
@@ -91,3 +104,44 @@ def make_optimizer(
         optax.scale_by_learning_rate(schedule(config, steps)),
         optax.stateless(lambda updates, _: {path: u * factor[path] for path, u in updates.items()}),
     )
+
+
+def _scale_by_muon(config: Any) -> optax.GradientTransformation:
+    """Orthogonalised momentum (arXiv 2502.16982), scaled to the size of Adam's updates.
+
+    A learning rate for AdamW is then one for Muon too. Each layer of a stack is a matrix by itself;
+    a convolution's is [all inputs of a place, channels].
+    """
+
+    # Maps over trees, since `partition` leaves empty nodes in the place of the others' leaves.
+    def axes(params: Any) -> Any:
+        return tree_map_with_path(lambda path, x: _matrix(path[0].key, x.ndim), params)
+
+    def sized(updates: Any, _: Any) -> Any:
+        return jax.tree.map(
+            lambda u: u * 0.2 * math.sqrt(max(math.prod(_inputs(u.shape)), u.shape[-1])), updates
+        )
+
+    return optax.chain(
+        scale_by_muon(
+            ns_steps=4,  # one less than usual, thanks to the preconditioning
+            preconditioning="aol",
+            mu_dtype=jnp.dtype(config.moment_dtype),
+            weight_dimension_numbers=axes,
+        ),
+        optax.stateless(sized),
+    )
+
+
+def _inputs(shape: Sequence[int]) -> Sequence[int]:
+    """Which dimensions of a kernel [..., in, out] or convolution [H, W, in, out] are its inputs."""
+    return shape[:-1] if len(shape) == 4 else shape[-2:-1]
+
+
+def _matrix(path: str, ndim: int) -> MuonDimensionNumbers | None:
+    """The axes of a parameter that make a matrix for Muon; None: Adam's, as vectors, heads are."""
+    if not path.endswith("/kernel") or re.match(r"lm_head/|helpers/|.*/conv1/", path):
+        return None
+    if ndim == 4:
+        return MuonDimensionNumbers((0, 1, 2), 3)
+    return MuonDimensionNumbers(ndim - 2, ndim - 1)

@@ -229,6 +229,35 @@ def test_z_loss_and_adafactor_and_ema(params, examples):
     assert size[0] < 0.51 * size[1]  # no first moment; and these are too small to factor
 
 
+def _spread(matrix):
+    """The middle singular value against the largest."""
+    values = np.linalg.svd(matrix, compute_uv=False)
+    return values[len(values) // 2] / values[0]
+
+
+def test_muon_turns_matrices_and_leaves_the_rest_to_adam(params, examples):
+    batch = batch_of([[e] for e in examples])
+    start = {path: jnp.asarray(leaf) for path, leaf in params.items()}
+    muon, adam = (
+        run_steps(params, set(params), batch, steps=1, name=name)[0]["trained"]
+        for name in ("muon", "adamw")
+    )
+
+    def step(state, path):
+        return np.asarray(state[path] - start[path])
+
+    layer = "language_model/layers/mlp/up_proj/kernel"
+    # The directions that the gradients have come out nearly alike, for each layer by itself.
+    for turned, plain in zip(step(muon, layer), step(adam, layer), strict=True):
+        assert _spread(turned) > 0.5 > 2 * _spread(plain)
+    sizes = [np.sqrt(np.mean(step(state, layer) ** 2)) for state in (muon, adam)]
+    assert 0.1 < sizes[0] / sizes[1] < 1
+    conv = step(muon, "audio_encoder/stem/conv2/kernel")
+    assert _spread(conv.reshape(-1, conv.shape[-1])) > 0.5
+    for path in ("lm_head/kernel", "language_model/embed_tokens/embedding"):
+        np.testing.assert_array_equal(muon[path], adam[path])
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
