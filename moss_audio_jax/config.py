@@ -147,7 +147,7 @@ class Compute:
     dtype: str = "bfloat16"  # of activations; softmax, norms, rotary and logits stay float32
     attention: str = "auto"  # see ops.attention
     remat: str = "none"  # see models.remat
-    encoder_chunks: int = 64  # chunks the encoder takes at a time: bounds its memory
+    encoder_chunks: int = 32  # chunks the encoder takes at a time: bounds its memory
 
 
 RELEASED = {

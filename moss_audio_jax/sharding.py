@@ -169,6 +169,12 @@ def constrain(x: jax.Array, *dimensions: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
+def platform() -> str:
+    """What a program is compiled for, "tpu", "gpu" or "cpu": by the mesh in context, if any."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
+
+
 def ways(shape: Sequence[int], *dimensions: str | None) -> int:
     """Over how many devices `constrain` would split an array of this shape."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -15,8 +15,8 @@ def get_config():
     small.answers(c)
     c.data.pick = small.PRETRAIN
     c.train.steps = 400
-    c.optimizer.learning_rate = 1.5e-3
+    c.optimizer.learning_rate = 4e-3
     c.optimizer.schedule = "constant"
-    c.optimizer.warmup = 100
+    c.optimizer.warmup = 50
     c.optimizer.groups = (("audio_encoder/", 0.0), (".*", 1.0))
     return c

@@ -14,7 +14,7 @@ def get_config():
     small.answers(c)
     c.data.pick = small.REASONING
     c.train.steps = 600
-    c.optimizer.learning_rate = 3e-4
+    c.optimizer.learning_rate = 1e-3
     c.optimizer.warmup = 100
     c.optimizer.final = 0.0
     c.optimizer.groups = (("audio_encoder/", 0.0), (".*", 1.0))

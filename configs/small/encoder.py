@@ -21,13 +21,12 @@ def get_config():
     c.data.batch = 4
     c.data.branches = 0
     c.data.augment.freq_masks = 0
-    c.train.steps = 4200
+    c.train.steps = 3600
     c.train.decoder_loss = 0.0
     c.helpers.ctc = 0.1
     c.helpers.frames = 1.0
     c.helpers.tags = 0.3
     c.helpers.position = 0.1
-    c.optimizer.name = "muon"
     c.optimizer.learning_rate = 5e-3
     c.optimizer.schedule = "wsd"
     c.optimizer.warmup = 100

@@ -18,9 +18,9 @@ def get_config():
     c.helpers.frames = 0.5
     c.helpers.tags = 0.2
     c.helpers.position = 0.05
-    c.optimizer.learning_rate = 1.5e-3
+    c.optimizer.learning_rate = 4e-3
     c.optimizer.schedule = "cosine"
     c.optimizer.warmup = 50
-    c.optimizer.final = 0.3
-    c.optimizer.groups = (("audio_encoder/", 0.5), (".*", 1.0))
+    c.optimizer.final = 0.1
+    c.optimizer.groups = (("audio_encoder/", 0.3), (".*", 1.0))
     return c

@@ -11,9 +11,9 @@ def get_config():
     c = small.get_config()
     small.answers(c)
     c.data.pick = small.SFT
-    c.train.steps = 260
-    c.optimizer.learning_rate = 5e-4
+    c.train.steps = 300
+    c.optimizer.learning_rate = 1e-3
     c.optimizer.warmup = 30
     c.optimizer.final = 0.1
-    c.optimizer.groups = (("audio_encoder/", 0.4), (".*", 1.0))
+    c.optimizer.groups = (("audio_encoder/", 0.3), (".*", 1.0))
     return c

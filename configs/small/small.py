@@ -35,6 +35,7 @@ def get_config():
     c.train.dtype = "float32"
     c.train.remat = "none"
     c.train.log_every = 20
+    c.optimizer.name = "muon"
     c.optimizer.b2 = 0.98
     c.optimizer.weight_decay = 0.01
     c.helpers.names = TAGS

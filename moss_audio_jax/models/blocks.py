@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from moss_audio_jax.config import Compute
 from moss_audio_jax.ops.linear import matmul
 from moss_audio_jax.ops.norms import layer_norm, rms_norm
+from moss_audio_jax.ops.splash import RESIDUALS
 
+REMAT = ("none", "full", "attention", "projections", "offload")  # see `rematerialised`
 _ADDED = ("out_proj", "fc2", "o_proj", "down_proj")  # whose outputs join the residual stream
 
 
@@ -85,14 +87,18 @@ def init_residual_stack(module: nn.Module, key: jax.Array, layers: int, *args: A
 def rematerialised(body: Callable, compute: Compute) -> Callable:
     """A scan body under the memory policy `compute.remat`.
 
-    none: keep every intermediate. full: keep the body's input only. projections: keep the outputs
-    of the matrix products. offload: the same, kept in host memory.
+    none: keep every intermediate. full: keep the body's input only. attention: also what an
+    attention kernel's backward pass needs, so that it runs once. projections: also the outputs of
+    the matrix products. offload: those in host memory.
     """
     policies = jax.checkpoint_policies
+    kernels = policies.save_only_these_names(RESIDUALS)
+    products = policies.dots_with_no_batch_dims_saveable
     policy = {
         "none": None,
         "full": policies.nothing_saveable,
-        "projections": policies.dots_with_no_batch_dims_saveable,
+        "attention": kernels,
+        "projections": policies.save_from_both_policies(products, kernels),
         "offload": policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
     }[compute.remat]
     # The body is compiled inside a loop, where nothing is hoisted out of it: CSE cannot undo it.

@@ -83,7 +83,8 @@ class SelfAttention(nn.Module):
             causal=causal,
             window=window,
             segment_ids=(valid, valid),
-            implementation=self.compute.attention,
+            # A chunk's 50 tokens are too few for a kernel.
+            implementation="xla" if cfg.attention == "chunked" else self.compute.attention,
         )
         return Linear(cfg.d_model, use_bias=True, name="out_proj")(out.reshape(x.shape))
 
@@ -141,8 +142,14 @@ def encode(
       features [N, F / 8, output_dim] and taps [K, N, F / 8, output_dim], in compute's dtype. Rows
       beyond ceil(frames / 8) are meaningless.
     """
+
+    def stem(params: Any, mels: jax.Array) -> jax.Array:
+        return Stem(config).apply({"params": params}, mels.astype(as_dtype(compute)), padded)
+
+    if compute.remat != "none":  # its first convolution's output is the largest array of all
+        stem = jax.checkpoint(stem)
     with jax.named_scope("stem"):
-        x = Stem(config).apply({"params": params["stem"]}, mels.astype(as_dtype(compute)), padded)
+        x = stem(params["stem"], mels)
         x = x + sinusoids(x.shape[1], config.d_model).astype(x.dtype)
         x = constrain(x, "batch", None, None)
     valid = (8 * jnp.arange(x.shape[1]) < frames[:, None]).astype(jnp.int32)

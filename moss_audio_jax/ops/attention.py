@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 
 from moss_audio_jax.errors import UsageError
+from moss_audio_jax.ops import splash
 from moss_audio_jax.ops.linear import precision
-from moss_audio_jax.sharding import ways
+from moss_audio_jax.sharding import platform, ways
 
-IMPLEMENTATIONS = ("auto", "xla")
+IMPLEMENTATIONS = ("auto", "xla", "splash")
 
 # Above this many scores on a device (256 MB) queries go through in blocks: memory stays linear.
 _MAX_SCORES = 2**26
@@ -53,17 +54,31 @@ def attention(
       segment_ids: int (queries' [B, T], keys' [B, S]), or None for one segment.
       branch_ids: int [B, T] of queries and keys alike, or None for no branches.
       query_slots: int [B, T], or None for 0..T-1.
-      implementation: "xla" (plain), or "auto" to choose.
+      implementation: "xla" (plain); "splash" (TPU); or "auto": splash on a TPU where it can do what
+        is asked and rows are long enough to gain, else plain.
 
     Returns:
       [B, T, N, H] in query's dtype. A query that sees nothing gets the mean of all values.
 
     Raises:
-      UsageError: unknown implementation.
+      UsageError: unknown implementation, or one that cannot do what is asked.
     """
     if implementation not in IMPLEMENTATIONS:
         raise UsageError(f"attention is {implementation!r}; expected one of {IMPLEMENTATIONS}")
     batch, length = query.shape[:2]
+    kernel = branch_ids is None and query_slots is None and splash.fits(query, key)
+    if implementation == "splash" and not kernel:
+        raise UsageError(
+            f"attention 'splash' needs rows of a multiple of 128 tokens that are not "
+            f"split over devices, no branches and no cache; got {query.shape} queries on "
+            f"{key.shape} keys; use 'auto' or 'xla'"
+        )
+    if implementation == "auto" and kernel and length >= 2 * _MIN_STEP and platform() == "tpu":
+        implementation = "splash"
+    if implementation == "splash":
+        return splash.splash_attention(
+            query, key, value, causal=causal, window=window, segment_ids=segment_ids
+        )
     staircase = causal and window is None and query_slots is None and key.shape[1] == length
     if query_slots is None:
         query_slots = jnp.broadcast_to(jnp.arange(length), (batch, length))

@@ -111,11 +111,12 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _words(text: str) -> tuple[str, ...]:
-    known = ("none", "full", "projections", "offload")
+    from moss_audio_jax.models.blocks import REMAT  # JAX, which --help does without
+
     words = tuple(text.split(","))
     for word in words:
-        if word not in known:
-            raise argparse.ArgumentTypeError(f"{word!r}: expected one of {', '.join(known)}")
+        if word not in REMAT:
+            raise argparse.ArgumentTypeError(f"{word!r}: expected one of {', '.join(REMAT)}")
     return words
 
 

@@ -27,7 +27,7 @@ METHOD = (
 )
 # How often attention runs in a step: forward, backward (2.5: it forms the scores again), and once
 # more where a layer is rematerialised.
-_ATTENTION_PASSES = {"none": 3.5, "projections": 4.5, "offload": 4.5, "full": 4.5}
+_ATTENTION_PASSES = {"full": 4.5, "offload": 4.5}  # the others keep what the backward pass needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +194,7 @@ def attention_flops(run: Run) -> float:
     """What attention kernels of the decoder compute in a step, over all devices."""
     decoder, tokens = run.model.decoder, run.shape.rows * run.shape.tokens
     forward = 4 * decoder.heads * decoder.head_dim * run.shape.tokens / 2 * tokens * decoder.layers
-    return forward * _ATTENTION_PASSES[run.recipe.compute.remat]
+    return forward * _ATTENTION_PASSES.get(run.recipe.compute.remat, 3.5)
 
 
 def full_gathers(run: Run, module: Module) -> list[str]:

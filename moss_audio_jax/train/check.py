@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from moss_audio_jax.config import ModelConfig
 from moss_audio_jax.errors import UsageError
+from moss_audio_jax.models.blocks import REMAT
 from moss_audio_jax.ops.attention import IMPLEMENTATIONS
 from moss_audio_jax.train.defaults import get_config
 from moss_audio_jax.train.helpers import NAMES
@@ -18,7 +19,7 @@ from moss_audio_jax.train.optimizer import OPTIMIZERS, SCHEDULES
 _FREE = ("data.mixture",)  # its keys are the user's own
 _ONE_OF = {
     "train.dtype": ("bfloat16", "float32"),
-    "train.remat": ("none", "full", "projections", "offload"),
+    "train.remat": REMAT,
     "train.attention": IMPLEMENTATIONS,
     "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": SCHEDULES,

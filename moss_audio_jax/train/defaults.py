@@ -56,9 +56,9 @@ def get_config(size: str = "4b") -> ConfigDict:
     train.decoder_loss = 1.0  # weight of the answers' loss; 0: only the helpers train the encoder
     train.ema = 0.0  # decay of an average of the weights; 0 = none
     train.dtype = "bfloat16"  # of compute; master weights are float32
-    train.remat = "full"  # none | full | projections | offload
+    train.remat = "full"  # none | full | attention | projections | offload
     train.attention = "auto"
-    train.encoder_chunks = 64
+    train.encoder_chunks = 32
     train.max_skipped = 10  # non-finite updates in a row that stop the run
     train.profile = (0, 0)  # (first step, how many) to trace for the profiler
 

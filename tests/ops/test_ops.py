@@ -1,15 +1,21 @@
 """The plain operations: attention's one mask, the loss in chunks, the convolution."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.ops import attention as attention_module
 from moss_audio_jax.ops.attention import attention
 from moss_audio_jax.ops.conv import _as_conv, _as_matmul
 from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
+from moss_audio_jax.ops.splash import splash_attention
+from moss_audio_jax.sharding import make_mesh
 
 
 def arrays(*shapes, seed=0):
@@ -119,19 +125,58 @@ def test_unknown_implementation():
         attention(query, key, value, causal=True, implementation="flash")
 
 
+@pytest.mark.parametrize(
+    ("dim", "causal", "window", "sizes"),
+    [(64, True, None, (1,)), (128, False, (40, 20), (1,)), (64, True, None, (2, 1, 2, 1))],
+)
+def test_splash_equals_plain(dim, causal, window, sizes):
+    shapes = [(2, 256, heads, dim) for heads in (4, 2, 2)]
+    rows = np.sort(np.random.default_rng(1).integers(0, 4, (2, 256)), axis=1)
+    segments = jnp.asarray(rows, jnp.int32)
+
+    def grads(attend, **options):
+        def loss(*qkv):
+            out = attend(
+                *qkv, causal=causal, window=window, segment_ids=(segments, segments), **options
+            )
+            return jnp.sum(out**2)
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*arrays(*shapes))
+
+    with jax.set_mesh(make_mesh(*sizes)):
+        found = grads(splash_attention, interpret=True)
+    expected = grads(attention, implementation="xla")
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=5e-5), found, expected
+    )
+
+
+def test_splash_is_refused_what_it_cannot_do():
+    query, key, value = arrays((1, 200, 4, 8), (1, 200, 2, 8), (1, 200, 2, 8))
+    with pytest.raises(UsageError, match="multiple of 128"):
+        attention(query, key, value, causal=True, implementation="splash")
+    query, key, value = arrays((1, 256, 4, 8), (1, 256, 2, 8), (1, 256, 2, 8))
+    ids = jnp.zeros((1, 256), jnp.int32)
+    with pytest.raises(UsageError, match="no branches"):
+        attention(query, key, value, causal=True, branch_ids=ids, implementation="splash")
+
+
 @pytest.mark.parametrize("shape", [(2, 8, 16, 1), (1, 7, 5, 3), (3, 1, 1, 2)])
 def test_convolution_as_matrix_product(shape):
     x, kernel = arrays(shape, (3, 3, shape[-1], 4))
     np.testing.assert_allclose(_as_matmul(x, kernel), _as_conv(x, kernel), atol=1e-5)
 
 
-@pytest.mark.parametrize("chunk", [4, 7, 64])
-def test_loss_in_chunks_equals_the_plain_one(chunk):
-    hidden, kernel = arrays((2, 10, 6), (6, 31))
-    labels = np.random.default_rng(1).integers(0, 31, (2, 10))
-    labels[0, :4] = labels[1, 9] = IGNORE
+@pytest.mark.parametrize(
+    ("chunk", "sizes"), [(4, None), (7, None), (64, None), (3, (2, 2, 2, 1)), (64, (1, 4, 1, 2))]
+)
+def test_loss_in_chunks_equals_the_plain_one(chunk, sizes):
+    mesh = make_mesh(*sizes or (1,))
+    hidden, kernel = arrays((4, 10, 8), (8, 32))
+    labels = np.random.default_rng(1).integers(0, 32, (4, 10))
+    labels[0, :4] = labels[1, 9] = labels[2] = IGNORE
     targets = shift_labels(jnp.asarray(labels))
-    assert targets[:, -1].tolist() == [IGNORE, IGNORE]
+    assert targets[:, -1].tolist() == [IGNORE] * 4
 
     def chunked(hidden, kernel):
         loss, log_z = cross_entropy(hidden, kernel, targets, chunk)
@@ -143,8 +188,31 @@ def test_loss_in_chunks_equals_the_plain_one(chunk):
         label = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
         return jnp.sum(jnp.where(targets != IGNORE, log_z - label + 0.1 * log_z**2, 0))
 
-    found = jax.value_and_grad(chunked, (0, 1))(hidden, kernel)
+    with jax.set_mesh(mesh):
+        head = NamedSharding(mesh, P("fsdp", "tensor"))
+        rows = NamedSharding(mesh, P(("data", "fsdp"), "sequence"))
+        inputs = jax.device_put(hidden, rows), jax.device_put(kernel, head)
+        found = jax.jit(jax.value_and_grad(chunked, (0, 1)))(*inputs)
     expected = jax.value_and_grad(plain, (0, 1))(hidden, kernel)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), found, expected
     )
+
+
+def test_the_head_is_gathered_once_and_its_gradient_reduced_once():
+    mesh = make_mesh(fsdp=8)
+    specs = [((8, 64, 16), P("fsdp")), ((16, 320), P("fsdp")), ((8, 64), P("fsdp"))]
+    hidden, kernel, targets = (
+        jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+        for (shape, spec), dtype in zip(specs, ("bfloat16", "float32", "int32"), strict=True)
+    )
+
+    def loss(hidden, kernel, targets):
+        return jnp.sum(cross_entropy(hidden, kernel, targets, 16)[0])
+
+    with jax.set_mesh(mesh):
+        out = (hidden.sharding, kernel.sharding)
+        step = jax.jit(jax.grad(loss, (0, 1)), out_shardings=out)
+        text = step.lower(hidden, kernel, targets).as_text()
+    collectives = re.findall(r"stablehlo\.(all_gather|reduce_scatter|all_reduce)", text)
+    assert sorted(collectives) == ["all_gather"] * 2 + ["all_reduce"] * 2 + ["reduce_scatter"]

@@ -92,7 +92,7 @@ def test_micro_batches_change_nothing(params, examples):
     assert_same(parts[0], whole[0])
 
 
-@pytest.mark.parametrize("remat", ["full", "projections", "offload"])
+@pytest.mark.parametrize("remat", ["full", "attention", "projections", "offload"])
 def test_rematerialisation_changes_nothing(params, examples, remat):
     batch = batch_of([[e] for e in examples[:2]])
     plain = grad_fn()(params, {}, batch=batch)

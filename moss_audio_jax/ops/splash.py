@@ -1,0 +1,100 @@
+"""Splash attention, JAX's Pallas kernel for TPUs, on every device's own rows and heads.
+
+Scores never leave the chip, blocks that the mask empties are skipped, and what the backward pass
+needs (outputs and log-sum-exps) is named RESIDUALS, so that a remat policy can keep it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from moss_audio_jax.sharding import ACTIVATIONS, fit
+
+RESIDUALS = "attention_residuals"
+_LANES = 128  # blocks are multiples of it
+_BLOCK = 1024  # at most so many queries or keys at a time; more does not fit a v5e's VMEM backward
+
+
+def fits(query: jax.Array, key: jax.Array) -> bool:
+    """Can the kernel take these shapes on the mesh in context, heads and rows split over it?"""
+    length, slots = query.shape[1], key.shape[1]
+    mesh = jax.sharding.get_abstract_mesh()
+    tensor = 1 if mesh.empty else mesh.shape["tensor"]
+    whole_rows = mesh.empty or mesh.shape["sequence"] == 1
+    heads = query.shape[2] % tensor == 0 and key.shape[2] % tensor == 0
+    return length == slots and length % _LANES == 0 and whole_rows and heads
+
+
+def splash_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    causal: bool,
+    window: tuple[int, int] | None = None,
+    segment_ids: tuple[jax.Array, jax.Array] | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """`attention` (see there) of shapes that `fits` allows.
+
+    Args:
+      interpret: run the kernel's program on any machine, slowly.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    segments = segment_ids or ()
+    here = functools.partial(_on_device, causal=causal, window=window, interpret=interpret)
+    if mesh.empty or mesh.size == 1:
+        return here(query, key, value, *segments)
+    rows = ACTIVATIONS["batch"], (), ACTIVATIONS["heads"]
+    specs = [fit(x.shape, rows, mesh) for x in (query, key, value)]
+    return jax.shard_map(
+        here,
+        in_specs=(*specs, *[P(*spec[:1]) for spec in specs[: len(segments)]]),
+        out_specs=specs[0],
+        check_vma=False,  # the kernel does not say along which axes it varies
+    )(query, key, value, *segments)
+
+
+def _on_device(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *segments: jax.Array,
+    causal: bool,
+    window: tuple[int, int] | None,
+    interpret: bool,
+) -> jax.Array:
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    _, length, heads, dim = query.shape
+    mask = splash.FullMask((length, length))
+    if window is not None:
+        mask = splash.LocalMask((length, length), window, offset=0)
+    if causal:
+        lower = splash.CausalMask((length, length))
+        mask = lower if window is None else mask & lower
+    block = math.gcd(length, _BLOCK)
+    sizes = splash.BlockSizes(
+        **dict.fromkeys(("block_q", "block_kv", "block_q_dkv", "block_kv_dkv"), block),
+        block_kv_compute=min(block, 512),
+        block_kv_dkv_compute=min(block, 512),
+        use_fused_bwd_kernel=True,
+    )
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([mask] * heads),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=RESIDUALS,
+        interpret=interpret,
+    )
+    # The kernel takes one row, heads first, and does not scale.
+    query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query / math.sqrt(dim), key, value))
+    ids = splash.SegmentIds(*segments) if segments else None
+    out = jax.vmap(kernel, in_axes=(0, 0, 0, 0 if segments else None))(query, key, value, ids)
+    return jnp.swapaxes(out, 1, 2)
