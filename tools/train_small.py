@@ -97,7 +97,7 @@ def _join_shard(source: Path, target: Path, kind: str) -> None:
 
 
 def _sounds(row: Row) -> bool:
-    return any(tag.text == "music" or tag.text.startswith("sound:") for tag in row.tags)
+    return any(tag.text == "music" or tag.text.startswith("sound:") for tag in row.tags or ())
 
 
 def joined(rows: Iterable[Row], ahead: int = 24) -> Iterator[bytes]:
@@ -126,7 +126,7 @@ def _join(rows: Sequence[Row]) -> bytes:
         for key, name in (("words", "text"), ("tags", "name")):
             found[key] += [
                 {name: span.text, "start": start + span.start, "end": start + span.end}
-                for span in getattr(row, key)
+                for span in getattr(row, key) or ()
             ]
     said = " ".join(word["text"] for word in found["words"]) or "There is no speech."
     conversation = [

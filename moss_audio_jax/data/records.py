@@ -73,7 +73,10 @@ class Span(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One training row. `clips` stand in the order of the conversation's audio messages."""
+    """One training row. `clips` stand in the order of the conversation's audio messages.
+
+    `words` and `tags` are None where the row does not say what is heard.
+    """
 
     messages: Sequence[Mapping[str, Any]]
     clips: tuple[Clip, ...] = ()
@@ -81,8 +84,8 @@ class Row:
     task: str | None = None
     id: str | None = None
     branches: tuple[Branch, ...] = ()
-    words: tuple[Span, ...] = ()
-    tags: tuple[Span, ...] = ()
+    words: tuple[Span, ...] | None = None
+    tags: tuple[Span, ...] | None = None
 
 
 def conversations(row: Row) -> list[list[Mapping[str, Any]]]:
@@ -125,8 +128,7 @@ def parse_row(data: bytes) -> Row:
         _string(raw, key)
     names = audio_names(messages)
     branches = tuple(_branch(i, each) for i, each in enumerate(_objects(raw, "branches")))
-    words = tuple(_span("words", i, w, "text") for i, w in enumerate(_objects(raw, "words")))
-    tags = tuple(_span("tags", i, t, "name") for i, t in enumerate(_objects(raw, "tags")))
+    words, tags = _spans(raw, "words", "text"), _spans(raw, "tags", "name")
     if (branches or words or tags) and len(names) != 1:
         raise InputError(
             f'a row with "branches", "words" or "tags" has one audio message; found {len(names)}'
@@ -176,6 +178,12 @@ def _branch(index: int, raw: Mapping[str, Any]) -> Branch:
         raise InputError(f"branches[{index}]: holds audio; expected it in the opening")
     _string(raw, "task")
     return Branch(messages, raw.get("task"), _weight(raw))
+
+
+def _spans(raw: Mapping[str, Any], key: str, name: str) -> tuple[Span, ...] | None:
+    if key not in raw:
+        return None
+    return tuple(_span(key, i, each, name) for i, each in enumerate(_objects(raw, key)))
 
 
 def _span(key: str, index: int, raw: Mapping[str, Any], name: str) -> Span:

@@ -3,8 +3,9 @@
     heard_pieces  int32 [B, C * S]     the piece that is said at an audio token; NOTHING; IGNORE
                                        beyond a chunk's frames
     heard_order   int32 [B, C, W]      the pieces said in a chunk, in order; NOTHING behind them. A
-                                       chunk whose pieces cannot be aligned holds IGNORE alone
-    heard_tags    uint8 [B, C * S, K]  1 where a tag holds
+                                       chunk whose pieces are not known, or cannot be aligned,
+                                       holds IGNORE alone
+    heard_tags    uint8 [B, C * S, K]  1 where a tag holds; UNKNOWN where a row does not say
 
 S = F / 8 tokens a chunk, 80 ms each.
 """
@@ -22,15 +23,15 @@ from moss_audio_jax.audio import lengths
 from moss_audio_jax.data.records import Row
 from moss_audio_jax.text.tokenizer import Tokenizer
 
-IGNORE, NOTHING = -100, -1
+IGNORE, NOTHING, UNKNOWN = -100, -1, 2
 _TOKEN = lengths.FRAMES_PER_TOKEN * lengths.HOP / lengths.SAMPLE_RATE  # seconds
 
 
 class Heard(NamedTuple):
-    """(id, start, end) in tokens of the clip, fractions included, by their start."""
+    """(id, start, end) in tokens of the clip, fractions included, by start; None: not known."""
 
-    pieces: list[tuple[int, float, float]]
-    tags: list[tuple[int, float, float]]
+    pieces: list[tuple[int, float, float]] | None
+    tags: list[tuple[int, float, float]] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +43,13 @@ class Targets:
 
     def heard(self, row: Row, tokenizer: Tokenizer) -> Heard:
         """What a row says of its clip; a word's pieces share its time evenly."""
-        pieces = []
-        for word in sorted(row.words, key=lambda word: word.start):
+        pieces = None if row.words is None else []
+        for word in sorted(row.words or (), key=lambda word: word.start):
             ids = tokenizer.encode(word.text)
             edges = np.linspace(word.start / _TOKEN, word.end / _TOKEN, len(ids) + 1)
             pieces += [(i, *span) for i, span in zip(ids, itertools.pairwise(edges), strict=True)]
         known = {name: index for index, name in enumerate(self.tags)}
-        tags = [
+        tags = None if row.tags is None else [
             (known[tag.text], tag.start / _TOKEN, tag.end / _TOKEN)
             for tag in row.tags
             if tag.text in known
@@ -74,7 +75,7 @@ class Targets:
         Args:
           places: int [n], where the clip's audio tokens stand among the row's C * S.
         """
-        if self.words:
+        if self.words and heard.pieces is not None:
             at = np.full(len(places), NOTHING, np.int32)
             tokens = arrays["heard_pieces"].shape[1] // arrays["heard_order"].shape[1]
             order: dict[int, list[int]] = {int(c): [] for c in np.unique(places // tokens)}
@@ -91,7 +92,9 @@ class Targets:
                 if len(pieces) <= self.words and len(pieces) + twice <= length:
                     arrays["heard_order"][row, chunk] = NOTHING
                     arrays["heard_order"][row, chunk, : len(pieces)] = pieces
-        for tag, start, end in heard.tags if self.tags else ():
+        if self.tags and heard.tags is None:
+            arrays["heard_tags"][row, places] = UNKNOWN
+        for tag, start, end in (self.tags and heard.tags) or ():
             middle = min(int((start + end) / 2), len(places) - 1)
             here = slice(round(start), max(round(end), 0))
             inside = places[here] if here.stop > here.start else places[middle : middle + 1]

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from moss_audio_jax.config import EncoderConfig
-from moss_audio_jax.data.targets import IGNORE, NOTHING
+from moss_audio_jax.data.targets import IGNORE, NOTHING, UNKNOWN
 from moss_audio_jax.ops.linear import precision
 
 NAMES = ("ctc", "frames", "tags", "position")
@@ -64,7 +64,8 @@ def counts(helpers: Helpers, batch: dict[str, jax.Array]) -> dict[str, jax.Array
     heard = _heard(batch)
     found = {"ctc": jnp.sum(_aligned(batch)) if helpers.ctc else 0.0}
     found["frames"] = jnp.sum(batch["heard_pieces"] != IGNORE) if helpers.frames else 0.0
-    found["tags"] = found["position"] = jnp.sum(heard)
+    found["tags"] = jnp.sum(_tagged(batch)) if helpers.tags else 0.0
+    found["position"] = jnp.sum(heard)
     return {name: jnp.maximum(value, 1).astype(jnp.float32) for name, value in found.items()}
 
 
@@ -105,8 +106,8 @@ def losses(
         )
         found["ctc"] = jnp.sum(jnp.where(_aligned(batch).reshape(-1), each, 0.0))
     if helpers.tags:
-        each = optax.sigmoid_binary_cross_entropy(head("tags"), batch["heard_tags"])
-        found["tags"] = jnp.sum(each * heard[..., None])
+        each = optax.sigmoid_binary_cross_entropy(head("tags"), batch["heard_tags"] == 1)
+        found["tags"] = jnp.sum(jnp.where(_tagged(batch)[..., None], each, 0.0))
     if helpers.position:
         logits = head("position")
         place = jnp.broadcast_to(jnp.arange(logits.shape[1]) % logits.shape[2], heard.shape)
@@ -120,6 +121,11 @@ def _heard(batch: dict[str, jax.Array]) -> jax.Array:
     frames, size = batch["frames"], batch["mels"].shape[2]
     inside = jnp.arange(0, size, 8) < frames[..., None]
     return inside.reshape(frames.shape[0], -1)
+
+
+def _tagged(batch: dict[str, jax.Array]) -> jax.Array:
+    """bool [B, C * S]: tokens of which it is known what tags hold."""
+    return _heard(batch) & (batch["heard_tags"][..., 0] != UNKNOWN)
 
 
 def _aligned(batch: dict[str, jax.Array]) -> jax.Array:

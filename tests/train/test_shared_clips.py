@@ -15,7 +15,7 @@ from moss_audio_jax.data.examples import ExampleMaker, Job
 from moss_audio_jax.data.packing import Size
 from moss_audio_jax.data.records import parse_row
 from moss_audio_jax.data.sources import Source
-from moss_audio_jax.data.targets import IGNORE, NOTHING, Heard, Targets
+from moss_audio_jax.data.targets import IGNORE, NOTHING, UNKNOWN, Heard, Targets
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.text import load_tokenizer
 from moss_audio_jax.train import helpers as helping
@@ -141,6 +141,11 @@ def test_targets_stand_where_they_are_heard(folder):
     crowded = targets.empty(1, 2, 50)
     targets.fill(crowded, 0, Heard([(1, 0, 1)] * 5, []), np.arange(60))
     assert (crowded["heard_order"][0, 0] == IGNORE).all()  # five pieces, room for four
+    silent = targets.empty(1, 2, 50)  # a row that says nothing of what is heard teaches nothing
+    targets.fill(silent, 0, Heard(None, None), np.arange(60))
+    assert (silent["heard_pieces"] == IGNORE).all()
+    assert (silent["heard_tags"][0, :60] == UNKNOWN).all()
+    assert not silent["heard_tags"][0, 60:].any()
 
 
 def test_helper_losses(folder):
