@@ -15,6 +15,10 @@ VERBS = {
     "transcribe": ("moss_audio_jax.transcribe", "speech to text, with times: SRT, VTT, TextGrid"),
     "convert": ("moss_audio_jax.convert", "official checkpoint <-> native checkpoint"),
     "world": ("moss_audio_jax.world", "clips of procedural sound with exact labels and rows"),
+    "annotate": (
+        "moss_audio_jax.annotate.__main__",
+        "sound to records, captions and training rows",
+    ),
     "evaluate": ("moss_audio_jax.evaluate.__main__", "benchmarks: infer, score, judge, report"),
     "train": ("moss_audio_jax.train.__main__", "train, fine-tune, LoRA; continues by itself"),
     "plan": ("moss_audio_jax.plan.__main__", "does a run fit a TPU slice; how fast would it be"),

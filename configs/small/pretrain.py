@@ -13,7 +13,7 @@ def get_config():
     c = small.get_config()
     small.answers(c)
     c.data.pick = small.PRETRAIN
-    c.train.steps = 900
+    c.train.steps = 800
     c.helpers.ctc = 0.05
     c.helpers.frames = 0.5
     c.helpers.tags = 0.2

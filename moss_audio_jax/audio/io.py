@@ -50,10 +50,23 @@ def load_audio(source: str | Path | BinaryIO) -> np.ndarray:
         damaged, without samples, shorter than one mel frame (10 ms), or with samples that are NaN
         or infinite.
     """
+    # A bytearray grows in place; joining a list of blocks would hold everything twice.
+    out = bytearray()
+    for block in audio_blocks(source):
+        out += block.tobytes()
+    return np.frombuffer(out, np.float32)
+
+
+def audio_blocks(source: str | Path | BinaryIO) -> Iterator[np.ndarray]:
+    """The samples of `load_audio`, in order, some seconds at a time: float32 [n] each.
+
+    Raises:
+      InputError: what `load_audio` raises; what is wrong with a file may show at its end.
+    """
     with contextlib.ExitStack() as stack:
         file, name = _open(source, stack)
         try:
-            return _mono_16k(_decoded(file), name)
+            yield from _mono_16k(_decoded(file))
         except InputError as error:
             raise InputError(f"{name}: {error}") from error.__cause__
 
@@ -101,11 +114,9 @@ def _open(source: str | Path | BinaryIO, stack: contextlib.ExitStack) -> tuple[B
     return file, name
 
 
-def _mono_16k(blocks: Iterator[tuple[int, np.ndarray]], name: str) -> np.ndarray:
+def _mono_16k(blocks: Iterator[tuple[int, np.ndarray]]) -> Iterator[np.ndarray]:
     """Averages, checks and resamples decoded blocks (rate, float32 [n, channels])."""
-    # A bytearray grows in place; joining a list of blocks would hold everything twice.
-    out = bytearray()
-    rate, count, stream = 0, 0, None
+    rate, count, given, stream = 0, 0, 0, None
     for block_rate, block in blocks:
         if not rate:
             rate = block_rate
@@ -116,22 +127,25 @@ def _mono_16k(blocks: Iterator[tuple[int, np.ndarray]], name: str) -> np.ndarray
             raise InputError(f"the sampling rate changes from {rate} to {block_rate} Hz within it")
         channels = block.shape[1]
         mono = block[:, 0] if channels == 1 else block @ np.full(channels, 1 / channels, "f4")
+        mono = np.ascontiguousarray(mono)
         bad = np.flatnonzero(~np.isfinite(mono))
         if len(bad):
             second = (count + bad[0]) / rate
             raise InputError(f"holds samples that are NaN or infinite, the first at {second:.3f} s")
         count += len(mono)
-        out += (stream.resample_chunk(mono) if stream else mono).tobytes()
+        out = stream.resample_chunk(mono) if stream else mono
+        given += len(out)
+        yield out
     if not count:
         raise InputError("holds no samples")
-    if stream:
-        out += stream.resample_chunk(np.zeros(0, np.float32), last=True).tobytes()
     length = _resampled_length(count, rate)
     if length < HOP:
         raise InputError(
             f"holds {1000 * count / rate:.1f} ms of sound; expected at least 10 ms (one mel frame)"
         )
-    return _of_length(np.frombuffer(out, np.float32), length)
+    if stream:
+        rest = stream.resample_chunk(np.zeros(0, np.float32), last=True)
+        yield _of_length(rest, max(length - given, 0))
 
 
 def _check_rate(rate: int) -> None:

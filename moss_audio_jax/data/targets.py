@@ -49,11 +49,15 @@ class Targets:
             edges = np.linspace(word.start / _TOKEN, word.end / _TOKEN, len(ids) + 1)
             pieces += [(i, *span) for i, span in zip(ids, itertools.pairwise(edges), strict=True)]
         known = {name: index for index, name in enumerate(self.tags)}
-        tags = None if row.tags is None else [
-            (known[tag.text], tag.start / _TOKEN, tag.end / _TOKEN)
-            for tag in row.tags
-            if tag.text in known
-        ]
+        tags = (
+            None
+            if row.tags is None
+            else [
+                (known[tag.text], tag.start / _TOKEN, tag.end / _TOKEN)
+                for tag in row.tags
+                if tag.text in known
+            ]
+        )
         return Heard(pieces, tags)
 
     def empty(self, rows: int, chunks: int, tokens: int) -> dict[str, np.ndarray]:

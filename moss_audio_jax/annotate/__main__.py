@@ -1,0 +1,75 @@
+"""Raw audio to records of what is heard when, captions and training rows.
+
+example:
+  moss-audio-jax annotate --input recordings --output annotated
+
+Files are cut where one event ends and another begins; each segment gets a profile of nine classes,
+transcripts that two systems agree on with times of words, speakers, music, events, captions. OUT
+holds segments.jsonl (the records, docs/annotate.md), rows.jsonl (the fine-tuning form; with an
+--output that ends in .jsonl that file), dropped.jsonl (what was left out, and why) and index.html.
+--config FILE plugs stronger models in; --config.KEY=VALUE overrides one of its keys. The same
+command again continues. Needs the extra: pip install 'moss_audio_jax[annotate]'.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from moss_audio_jax import command
+from moss_audio_jax.errors import UsageError
+
+
+def main(argv: Sequence[str]) -> int:
+    options = command.parser("annotate", __doc__)
+    options.add_argument("--input", required=True, metavar="DIR|MANIFEST",
+                         help="a folder, a .txt, .jsonl or .csv that names files, or one "
+                              "file")  # fmt: skip
+    options.add_argument("--output", required=True, type=Path, metavar="OUT",
+                         help="a folder, or FILE.jsonl in it for the rows")  # fmt: skip
+    options.add_argument("--config", metavar="FILE", help="default: the built-in experts")
+    options.add_argument("--shard", default="0/1", metavar="I/N",
+                         help="every N-th file from the I-th on; the same command without it joins "
+                              "the shards")  # fmt: skip
+    options.add_argument("--workers", type=command.positive, default=1, metavar="N",
+                         help="processes; default 1, which uses several cores where it "
+                              "can")  # fmt: skip
+    args, rest = options.parse_known_args(argv)
+
+    from moss_audio_jax.annotate import defaults, pipeline, source
+
+    shard = source.read_shard(args.shard)
+    config = defaults.load(args.config, rest)
+    found = source.sharded(source.find(args.input), shard)
+    out, rows_name = args.output, "rows.jsonl"
+    if out.suffix == ".jsonl":
+        out, rows_name = out.parent, out.name
+        if rows_name in ("segments.jsonl", "dropped.jsonl"):
+            raise UsageError(f"--output {args.output}: another file of the run has this name")
+    summary = pipeline.annotate(
+        found,
+        out,
+        config,
+        rows_name,
+        shard,
+        min(args.workers, max(len(found), 1)),
+        progress=sys.stderr.isatty(),
+    )
+    for path, why in summary.failed:
+        command.say(f"error: {why if why.startswith(path) else f'{path}: {why}'}")
+    for warning in summary.warnings:
+        command.say(f"warning: {warning}")
+    for reason, count in summary.dropped.most_common():
+        command.say(f"{count:7d}  {reason}")
+    command.say(
+        f"{summary.sources - len(summary.failed)} of {summary.sources} file(s), "
+        f"{summary.seconds:.0f} s, {summary.segments} segment(s), {summary.rows} row(s) -> "
+        f"{os.fspath(args.output)}"
+    )
+    return 1 if summary.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))

@@ -1,0 +1,247 @@
+"""One file to its records, whole or not there, and kept where it is made of the same."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from ml_collections import ConfigDict
+
+from moss_audio_jax import command
+from moss_audio_jax.annotate import merge
+from moss_audio_jax.annotate.branches import Branches
+from moss_audio_jax.annotate.defaults import BUNDLED
+from moss_audio_jax.annotate.ears import Ears
+from moss_audio_jax.annotate.ears import fingerprint as checkpoint_fingerprint
+from moss_audio_jax.annotate.features import clip_features
+from moss_audio_jax.annotate.posteriors import Posteriors, load_posteriors, segment_posteriors
+from moss_audio_jax.annotate.record import Record, centi
+from moss_audio_jax.annotate.segment import SegmentOptions, segment
+from moss_audio_jax.annotate.source import Sound, Source
+from moss_audio_jax.annotate.work import Work, new_record
+from moss_audio_jax.audio.lengths import SAMPLE_RATE
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.evaluate.journal import write_lines
+
+_GROUP_SECONDS = 256.0  # of sound that goes through the branches together
+_CLIPPED = 0.001  # share of samples at full scale from which a file is called clipped
+Done = dict[str, Any]
+
+
+def run_fingerprint(config: ConfigDict) -> str:
+    """Of all that decides a record but for its source: config, code, model, files of replays."""
+    digest = hashlib.blake2b(digest_size=12)
+    shown = {k: v for k, v in json.loads(config.to_json_best_effort()).items()
+             if k not in ("page_clips", "page_seconds", "rows")}  # fmt: skip
+    digest.update(json.dumps(shown, sort_keys=True).encode())
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    if folder := checkpoint_folder(config):
+        digest.update(checkpoint_fingerprint(folder).encode())
+    for spec in config.experts.values():
+        target = spec.get("target")
+        if spec.get("kind") == "replay" and target and os.path.isfile(target):
+            digest.update(Path(target).read_bytes())
+    return digest.hexdigest()
+
+
+def checkpoint_folder(config: ConfigDict) -> Path | None:
+    if not config.checkpoint:
+        return None
+    if config.checkpoint == BUNDLED:
+        return command.DEFAULT_CHECKPOINT
+    return Path(config.checkpoint)
+
+
+class Annotator:
+    """What a process needs for file after file: the small model and the experts."""
+
+    def __init__(self, config: ConfigDict, out: Path, key: str):
+        folder = checkpoint_folder(config)
+        if folder:
+            command.keep_compiled()
+        self._branches = Branches(config, Ears.load(folder) if folder else None)
+        self._config, self._out, self._key = config, out, key
+        self._options = SegmentOptions(**config.segment)
+
+    def file(self, source: Source) -> Done | str:
+        """What became of a file (see `_write`), or why it could not be used."""
+        try:
+            return self._file(source)
+        except (InputError, OSError) as error:
+            return str(error)
+        except Exception as error:  # one file must not end a run over a million
+            return f"{source.path}: {type(error).__name__}: {error}"
+
+    def _file(self, source: Source) -> Done:
+        try:
+            with open(source.path, "rb") as opened:
+                content = hashlib.file_digest(opened, "blake2b").hexdigest()[:24]
+        except OSError as error:
+            raise InputError(f"{source.path}: {_reason(error)}") from None
+        given, given_key = self._given(source)
+        made_of = hashlib.blake2b(f"{self._key} {content} {given_key} {source}".encode())
+        key = made_of.hexdigest()[:24]
+        there = read_done(self._out, source)
+        if there and there["fingerprint"] == key:
+            return there
+        sidecar = self._out / "records" / f"{source.id}.json"
+        sidecar.unlink(missing_ok=True)
+        folder = self._out / "audio" / source.id
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        clipped = _Clipped()
+        with Sound(source.path, self._out) as sound:
+            try:
+                features = clip_features(clipped.counted(sound.blocks()))
+                if given is not None:
+                    cut = segment_posteriors(given, features.seconds, self._options)
+                else:
+                    cut = segment(features, self._options)
+                works: list[Work] = []
+                for group in _groups(_on_grid(cut)):
+                    made = [
+                        self._work(source, sound, folder, len(works) + i, *span)
+                        for i, span in enumerate(group)
+                    ]
+                    self._branches.run(made, features, given)
+                    for work in made:
+                        work.wav, work.heard, work.tags = np.zeros(0, np.float32), None, None
+                    works += made
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+        warnings = []
+        if clipped.share >= _CLIPPED:
+            warnings.append(f"clipped: {100 * clipped.share:.1f}% of its samples at full scale")
+        if all(work.silent for work in works):
+            warnings.append("silent from end to end")
+        return self._write(source, key, content, features.seconds, works, warnings)
+
+    def _given(self, source: Source) -> tuple[Posteriors | None, str]:
+        """The posteriors of another detector that belong to a file, where there are any."""
+        if not self._config.posteriors:
+            return None, ""
+        path = Path(source.path)
+        try:
+            name = self._config.posteriors.format(
+                folder=path.parent, stem=path.stem, name=path.name
+            )
+        except (KeyError, IndexError) as error:
+            raise InputError(
+                f"posteriors: no {error} in {self._config.posteriors!r}; expected {{folder}}, "
+                "{stem} or {name}"
+            ) from None
+        if not os.path.isfile(name):
+            return None, ""
+        return load_posteriors(name), hashlib.blake2b(Path(name).read_bytes()).hexdigest()
+
+    def _work(
+        self, source: Source, sound: Sound, folder: Path, number: int, start: float, end: float
+    ) -> Work:
+        wav = sound.read(start, end)
+        path = folder / f"{number:04d}.flac"
+        soundfile.write(path, np.clip(wav, -1, 1), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        clip = f"audio/{source.id}/{path.name}"
+        record = new_record(f"{source.id}/{number:04d}", source.path, clip, start, end)
+        return Work(wav, record, os.path.abspath(path))
+
+    def _write(
+        self,
+        source: Source,
+        key: str,
+        content: str,
+        seconds: float,
+        works: Sequence[Work],
+        warnings: list[str],
+    ) -> Done:
+        records, notes = [], []
+        for work in works:
+            at = {"audio": source.path, "start": work.start, "end": work.end}
+            notes += [{**at, "field": field, "reason": why} for field, why in work.notes]
+            problems = merge.check(work.record)
+            if problems:  # a fault of the code: the segment stays, what it says of it does not
+                notes.append({**at, "field": "record", "reason": f"dropped: {problems[0]}"})
+                work.record = _bare(work.record)
+            records.append(work.record)
+        done = {
+            "fingerprint": key,
+            "audio": source.path,
+            "content": content,
+            "seconds": round(seconds, 3),
+            "segments": len(records),
+            "warnings": warnings,
+            "notes": notes,
+        }
+        folder = self._out / "records"
+        write_lines(folder / f"{source.id}.jsonl", records)
+        write_lines(folder / f"{source.id}.json", [done])  # last: it says that all is there
+        return done
+
+
+class _Clipped:
+    """Share of samples at full scale among blocks that pass."""
+
+    def __init__(self) -> None:
+        self.full = self.total = 0
+
+    def counted(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for block in blocks:
+            self.full += int(np.count_nonzero(np.abs(block) >= 0.999))
+            self.total += len(block)
+            yield block
+
+    @property
+    def share(self) -> float:
+        return self.full / max(self.total, 1)
+
+
+def _bare(record: Record) -> Record:
+    keys = ("id", "audio", "clip", "start", "end")
+    bare = new_record(*(record[k] for k in ("id", "audio", "clip", "start", "end")))
+    bare |= {key: record[key] for key in keys} | {"profile": record["profile"]}
+    return bare | {"unified": merge.unified_caption(bare)}
+
+
+def _on_grid(cut: Sequence[dict[str, float]]) -> list[tuple[float, float]]:
+    """Segments whose inner edges are multiples of 10 ms."""
+    edges = [0.0, *(centi(each["start"]) for each in cut[1:]), cut[-1]["end"]]
+    return list(itertools.pairwise(edges))
+
+
+def _groups(spans: Sequence[tuple[float, float]]) -> Iterator[list[tuple[float, float]]]:
+    group: list[tuple[float, float]] = []
+    for span in spans:
+        if group and span[1] - group[0][0] > _GROUP_SECONDS:
+            yield group
+            group = []
+        group.append(span)
+    yield group
+
+
+def _reason(error: OSError) -> str:
+    return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
+
+
+def read_done(out: Path, source: Source) -> Done | None:
+    """What a run wrote of a source, if it is whole."""
+    records = out / "records"
+    try:
+        done = json.loads((records / f"{source.id}.json").read_text("utf-8"))
+        return done if (records / f"{source.id}.jsonl").is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
+def read_records(out: Path, source: Source) -> Iterator[Record]:
+    with open(out / "records" / f"{source.id}.jsonl", encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)

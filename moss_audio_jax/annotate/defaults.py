@@ -1,0 +1,137 @@
+"""The settings of `annotate`, and where they are read and checked.
+
+A config file is a Python file with `get_config()` that changes what it needs of this one; any key
+may be overridden on the command line: --config.speech.threshold=0.2
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from moss_audio_jax.annotate.segment import SegmentOptions
+from moss_audio_jax.errors import InputError, UsageError
+
+BUNDLED = "bundled"
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.checkpoint = BUNDLED  # a folder with heads; "" = no model at all
+    # Posteriors of another detector, if a file lies there: {folder}, {stem}, {name} of the audio.
+    c.posteriors = ""  # e.g. "{folder}/{stem}.frames.npz"
+    # Its labels -> the nine classes, as pairs: (("Bark", "animal"), ("Speech", "speech"))
+    c.classes = ()
+
+    # name -> {"kind", "target", ...} (see experts.py); the steps below call them by name.
+    c.experts = ConfigDict()
+
+    s = c.segment = ConfigDict()
+    for name, field in SegmentOptions.__dataclass_fields__.items():
+        s[name] = field.default
+
+    c.silence_dbfs = -70.0  # a segment whose loudest 50 ms lies below is silent
+
+    s = c.speech = ConfigDict()
+    s.systems = ("ctc", "decoder")  # of the small model, or names of experts
+    s.min_systems = 2  # transcripts that must be there
+    s.threshold = 0.3  # of the WER (zh: CER) between them
+    s.gate = 0.25  # profile's speech or human voice from which systems are asked
+    s.present = 0.5  # ... from which there is a voice, whether or not words could be had
+    s.align = "ctc"  # or an expert, or "": no word times
+    s.align_score = -2.0  # mean log-probability of a token that the text must reach
+    s.pause = 0.5  # seconds between sentences
+
+    s = c.music = ConfigDict()
+    s.present = 0.5  # profile's music from which there is music
+    s.key_score = 0.6  # correlation from which a key is named
+    s.instruments = 0.5  # of the tags; 0 = none are named by the tags
+    s.expert = ""
+
+    s = c.sound = ConfigDict()
+    s.events = "tags"  # of the small model or of `posteriors`; or an expert; or "": none
+    s.on, s.off = 0.8, 0.3  # hysteresis of the tags
+    s.over_speech = 0.95  # in place of `on` where there is a voice, which much is taken for
+    s.event_seconds = 0.2
+    s.absent = 0.02  # a label whose score stays below is absent
+    s.caption = "template"  # or an expert
+    s.judge = ""  # an expert; captions below `judge_score` give way to the template
+    s.judge_score = 3
+
+    c.unified = "template"  # or an expert
+
+    s = c.rows = ConfigDict()
+    s.min_seconds = 0.5  # shorter segments give no rows
+    s.skip = ()  # tasks that are left out
+
+    c.page_clips = 24  # files shown in index.html
+    c.page_seconds = 60.0  # of each
+    return c
+
+
+def load(name: str | None, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The config of a file, or the defaults, with overrides like --config.speech.threshold=0.2.
+
+    Raises:
+      InputError: no such file.
+      UsageError: a file that fails, an unknown key, a value of the wrong type.
+    """
+    file = Path(name) if name else Path(__file__)
+    if not file.is_file():
+        raise InputError(f"{file}: no such config file")
+    for option in overrides:
+        if not option.startswith("--config."):
+            raise UsageError(f"unknown option {option!r}; expected --config.KEY=VALUE")
+    values = flags.FlagValues()
+    words = ["annotate", f"--config={file}", *overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
+    try:
+        values(words)
+        config = values.config
+    except Exception as error:  # whatever a user's Python file may raise
+        text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())[:300]
+        raise UsageError(f"{file}: {text} ({type(error).__name__})") from None
+    check(config)
+    return config
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UsageError where a key is unknown or missing, or a step names no expert."""
+    _same_keys(config, get_config(), "")
+    named = [(f"speech.systems: {n!r}", n, ("ctc", "decoder")) for n in config.speech.systems]
+    named += [
+        ("speech.align", config.speech.align, ("ctc", "")),
+        ("music.expert", config.music.expert, ("",)),
+        ("sound.events", config.sound.events, ("tags", "")),
+        ("sound.caption", config.sound.caption, ("template",)),
+        ("sound.judge", config.sound.judge, ("",)),
+        ("unified", config.unified, ("template",)),
+    ]
+    for where, name, known in named:
+        if name not in known and name not in config.experts:
+            raise UsageError(
+                f"{where} is {name!r}; expected one of {', '.join(map(repr, known))} or a name of "
+                "config.experts"
+            )
+    for module in ("ruptures", "librosa", "rapidfuzz", "whisper_normalizer"):
+        if importlib.util.find_spec(module) is None:
+            raise InputError(f"annotate needs {module}: pip install 'moss_audio_jax[annotate]'")
+    SegmentOptions(**config.segment)  # UsageError where they contradict each other
+
+
+def _same_keys(config: Any, default: Any, at: str) -> None:
+    for key in config:
+        if key not in default:
+            raise UsageError(f"config: no key {at}{key}; expected one of {', '.join(default)}")
+    for key in default:
+        if key not in config:
+            raise UsageError(f"config: {at}{key} is missing")
+        if isinstance(default[key], ConfigDict) and key != "experts":
+            if not isinstance(config[key], ConfigDict):
+                raise UsageError(f"config: {at}{key} is {config[key]!r}; expected its keys")
+            _same_keys(config[key], default[key], f"{at}{key}.")

@@ -1,0 +1,179 @@
+"""The small model's ears: for each 80 ms which piece of a word is said, and which tags hold."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moss_audio_jax.annotate.posteriors import Posteriors
+from moss_audio_jax.api import MossAudio, Request
+from moss_audio_jax.audio.features import log_mel
+from moss_audio_jax.audio.lengths import FRAMES_PER_TOKEN, HOP, SAMPLE_RATE, audio_tokens
+from moss_audio_jax.audio.windows import quiet_windows
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.generate.sampling import Sampling
+from moss_audio_jax.models.encoder import encode
+from moss_audio_jax.text.tasks import TRANSCRIBE
+from moss_audio_jax.weights.heads import load_heads
+
+TOKEN = FRAMES_PER_TOKEN * HOP / SAMPLE_RATE  # seconds
+GRID = 25.0  # frames a second of the posteriors
+_BUCKETS = (1, 4, 16, 64)  # chunks encoded at a time
+
+
+class Heard(NamedTuple):
+    """What the heads make of one clip.
+
+    starts: float64 [T], when each token begins, seconds; chunks are cut where it is quiet, so that
+      tokens are not a grid.
+    log_probs: float32 [T, V + 1] of pieces, the blank last; None without that head.
+    tags: float32 [T, K] probabilities; None without that head.
+    """
+
+    starts: np.ndarray
+    log_probs: np.ndarray | None
+    tags: np.ndarray | None
+
+
+class Ears:
+    """A checkpoint with heads (`weights.heads`). Make one with `Ears.load`."""
+
+    def __init__(self, model: MossAudio, heads: dict[str, np.ndarray], tags: tuple[str, ...]):
+        self.model = model
+        self.tags = tags
+        self.tokenizer = model.tokenizer
+        self._heads = {
+            name: (heads[f"helpers/{name}/kernel"], heads[f"helpers/{name}/bias"])
+            for name in ("pieces", "tags")
+            if f"helpers/{name}/kernel" in heads
+        }
+
+    @classmethod
+    def load(cls, checkpoint: str | Path) -> Ears:
+        """Raises InputError where a file is missing or broken. Heads may be missing."""
+        heads, tags = load_heads(checkpoint)
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        return cls(MossAudio.load(checkpoint, dtype), heads, tags)
+
+    @property
+    def has(self) -> frozenset[str]:
+        """Which heads there are: "pieces" (words), "tags"."""
+        return frozenset(self._heads)
+
+    def hear(self, wavs: Sequence[np.ndarray]) -> list[Heard]:
+        """Hears clips, float32 [n] at 16 kHz each; what is shorter than 10 ms has no token.
+
+        Chunks of all clips are encoded 64 at a time; a clip's result does not depend on the others
+        but for rounding.
+        """
+        if not self._heads:
+            raise InputError("this checkpoint has no heads (its folder `helpers`)")
+        size = self.model.config.encoder.chunk_frames
+        chunks: list[tuple[int, float, np.ndarray]] = []  # clip, start in seconds, mel [F, 128]
+        for number, wav in enumerate(wavs):
+            if len(wav) < HOP:
+                continue
+            mel = log_mel(wav)
+            for first, last in _windows(wav, size):
+                if piece := mel[:, first:last].shape[1]:
+                    chunks.append((number, first * HOP / SAMPLE_RATE, mel[:, first:last].T))
+                    assert piece <= size
+        parts: list[list[tuple[float, int, dict[str, np.ndarray]]]] = [[] for _ in wavs]
+        for batch in _batches(chunks):
+            places = next(b for b in _BUCKETS if b >= len(batch))
+            mels = np.zeros((places, size, 128), np.float32)
+            frames = np.zeros(places, np.int32)
+            for i, (_, _, mel) in enumerate(batch):
+                mels[i, : len(mel)], frames[i] = mel, len(mel)
+            with jax.set_mesh(self.model.mesh):
+                made = _heads(
+                    self.model.params["audio_encoder"], self._heads, mels, frames,
+                    self.model.config.encoder, self.model.compute,
+                )  # fmt: skip
+            made = {name: np.asarray(value) for name, value in made.items()}
+            for i, (number, start, mel) in enumerate(batch):
+                tokens = audio_tokens(len(mel))
+                parts[number].append(
+                    (start, tokens, {name: value[i, :tokens] for name, value in made.items()})
+                )
+        return [self._joined(of_clip) for of_clip in parts]
+
+    def _joined(self, parts: list[tuple[float, int, dict[str, np.ndarray]]]) -> Heard:
+        starts = [start + TOKEN * np.arange(tokens) for start, tokens, _ in parts]
+        widths = {"pieces": 0, "tags": 0} | {n: len(b) for n, (_, b) in self._heads.items()}
+
+        def column(name: str) -> np.ndarray | None:
+            if name not in self._heads:
+                return None
+            empty = np.zeros((0, widths[name]), np.float32)
+            return np.concatenate([empty, *(made[name] for _, _, made in parts)])
+
+        return Heard(np.concatenate([np.zeros(0), *starts]), column("pieces"), column("tags"))
+
+    def posteriors(self, heard: Heard, seconds: float) -> Posteriors:
+        """The tags on a regular grid of 25 frames a second."""
+        count = max(round(seconds * GRID), 1)
+        middle = (np.arange(count) + 0.5) / GRID
+        at = np.clip(np.searchsorted(heard.starts, middle, side="right") - 1, 0, None)
+        frames = heard.tags[at] if len(heard.starts) else np.zeros((count, len(self.tags)))
+        return Posteriors(frames.astype(np.float32), GRID, self.tags)
+
+    def transcribe(self, wavs: Sequence[np.ndarray], batch: int = 16) -> list[str]:
+        """The decoder's answers to "Transcribe the audio."; "" where one does not end by itself."""
+        prompts, places = [], []
+        for number, wav in enumerate(wavs):
+            if len(wav) < HOP:
+                continue
+            sampling = Sampling(max_new_tokens=min(8 + int(8 * len(wav) / SAMPLE_RATE), 256))
+            try:
+                prompt = self.model.prepare(Request(TRANSCRIBE["none"], [np.asarray(wav)]))
+            except InputError:  # longer than the model's positions
+                continue
+            prompts.append((prompt, sampling))
+            places.append(number)
+        texts = [""] * len(wavs)
+        for number, reply in zip(places, self.model.answer(prompts, batch), strict=True):
+            if reply.finish_reason == "stop":
+                texts[number] = reply.text
+        return texts
+
+
+def fingerprint(checkpoint: str | Path) -> str:
+    """A hash of the files of a checkpoint that decide what it says."""
+    digest = hashlib.blake2b(digest_size=12)
+    folder = Path(checkpoint)
+    for file in sorted([*folder.glob("*.*"), *folder.glob("helpers/*")]):
+        if file.is_file():
+            digest.update(file.name.encode())
+            with open(file, "rb") as opened:
+                digest.update(hashlib.file_digest(opened, "blake2b").digest())
+    return digest.hexdigest()
+
+
+def _windows(wav: np.ndarray, size: int) -> list[tuple[int, int]]:
+    """Mel frames of each chunk: cut where it is quiet, so that few words are parted."""
+    cuts = [start // HOP for start, _ in quiet_windows(wav, (size - 1) * HOP / SAMPLE_RATE)]
+    return list(zip(cuts, [*cuts[1:], len(wav) // HOP], strict=True))
+
+
+def _batches(chunks: Sequence) -> Iterator[Sequence]:
+    for start in range(0, len(chunks), _BUCKETS[-1]):
+        yield chunks[start : start + _BUCKETS[-1]]
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _heads(params, heads, mels, frames, config, compute) -> dict[str, jax.Array]:
+    # Each chunk is padded to itself, as a clip of its own would be.
+    features, _ = encode(params, config, compute, mels, frames, frames)
+    out = {}
+    for name, (kernel, bias) in heads.items():
+        logits = features.astype(jnp.float32) @ kernel + bias
+        out[name] = jax.nn.log_softmax(logits) if name == "pieces" else jax.nn.sigmoid(logits)
+    return out

@@ -1,0 +1,129 @@
+"""What a plug-in says, held against its step before anything is done with it (see experts.py)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from moss_audio_jax.errors import InputError
+
+Request = dict[str, Any]
+Reply = dict[str, Any]
+_SLACK = 0.05  # seconds by which a time may lie outside the clip: it is moved to its edge
+
+
+def checked(step: str, reply: Any, request: Request) -> Reply:
+    """The parts of a reply that its step has, in their own types.
+
+    Raises:
+      InputError: what is wrong with it.
+    """
+    if not isinstance(reply, Mapping):
+        raise InputError(f"the reply is a {type(reply).__name__}; expected a JSON object")
+    duration = request["duration"]
+    longest = 200 + int(40 * duration)  # characters: twice the fastest speech
+    if step == "transcribe":
+        language = reply.get("language")
+        if not isinstance(language, str | None):
+            raise InputError(f"language is {language!r:.40}; expected a string")
+        return {"text": _text(reply, longest, empty=True), "language": language}
+    if step == "align":
+        words = [_span(w, "text", duration) for w in _list(reply, "words", longest)]
+        said, asked = (
+            "".join("".join(w).split())
+            for w in ([w["text"] for w in words], [request["evidence"]["text"]])
+        )
+        if said != asked:
+            raise InputError("the words are not those of the text")
+        if any(a["start"] > b["start"] for a, b in itertools.pairwise(words)):
+            raise InputError("the words are not in order")
+        return {"words": words}
+    if step == "events":
+        return {"events": [_event(e, duration) for e in _list(reply, "events", 1000)]}
+    if step == "music":
+        return _music(reply, longest)
+    if step == "judge":
+        score = reply.get("score")
+        if isinstance(score, bool) or not isinstance(score, int) or not 1 <= score <= 5:
+            raise InputError(f"score is {score!r:.40}; expected an integer from 1 to 5")
+        return {"score": score}
+    return {"text": _text(reply, 600 + 3 * len(request["evidence"]["template"]), empty=False)}
+
+
+def _music(reply: Mapping[str, Any], longest: int) -> Reply:
+    found: Reply = {}
+    if "instruments" in reply:
+        found["instruments"] = [_name(i) for i in _list(reply, "instruments", 50)]
+    if reply.get("lyrics"):
+        found["lyrics"] = _text({"text": reply["lyrics"]}, longest, empty=False)
+    if reply.get("tempo") is not None:
+        if not _number(reply["tempo"]) or not 20 <= reply["tempo"] <= 400:
+            raise InputError(f"tempo is {reply['tempo']!r:.40}; expected 20 to 400")
+        found["tempo"] = round(float(reply["tempo"]), 1)
+    if reply.get("key"):
+        key = _name(reply["key"])
+        if key.split()[-1] not in ("major", "minor") or len(key.split()) != 2:
+            raise InputError(f"key is {key!r}; expected one like 'C major'")
+        found["key"] = key
+    if not found:
+        raise InputError("no instruments, lyrics, tempo or key")
+    return found
+
+
+def _text(reply: Mapping[str, Any], longest: int, empty: bool) -> str:
+    text = reply.get("text")
+    if not isinstance(text, str):
+        raise InputError(f"text is {text!r:.40}; expected a string")
+    text = " ".join(text.split())
+    if not text and not empty:
+        raise InputError("the text is empty")
+    if len(text) > longest:
+        raise InputError(f"the text has {len(text)} characters; at most {longest} make sense here")
+    if any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in text):
+        raise InputError("the text holds control characters")
+    return text
+
+
+def _list(reply: Mapping[str, Any], key: str, most: int) -> list[Any]:
+    value = reply.get(key)
+    if not isinstance(value, list):
+        raise InputError(f"{key} is {value!r:.40}; expected a list")
+    if len(value) > most:
+        raise InputError(f"{key} holds {len(value)} items; at most {most} make sense here")
+    return value
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip() or len(value) > 80 or '"' in value:
+        raise InputError(f"{value!r:.60}; expected a short name")
+    if any(c.isdigit() or c in "[]" for c in value):
+        raise InputError(f"{value!r}: a name without digits is expected")
+    return " ".join(value.split())
+
+
+def _event(event: Any, duration: float) -> Reply:
+    found = _span(event, "label", duration)
+    score = event.get("score", 1.0)
+    if not _number(score) or not 0 <= score <= 1:
+        raise InputError(f"score of {found['label']!r} is {score!r:.40}; expected 0 to 1")
+    return {**found, "label": _name(found["label"]), "score": round(float(score), 3)}
+
+
+def _span(item: Any, name: str, duration: float) -> Reply:
+    if not isinstance(item, Mapping) or not isinstance(item.get(name), str) or not item[name]:
+        raise InputError(f'{item!r:.60}; expected an object with "{name}", "start" and "end"')
+    start, end = item.get("start"), item.get("end")
+    if not _number(start) or not _number(end) or not start <= end:
+        raise InputError(f"{item[name]!r:.40} from {start!r:.20} to {end!r:.20}: no span of time")
+    if start < -_SLACK or end > duration + _SLACK:
+        raise InputError(
+            f"{item[name]!r:.40} from {start:g} to {end:g} s lies outside the clip of "
+            f"{duration:.2f} s"
+        )
+    return {name: item[name], "start": max(start, 0.0), "end": min(end, duration)}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,123 @@
+"""The general-sound branch: events with times, what dominates, what is surely absent."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moss_audio_jax.annotate import posteriors
+from moss_audio_jax.annotate.posteriors import Posteriors
+from moss_audio_jax.annotate.profile import CLASSES
+from moss_audio_jax.annotate.record import centi
+from moss_audio_jax.annotate.segment import SegmentOptions
+from moss_audio_jax.data.world.sounds import KINDS, Kind
+
+Event = dict[str, Any]
+_SOUND, _INSTRUMENT = "sound:", "instrument:"
+_CATEGORY = {kind.category: kind.category for kind in KINDS.values()} | {
+    "human sound": "sounds of things"  # claps and steps are no voices
+}
+SPOKEN = ("speech", "human voice", "singing", "music")  # these have branches of their own
+
+
+@functools.cache
+def kinds_by_label() -> dict[str, Kind]:
+    return {kind.label: kind for kind in KINDS.values()}
+
+
+def clause(label: str) -> str:
+    """ "a dog barks" where the label is one of the world's, else "LABEL is heard"."""
+    kind = kinds_by_label().get(label)
+    return kind.clause if kind else f"{label} is heard"
+
+
+def tag_events(given: Posteriors) -> Posteriors:
+    """The columns of the small model's tags that are sound events, under their labels."""
+    columns = [i for i, name in enumerate(given.labels) if name.removeprefix(_SOUND) in KINDS
+               and name.startswith(_SOUND)]  # fmt: skip
+    labels = tuple(KINDS[given.labels[i].removeprefix(_SOUND)].label for i in columns)
+    return Posteriors(given.frames[:, columns], given.fps, labels)
+
+
+def tag_classes(given: Posteriors) -> dict[str, str]:
+    """label -> coarse class, for `profile_posteriors`, of the small model's tags."""
+    found = {"speech": "speech", "music": "music"}
+    for name in given.labels:
+        kind = KINDS.get(name.removeprefix(_SOUND)) if name.startswith(_SOUND) else None
+        if kind:
+            found[name] = _CATEGORY[kind.category]
+        elif name.startswith("background:"):
+            found[name] = "environment"
+    return found
+
+
+def tag_instruments(given: Posteriors, least: float) -> list[str]:
+    """Instruments whose tag reaches `least` at a tenth of the frames, the surest first."""
+    found = {}
+    for name, column in zip(given.labels, given.frames.T, strict=True):
+        if name.startswith(_INSTRUMENT):
+            found[name.removeprefix(_INSTRUMENT)] = float(np.percentile(column, 90))
+    return [name for name in sorted(found, key=lambda n: (-found[n], n)) if found[name] >= least]
+
+
+def without_branches(given: Posteriors, classes: Mapping[str, str]) -> Posteriors:
+    """A detector's columns but for speech, voices and music, which have branches of their own."""
+    columns = [i for i, name in enumerate(given.labels) if classes.get(name) not in SPOKEN]
+    labels = tuple(given.labels[i] for i in columns)
+    return Posteriors(given.frames[:, columns], given.fps, labels)
+
+
+def events(given: Posteriors, start: float, end: float, options: SegmentOptions) -> list[Event]:
+    """Events of posteriors whose first frame lies at `start`, in seconds of the file, in order."""
+    found = []
+    for event in posteriors.events(given, options):
+        first, last = centi(start + event["start"]), centi(min(start + event["end"], end))
+        if first < last:
+            found.append({**event, "start": first, "end": last})
+    return found
+
+
+def absent(given: Posteriors, heard: Sequence[Event], most: float) -> list[str]:
+    """Labels whose score stays below `most` all along, the least likely first."""
+    top = dict(zip(given.labels, given.frames.max(axis=0).tolist(), strict=True))
+    here = {event["label"] for event in heard}
+    return [n for n in sorted(top, key=lambda n: (top[n], n)) if top[n] < most and n not in here]
+
+
+def anchor(record: Mapping[str, Any]) -> str | None:
+    """What dominates: the evidence with the most seconds times score; None without evidence."""
+    seconds: dict[str, float] = {}
+    for event in record["events"]:
+        length = (event["end"] - event["start"]) * event["score"]
+        seconds[event["label"]] = seconds.get(event["label"], 0.0) + length
+    profile = record["profile"]
+    turns = [turn for speaker in record["speakers"] for turn in speaker["turns"]]
+    if turns:
+        spoken = sum(turn["end"] - turn["start"] for turn in turns)
+        seconds["speech"] = spoken * max(profile["speech"], 0.5)
+    if record["music"]:
+        length = record["music"]["end"] - record["music"]["start"]
+        seconds["music"] = length * max(profile["music"], 0.5)
+    return max(sorted(seconds), key=seconds.get) if seconds else None
+
+
+def mixed(signal: Mapping[str, float], tags: Mapping[str, float]) -> dict[str, float]:
+    """A profile of the tags' scores and the signal's, which knows nothing of what was learnt.
+
+    On the world's scenes the tags are never wrong about speech and music where the signal often is;
+    of real voices and music they know less.
+    """
+    known = ("speech", "music", "animal", "natural sound", "sounds of things", "environment")
+    scores = {n: (_TAGS * tags[n] + (1 - _TAGS) * signal[n]) for n in known}
+    # Noise in the background of something else is not what the segment is about.
+    scores["environment"] *= 1 - max(scores[n] for n in known if n != "environment") / 2
+    scores["singing"] = signal["singing"]
+    scores["human voice"] = max(scores["speech"], scores["singing"])
+    scores["source-ambiguous"] = 1 - max(scores.values())
+    return {name: round(scores[name], 3) for name in CLASSES}
+
+
+_TAGS = 0.75  # their weight

@@ -1,0 +1,120 @@
+"""The small model's heads on real sound paths, with weights that were never trained."""
+
+import json
+
+import annotate_runs as runs
+import numpy as np
+import patchwork
+import pytest
+import soundfile
+from tiny_model import tiny_config, write_checkpoint
+
+from moss_audio_jax.annotate import pipeline, source
+from moss_audio_jax.annotate.ears import TOKEN, Ears
+from moss_audio_jax.annotate.speech import aligned
+from moss_audio_jax.audio.lengths import audio_tokens
+from moss_audio_jax.data import world
+from moss_audio_jax.data.world import espeak
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.weights.heads import save_heads
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = write_checkpoint(tmp_path_factory.mktemp("ears") / "tiny", max_positions=512)
+    config, rng = tiny_config(), np.random.default_rng(3)
+    heads = {}
+    for name, size in (("pieces", config.decoder.vocab_size + 1), ("tags", len(world.TAGS))):
+        kernel = 0.3 * rng.normal(size=(config.encoder.output_dim, size))
+        heads[f"helpers/{name}/kernel"] = kernel.astype(np.float32)
+        heads[f"helpers/{name}/bias"] = np.full(size, -1.0, np.float32)
+    save_heads(folder, heads, world.TAGS)
+    return folder
+
+
+def test_what_is_heard_of_a_clip_is_its_own(checkpoint):
+    ears = Ears.load(checkpoint)
+    rng = np.random.default_rng(1)
+    wavs = [(0.1 * patchwork.babble(rng, n)).astype(np.float32) for n in (100, 9_000, 150_000)]
+    together = ears.hear(wavs)
+    assert [len(h.starts) for h in together[:2]] == [0, audio_tokens(56)]
+    for wav, heard in zip(wavs[1:], together[1:], strict=True):
+        (alone,) = ears.hear([wav])
+        np.testing.assert_array_equal(heard.starts, alone.starts)
+        np.testing.assert_allclose(heard.log_probs, alone.log_probs, atol=1e-4)
+        np.testing.assert_allclose(heard.tags, alone.tags, atol=1e-5)
+        np.testing.assert_allclose(np.exp(heard.log_probs).sum(1), 1, atol=1e-4)
+        steps = np.diff(heard.starts)
+        assert (steps > 0).all()  # chunks follow one another; the last token may be cut short
+        assert steps.max() <= TOKEN + 1e-6
+        grid = ears.posteriors(heard, len(wav) / 16_000)
+        assert len(grid.frames) == round(25 * len(wav) / 16_000)
+        assert grid.frames.max() <= 1
+    words = aligned("ab c", together[2], ears.tokenizer, 100.0, least=-99)
+    assert [w["text"] for w in words] == ["ab", "c"]
+    assert 100 <= words[0]["start"] < words[0]["end"] <= words[1]["start"] < words[1]["end"] <= 110
+    with pytest.raises(InputError, match="does not fit"):
+        aligned("ab c", together[2], ears.tokenizer, 0.0, least=-1e-6)
+
+
+def test_the_defaults_run_with_any_checkpoint(checkpoint, tmp_path):
+    """Whatever noise the heads say, the records contradict nothing."""
+    rng = np.random.default_rng(2)
+    wav = np.concatenate(
+        [0.1 * patchwork.piece(kind, rng, 48_000) for kind in ("babble", "chord", "clicks")]
+    )
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in" / "a.flac", wav, 16_000)
+    c = runs.defaults.get_config()
+    c.checkpoint = str(checkpoint)
+    c.sound.on, c.sound.over_speech, c.speech.gate, c.speech.present = 0.35, 0.35, 0.0, 0.2
+    c.music.present, c.speech.threshold, c.speech.min_systems = 0.2, 99.0, 1
+    pipeline.annotate(source.find(tmp_path / "in"), tmp_path / "out", c)
+    records, rows = runs.checked(tmp_path / "out")
+    assert {one["system"] for r in records for one in r["asr"]} == {"ctc", "decoder"}
+    assert any(r["events"] for r in records)
+    assert any(r["music"] for r in records)
+    assert rows
+
+
+@pytest.mark.skipif(not espeak.available(), reason="needs espeak-ng: the extra `world`")
+def test_world_scenes_from_sound_to_rows(tmp_path):
+    """With experts that know the words, every word of speech scenes comes out at its time."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    c = runs.config()
+    c.posteriors = ""
+    c.classes = ()
+    for name in ("one", "two"):
+        runs.expert(name, "plugins:world_transcribe", c)
+    runs.expert("words", "plugins:world_align", c)
+    c.speech.gate = 0.0
+    labels = {}
+    for index in range(6):
+        made = world.scene(index, split="validation", content="speech")
+        path = folder / f"{index}.wav"
+        soundfile.write(path, made.wav, 16_000)
+        path.with_suffix(".json").write_text(json.dumps(made.labels))
+        labels[str(path)] = made.labels
+    runs.run(folder, tmp_path / "out", c)
+    records, rows = runs.checked(tmp_path / "out")
+    cut = total = 0
+    for path, told in labels.items():
+        own = [r for r in records if r["audio"] == path]
+        said = [w for s in told["sentences"] for w in s["words"]]
+        found = [w for r in own for w in r["words"]]
+        assert [w["text"] for w in found] == [w["text"] for w in said]
+        for word, true in zip(found, said, strict=True):
+            edges = [e for r in own for e in (r["start"], r["end"])]
+            if not any(true["start"] < e < true["end"] for e in edges):
+                assert word["start"] == pytest.approx(true["start"], abs=0.011)
+                assert word["end"] == pytest.approx(true["end"], abs=0.011)
+        for sentence in told["sentences"]:
+            total += 1
+            cut += any(
+                w["start"] + 0.05 < r["start"] < w["end"] - 0.05
+                for r in own[1:]
+                for w in sentence["words"]
+            )
+    assert cut <= 0.05 * total
+    assert {"asr", "asr_words", "asr_sentences", "caption_speech"} <= {r["task"] for r in rows}
