@@ -18,6 +18,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -35,6 +36,8 @@ from moss_audio_jax.data import shards, world
 from moss_audio_jax.data.records import Row, encode_record
 from moss_audio_jax.data.sources import Source
 from moss_audio_jax.weights.convert import convert
+from moss_audio_jax.weights.heads import FOLDER as HEADS
+from moss_audio_jax.weights.heads import load_heads, save_heads
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "small"
 TRAINING = ("encoder", "adapter", "pretrain", "sft", "cold_start")  # each from the one before
@@ -155,6 +158,9 @@ def train_stage(workdir: Path, stage: str, seed: int, overrides: Sequence[str]) 
     print(" ".join(command), flush=True)
     clock, processor = time.perf_counter(), os.times()
     subprocess.run(command, check=True, cwd=workdir)  # the configs name what lies there
+    export = workdir / stage / "export"
+    if before and not (export / HEADS).exists():  # a stage with the encoder frozen
+        shutil.copytree(workdir / before / "export" / HEADS, export / HEADS)
     used = os.times()
     entry = {
         "stage": stage,
@@ -169,9 +175,13 @@ def train_stage(workdir: Path, stage: str, seed: int, overrides: Sequence[str]) 
 
 
 def ship(workdir: Path, stage: str, target: Path = DEFAULT_CHECKPOINT) -> None:
-    """A stage's export in bfloat16, where `--checkpoint` is by default."""
+    """A stage in bfloat16 where `--checkpoint` is by default, with heads for `annotate`."""
     export = workdir / stage / "export"
     convert(export, target, "official", dtype=ml_dtypes.bfloat16, overwrite=True, progress=False)
+    heads, tags = load_heads(export)
+    kept = {path: leaf.astype(ml_dtypes.bfloat16) for path, leaf in heads.items()
+            if not path.startswith("helpers/position/")}  # fmt: skip
+    save_heads(target, kept, tags)
 
 
 def main() -> None:

@@ -2,8 +2,6 @@
 
     moss-audio-jax train --config configs/small/pretrain.py --workdir pretrain \
         --config.init_from=adapter/export
-
-The helper losses stay on, lightly: they keep the encoder's words and times where they are.
 """
 
 import small
@@ -14,10 +12,7 @@ def get_config():
     small.answers(c)
     c.data.pick = small.PRETRAIN
     c.train.steps = 800
-    c.helpers.ctc = 0.05
-    c.helpers.frames = 0.5
-    c.helpers.tags = 0.2
-    c.helpers.position = 0.05
+    small.listen(c)
     c.optimizer.learning_rate = 4e-3
     c.optimizer.schedule = "cosine"
     c.optimizer.warmup = 50

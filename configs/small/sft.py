@@ -10,6 +10,7 @@ import small
 def get_config():
     c = small.get_config()
     small.answers(c)
+    small.listen(c)
     c.data.pick = small.SFT
     c.train.steps = 300
     c.optimizer.learning_rate = 1e-3
