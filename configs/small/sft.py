@@ -12,7 +12,7 @@ def get_config():
     small.answers(c)
     small.listen(c)
     c.data.pick = small.SFT
-    c.train.steps = 300
+    c.train.steps = 240
     c.optimizer.learning_rate = 1e-3
     c.optimizer.warmup = 30
     c.optimizer.final = 0.1

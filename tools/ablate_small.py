@@ -1,0 +1,135 @@
+"""What DeepStack, time markers and the encoder's attention are worth to the small model.
+
+    python tools/ablate_small.py --workdir small                      needs what train_small.py made
+    python tools/ablate_small.py --workdir small --only no_markers --seeds 0 --steps 100
+
+Every variant gets the same budget and at least two seeds. `baseline`, `no_deepstack` and
+`no_markers` read the same trained encoder, frozen: the adapter, mergers and decoder learn from
+nothing for --steps. `chunked`, `full` and `sliding` first train an encoder of their own for
+`--encoder-steps`. Each model then answers --scenes held-out scenes. Prints a table, mean and range
+over the seeds, and writes WORKDIR/ablations/table.md. What is finished is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "small"
+# variant -> (config overrides, the encoder's attention where it trains one of its own)
+VARIANTS: Mapping[str, tuple[Sequence[str], str | None]] = {
+    "baseline": ((), None),
+    "no_deepstack": (("--config.model.inject_layers=0",), None),
+    "no_markers": (("--config.data.time_markers=False",), None),
+    "chunked": ((), "chunked"),
+    "full": ((), "full"),
+    "sliding": ((), "sliding"),
+}
+TASKS = "asr,asr_words,events,time_what,time_when,choice_text,tempo"
+FIGURES = (  # (what it hears, key of the score's "strict")
+    ("speech: WER, %", "wer"),
+    ("speech: AAS, ms a slot", "aas_slot_ms"),
+    ("speech: coverage", "coverage"),
+    ("sound: event F1", "event_f1"),
+    ("music: tempo within 5%, %", "tempo_accuracy"),
+    ("time questions, %", "time_accuracy"),
+)
+
+
+def train(workdir: Path, run: Path, config: str, seed: int, words: Sequence[str]) -> Path:
+    """A stage, run or continued in `run`; its export."""
+    if not (run / "export" / "config.json").exists():
+        command = [
+            sys.executable, "-m", "moss_audio_jax.train", "--config", str(CONFIGS / config),
+            "--workdir", str(run), f"--config.train.seed={seed}", *words,
+        ]  # fmt: skip
+        subprocess.run(command, check=True, cwd=workdir)
+    return run / "export"
+
+
+def scored(data: Path, export: Path, run: Path) -> dict[str, float]:
+    """The strict figures of a model on the world's rows in `data`."""
+    asked = ["--benchmark", "world", "--data", str(data), "--tasks", TASKS]
+    answers, score = run / "answers.jsonl", run / "score.json"
+    evaluate = [sys.executable, "-m", "moss_audio_jax.evaluate"]
+    subprocess.run(
+        [*evaluate, "infer", *asked, "--checkpoint", str(export), "--temperature", "0",
+         "--max-new-tokens", "512", "--output", str(answers)], check=True,
+    )  # fmt: skip
+    subprocess.run(
+        [*evaluate, "score", *asked, "--predictions", str(answers), "--output", str(score)],
+        check=True,
+    )
+    return json.loads(score.read_text(encoding="utf-8"))["strict"]
+
+
+def variant(
+    workdir: Path, name: str, seed: int, steps: int, encoder_steps: int, data: Path
+) -> dict[str, float]:
+    overrides, layout = VARIANTS[name]
+    folder = workdir / "ablations" / f"{name}-{seed}"
+    encoder = workdir / "encoder" / "export"
+    attention = []
+    if layout:
+        attention = [f"--config.encoder_attention={layout}"]
+        words = [f"--config.train.steps={encoder_steps}", *attention]
+        if layout != "chunked":  # a clip is one row of attention: as long as a chunked row holds
+            words.append("--config.data.frames=3200")
+        encoder = train(workdir, folder / "encoder", "encoder.py", seed, words)
+    words = [
+        f"--config.init_from=encoder={encoder}", "--config.tokenizer=tokenizer",
+        f"--config.train.steps={steps}", "--config.optimizer.schedule=cosine", *overrides,
+        *attention,
+    ]  # fmt: skip
+    if layout in ("full", "sliding"):
+        words.append("--config.data.frames=1280")
+    export = train(workdir, folder / "answers", "adapter.py", seed, words)
+    return scored(data, export, folder)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--workdir", type=Path, required=True, metavar="DIR")
+    options.add_argument("--only", nargs="+", choices=tuple(VARIANTS), default=tuple(VARIANTS))
+    options.add_argument("--seeds", nargs="+", type=int, default=(0, 1))
+    options.add_argument("--steps", type=int, default=400)
+    options.add_argument("--encoder-steps", type=int, default=1200)
+    options.add_argument("--scenes", type=int, default=100)
+    args = options.parse_args()
+    workdir = args.workdir.resolve()
+    data = workdir / f"test-{args.scenes}"
+    if not (data / "rows.jsonl").exists():
+        subprocess.run(
+            [sys.executable, "-m", "moss_audio_jax.world", "--count", str(args.scenes),
+             "--output", str(data), "--split", "test"], check=True,
+        )  # fmt: skip
+    found = {
+        name: [
+            variant(workdir, name, seed, args.steps, args.encoder_steps, data)
+            for seed in args.seeds
+        ]
+        for name in args.only
+    }
+    lines = [f"| what | {' | '.join(found)} |", "|---" * (1 + len(found)) + "|"]
+    for what, key in FIGURES:
+        cells = []
+        for scores in found.values():
+            values = [score[key] for score in scores if score.get(key) is not None]
+            spread = f" ({min(values):.3g} to {max(values):.3g})" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.3g}{spread}" if values else "")
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    table = "\n".join(lines) + "\n"
+    (workdir / "ablations" / "table.md").write_text(table)
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
