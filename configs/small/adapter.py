@@ -1,6 +1,6 @@
 """Stage 2 of the small model: adapter, mergers and decoder learn to read the frozen encoder.
 
-    moss-audio-jax train --config configs/small/adapter.py --workdir adapter \
+    moss-audio-jax train --config configs/small/adapter.py --workdir DIR \
         --config.init_from=encoder/export
 
 The paper trains adapter and mergers alone here, under a decoder that knows language. Ours knows

@@ -1,6 +1,6 @@
 """Stage 5 of the small model: answers that come after a chain of thought, beside the rest.
 
-    moss-audio-jax train --config configs/small/cold_start.py --workdir cold_start \
+    moss-audio-jax train --config configs/small/cold_start.py --workdir DIR \
         --config.init_from=sft/export
 
 The encoder is frozen: what is heard does not change, only what is made of it.

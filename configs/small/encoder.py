@@ -1,6 +1,6 @@
 """Stage 1 of the small model: the encoder from scratch, under heads for words, tags and place.
 
-    moss-audio-jax train --config configs/small/encoder.py --workdir encoder
+    moss-audio-jax train --config configs/small/encoder.py --workdir DIR
 
 in the folder where `tools/train_small.py` made tokenizer/ and joined/ (scenes end to end): half of
 all scenes, half of those with speech alone, which takes longest to learn. The decoder does not run:

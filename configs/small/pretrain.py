@@ -1,6 +1,6 @@
 """Stage 3 of the small model: everything, on transcripts, timestamps, timelines and captions.
 
-    moss-audio-jax train --config configs/small/pretrain.py --workdir pretrain \
+    moss-audio-jax train --config configs/small/pretrain.py --workdir DIR \
         --config.init_from=adapter/export
 """
 

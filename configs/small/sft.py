@@ -1,6 +1,6 @@
 """Stage 4 of the small model: every task that a scene can be asked about.
 
-    moss-audio-jax train --config configs/small/sft.py --workdir sft \
+    moss-audio-jax train --config configs/small/sft.py --workdir DIR \
         --config.init_from=pretrain/export
 """
 
