@@ -18,7 +18,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -36,7 +35,6 @@ from moss_audio_jax.data import shards, world
 from moss_audio_jax.data.records import Row, encode_record
 from moss_audio_jax.data.sources import Source
 from moss_audio_jax.weights.convert import convert
-from moss_audio_jax.weights.heads import FOLDER as HEADS
 from moss_audio_jax.weights.heads import load_heads, save_heads
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "small"
@@ -158,9 +156,6 @@ def train_stage(workdir: Path, stage: str, seed: int, overrides: Sequence[str]) 
     print(" ".join(command), flush=True)
     clock, processor = time.perf_counter(), os.times()
     subprocess.run(command, check=True, cwd=workdir)  # the configs name what lies there
-    export = workdir / stage / "export"
-    if before and not (export / HEADS).exists():  # a stage with the encoder frozen
-        shutil.copytree(workdir / before / "export" / HEADS, export / HEADS)
     used = os.times()
     entry = {
         "stage": stage,

@@ -1,4 +1,4 @@
-"""Helper losses that teach an encoder from scratch what is said and heard when.
+"""Helper losses that teach a model from scratch what is said and heard when.
 
 Linear heads on the encoder's last features, for training alone: an export leaves them out of the
 checkpoint's own weights and writes them into its folder `helpers` (`weights.heads`).
@@ -8,6 +8,8 @@ checkpoint's own weights and writes them into its folder `helpers` (`weights.hea
   tags      binary cross entropy of each tag that holds at a token
   position  cross entropy of a token's place in its chunk: through many layers the absolute
             position fades, and times are read off it later
+  adapter   cross entropy of the piece that is said at a token, read off the adapter's output by the
+            decoder's own head: a decoder from scratch finds words it knows among the audio tokens
 """
 
 from __future__ import annotations
@@ -22,8 +24,11 @@ import optax
 from moss_audio_jax.config import EncoderConfig
 from moss_audio_jax.data.targets import IGNORE, NOTHING, UNKNOWN
 from moss_audio_jax.ops.linear import precision
+from moss_audio_jax.ops.loss import cross_entropy
+from moss_audio_jax.ops.norms import rms_norm
 
-NAMES = ("ctc", "frames", "tags", "position")
+NAMES = ("ctc", "frames", "tags", "position", "adapter")
+FROM_WORDS = ("ctc", "frames", "adapter")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Helpers:
     frames: float
     tags: float
     position: float
+    adapter: float
     names: tuple[str, ...]
     pieces: int
 
@@ -66,11 +72,17 @@ def counts(helpers: Helpers, batch: dict[str, jax.Array]) -> dict[str, jax.Array
     found["frames"] = jnp.sum(batch["heard_pieces"] != IGNORE) if helpers.frames else 0.0
     found["tags"] = jnp.sum(_tagged(batch)) if helpers.tags else 0.0
     found["position"] = jnp.sum(heard)
+    found["adapter"] = jnp.sum(batch["heard_pieces"] >= 0) if helpers.adapter else 0.0
     return {name: jnp.maximum(value, 1).astype(jnp.float32) for name, value in found.items()}
 
 
 def losses(
-    params: Any, helpers: Helpers, features: jax.Array, batch: dict[str, jax.Array]
+    params: Any,
+    helpers: Helpers,
+    features: jax.Array,
+    batch: dict[str, jax.Array],
+    adapted: jax.Array | None = None,
+    head_kernel: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """Summed losses {name: float32 scalar} of those that have a weight.
 
@@ -78,6 +90,8 @@ def losses(
       params: {"pieces": {"kernel", "bias"}, ...}.
       features: the encoder's [B, C * S, D].
       batch: with the arrays of `data.targets`.
+      adapted, head_kernel: the adapter's output [B, C * S, hidden] and the decoder's head, for the
+        loss `adapter`.
     """
     heard = _heard(batch).astype(jnp.float32)
 
@@ -113,6 +127,11 @@ def losses(
         place = jnp.broadcast_to(jnp.arange(logits.shape[1]) % logits.shape[2], heard.shape)
         each = optax.softmax_cross_entropy_with_integer_labels(logits, place)
         found["position"] = jnp.sum(each * heard)
+    if helpers.adapter:
+        # As the head sees hidden states: of length one a dimension.
+        said = rms_norm(adapted, jnp.ones(adapted.shape[-1]), 1e-6)
+        targets = jnp.where(batch["heard_pieces"] >= 0, batch["heard_pieces"], IGNORE)
+        found["adapter"] = jnp.sum(cross_entropy(said, head_kernel, targets)[0])
     return found
 
 

@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from moss_audio_jax.config import Compute, ModelConfig
 from moss_audio_jax.models import decoder, lora, moss_audio
+from moss_audio_jax.models.adapter import adapt
 from moss_audio_jax.models.blocks import as_dtype
 from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
 from moss_audio_jax.sharding import ACTIVATIONS, fit, param_specs, path_name
@@ -135,7 +136,11 @@ def loss_sums(
     with attached:
         audio = moss_audio.encode_audio(params, recipe.model, recipe.compute, batch)
         if recipe.helpers:
-            sums = helping.losses(heads, recipe.helpers, audio[0], batch)
+            read = ()
+            if recipe.helpers.adapter:
+                adapted = adapt(params["audio_adapter"], recipe.model, audio[0])
+                read = adapted, decoder.head_kernel(params)
+            sums = helping.losses(heads, recipe.helpers, audio[0], batch, *read)
             for name, value in sums.items():
                 total += getattr(recipe.helpers, name) * value / counts[name]
         targets = shift_labels(batch["labels"])

@@ -148,10 +148,13 @@ def test_targets_stand_where_they_are_heard(folder):
     assert not silent["heard_tags"][0, 60:].any()
 
 
+_HEARING = ("helpers/", "audio_encoder/", "audio_adapter/", "lm_head/")
+
+
 def test_helper_losses(folder):
     """Zero where the heads are right and sure; the same in micro-batches; into the encoder."""
     targets = Targets(4, TAGS)
-    helpers = helping.Helpers(0.3, 1.0, 0.5, 0.1, TAGS, MODEL.decoder.vocab_size)
+    helpers = helping.Helpers(0.3, 1.0, 0.5, 0.1, 0.2, TAGS, MODEL.decoder.vocab_size)
     heads = helping.init_helpers(jax.random.key(0), MODEL.encoder, helpers)
     assert set(heads) == {f"helpers/{n}/{k}" for n in ("pieces", "tags", "position")
                           for k in ("kernel", "bias")}  # fmt: skip
@@ -164,12 +167,14 @@ def test_helper_losses(folder):
     truth = np.where(batch["heard_pieces"] >= 0, batch["heard_pieces"], blank)
     sure = {"pieces": {"kernel": 50 * jnp.eye(blank + 1), "bias": jnp.zeros(blank + 1)}}
     only = dataclasses.replace(helpers, tags=0.0, position=0.0)
-    right = helping.losses(sure, only, jax.nn.one_hot(truth, blank + 1), batch)
+    words, head = jax.nn.one_hot(truth, blank), 20 * jnp.eye(blank)
+    right = helping.losses(sure, only, jax.nn.one_hot(truth, blank + 1), batch, words, head)
     assert float(right["frames"]) < 1e-3
     assert float(right["ctc"]) < 1e-3
+    assert float(right["adapter"]) < 1e-3
 
     params = flatten(load_params(folder / "model", MODEL, "float32")) | heads
-    trained = {p: x for p, x in params.items() if p.startswith(("helpers/", "audio_encoder/"))}
+    trained = {p: x for p, x in params.items() if p.startswith(_HEARING)}
     frozen = {p: x for p, x in params.items() if p not in trained}
     recipe = Recipe(MODEL, Compute(dtype="float32"), decoder_loss=0.0, helpers=helpers)
     whole, sums = grad_fn(recipe)(trained, frozen, batch=batch)
