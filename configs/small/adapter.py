@@ -4,7 +4,8 @@
         --config.init_from=encoder/export
 
 The paper trains adapter and mergers alone here, under a decoder that knows language. Ours knows
-nothing yet, so it learns along. The learning rate does not fall: stage 3 goes on from there.
+nothing yet, so it learns along: above all to read words off the audio, from many clips with two
+questions each. The adapter is also told which piece each audio token should look like.
 """
 
 import small
@@ -13,8 +14,11 @@ import small
 def get_config():
     c = small.get_config()
     small.answers(c)
-    c.data.pick = small.PRETRAIN
-    c.train.steps = 400
+    c.data.branches = 2
+    c.data.chunks = 12
+    c.data.pick = small.READING
+    c.helpers.adapter = 0.5
+    c.train.steps = 800
     c.optimizer.learning_rate = 4e-3
     c.optimizer.schedule = "constant"
     c.optimizer.warmup = 50

@@ -8,10 +8,14 @@ from moss_audio_jax.data.world import TAGS
 from moss_audio_jax.train import defaults
 
 # How often a scene's branches are taken, by task.
-PRETRAIN = (
-    ("asr", 3.0), ("events", 3.0), ("caption", 1.0), ("reason", 0.0), (".*", 0.3),
+READING = (
+    ("^asr$", 6.0), ("asr_words", 1.0), ("events", 1.0), ("caption", 0.5), ("reason", 0.0),
+    (".*", 0.05),
 )  # fmt: skip
-SFT = (("asr", 2.0), ("events", 2.0), ("caption", 1.0), ("reason", 0.0), (".*", 1.0))
+PRETRAIN = (
+    ("^asr$", 3.0), ("asr", 1.5), ("events", 3.0), ("caption", 1.0), ("reason", 0.0), (".*", 0.3),
+)  # fmt: skip
+SFT = (("^asr$", 2.0), ("asr", 0.7), ("events", 1.5), ("reason", 0.0), (".*", 1.0))
 REASONING = (("reason", 4.0), ("asr", 1.0), ("events", 1.0), (".*", 0.5))
 
 
@@ -60,3 +64,4 @@ def listen(c):
     c.helpers.frames = 0.5
     c.helpers.tags = 0.2
     c.helpers.position = 0.05
+    c.helpers.adapter = 0.2
