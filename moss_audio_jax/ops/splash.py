@@ -17,7 +17,7 @@ from moss_audio_jax.sharding import ACTIVATIONS, fit
 
 RESIDUALS = "attention_residuals"
 _LANES = 128  # blocks are multiples of it
-_BLOCK = 1024  # at most so many queries or keys at a time; more does not fit a v5e's VMEM backward
+_BLOCK = 1024  # at most so many queries or keys at a time; not tuned on a chip
 
 
 def fits(query: jax.Array, key: jax.Array) -> bool:
