@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from moss_audio_jax.annotate.segment import SegmentOptions
+from moss_audio_jax.config_file import read_config_file
 from moss_audio_jax.errors import InputError, UsageError
 
 BUNDLED = "bundled"
@@ -81,21 +80,7 @@ def load(name: str | None, overrides: Sequence[str] = ()) -> ConfigDict:
       InputError: no such file.
       UsageError: a file that fails, an unknown key, a value of the wrong type.
     """
-    file = Path(name) if name else Path(__file__)
-    if not file.is_file():
-        raise InputError(f"{file}: no such config file")
-    for option in overrides:
-        if not option.startswith("--config."):
-            raise UsageError(f"unknown option {option!r}; expected --config.KEY=VALUE")
-    values = flags.FlagValues()
-    words = ["annotate", f"--config={file}", *overrides]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
-    try:
-        values(words)
-        config = values.config
-    except Exception as error:  # whatever a user's Python file may raise
-        text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())[:300]
-        raise UsageError(f"{file}: {text} ({type(error).__name__})") from None
+    config = read_config_file(name or __file__, overrides)
     check(config)
     return config
 

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from moss_audio_jax import command
-from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.config_file import read_config_file
+from moss_audio_jax.errors import UsageError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,25 +53,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Any:
     """The config of FILE[:ARG] with overrides like --config.train.steps=5, checked key by key."""
     from moss_audio_jax.train.check import check_keys
 
-    file = Path(name.split(":")[0])
-    if not file.is_file():
-        raise InputError(f"{file}: no such config file")
-    for option in overrides:
-        if not option.startswith("--config."):
-            raise UsageError(f"unknown option {option!r}; expected --config.KEY=VALUE")
-    values = flags.FlagValues()
-    words = ["train", f"--config={name}", *overrides]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
-    sys.path.insert(0, str(file.parent.resolve()))  # recipes import their neighbours
-    try:
-        values(words)
-        config = values.config
-    except Exception as error:  # whatever a user's Python file may raise
-        # KeyErrors hold the repr of a message of two lines.
-        text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())[:300]
-        raise UsageError(f"{name}: {text} ({type(error).__name__})") from None
-    finally:
-        sys.path.remove(str(file.parent.resolve()))
+    config = read_config_file(name, overrides)
     given = {option.split("=")[0] for option in overrides}
     if "--config.data.train" in given and config.data.train:
         config.data.mixture = ConfigDict()  # a recipe's own data gives way

@@ -98,6 +98,8 @@ def check(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
         raise UsageError("train.decoder_loss is 0 and no helper has a weight: nothing is learned")
     if config.helpers.tags and not config.helpers.names:
         raise UsageError("helpers.tags needs helpers.names: the tags that are told apart")
+    if any(weights) and not config.data.chunks:
+        raise UsageError("data.chunks is 0: rows of text, and the helpers need sound")
     try:
         re.compile(config.lora.targets)
     except re.error as error:
