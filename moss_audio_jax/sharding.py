@@ -6,6 +6,7 @@ and vocabulary split), `sequence` (tokens of a row split).
 
 from __future__ import annotations
 
+import collections
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -82,10 +84,39 @@ def make_mesh(
     total = math.prod(sizes.values())
     if total > len(devices) or (unknown and total != len(devices)):
         raise UsageError(f"mesh {sizes} does not fit {len(devices)} device(s)")
-    shape = tuple(sizes.values())
-    if total == len(jax.devices()):  # let JAX lay the axes out along the interconnect
-        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
-    return Mesh(np.asarray(devices[:total]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 4)
+    if total < len(devices):
+        laid_out = np.asarray(devices[:total]).reshape(*sizes.values())
+    else:
+        laid_out = lay_out(sizes, devices)
+    return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * 4)
+
+
+def lay_out(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
+    """All devices as an array of these axis sizes; neighbours in it are neighbours in the machine.
+
+    Where they are several slices (of TPUs; with GPUs, hosts), `data` reaches across them, whose
+    gradients cross the slow network once a step, and `fsdp` if it must; the others stay within.
+
+    Raises:
+      UsageError: axes that cannot be cut at the slices.
+    """
+    slices = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+    left, across = len(slices), []
+    for axis, size in sizes.items():
+        across.append(math.gcd(size, left) if axis in ("data", "fsdp") else 1)
+        left //= across[-1]
+    if left > 1 or len(set(slices.values())) > 1:
+        raise UsageError(
+            f"mesh {dict(sizes)} does not fit {len(slices)} slices of "
+            f"{sorted(slices.values())} devices: mesh.data * mesh.fsdp must be a multiple of their "
+            "number"
+        )
+    within = [size // n for size, n in zip(sizes.values(), across, strict=True)]
+    # A v5e's two physical axes may be shared by more logical ones; elsewhere JAX advises against.
+    split = {"allow_split_physical_axes": devices[0].device_kind in ("TPU v5 lite", "TPU v5e")}
+    if len(slices) == 1:
+        return mesh_utils.create_device_mesh(within, devices, **split)
+    return mesh_utils.create_hybrid_device_mesh(within, across, devices, **split)
 
 
 def as_mesh(mesh: Mesh | Mapping[str, int] | Sequence[int] | None) -> Mesh:

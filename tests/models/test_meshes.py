@@ -8,7 +8,7 @@ import pytest
 import moss_audio_jax as mj
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.generate.sampling import Sampling
-from moss_audio_jax.sharding import as_mesh, make_mesh
+from moss_audio_jax.sharding import AXES, as_mesh, lay_out, make_mesh
 
 OWN = Path(__file__).parents[1] / "golden" / "tiny"
 MESHES = [(8, 1, 1, 1), (2, 2, 2, 1), (1, 4, 2, 1), (2, 1, 2, 2)]
@@ -73,3 +73,46 @@ def test_impossible_meshes_are_named(mesh, message):
 
 def test_one_axis_may_take_the_rest():
     assert dict(make_mesh(tensor=2, fsdp=-1).shape)["fsdp"] == 4
+
+
+class _Device:
+    """As much of a device as its place in a mesh depends on."""
+
+    platform = device_kind = "cpu"
+
+    def __init__(self, number: int, a_slice: int):
+        self.id, self.slice_index, self.process_index = number, a_slice, a_slice
+
+
+@pytest.mark.parametrize(
+    ("sizes", "slices", "inside"),
+    [
+        ((2, 4, 1, 1), 2, ("fsdp", "tensor", "sequence")),  # gradients alone cross
+        ((4, 2, 1, 1), 2, ("fsdp", "tensor", "sequence")),
+        ((1, 8, 1, 1), 2, ("tensor", "sequence")),  # no data axis: fsdp reaches across
+        ((2, 2, 2, 1), 4, ("tensor", "sequence")),
+    ],
+)
+def test_slow_networks_are_crossed_by_the_first_axes(sizes, slices, inside):
+    each = 8 // slices
+    shuffled = np.random.default_rng(0).permutation(8)
+    devices = [_Device(int(number), int(number) // each) for number in shuffled]
+    mesh = lay_out(dict(zip(AXES, sizes, strict=True)), devices)
+    assert mesh.shape == sizes
+    assert sorted(device.id for device in mesh.flat) == list(range(8))
+    for axis, name in enumerate(AXES):
+        crossed = any(
+            len({device.slice_index for device in line}) > 1
+            for line in np.moveaxis(mesh, axis, -1).reshape(-1, sizes[axis])
+        )
+        assert not (crossed and name in inside), name
+
+
+def test_slices_that_no_axis_can_be_cut_at():
+    devices = [_Device(number, number // 4) for number in range(8)]
+    for sizes, given, named in (
+        ((1, 1, 2, 4), devices, r"2 slices of \[4, 4\] devices: mesh.data \* mesh.fsdp"),
+        ((8, 1, 1, 1), [*devices[:7], _Device(7, 0)], r"2 slices of \[3, 5\] devices"),
+    ):
+        with pytest.raises(UsageError, match=named):
+            lay_out(dict(zip(AXES, sizes, strict=True)), given)
