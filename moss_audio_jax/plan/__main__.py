@@ -3,11 +3,15 @@
 example:
   moss-audio-jax plan --config configs/sft.py:8b --topology v5e:16x16
   moss-audio-jax plan --config configs/sft.py --topology v6e:4x4 --sweep --output plan.json
+  moss-audio-jax plan --config configs/pretrain_full.py:8b --topology v5e:16x16 --budget
+  moss-audio-jax plan --config configs/sft.py:8b --topology v5e:2x4 --generate --quantize weights
 
 Compiles the very train step of the config for the slice and reports one device's memory by owner,
 the collectives, and a modelled step time (a way to rank settings, not a measurement). No weights
 are read; --config.KEY=VALUE overrides a key as in `train`. --sweep tries numbers of rows per
-device, lengths, remat policies and tensor splits, and reports the best that fits.
+device, lengths, remat policies and tensor splits, and reports the best that fits. --budget is the
+whole run on paper, without the compiler. --generate compiles what answers questions instead of the
+train step, for a model of the config's sizes: does it fit, and what must a token read?
 
 needs the extra [plan] (libtpu): pip install 'moss_audio_jax[plan]'. Exit code 1: it does not fit.
 """
@@ -21,8 +25,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moss_audio_jax import command
+from moss_audio_jax.config import QUANTIZE, Compute
 from moss_audio_jax.errors import UsageError
-from moss_audio_jax.plan import topologies
+from moss_audio_jax.plan import budget, topologies
+
+_LOAD = ("batch", "prompt_tokens", "audio_seconds", "new_tokens")
+_GENERATE = (*_LOAD, "quantize", "mesh")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,12 +46,33 @@ def main(argv: Sequence[str]) -> int:
     group.add_argument("--lengths", type=_numbers, help="of a row; default the config's")
     group.add_argument("--remat", type=_words, help="policies; default the config's")
     group.add_argument("--tensor", type=_numbers, default=(1,), help="of the mesh; the rest: fsdp")
+    budget.add_options(options)
+    options.add_argument("--generate", action="store_true", help="plan prefill and decode step")
+    group = options.add_argument_group("generate")
+    group.add_argument("--batch", type=command.positive, metavar="N",
+                       help="answers at a time; default 64")  # fmt: skip
+    group.add_argument("--prompt-tokens", type=command.positive, metavar="N", help="default 2048")
+    group.add_argument("--audio-seconds", type=float, metavar="S",
+                       help="in each prompt; default 120")  # fmt: skip
+    group.add_argument("--new-tokens", type=command.positive, metavar="N", help="default 512")
+    group.add_argument("--quantize", choices=QUANTIZE, help="int8, as in generate; default none")
+    group.add_argument("--mesh", type=command.mesh_sizes, metavar="AXIS=N,...",
+                       help="default tensor as wide as the key/value heads allow, the rest "
+                       "data")  # fmt: skip
     args, rest = options.parse_known_args(argv)
 
+    on_paper = budget.wanted(args)
+    given = [name for name in _GENERATE if getattr(args, name) is not None]
+    if given and not args.generate:
+        raise UsageError(f"--{given[0].replace('_', '-')} is an option of --generate; add it")
+    if args.generate and (args.budget or args.sweep or args.picture):
+        raise UsageError("--generate goes with none of --budget, --sweep and --picture")
     topology = topologies.parse(args.topology)
     from moss_audio_jax.train.__main__ import load_config
 
     config = load_config(args.config, rest)
+    if on_paper:
+        return budget.run(args, config, topology)
     from moss_audio_jax.plan import compile as compiling
 
     compiling.prepare_environment()
@@ -54,6 +83,9 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(
             f"topology {topology.name} has {len(devices)} devices; expected {topology.devices}"
         )
+
+    if args.generate:
+        return _generate(args, compiling.model_of(config), topology, devices)
 
     def planned(config) -> estimate.Plan:
         run = compiling.build(config, devices)
@@ -95,6 +127,21 @@ def main(argv: Sequence[str]) -> int:
     if args.picture:
         args.picture.write_text(report.picture(result))
     return 0 if result.fits else 1
+
+
+def _generate(args: argparse.Namespace, model, topology: topologies.Topology, devices) -> int:
+    from moss_audio_jax.plan import serving, serving_report
+
+    given = {name: getattr(args, name) for name in _LOAD if getattr(args, name) is not None}
+    compute = Compute(quantize=args.quantize or "none")
+    made = serving.build(model, compute, serving.Load(**given), devices, args.mesh)
+    plan = serving_report.assess(
+        made, serving.compile_prefill(made), serving.compile_decode(made), topology
+    )
+    print(serving_report.table(plan))
+    if args.output:
+        args.output.write_text(json.dumps(serving_report.as_json(plan), indent=1) + "\n")
+    return 0 if plan.fits else 1
 
 
 def _line(setting, plan) -> str:
