@@ -202,8 +202,14 @@ def encode_rows(
     on_device = batch // ways((batch,), "batch")
     step = _divisor(chunks, max(1, compute.encoder_chunks // on_device))
 
-    def part(xs: tuple) -> tuple[jax.Array, jax.Array]:
-        flat = [x.reshape(batch * step, *x.shape[2:]) for x in xs]
+    def part(number: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+        # Cut out where it is needed: a loop over pieces would first hold a copy of them all. Cut
+        # along C, so that the batch axis keeps its sharding.
+        flat = [
+            jax.lax.dynamic_slice_in_dim(x, number * step, step, axis=1)
+            .reshape(batch * step, *x.shape[2:])
+            for x in (mels, frames, padded)
+        ]  # fmt: skip
         features, taps = encode(params, config, compute, *flat)
         return (
             features.reshape(batch, step, *features.shape[1:]),
@@ -211,14 +217,10 @@ def encode_rows(
         )
 
     if step == chunks:
-        features, taps = part((mels, frames, padded))
-    else:  # walk along C, so that the batch axis keeps its sharding
-        xs = [
-            jnp.moveaxis(x.reshape(batch, chunks // step, step, *x.shape[2:]), 1, 0)
-            for x in (mels, frames, padded)
-        ]
-        features, taps = jax.lax.map(part, tuple(xs))  # [C/step, B, step, S, D], [C/step, K, ...]
-        features = jnp.moveaxis(features, 0, 1)
+        features, taps = part(0)
+    else:
+        features, taps = jax.lax.map(part, jnp.arange(chunks // step))
+        features = jnp.moveaxis(features, 0, 1)  # [C/step, B, step, S, D] -> [B, C/step, ...]
         taps = jnp.moveaxis(taps, 0, 2)
     dim = features.shape[-1]
     return features.reshape(batch, -1, dim), taps.reshape(taps.shape[0], batch, -1, dim)

@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from moss_audio_jax.config import RELEASED, Compute, DecoderConfig, EncoderConfig, ModelConfig
+from moss_audio_jax.models.encoder import encode_rows, init_encoder
 from moss_audio_jax.models.moss_audio import abstract_params, count_params, hidden_states
 from moss_audio_jax.sharding import make_mesh, param_specs, serving_mesh
 from moss_audio_jax.weights.official import table
@@ -88,3 +89,22 @@ def test_the_program_does_not_grow_with_depth():
         return lowered.as_text().count("\n")
 
     assert lines(36) < 1.1 * lines(4)  # tools/bench_compile.py measures the compiler's time
+
+
+def test_an_hour_of_sound_takes_the_memory_of_ten_minutes():
+    """Beside the log-mel that goes in and the features that come out."""
+    config = EncoderConfig(
+        d_model=128, layers=3, heads=2, ffn_dim=512, conv_channels=32, output_dim=128,
+        tap_layers=(0, 1),
+    )  # fmt: skip
+    params = jax.eval_shape(functools.partial(init_encoder, config=config), jax.random.key(0))
+    encode = jax.jit(functools.partial(encode_rows, config=config, compute=Compute("float32")))
+
+    def temporary(minutes: int) -> int:
+        chunks = minutes * 15
+        mels = jax.ShapeDtypeStruct((1, chunks, 400, 128), jnp.float32)
+        frames = jax.ShapeDtypeStruct((1, chunks), jnp.int32)
+        lowered = encode.lower(params, mels=mels, frames=frames, padded=frames)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(60) <= 1.2 * temporary(10)
