@@ -18,7 +18,7 @@ def get_config():
     c.data.chunks = 12
     c.data.pick = small.READING
     c.helpers.adapter = 0.5
-    c.train.steps = 800
+    c.train.steps = 1200
     c.optimizer.learning_rate = 4e-3
     c.optimizer.schedule = "constant"
     c.optimizer.warmup = 50

@@ -20,7 +20,6 @@ def get_config():
     c.data.chunks = 8
     c.data.batch = 4
     c.data.branches = 0
-    c.data.augment.freq_masks = 0
     c.train.steps = 3600
     c.train.decoder_loss = 0.0
     c.helpers.ctc = 0.1

@@ -13,7 +13,8 @@ READING = (
     (".*", 0.05),
 )  # fmt: skip
 PRETRAIN = (
-    ("^asr$", 3.0), ("asr", 1.5), ("events", 3.0), ("caption", 1.0), ("reason", 0.0), (".*", 0.3),
+    ("^asr$", 4.0), ("asr_words", 2.0), ("events", 2.0), ("caption", 0.7), ("reason", 0.0),
+    (".*", 0.2),
 )  # fmt: skip
 SFT = (("^asr$", 2.0), ("asr", 0.7), ("events", 1.5), ("reason", 0.0), (".*", 1.0))
 REASONING = (("reason", 4.0), ("asr", 1.0), ("events", 1.0), (".*", 0.5))
@@ -34,8 +35,6 @@ def get_config():
     )  # fmt: skip
     c.data.train = ("scenes/train-*.array_record",)
     c.data.window = 32
-    c.data.augment.freq_masks = 1
-    c.data.augment.freq_width = 16
     c.train.dtype = "float32"
     c.train.remat = "none"
     c.train.log_every = 20
