@@ -121,11 +121,12 @@ class Branches:
             )
             if shown.labels:
                 voice = work.record["profile"]["speech"] >= c.speech.present
+                on = c.sound.over_speech if voice and not given else c.sound.on
                 options = SegmentOptions(
                     **{
                         **c.segment,
-                        "on": c.sound.over_speech if voice and not given else c.sound.on,
-                        "off": c.sound.off,
+                        "on": on,
+                        "off": min(on, c.segment.off if given else c.sound.off),
                         "event_seconds": c.sound.event_seconds,
                     }
                 )

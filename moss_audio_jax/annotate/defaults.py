@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
 
     s = c.sound = ConfigDict()
     s.events = "tags"  # of the small model or of `posteriors`; or an expert; or "": none
-    s.on, s.off = 0.8, 0.3  # hysteresis of the tags
+    s.on, s.off = 0.8, 0.8  # hysteresis of the tags
     s.over_speech = 0.95  # in place of `on` where there is a voice, which much is taken for
     s.event_seconds = 0.2
     s.absent = 0.02  # a label whose score stays below is absent

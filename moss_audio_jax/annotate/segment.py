@@ -16,10 +16,10 @@ import math
 import numpy as np
 import scipy.ndimage
 
+from moss_audio_jax.annotate.boundary import Sides
 from moss_audio_jax.annotate.features import COARSE, FINE, GROUP, ClipFeatures
 from moss_audio_jax.errors import InputError, UsageError
 
-_CONTEXT = 8 * COARSE  # coarse frames looked at on either side of a cut
 _LONG_PAUSE = 1.0  # seconds: a pause as long is a segment of its own
 _PAUSE = 0.2
 _NOISE_LEFT = np.float32(0.02)  # of the power of steady noise
@@ -82,7 +82,7 @@ def change_points(features: ClipFeatures, options: SegmentOptions = DEFAULT) -> 
     """Times of the cuts between coherent events, seconds, before any limit on length."""
     features = without_noise(features)
     places = proposals(features, options)
-    return [at / FINE for at in _kept(_Sides(features), places, options)]
+    return [at / FINE for at in _kept(Sides(features), places, options)]
 
 
 def without_noise(features: ClipFeatures) -> ClipFeatures:
@@ -191,137 +191,8 @@ def _refined(features: ClipFeatures, coarse: int) -> int:
 
 # --- weighing ------------------------------------------------------------------------------------
 
-# Log-odds of a true boundary, a logistic regression on concatenations of world scenes and of other
-# sounds: weights of each piece of evidence, of its saturating form, and of that between speech.
-WEIGHTS = {
-    "spectrum": (-0.559, 1.821, 0.487),
-    "spread": (-0.426, 1.226, 3.293),
-    "level": (-0.063, -0.293, 3.167),
-    "harmonicity": (-0.505, 2.531, -1.845),
-    "pitch": (0.346, -0.220, 3.494),
-    "flatness": (0.830, -0.295, 0.838),
-    "background": (-0.281, 0.096, -0.914),
-    "depth": (0.259, -0.249, -0.505),
-    "gap": (-1.621, 1.260, 4.225),
-    "speech": (-2.197, -13.683, 1.705),
-    "shorter": (0.337, 0.690, -0.355),
-    "longer": (1.498, -1.028, 0.666),
-    "gain": (0.060, 1.231, -1.249),
-    "rhythm": (-0.065, 0.577, -0.051),
-    "local": (0.423, -0.019, 3.336),
-}
-BIAS = -5.073
-EVIDENCE = tuple(WEIGHTS)
-_WEIGHTS = np.array(list(WEIGHTS.values())).T.ravel()
 
-
-class _Sides:
-    """Evidence of a cut between two segments of one clip."""
-
-    def __init__(self, features: ClipFeatures):
-        self.bands = features.bands
-        power = np.exp(features.bands * np.float32(np.log(10) / 10)).sum(axis=1)
-        self.level = 10 * np.log10(power + 1e-10)
-        self.energy = scipy.ndimage.uniform_filter1d(features.energy, 3)
-        self.harmonicity = features.harmonicity
-        self.pitch = np.log2(features.pitch)
-        self.flatness = np.log(features.flatness + 1e-3)
-        self.onset = features.onset
-
-    def evidence(self, before: int, at: int, after: int) -> np.ndarray:
-        """float64 [len(EVIDENCE)] of a cut at a fine frame between those before and after it."""
-        middle = at // GROUP
-        a, b = max(before // GROUP, middle - _CONTEXT), min(after // GROUP, middle + _CONTEXT)
-        left, right = slice(min(a, middle - 1), middle), slice(middle, max(b, middle + 1))
-        one, two = self._side(left), self._side(right)
-        top = max(one["bands"].max(), two["bands"].max()) - 50
-        x, y = np.maximum(one["bands"], top), np.maximum(two["bands"], top)
-        shift = x - y
-        level = one["level"] - two["level"]
-        n, m = left.stop - left.start, right.stop - right.start
-        whole = np.maximum(one["all"], top) - np.maximum(two["all"], top)
-        reach = FINE
-        near = self.energy[max(at - 10, 0) : at + 10].min()
-        tops = [
-            float(self.energy[max(at - reach, before) : max(at, before + 1)].max()),
-            float(self.energy[at : max(min(at + reach, after), at + 1)].max()),
-        ]
-        limit = min(tops) - 12
-        here = self.energy[max(at - reach, 0) : at + reach] < limit
-        gap = _run(here, min(at, reach)) / FINE if near < limit else 0.0
-        return np.array(
-            [
-                np.sqrt(np.mean((shift - shift.mean()) ** 2)) / 10,
-                np.sqrt(np.mean((one["spread"] - two["spread"]) ** 2)) / 5,
-                abs(level) / 10,
-                abs(one["harmonicity"] - two["harmonicity"]) * 3,
-                abs(one["pitch"] - two["pitch"]) * min(one["voiced"], two["voiced"]) * 3,
-                abs(one["flatness"] - two["flatness"]) / 2,
-                np.sqrt(np.mean((one["floor"] - two["floor"]) ** 2)) / 10,
-                min(max(min(tops) - near, 0), 50) / 20,
-                min(gap, 1.5),
-                min(one["speech"], two["speech"]),
-                math.log(min(n, m) / COARSE),
-                math.log(max(n, m) / COARSE),
-                math.log1p(n * m / (n + m) * np.mean(whole**2) / 100),
-                abs(one["rhythm"] - two["rhythm"]) / 5,
-                np.sqrt(np.mean((self._local(left, -1) - self._local(right, 1)) ** 2)) / 10,
-            ]
-        )
-
-    def _side(self, span: slice) -> dict:
-        level, bands = self.level[span], self.bands[span]
-        loud = level > level.max() - 25
-        quiet = level <= np.partition(level, len(level) // 10)[len(level) // 10]
-        voiced = loud & (self.harmonicity[span] > 0.6)
-        active = bands[loud]
-        return {
-            "all": bands.mean(axis=0),
-            "bands": active.mean(axis=0),
-            "spread": active.std(axis=0),
-            "floor": np.maximum(bands[quiet].mean(axis=0), -95),
-            "level": float(level[loud].mean()),
-            "harmonicity": float(self.harmonicity[span][loud].mean()),
-            "voiced": float(voiced.sum() / loud.sum()),
-            "pitch": float(np.median(self.pitch[span][voiced])) if voiced.any() else 7.0,
-            "flatness": float(self.flatness[span][loud].mean()),
-            "speech": float(voiced.mean() * min(level.std() / 10, 1.5)),
-            "rhythm": float(level.std()),
-        }
-
-    def _local(self, span: slice, way: int) -> np.ndarray:
-        """Mean bands of the loud frames of the second next to the cut, at their own level."""
-        near = slice(-COARSE, None) if way < 0 else slice(0, COARSE)
-        bands, level = self.bands[span][near], self.level[span][near]
-        mean = bands[level > level.max() - 20].mean(axis=0)
-        mean = np.maximum(mean, mean.max() - 50)
-        return mean - mean.mean()
-
-    def log_odds(self, before: int, at: int, after: int) -> float:
-        return BIAS + float(expanded(self.evidence(before, at, after)) @ _WEIGHTS)
-
-
-def expanded(evidence: np.ndarray) -> np.ndarray:
-    """Evidence, its saturating form, and that between stretches of speech: [..., 45]."""
-    bent = np.tanh(2 * evidence)
-    speech = bent[..., EVIDENCE.index("speech")][..., None]
-    return np.concatenate([evidence, bent, bent * speech], axis=-1)
-
-
-def _run(mask: np.ndarray, at: int) -> int:
-    """Length of the run of True nearest to `at`, within 10 frames."""
-    for start in sorted(range(max(at - 10, 0), min(at + 10, len(mask))), key=lambda i: abs(i - at)):
-        if mask[start]:
-            low = high = start
-            while low > 0 and mask[low - 1]:
-                low -= 1
-            while high + 1 < len(mask) and mask[high + 1]:
-                high += 1
-            return high - low + 1
-    return 0
-
-
-def _kept(sides: _Sides, places: list[int], options: SegmentOptions) -> list[int]:
+def _kept(sides: Sides, places: list[int], options: SegmentOptions) -> list[int]:
     """Proposals left when the weakest have been struck out until all are likely enough."""
     total = len(sides.energy)
     before = dict(zip(places, [0, *places], strict=False))

@@ -36,7 +36,7 @@ def pieces():
     return [patchwork.clip(seed) for seed in range(16)]
 
 
-@pytest.mark.parametrize(("snr_db", "floor"), [(None, 0.93), (10, 0.90)])
+@pytest.mark.parametrize(("snr_db", "floor"), [(None, 0.95), (10, 0.93)])
 def test_boundaries_of_patchwork(pieces, snr_db, floor):
     found, fixed = [], []
     for seed, (wav, true) in enumerate(pieces):
