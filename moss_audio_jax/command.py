@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from moss_audio_jax.config import QUANTIZE
 from moss_audio_jax.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
                        help="devices to use, e.g. data=2,tensor=4; default one")  # fmt: skip
     group.add_argument("--encoder-attention", choices=("chunked", "full", "sliding"),
                        help="default chunked, as the official code")  # fmt: skip
+    group.add_argument("--quantize", choices=QUANTIZE, default="none",
+                       help="int8 weights of the decoder, and int8 keys and values: half the "
+                            "memory, answers may differ; default none")  # fmt: skip
 
 
 def load_model(args: argparse.Namespace, mesh: Any = None) -> MossAudio:
@@ -76,6 +80,7 @@ def load_model(args: argparse.Namespace, mesh: Any = None) -> MossAudio:
         args.mesh if mesh is None else mesh,
         args.encoder_attention,
         getattr(args, "lora", None),
+        args.quantize,
     )
     if model.tokenizer is None:
         raise InputError(

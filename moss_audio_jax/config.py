@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from moss_audio_jax.errors import InputError
 
@@ -140,6 +140,10 @@ class ProcessorConfig:
     mel_dtype: str = "bfloat16"
 
 
+Quantize = Literal["none", "weights", "weights+cache"]
+QUANTIZE: tuple[Quantize, ...] = get_args(Quantize)
+
+
 @dataclasses.dataclass(frozen=True)
 class Compute:
     """How a model is computed; none of it changes what is computed, beyond rounding."""
@@ -148,6 +152,7 @@ class Compute:
     attention: str = "auto"  # see ops.attention
     remat: str = "none"  # see models.remat
     encoder_chunks: int = 32  # chunks the encoder takes at a time: bounds its memory
+    quantize: Quantize = "none"  # of generation: int8 decoder weights, and keys and values
 
 
 RELEASED = {

@@ -10,10 +10,19 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 
 SHARED = Path(__file__).parents[2] / "shared"
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs():
+    """A module's programs are dropped behind it: each maps memory, of which a process may map only
+    so many pieces (vm.max_map_count), and past that XLA aborts."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Generated tokens a second: ours beside the official PyTorch code, same weights, same prompts.
 
     python tools/bench_generate.py [--official DIR] [--checkpoint DIR] [--rounds 5]
+    python tools/bench_generate.py --prefix 8 [--seconds 30] [--tokens 64] [--checkpoint DIR]
 
 The model of tools/bench_train.py (50 million parameters, float32, random weights) or --checkpoint;
 noise clips of 4 to 8 s; --tokens greedy tokens for each of 16 prompts. Ours answers them one by one
@@ -11,6 +12,11 @@ tokens are compared: `same` counts the answers that equal the official ones (giv
 
 Prints one JSON line: median tokens a second and range over the rounds, `ratio` of ours to theirs,
 and `batch_gain`, of 16 at once to one by one.
+
+--prefix N: instead, N questions about one clip of noise of --seconds, all at once: `shared`, as
+they are, and `apart`, where the clip of each differs by one last bit, so that none is recognised as
+another's. One JSON line: median seconds for all N answers and range over the rounds, `gain`, the
+median ratio of apart to shared, and `same`, how many answers are equal.
 """
 
 from __future__ import annotations
@@ -78,11 +84,15 @@ class Official:
         return out[0, ids.shape[1] :].tolist()
 
 
+def checkpoint_of(folder: Path, args: argparse.Namespace) -> Path:
+    if args.checkpoint is not None:
+        return args.checkpoint
+    write_inputs(folder, 4)
+    return folder / "checkpoint"
+
+
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    checkpoint = args.checkpoint
-    if checkpoint is None:
-        write_inputs(folder, 4)
-        checkpoint = folder / "checkpoint"
+    checkpoint = checkpoint_of(folder, args)
     model = MossAudio.load(checkpoint, "float32", encoder_attention=args.encoder_attention)
     sampling = Sampling(args.tokens, loop_guard=False)
     asked = [(example, sampling) for example in prompts(model)]
@@ -120,6 +130,50 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def measure_prefix(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    model = MossAudio.load(
+        checkpoint_of(folder, args), "float32", encoder_attention=args.encoder_attention
+    )
+    sampling = Sampling(args.tokens, loop_guard=False)
+    frames = round(100 * args.seconds)
+    mel = np.random.default_rng(0).normal(size=(128, frames)).astype(np.float32).clip(-2, 2) / 2
+    asked: dict[str, list[tuple[Example, Sampling]]] = {"shared": [], "apart": []}
+    for number in range(args.prefix):
+        question = f"{PROMPT} Part {number + 1}."
+        ids = build_prompt(model.tokenizer, question, [frames], model.processor.time_markers)
+        other = mel.copy()
+        other.flat[number] = np.nextafter(other.flat[number], np.float32(1))
+        asked["shared"].append((Example(ids, (mel,)), sampling))
+        asked["apart"].append((Example(ids, (other,)), sampling))
+
+    def answers(name: str) -> list[list[int]]:
+        return [reply.ids for reply in model.answer(asked[name], args.prefix)]
+
+    same = zip(answers("shared"), answers("apart"), strict=True)  # compiles
+    seconds: dict[str, list[float]] = {name: [] for name in asked}
+    for _ in range(args.rounds):
+        for name in asked:
+            start = time.perf_counter()
+            answers(name)
+            seconds[name].append(time.perf_counter() - start)
+    pairs = zip(seconds["apart"], seconds["shared"], strict=True)
+    result: dict[str, Any] = {
+        "threads": len(os.sched_getaffinity(0)),
+        "questions": args.prefix,
+        "seconds_of_sound": args.seconds,
+        "prompt_tokens": len(asked["shared"][0][0].ids),
+        "tokens": args.tokens,
+        "gain": round(statistics.median(a / b for a, b in pairs), 2),
+        "same": sum(a == b for a, b in same),
+    }
+    for name, found in seconds.items():
+        result[name] = {
+            "seconds": round(statistics.median(found), 3),
+            "range": [round(min(found), 3), round(max(found), 3)],
+        }
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -128,10 +182,12 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, metavar="DIR")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--prefix", type=int, metavar="N", help="questions about one clip")
+    parser.add_argument("--seconds", type=float, default=30, help="of that clip")
     parser.add_argument("--encoder-attention", choices=("chunked", "full"), default="chunked")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(Path(folder), args)))
+        print(json.dumps((measure_prefix if args.prefix else measure)(Path(folder), args)))
 
 
 if __name__ == "__main__":

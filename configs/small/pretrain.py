@@ -19,7 +19,7 @@ def get_config():
     c.data.branches = 2
     c.data.chunks = 12
     c.data.pick = small.PRETRAIN
-    c.train.steps = 700
+    c.train.steps = 1150
     small.listen(c)
     c.optimizer.learning_rate = 3e-3
     c.optimizer.schedule = "cosine"

@@ -12,8 +12,8 @@ def get_config():
     small.answers(c)
     small.listen(c)
     c.data.pick = small.SFT
-    c.train.steps = 240
-    c.optimizer.learning_rate = 1e-3
+    c.train.steps = 300
+    c.optimizer.learning_rate = 2e-3
     c.optimizer.warmup = 30
     c.optimizer.final = 0.1
     c.optimizer.groups = (("audio_encoder/", 0.3), (".*", 1.0))

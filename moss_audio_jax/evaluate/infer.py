@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 # next one's sound in memory beside it.
 _GROUP_BATCHES = 8
 _GROUP_SECONDS = 7200.0
+# Questions about one clip that stay together: they load it once and prefill it once.
+_TOGETHER = 16
 _UNREAD_BYTES_PER_SECOND = 16_000  # of a file whose header soundfile cannot read; sorts, no more
 
 
@@ -61,6 +63,7 @@ class Settings:
     model: str
     lora: str | None
     dtype: str
+    quantize: str
     encoder_attention: str
     random_weights: bool
     config_hash: str
@@ -102,12 +105,13 @@ def infer(
     costs = {item.id: seconds for item, seconds in zip(items, _seconds(items), strict=True)}
     # Costly ones first, neighbours alike; the order is the same in every process and every run.
     order = sorted(items, key=lambda i: (-costs[i.id], i.audio, len(i.prompt), i.id))
-    left = [item for item in order[crew.index :: crew.count] if failed(done.get(item.id))]
+    own = [item for run in _runs(order)[crew.index :: crew.count] for item in run]
+    left = [item for item in own if failed(done.get(item.id))]
     with (
         Journal(partial_file(output, crew.index, crew.count) if crew.writes else None) as journal,
         _Bar(left, costs, progress and crew.writes and crew.index == 0) as bar,
     ):
-        groups = _groups(left, costs, batch_size)
+        groups = _groups(_runs(left), costs, batch_size)
         for group, prompts in _prepared_ahead(model, groups):
             answer_group(model, group, prompts, sampling, meta, batch_size, journal, bar)
             journal.sync()
@@ -209,46 +213,78 @@ def _header_seconds(path: str) -> float:
     return 0.0
 
 
-def _groups(
-    items: Sequence[Item], costs: Mapping[str, float], batch_size: int
-) -> Iterator[list[Item]]:
-    group: list[Item] = []
-    seconds = 0.0
+def _runs(items: Sequence[Item]) -> list[list[Item]]:
+    """Neighbours that ask about the same clips, up to _TOGETHER of them."""
+    runs: list[list[Item]] = []
     for item in items:
-        long = seconds + costs[item.id] > _GROUP_SECONDS and len(group) >= batch_size
-        if long or len(group) == _GROUP_BATCHES * batch_size:
+        if runs and runs[-1][0].audio == item.audio and len(runs[-1]) < _TOGETHER:
+            runs[-1].append(item)
+        else:
+            runs.append([item])
+    return runs
+
+
+def _groups(
+    runs: Sequence[list[Item]], costs: Mapping[str, float], batch_size: int
+) -> Iterator[list[list[Item]]]:
+    group: list[list[Item]] = []
+    count, seconds = 0, 0.0
+    for run in runs:
+        cost = costs[run[0].id]  # all of them share the sound
+        long = seconds + cost > _GROUP_SECONDS and count >= batch_size
+        if group and (long or count + len(run) > _GROUP_BATCHES * batch_size):
             yield group
-            group, seconds = [], 0.0
-        group.append(item)
-        seconds += costs[item.id]
+            group, count, seconds = [], 0, 0.0
+        group.append(run)
+        count, seconds = count + len(run), seconds + cost
     if group:
         yield group
 
 
 def _prepared_ahead(
-    model: MossAudio, groups: Iterator[list[Item]]
+    model: MossAudio, groups: Iterator[list[list[Item]]]
 ) -> Iterator[tuple[list[Item], list[Example | InputError]]]:
     """Each group with its prompts, made in threads while the group before it is answered."""
-    from moss_audio_jax.api import Request
-
-    def prepare(item: Item) -> Example | InputError:
-        try:
-            return model.prepare(Request(item.prompt, item.audio))
-        except InputError as error:
-            return error
-
     pool = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+
+    def ready(group: list[tuple[list[Item], concurrent.futures.Future]]) -> tuple[list, list]:
+        items = [item for run, _ in group for item in run]
+        return items, [prompt for _, future in group for prompt in future.result()]
+
     try:
-        ahead: list[tuple[list[Item], list[concurrent.futures.Future]]] = []
+        ahead: list[list[tuple[list[Item], concurrent.futures.Future]]] = []
         for group in groups:
-            ahead.append((group, [pool.submit(prepare, item) for item in group]))
+            ahead.append([(run, pool.submit(_prepare, model, run)) for run in group])
             if len(ahead) == 2:
-                now, futures = ahead.pop(0)
-                yield now, [future.result() for future in futures]
-        for now, futures in ahead:
-            yield now, [future.result() for future in futures]
+                yield ready(ahead.pop(0))
+        for group in ahead:
+            yield ready(group)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _prepare(model: MossAudio, run: Sequence[Item]) -> list[Example | InputError]:
+    """The prompts of items that share their clips, which are loaded once."""
+    from moss_audio_jax.api import Request
+    from moss_audio_jax.data.batch import Example
+    from moss_audio_jax.text import build_prompt
+
+    prompts: list[Example | InputError] = []
+    mels = None
+    for item in run:
+        try:
+            if mels is not None:
+                frames = [mel.shape[1] for mel in mels]
+                markers = model.processor.time_markers
+                ids = build_prompt(model.tokenizer, item.prompt, frames, markers)
+                if len(ids) < model.config.decoder.max_positions:
+                    prompts.append(Example(ids, mels))
+                    continue
+            prompts.append(model.prepare(Request(item.prompt, item.audio)))
+            mels = prompts[-1].mels
+        except InputError as error:
+            prompts.append(error)
+    return prompts
 
 
 class _Bar:
@@ -291,6 +327,7 @@ def settings_of(model: MossAudio, args: argparse.Namespace, sampling: Sampling) 
         lora=None if args.lora is None else str(args.lora),
         config_hash=hashlib.sha256(described.encode()).hexdigest()[:16],
         dtype=model.compute.dtype,
+        quantize=model.compute.quantize,
         encoder_attention=model.config.encoder.attention,
         random_weights=model.random_weights,
         decoding=json.loads(json.dumps(dataclasses.asdict(sampling))),  # tuples as JSON has them

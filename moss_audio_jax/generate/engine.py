@@ -1,46 +1,50 @@
 """Batched generation: prompts are prefilled in buckets, slots decode together and are refilled.
 
+Several questions about one clip are a family (`families`): what their prompts share is prefilled
+once and kept until the last of them has been taken into a slot; each then runs its own rest.
+
 The loop over tokens runs on the device (`decode_until`); the host comes in only when enough slots
 are free to be refilled, to stream, or to look for stop strings.
-
-Letters: B slots, b rows of one prefill, M room for new tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from moss_audio_jax.config import Compute, ModelConfig
-from moss_audio_jax.data.batch import Example, bucket, bucket_shape, chunk_count, make_batch
+from moss_audio_jax.data.batch import Example, Shape, bucket, bucket_shape, make_batch
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.generate.sampling import MAX_STOP_IDS, Knobs, Sampling, choose
+from moss_audio_jax.generate.families import PREFILL_TOKENS, Family, Queue
+from moss_audio_jax.generate.sampling import Sampling
+from moss_audio_jax.generate.slots import (
+    LENGTH,
+    LOOP,
+    RUNNING,
+    STOP,
+    Rows,
+    Slots,
+    decode_until,
+    empty_slots,
+    finish,
+    insert,
+    new_rows,
+    resume,
+    start,
+    take_rows,
+)
 from moss_audio_jax.generate.vocabulary import Vocabulary
-from moss_audio_jax.models import cache as kv_cache
-from moss_audio_jax.models import moss_audio
-from moss_audio_jax.models.blocks import as_dtype
 from moss_audio_jax.models.cache import Cache
-from moss_audio_jax.sharding import replicate
 
-# Why an answer ended. RUNNING and EMPTY are states of a slot; the others reach the user.
-RUNNING, EMPTY, STOP, LENGTH, LOOP = range(5)
 FINISH_REASON = {STOP: "stop", LENGTH: "length", LOOP: "loop"}
 
-# Loop guard: an answer has degenerated once a cycle of up to 64 tokens has come round again for
-# at least 48 tokens and 6 whole times.
-_LOOP_PERIODS = 64
-_LOOP_TOKENS = 48
-_LOOP_ROUNDS = 6
-
 _STOP_STRING_STEPS = 16  # tokens between two looks for stop strings
-_PREFILL_TOKENS = 16384  # padded tokens of prompts that are prefilled together, at most
+_MIN_REST = 32  # the smallest bucket of tokens behind a shared beginning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,160 +53,6 @@ class Output:
 
     ids: list[int]
     finish_reason: str
-
-
-class Rows(NamedTuple):
-    """What each answer in the making has on the device; leading axis B everywhere."""
-
-    token: jax.Array  # int [B], the newest token, not yet in the cache
-    position: jax.Array  # int [B], its position
-    output: jax.Array  # int [B, M], tokens so far
-    count: jax.Array  # int [B], how many
-    state: jax.Array  # int [B], RUNNING, EMPTY or why it ended
-    limit: jax.Array  # int [B], most tokens it may have
-    knobs: Knobs
-    stop_ids: jax.Array  # int [B, MAX_STOP_IDS], -1 = none
-    seen: jax.Array  # bool [B, V], tokens of prompt and answer
-    guard: jax.Array  # bool [B], end degenerate repetition
-    matches: jax.Array  # int [B, P], how long the newest tokens have repeated those p back
-    thinking: jax.Array  # bool [B], inside a <think> block
-    budget: jax.Array  # int [B], tokens left for thinking
-    forced: jax.Array  # int [B], next entry of `close_thinking` to force; past its end: none
-
-
-class Slots(NamedTuple):
-    rows: Rows
-    cache: Cache
-
-
-def accept(rows: Rows, logits: jax.Array, vocab: Vocabulary) -> Rows:
-    """Chooses the next token of each running row from float32 logits [B, V] and records it."""
-    running = rows.state == RUNNING
-    batch = jnp.arange(rows.token.shape[0])
-    if vocab.forbidden:
-        logits = logits.at[:, jnp.array(vocab.forbidden)].set(-jnp.inf)
-    token = choose(logits, rows.knobs, rows.seen, rows.count)
-
-    if vocab.close_thinking:
-        closing = jnp.array(vocab.close_thinking, jnp.int32)
-        spent = rows.thinking & (rows.budget <= 0) & (rows.forced >= len(closing))
-        # A block that closes by itself just now needs no help.
-        forced = jnp.where(spent & (token != vocab.think_close), 0, rows.forced)
-        is_forced = forced < len(closing)
-        token = jnp.where(is_forced, closing[jnp.minimum(forced, len(closing) - 1)], token)
-        forced = forced + is_forced
-    else:
-        forced = rows.forced
-    thinking = (rows.thinking | (token == vocab.think_open)) & (token != vocab.think_close)
-
-    stop = jnp.any(token[:, None] == rows.stop_ids, axis=1)
-    if vocab.stop:
-        stop = stop | jnp.any(token[:, None] == jnp.array(vocab.stop), axis=1)
-
-    # How long has the answer repeated what stood p tokens back?
-    periods = 1 + jnp.arange(_LOOP_PERIODS)
-    back = rows.count[:, None] - periods
-    earlier = jnp.take_along_axis(rows.output, jnp.maximum(back, 0), axis=1)
-    matches = jnp.where((earlier == token[:, None]) & (back >= 0), rows.matches + 1, 0)
-    looped = jnp.any(matches >= jnp.maximum(_LOOP_TOKENS, _LOOP_ROUNDS * periods), axis=1)
-
-    recorded = running & ~stop  # the stop token is not part of the answer
-    count = rows.count + recorded
-    room = rows.output.shape[1]
-    state = jnp.select(
-        [~running, stop, looped & rows.guard, count >= rows.limit],
-        [rows.state, STOP, LOOP, LENGTH],
-        RUNNING,
-    )
-    return rows._replace(
-        token=jnp.where(running, token, rows.token),
-        position=rows.position + running,
-        output=rows.output.at[batch, jnp.where(recorded, rows.count, room)].set(token, mode="drop"),
-        count=count,
-        state=state,
-        seen=rows.seen.at[batch, token].max(running),
-        matches=matches,
-        thinking=thinking,
-        budget=rows.budget - (running & rows.thinking),
-        forced=forced,
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("config", "compute", "vocab"))
-def start(
-    params: Any, batch: moss_audio.Batch, rows: Rows, *, config: ModelConfig, compute: Compute,
-    vocab: Vocabulary,
-) -> Slots:  # fmt: skip
-    """Prefills prompts and chooses the first token of each: slots of their own, b rows wide."""
-    length = batch["tokens"].shape[1]
-    logits, cache = moss_audio.prefill(params, config, compute, batch, slots=length)
-    return Slots(replicate(accept(rows, logits, vocab)), cache)
-
-
-@functools.partial(jax.jit, donate_argnames=("slots",))
-def insert(slots: Slots, new: Slots, at: jax.Array) -> Slots:
-    """Puts new rows into the slots `at` [b]; a number beyond the slots is dropped."""
-    rows = jax.tree.map(lambda old, row: old.at[at].set(row, mode="drop"), slots.rows, new.rows)
-    return Slots(replicate(rows), kv_cache.insert_rows(slots.cache, new.cache, at))
-
-
-@functools.partial(
-    jax.jit, static_argnames=("config", "compute", "vocab"), donate_argnames=("slots",)
-)
-def decode_until(
-    params: Any, slots: Slots, max_steps: jax.Array, enough_free: jax.Array, *,
-    config: ModelConfig, compute: Compute, vocab: Vocabulary,
-) -> Slots:  # fmt: skip
-    """Decodes until all slots rest, `enough_free` of them do, or `max_steps` are done."""
-
-    def go_on(carry: tuple) -> jax.Array:
-        slots, step = carry
-        free = jnp.sum(slots.rows.state != RUNNING)
-        return (free < enough_free) & (step < max_steps)
-
-    def one(carry: tuple) -> tuple:
-        (rows, cache), step = carry
-        logits, cache = moss_audio.decode_step(
-            params, config, compute, rows.token, rows.position, cache
-        )
-        return Slots(replicate(accept(rows, logits, vocab)), kv_cache.pin(cache)), step + 1
-
-    slots, _ = jax.lax.while_loop(go_on, one, (slots, jnp.int32(0)))
-    # Within the loop alone it leaves the result open, and each process must hold all of the rows.
-    return Slots(replicate(slots.rows), slots.cache)
-
-
-@functools.partial(jax.jit, donate_argnames=("slots",))
-def finish(slots: Slots, at: jax.Array, state: jax.Array) -> Slots:
-    """Sets the state of one slot."""
-    return slots._replace(rows=slots.rows._replace(state=slots.rows.state.at[at].set(state)))
-
-
-@functools.partial(jax.jit, static_argnames=("config", "compute", "vocab", "count", "room", "size"))
-def empty_slots(
-    *, config: ModelConfig, compute: Compute, vocab: Vocabulary, count: int, room: int, size: int
-) -> Slots:
-    """`count` empty slots: `size` cache slots and `room` new tokens each."""
-    zero = jnp.zeros((count,), jnp.int32)
-    knobs = Knobs(*(zero.astype(dtype) for dtype in (float, int, float, float, float, int)))
-    rows = Rows(
-        token=zero,
-        position=zero,
-        output=jnp.zeros((count, room), jnp.int32),
-        count=zero,
-        state=jnp.full((count,), EMPTY),
-        limit=zero,
-        knobs=knobs,
-        stop_ids=jnp.full((count, MAX_STOP_IDS), -1),
-        seen=jnp.zeros((count, vocab.size), bool),
-        guard=zero.astype(bool),
-        matches=jnp.zeros((count, _LOOP_PERIODS), jnp.int32),
-        thinking=zero.astype(bool),
-        budget=zero,
-        forced=zero,
-    )
-    cache = kv_cache.init_cache(config.decoder, count, size, as_dtype(compute))
-    return Slots(replicate(rows), cache)
 
 
 class Engine:
@@ -255,8 +105,7 @@ class Engine:
             return self._run(requests, on_done, on_token)
 
     def _run(self, requests, on_done, on_token) -> list[Output]:
-        config, encoder = self._static["config"], self._static["config"].encoder
-        max_positions = config.decoder.max_positions
+        max_positions = self._static["config"].decoder.max_positions
         for example, _ in requests:
             if len(example.ids) >= max_positions:
                 raise InputError(
@@ -264,39 +113,22 @@ class Engine:
                     f"{max_positions} positions; shorten the audio or the text"
                 )
         limits = [min(s.max_new_tokens, max_positions - len(e.ids)) for e, s in requests]
-        # Costly prompts first: neighbours share a bucket, and the short ones fill the end.
-        queue = sorted(
-            range(len(requests)),
-            key=lambda i: (chunk_count(requests[i][0], encoder), len(requests[i][0].ids)),
-            reverse=True,
-        )
         slots_count = bucket(min(self._slots, len(requests)))
-        slots = empty_slots(
-            **self._static,
-            count=slots_count,
-            room=bucket(max(limits), 64),
-            size=bucket(
-                max(len(e.ids) + n for (e, _), n in zip(requests, limits, strict=True)), 128
-            ),
-        )
+        room = bucket(max(limits), 64)
+        size = bucket(max(len(e.ids) + n for (e, _), n in zip(requests, limits, strict=True)), 128)
+        slots = empty_slots(**self._static, count=slots_count, room=room, size=size)
+        prefiller = _Prefiller(self._params, self._static, requests, limits, room, size)
         watched = [bool(s.stop) and self._decode is not None for _, s in requests]
         results: list[Output | None] = [None] * len(requests)
         owner: list[int | None] = [None] * slots_count  # the request in each slot
-        while queue or any(number is not None for number in owner):
+        while prefiller or any(number is not None for number in owner):
             free = [slot for slot, number in enumerate(owner) if number is None]
-            if queue and free:
-                # The queue falls in cost: its head sets the bucket for those that go with it.
-                width = bucket(len(requests[queue[0]][0].ids), 128)
-                together = max(1, _PREFILL_TOKENS // width)
-                taken, queue = queue[: len(free)][:together], queue[min(len(free), together) :]
-                new = self._prefill(
-                    [requests[i] for i in taken],
-                    [limits[i] for i in taken],
-                    slots.rows.output.shape[1],
-                )
+            if prefiller and free:
+                taken, new = prefiller.take(len(free))
                 at = np.full(new.rows.token.shape, slots_count)
                 at[: len(taken)] = free[: len(taken)]
                 slots = insert(slots, new, at)
+                del new  # its cache is as large as a prefill
                 for slot, number in zip(free, taken, strict=False):
                     owner[slot] = number
             else:
@@ -332,18 +164,6 @@ class Engine:
                         on_done(number, results[number])
         return results
 
-    def _prefill(
-        self, requests: list[tuple[Example, Sampling]], limits: list[int], room: int
-    ) -> Slots:
-        """Slots of their own for a few requests, padded to a bucket of rows."""
-        config, vocab = self._static["config"], self._static["vocab"]
-        examples = [example for example, _ in requests]
-        shape = bucket_shape(examples, config.encoder, bucket(len(requests)))
-        shape = dataclasses.replace(shape, tokens=min(shape.tokens, config.decoder.max_positions))
-        batch = make_batch([[e] for e in examples], shape, config.encoder, vocab.audio_token_id)
-        rows = _new_rows(requests, limits, room, shape.rows, vocab)
-        return start(self._params, batch, rows, **self._static)
-
     def _first_stop(self, ids: list[int], stops: tuple[str, ...]) -> int | None:
         """The number of ids before the text first holds a stop string, or None if it never does."""
         if not any(stop in self._decode(ids) for stop in stops):
@@ -358,50 +178,107 @@ class Engine:
         return high
 
 
-def _new_rows(
-    requests: Sequence[tuple[Example, Sampling]],
-    limits: Sequence[int],
-    room: int,
-    count: int,
-    vocab: Vocabulary,
-) -> Rows:
-    """The rows of new requests before their first token; numpy arrays, padded to `count` rows."""
-    samplings = [sampling for _, sampling in requests]
+class _Waiting(NamedTuple):
+    """A request whose prompt's beginning has been prefilled."""
 
-    def column(values: Sequence, dtype: type, fill: float = 0) -> np.ndarray:
-        return np.array([*values] + [fill] * (count - len(requests)), dtype)
+    number: int
+    row: int  # of the prefixes' cache
+    begin: int  # tokens that are in there
 
-    seen = np.zeros((count, vocab.size), bool)
-    stop_ids = np.full((count, MAX_STOP_IDS), -1, np.int32)
-    thinking = np.zeros((count,), bool)
-    for row, (example, sampling) in enumerate(requests):
-        seen[row, example.ids] = True
-        stop_ids[row, : len(sampling.stop_ids)] = sampling.stop_ids
-        marks = [i for i in example.ids if i in (vocab.think_open, vocab.think_close)]
-        thinking[row] = bool(marks) and marks[-1] == vocab.think_open
-    budgets = [s.thinking_budget for s in samplings]
-    unlimited = np.iinfo(np.int32).max
-    return Rows(
-        token=np.zeros((count,), np.int32),
-        # `accept` moves on by one: the first new token stands right behind the prompt.
-        position=column([len(e.ids) - 1 for e, _ in requests], np.int32),
-        output=np.zeros((count, room), np.int32),
-        count=np.zeros((count,), np.int32),
-        state=column([RUNNING] * len(requests), np.int32, EMPTY),
-        limit=column(limits, np.int32),
-        knobs=Knobs(
-            temperature=column([s.temperature for s in samplings], np.float32),
-            top_k=column([s.top_k for s in samplings], np.int32),
-            top_p=column([s.top_p for s in samplings], np.float32, 1),
-            min_p=column([s.min_p for s in samplings], np.float32),
-            repetition_penalty=column([s.repetition_penalty for s in samplings], np.float32, 1),
-            seed=column([s.seed % 2**31 for s in samplings], np.int32),
-        ),
-        stop_ids=stop_ids,
-        seen=seen,
-        guard=column([s.loop_guard for s in samplings], bool),
-        matches=np.zeros((count, _LOOP_PERIODS), np.int32),
-        thinking=thinking,
-        budget=column([unlimited if b is None else b for b in budgets], np.int32),
-        forced=np.full((count,), len(vocab.close_thinking), np.int32),
-    )
+
+class _Prefiller:
+    """Prompts on their way into slots; true as long as there are any.
+
+    `room` tokens and `size` cache slots is what the slots have that they go to.
+    """
+
+    def __init__(
+        self, params: Any, static: dict[str, Any], requests: Sequence[tuple[Example, Sampling]],
+        limits: Sequence[int], room: int, size: int,
+    ) -> None:  # fmt: skip
+        # Prompts meet their own keys and values unrounded, in one pass or in two; the slots round.
+        compute = dataclasses.replace(static["compute"], quantize="none")
+        self._params, self._static = params, static | {"compute": compute}
+        self._config, self._vocab = static["config"], static["vocab"]
+        self._requests, self._limits = requests, limits
+        self._room, self._size = room, size
+        examples = [example for example, _ in requests]
+        self._queue = Queue(examples, self._config.encoder, self._vocab.audio_token_id)
+        self._prefixes: Cache | None = None  # of the families that have members waiting
+        self._waiting: list[_Waiting] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting or self._queue)
+
+    def take(self, free: int) -> tuple[list[int], Slots]:
+        """The numbers of up to `free` requests, and slots of their own with them prefilled."""
+        if not self._waiting:
+            families = self._queue.take(free)
+            if not families[0].shared:
+                numbers = [family.members[0] for family in families]
+                return numbers, self._start(numbers, [len(self._ids(i)) for i in numbers])
+            self._begin(families)
+        return self._resume(free)
+
+    def _ids(self, number: int) -> np.ndarray:
+        return self._requests[number][0].ids
+
+    def _start(self, numbers: Sequence[int], lengths: Sequence[int]) -> Slots:
+        """Prefills so many first tokens of some prompts; padded to a bucket of rows."""
+        encoder = self._config.encoder
+        examples = [
+            Example(self._ids(number)[:length], self._requests[number][0].mels)
+            for number, length in zip(numbers, lengths, strict=True)
+        ]
+        shape = bucket_shape(examples, encoder, bucket(len(examples)))
+        tokens = min(shape.tokens, self._config.decoder.max_positions)
+        shape = dataclasses.replace(shape, tokens=tokens)
+        batch = make_batch([[e] for e in examples], shape, encoder, self._vocab.audio_token_id)
+        return start(self._params, batch, self._rows(numbers, shape.rows), **self._static)
+
+    def _begin(self, families: Sequence[Family]) -> None:
+        """Prefills what the members of each family share. They all wait then."""
+        # The program of whole prompts, for its cache alone: one less to compile.
+        numbers, lengths = [f.members[0] for f in families], [f.shared for f in families]
+        self._prefixes = self._start(numbers, lengths).cache
+        self._waiting = [
+            _Waiting(number, row, family.shared)
+            for row, family in enumerate(families)
+            for number in family.members
+        ]
+
+    def _resume(self, free: int) -> tuple[list[int], Slots]:
+        """Prefills the rests of up to `free` prompts that wait."""
+        rests = [len(self._ids(each.number)) - each.begin for each in self._waiting[:free]]
+        tokens = bucket(max(rests), _MIN_REST)
+        slots = min(self._prefixes.slots + tokens, self._size)
+        together = min(free, max(1, PREFILL_TOKENS // slots))
+        taken, self._waiting = self._waiting[:together], self._waiting[together:]
+        shape = Shape(bucket(len(taken)), tokens, 0, self._config.encoder.chunk_frames)
+        numbers = [each.number for each in taken]
+        texts = [[Example(self._ids(each.number)[each.begin :])] for each in taken]
+        batch = make_batch(texts, shape, self._config.encoder, self._vocab.audio_token_id)
+        row, begin = np.zeros((2, shape.rows), np.int32)
+        row[: len(taken)] = [each.row for each in taken]
+        begin[: len(taken)] = [each.begin for each in taken]
+        cache = take_rows(self._prefixes, row, slots=slots)
+        self._release()
+        rows = self._rows(numbers, shape.rows)
+        return numbers, resume(self._params, batch, rows, cache, begin, **self._static)
+
+    def _release(self) -> None:
+        """Lets go of prefixes that nobody waits for."""
+        needed = sorted({each.row for each in self._waiting})
+        if not needed:
+            self._prefixes = None
+        elif bucket(len(needed)) < self._prefixes.key.shape[1]:
+            row = np.zeros(bucket(len(needed)), np.int32)
+            row[: len(needed)] = needed
+            slots = self._prefixes.slots
+            self._prefixes = take_rows(self._prefixes, row, slots=slots)
+            self._waiting = [each._replace(row=needed.index(each.row)) for each in self._waiting]
+
+    def _rows(self, numbers: Sequence[int], count: int) -> Rows:
+        requests = [self._requests[number] for number in numbers]
+        limits = [self._limits[number] for number in numbers]
+        return new_rows(requests, limits, self._room, count, self._vocab)

@@ -21,7 +21,7 @@ from moss_audio_jax.models.blocks import (
     rematerialised,
 )
 from moss_audio_jax.models.cache import Cache
-from moss_audio_jax.ops.linear import precision
+from moss_audio_jax.ops.linear import Kernel, dense, matmul
 from moss_audio_jax.ops.rotary import rotary_angles, rotate
 from moss_audio_jax.sharding import constrain
 
@@ -132,10 +132,12 @@ def decode(
 
 def embed_tokens(params: Any, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """int [B, T] -> [B, T, D]."""
-    return jnp.take(params["embed_tokens"]["embedding"], tokens, axis=0).astype(dtype)
+    table = params["embed_tokens"]["embedding"]
+    # Of an int8 table (a tied head's) each row and its scale.
+    return dense(jax.tree.map(lambda x: jnp.take(x, tokens, axis=0), table)).astype(dtype)
 
 
-def head_kernel(params: Any) -> jax.Array:
+def head_kernel(params: Any) -> Kernel:
     """The output head [D, V] of a whole model's tree; tied models reuse the embedding."""
     if "lm_head" in params:
         return params["lm_head"]["kernel"]
@@ -144,7 +146,4 @@ def head_kernel(params: Any) -> jax.Array:
 
 def logits(params: Any, hidden: jax.Array) -> jax.Array:
     """hidden [..., D] -> float32 [..., V]. `params` is the whole model's tree."""
-    kernel = head_kernel(params).astype(hidden.dtype)
-    return jnp.matmul(
-        hidden, kernel, precision=precision(hidden.dtype), preferred_element_type=jnp.float32
-    )
+    return matmul(hidden, head_kernel(params), jnp.float32)

@@ -110,7 +110,7 @@ def prefill(
       slots: slots of the cache made here, at least T.
 
     Returns:
-      float32 logits [B, V] after each row's last token, and the cache [L, B, slots, KV, H].
+      float32 logits [B, V] after each row's last token, and the cache, `slots` wide.
     """
     audio = encode_audio(params, config, compute, batch)
     x, inject = _embed(params, config, compute, batch, audio)
@@ -123,12 +123,39 @@ def prefill(
 
     hidden, kv = decoder.decode(
         params["language_model"], config.decoder, compute, x, batch["positions"], attend,
-        cache=cache.init_cache(config.decoder, batch_size, slots, as_dtype(compute)),
+        cache=cache.init_cache(config.decoder, batch_size, slots, compute),
         inject=inject,
     )  # fmt: skip
-    last = jnp.maximum(jnp.sum(batch["segment_ids"] > 0, axis=1) - 1, 0)
-    hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-    return decoder.logits(params, hidden), cache.pin(kv)
+    return decoder.logits(params, _last(hidden, batch)), cache.pin(kv)
+
+
+def extend(
+    params: Any, config: ModelConfig, compute: Compute, batch: Batch, kv: Cache, start: jax.Array
+) -> tuple[jax.Array, Cache]:
+    """Runs text that goes on behind what a cache holds, in one pass.
+
+    Args:
+      batch: `tokens` and `segment_ids` [B, T], one text a row, padded on the right; no audio.
+      kv: cache of B rows; a row's slots below its `start` are filled, all others may hold anything.
+      start: int [B], the position, and slot, of each row's first token here.
+
+    Returns:
+      float32 logits [B, V] after each row's last token, and the cache with the text in it. What
+      stands in slots behind a row's text is never seen before it is written.
+    """
+    tokens = batch["tokens"]
+    x = decoder.embed_tokens(params["language_model"], tokens, as_dtype(compute))
+    slots = start[:, None] + jnp.arange(tokens.shape[1])
+
+    def attend(query, key, value, kv, layer):
+        kv = cache.write_tokens(kv, layer, slots, key, value)
+        out = attention(query, *cache.read(kv, layer), causal=True, query_slots=slots)
+        return out, kv
+
+    hidden, kv = decoder.decode(
+        params["language_model"], config.decoder, compute, x, slots, attend, cache=kv
+    )
+    return decoder.logits(params, _last(hidden, batch)), cache.pin(kv)
 
 
 def decode_step(
@@ -160,6 +187,12 @@ def decode_step(
         params["language_model"], config.decoder, compute, x, slots, attend, cache=kv
     )
     return decoder.logits(params, hidden[:, 0]), kv
+
+
+def _last(hidden: jax.Array, batch: Batch) -> jax.Array:
+    """[B, T, D] -> [B, D]: at each row's last token."""
+    last = jnp.maximum(jnp.sum(batch["segment_ids"] > 0, axis=1) - 1, 0)
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
 
 def _embed(

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.ops import splash
-from moss_audio_jax.ops.linear import precision
+from moss_audio_jax.ops.linear import Int8, precision
 from moss_audio_jax.sharding import platform, ways
 
 IMPLEMENTATIONS = ("auto", "xla", "splash")
@@ -33,8 +33,8 @@ _MAX_STEPS, _MIN_STEP = 8, 128
 
 def attention(
     query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    key: jax.Array | Int8,
+    value: jax.Array | Int8,
     *,
     causal: bool,
     window: tuple[int, int] | None = None,
@@ -47,8 +47,9 @@ def attention(
 
     Args:
       query: [B, T, N, H].
-      key: [B, S, KV, H]; key head j serves query heads j * N/KV .. (j + 1) * N/KV - 1.
-      value: [B, S, KV, H].
+      key: [B, S, KV, H]; key head j serves query heads j * N/KV .. (j + 1) * N/KV - 1. Or Int8,
+        with a scale for each head of a token: [B, S, KV].
+      value: [B, S, KV, H], or Int8 likewise.
       causal: see the module's docstring.
       window: (left, right) in slots, or None for no window.
       segment_ids: int (queries' [B, T], keys' [B, S]), or None for one segment.
@@ -66,7 +67,8 @@ def attention(
     if implementation not in IMPLEMENTATIONS:
         raise UsageError(f"attention is {implementation!r}; expected one of {IMPLEMENTATIONS}")
     batch, length = query.shape[:2]
-    kernel = branch_ids is None and query_slots is None and splash.fits(query, key)
+    plain = branch_ids is not None or query_slots is not None or isinstance(key, Int8)
+    kernel = not plain and splash.fits(query, key)
     if implementation == "splash" and not kernel:
         raise UsageError(
             f"attention 'splash' needs rows of a multiple of 128 tokens that are not "
@@ -159,10 +161,12 @@ def _plain(queries: tuple, keys: tuple, causal: bool, window: tuple[int, int] | 
 
     Args:
       queries: query [B, T, N, H], slots, segments or None, branches or None [B, T].
-      keys: key, value [B, S, KV, H], segments or None, branches or None [B, S].
+      keys: key, value [B, S, KV, H] or Int8, segments or None, branches or None [B, S].
     """
     query, query_slots, query_segments, query_branches = queries
     key, value, key_segments, key_branches = keys
+    key, key_scale = _steps(key, query.dtype)
+    value, value_scale = _steps(value, query.dtype)
     batch, length, heads, dim = query.shape
     slots, kv = key.shape[1], key.shape[2]
     mask = visible(
@@ -183,12 +187,26 @@ def _plain(queries: tuple, keys: tuple, causal: bool, window: tuple[int, int] | 
     scores = jnp.einsum(
         "bkqh,bskh->bkqs", query, key, precision=exact, preferred_element_type=jnp.float32
     )
+    if key_scale is not None:
+        scores = scores * key_scale
     scores = scores.reshape(batch, kv, -1, length, slots) / math.sqrt(dim)
     if mask is not None:
         bias = jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)
         scores = scores + bias[:, None, None]
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    weights = weights.reshape(batch, kv, -1, slots)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if value_scale is not None:
+        weights = weights * value_scale[:, :, None]
+    weights = weights.astype(value.dtype).reshape(batch, kv, -1, slots)
     out = jnp.einsum("bkqs,bskh->bkqh", weights, value, precision=exact)
     out = jnp.moveaxis(out.reshape(batch, kv, heads // kv, length, dim), 3, 1)
     return out.reshape(batch, length, heads, dim)
+
+
+def _steps(x: jax.Array | Int8, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array | None]:
+    """What stands in the products, [B, S, KV, H], and the scale of each slot [B, KV, 1, S].
+
+    Scores and weights take the scales, of which there are H times fewer than keys and values.
+    """
+    if not isinstance(x, Int8):
+        return x, None
+    return x.values.astype(dtype), jnp.moveaxis(x.scale, 2, 1)[:, :, None].astype(jnp.float32)

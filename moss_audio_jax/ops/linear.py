@@ -1,9 +1,38 @@
-"""Matrix products with the precision their dtype promises."""
+"""Matrix products with the precision their dtype promises; kernels as they are or in int8."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+
+
+class Int8(NamedTuple):
+    """An array in int8, with what a step is worth in each of its channels.
+
+    A NamedTuple of arrays: what maps over parameter trees (scans, shardings, transfers) maps over
+    it, and linen, which looks at the first leaf's shape, takes it for the kernel.
+
+    Attributes:
+      values: int8, -127 to 127. Of a kernel [..., in, out].
+      scale: of a kernel float32 [..., 1, out]; of an embedding, whose rows are the channels,
+        [..., 1]; of keys and values see ops.attention.
+    """
+
+    values: jax.Array
+    scale: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def T(self) -> Int8:
+        return Int8(self.values.T, self.scale.T)
+
+
+Kernel = jax.Array | Int8
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
@@ -11,6 +40,22 @@ def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
-def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[..., in] @ [in, out] -> [..., out] in x's dtype."""
-    return jnp.matmul(x, kernel.astype(x.dtype), precision=precision(x.dtype))
+def matmul(x: jax.Array, kernel: Kernel, dtype: jnp.dtype | None = None) -> jax.Array:
+    """[..., in] @ [in, out] -> [..., out] in `dtype`, by default x's.
+
+    Of an int8 kernel the product meets the steps themselves, which every dtype holds exactly, and
+    is scaled afterwards: the conversion can take place inside the product, and memory is read as
+    int8.
+    """
+    values = kernel.values if isinstance(kernel, Int8) else kernel
+    y = jnp.matmul(
+        x, values.astype(x.dtype), precision=precision(x.dtype), preferred_element_type=dtype
+    )
+    if isinstance(kernel, Int8):
+        y = (y * kernel.scale[0]).astype(y.dtype)
+    return y
+
+
+def dense(kernel: Kernel) -> jax.Array:
+    """The kernel as an array: float32 where it is int8."""
+    return kernel.values * kernel.scale if isinstance(kernel, Int8) else kernel

@@ -38,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--config", required=True, metavar="FILE[:ARG]")
     options.add_argument("--topology", required=True, metavar="NAME",
                          help="v4:2x2x1, v5e:16x16, v5p:4x4x8, v6e:4x4, tpu7x:2x2x1")  # fmt: skip
+    options.add_argument("--slices", type=command.positive, default=1, metavar="N",
+                         help="several of them, with mesh.data across; default 1")  # fmt: skip
     options.add_argument("--output", type=Path, metavar="FILE.json")
     options.add_argument("--picture", type=Path, metavar="FILE.svg", help="where memory goes")
     options.add_argument("--sweep", action="store_true", help="search for the best that fits")
@@ -67,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"--{given[0].replace('_', '-')} is an option of --generate; add it")
     if args.generate and (args.budget or args.sweep or args.picture):
         raise UsageError("--generate goes with none of --budget, --sweep and --picture")
-    topology = topologies.parse(args.topology)
+    topology = topologies.parse(args.topology, args.slices)
     from moss_audio_jax.train.__main__ import load_config
 
     config = load_config(args.config, rest)

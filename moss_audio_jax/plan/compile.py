@@ -20,7 +20,7 @@ from moss_audio_jax.data.pipeline import targets_of
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.plan.hlo import Module
 from moss_audio_jax.plan.topologies import GIB, Topology
-from moss_audio_jax.sharding import AXES, make_mesh
+from moss_audio_jax.sharding import make_mesh
 from moss_audio_jax.train import loop
 from moss_audio_jax.train.check import check
 from moss_audio_jax.train.optimizer import make_optimizer, schedule
@@ -110,6 +110,8 @@ def slice_devices(topology: Topology) -> list[Any]:
 
     # On v4 a chip's two cores are one device, but not by default here.
     options = {"chip_config_name": "megacore"} if topology.generation == "v4" else {}
+    if topology.slices > 1:
+        options["num_slices"] = topology.slices
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options)
     except Exception as error:  # libtpu raises whatever it likes
@@ -134,8 +136,6 @@ def build(config: Any, devices: list[Any]) -> Run:
         raise UsageError(
             f"mesh {dict(mesh.shape)} uses {mesh.size} of {len(devices)} devices; set an axis to -1"
         )
-    # Laid out along the interconnect, as make_mesh does where the devices are its own.
-    mesh = jax.make_mesh(mesh.devices.shape, AXES, axis_types=mesh.axis_types, devices=devices)
     check(_with_data(config), model, mesh)
     loader = loop.loader_config_of(config, start)
     loader.validate(model.encoder)
@@ -156,17 +156,27 @@ def build(config: Any, devices: list[Any]) -> Run:
         recipe=recipe,
         shape=shape,
         mesh=mesh,
-        state=_placed(state, shardings),
-        batch=_placed(batch, batch_shardings(batch, mesh)),
+        state=placed(state, shardings),
+        batch=placed(batch, batch_shardings(batch, mesh)),
         step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
     )
 
 
+def model_of(config: Any) -> ModelConfig:
+    """The sizes of a config's model: its own, or those of the checkpoint that it names."""
+    return _start(config).model
+
+
 def compile_step(run: Run) -> Compiled:
     """Lowers and compiles the step; a step that does not fit is an answer, not an error."""
-    begun = time.perf_counter()
     with jax.set_mesh(run.mesh):
         lowered = run.step.lower(run.state, run.batch)
+    return compile_lowered(lowered, held_bytes(run.state) + held_bytes(run.batch), run.mesh.size)
+
+
+def compile_lowered(lowered: Any, given: int, devices: int) -> Compiled:
+    """Compiles a program that is given so many bytes on each of so many devices."""
+    begun = time.perf_counter()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -177,7 +187,7 @@ def compile_step(run: Run) -> Compiled:
         words = " ".join(str(error).split())
         # Temporaries alone: what the step is given comes on top.
         if "HLO temporaries" in words:
-            peak += held_bytes(run.state) + held_bytes(run.batch)
+            peak += given
         return Compiled(time.perf_counter() - begun, peak, limit, refusal=words[:300])
     seconds = time.perf_counter() - begun
     memory = compiled.memory_analysis()
@@ -187,7 +197,7 @@ def compile_step(run: Run) -> Compiled:
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes
     )
-    return Compiled(seconds, peak, module=Module(compiled.as_text(), run.mesh.size))
+    return Compiled(seconds, peak, module=Module(compiled.as_text(), devices))
 
 
 def held_bytes(tree: Any) -> int:
@@ -242,7 +252,8 @@ def _abstract_batch(config: Any, start: Start, loader: Any, shape: Shape) -> dic
     }
 
 
-def _placed(tree: Any, shardings: Any) -> Any:
+def placed(tree: Any, shardings: Any) -> Any:
+    """Shapes with shardings, leaf by leaf."""
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         tree,

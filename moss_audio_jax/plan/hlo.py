@@ -7,10 +7,11 @@ the costliest counts; a fusion's own cycles stand at its call.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 _HEAD = re.compile(r"^\s*(ENTRY )?%([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([a-z][a-z\-]*)\((.*)$")
@@ -18,6 +19,9 @@ _SHAPE = re.compile(r"\b(pred|[su]\d+|bf16|f16|f32|f64|f8\w+|c64)\[([\d,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _GROUPS = re.compile(r"replica_groups=(?:\[(\d+),(\d+)\]|\{\{([\d,]*)\})")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+# Their results are names for what is in memory already, or a whole computation's.
+_NAMES = ("parameter", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
+          "copy-done", "opt-barrier", "constant")  # fmt: skip
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -62,6 +66,16 @@ class Collective:
         if self.kind == "collective-permute":
             share = 1.0
         return (2 if self.kind == "all-reduce" else 1) * share * self.bytes * self.times
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """An array that an instruction writes to the device's memory; `times` a step, `bytes` once."""
+
+    name: str
+    op: str
+    bytes: int
+    times: int
 
 
 class Module:
@@ -164,6 +178,37 @@ class Module:
             if wanted.search(instruction.type) and instruction.op != "parameter"
         ]
 
+    def turn(self) -> Module:
+        """One turn of the entry's costliest loop, as a module of its own."""
+        loops = [i.called("body") for i in self.computations[self.entry] if i.op == "while"]
+        if not loops:
+            raise ValueError("the module's entry has no loop")
+        part = copy.copy(self)
+        part.entry = max(loops, key=self.cycles)
+        return part
+
+    def made(self, elements: Collection[int], loops: bool = True) -> list[Made]:
+        """What a step (`loops`: within its loops too) writes to memory in arrays of so many
+        elements, of any type.
+
+        Within a fusion nothing is written, nor where a result only names what is there; an update
+        in place writes its part alone, and S(1) is the core's own memory.
+        """
+        found = []
+        for name, times in self._executed(fused=False, loops=loops):
+            for i in self.computations[name]:
+                arrays = re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", i.type)
+                if i.op.endswith("-start"):  # its result, its operand, semaphores
+                    arrays = arrays[:1]
+                sizes = [
+                    _bytes(text)
+                    for text in arrays
+                    if "S(1)" not in text and _elements(text) in elements
+                ]
+                if i.op not in _NAMES and sizes and not self._in_place(i):
+                    found.append(Made(i.name, i.op, max(sizes), times))
+        return found
+
     # --- walking ------------------------------------------------------------------------------
 
     def _instruction_cycles(self, instruction: Instruction) -> float:
@@ -176,8 +221,12 @@ class Module:
         found = _CYCLES.search(instruction.rest)
         return float(found.group(1)) if found else 0.0
 
-    def _executed(self) -> Iterator[tuple[str, int]]:
-        """(computation, how often a step runs it), fused computations included."""
+    def _in_place(self, instruction: Instruction) -> bool:
+        body = self.computations.get(instruction.called("calls") or "", [instruction])
+        return any(i.op in ("dynamic-update-slice", "scatter") for i in body)
+
+    def _executed(self, fused: bool = True, loops: bool = True) -> Iterator[tuple[str, int]]:
+        """(computation, how often a step runs it), those of fusions and loops included or not."""
         waiting = [(self.entry, 1)]
         while waiting:
             name, times = waiting.pop()
@@ -186,13 +235,14 @@ class Module:
             yield name, times
             for instruction in self.computations[name]:
                 if instruction.op == "while":
-                    body = instruction.called("body")
-                    waiting.append((body, times * self._trips(instruction)))
+                    if loops:
+                        body = instruction.called("body")
+                        waiting.append((body, times * self._trips(instruction)))
                 elif instruction.op == "conditional":
                     branches = self._branches(instruction)
                     if branches:
                         waiting.append((max(branches, key=self.cycles), times))
-                elif instruction.op in ("fusion", "async-start"):
+                elif instruction.op in ("fusion", "async-start") and fused:
                     waiting.append((instruction.called("calls"), times))
                 elif instruction.op == "call":
                     waiting.append((instruction.called("to_apply"), times))
@@ -221,6 +271,12 @@ class Module:
                 if found:
                     return found[-1]
         return max(constants.values(), default=1)
+
+
+def _elements(text: str) -> int:
+    """Of the first array of a type."""
+    found = _SHAPE.search(text)
+    return math.prod(int(d) for d in found.group(2).split(",") if d) if found else 0
 
 
 def _bytes(text: str, of: Callable = sum) -> int:

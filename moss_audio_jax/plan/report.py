@@ -29,6 +29,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         }
     return {
         "topology": plan.topology.name,
+        "slices": plan.topology.slices,
         "chips": plan.topology.chips,
         "fits": plan.fits,
         "hbm_bytes": plan.memory.usable,
@@ -47,18 +48,19 @@ def table(plan: Plan) -> str:
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one"
     rows = memory.parts()
     rows |= {"peak": memory.peak, "usable": memory.usable, "margin": memory.margin}
+    slices = f"{plan.topology.slices} x " if plan.topology.slices > 1 else ""
     lines = [
-        f"{plan.topology.name}: {'fits' if plan.fits else 'DOES NOT FIT'}",
+        f"{slices}{plan.topology.name}: {'fits' if plan.fits else 'DOES NOT FIT'}",
         f"  mesh {mesh}; {plan.rows} rows of {plan.length} tokens; remat {plan.remat}",
         "  memory of one device",
-        *(f"    {name:<13}{_size(size):>11}" for name, size in rows.items()),
+        *(f"    {name:<13}{readable(size):>11}" for name, size in rows.items()),
         f"  a step: {plan.tokens:,} tokens, {plan.flops / 1e12:,.1f} model TFLOP",
         f"  compiled in {plan.compile_seconds:.0f} s; {plan.kernels} Pallas kernel(s)",
     ]
     for kind, entry in sorted(by_kind(plan.collectives).items()):
         lines.append(
-            f"  {kind}: {entry['count']:,} a step, {_size(entry['bytes'])} a device, of which "
-            f"{_size(entry['exposed_bytes'])} overlap no compute"
+            f"  {kind}: {entry['count']:,} a step, {readable(entry['bytes'])} a device, of which "
+            f"{readable(entry['exposed_bytes'])} overlap no compute"
         )
     lines += [f"  warning: {flag}" for flag in plan.flags]
     if plan.estimate:
@@ -68,6 +70,8 @@ def table(plan: Plan) -> str:
             f"exposed collectives {e.exposed:.3g}), MFU {e.mfu:.1%}",
             f"  method: {METHOD}",
         ]
+        if plan.topology.slices > 1:
+            lines.append("  the slower network between slices is not in this model")
     elif plan.refusal:
         lines.append(f"  the compiler says: {plan.refusal}")
     return "\n".join(lines)
@@ -81,7 +85,7 @@ def picture(plan: Plan) -> str:
     parts, x = [], float(left)
     for index, (name, size) in enumerate(memory.parts().items()):
         span = max(0, size) * scale
-        label = f"{name} {_size(size)}"
+        label = f"{name} {readable(size)}"
         column, row = index % 3, index // 3
         lx, ly = left + 240 * column, top + height + 34 + 22 * row
         parts.append(
@@ -93,8 +97,8 @@ def picture(plan: Plan) -> str:
         x += span
     end = left + memory.usable * scale
     title = html.escape(
-        f"{plan.topology.name}, one device: peak {_size(memory.peak)} of "
-        f"{_size(memory.usable)}, {'fits' if plan.fits else 'does not fit'}"
+        f"{plan.topology.name}, one device: peak {readable(memory.peak)} of "
+        f"{readable(memory.usable)}, {'fits' if plan.fits else 'does not fit'}"
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="160" '
@@ -105,5 +109,6 @@ def picture(plan: Plan) -> str:
     )
 
 
-def _size(n: float) -> str:
+def readable(n: float) -> str:
+    """Bytes for people."""
     return f"{n / GIB:.2f} GiB" if abs(n) >= GIB / 10 else f"{n / 2**20:.2f} MiB"

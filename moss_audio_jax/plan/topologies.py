@@ -67,11 +67,12 @@ GENERATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice, e.g. v5e:16x16."""
+    """A slice, e.g. v5e:16x16, or several of them; `chips` counts those of all."""
 
     name: str
     generation: str
     chips: int
+    slices: int = 1
 
     @property
     def device(self) -> Generation:
@@ -82,8 +83,8 @@ class Topology:
         return self.chips * self.device.devices_per_chip
 
 
-def parse(name: str) -> Topology:
-    """The slice of a name like v5e:16x16 or v5p:4x4x8.
+def parse(name: str, slices: int = 1) -> Topology:
+    """`slices` slices of a name like v5e:16x16 or v5p:4x4x8.
 
     Raises:
       UsageError: an unknown generation or a shape that its slices do not have.
@@ -99,4 +100,5 @@ def parse(name: str) -> Topology:
             f"topology {name!r}: {generation} slices have {dimensions} sides, like "
             f"{generation}:{example}"
         )
-    return Topology(name, generation, math.prod(int(side) for side in shape.split("x")))
+    chips = math.prod(int(side) for side in shape.split("x"))
+    return Topology(name, generation, slices * chips, slices)

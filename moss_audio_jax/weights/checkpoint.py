@@ -17,7 +17,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -281,12 +281,18 @@ class NativeReader:
         return value
 
 
-def load_tree(reader: Any, shardings: Any = None, dtype: Any = None) -> dict[str, Any]:
+def load_tree(
+    reader: Any,
+    shardings: Any = None,
+    dtype: Any = None,
+    then: Callable[[str, jax.Array], Any] = lambda path, leaf: leaf,
+) -> dict[str, Any]:
     """Every leaf of a NativeReader or OfficialReader, leaf by leaf, as jax.Arrays.
 
     Args:
       shardings: a tree like the parameters, one Sharding for all, or None (the first device).
       dtype: cast to it while reading; None: as stored.
+      then: (path, leaf) -> what takes its place, before the next one is read.
     """
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -294,7 +300,9 @@ def load_tree(reader: Any, shardings: Any = None, dtype: Any = None) -> dict[str
         by_path = dict.fromkeys(reader.entries, shardings)
     else:
         by_path = flatten(shardings)
-    return unflatten({path: reader.load(path, by_path[path], dtype) for path in reader.entries})
+    return unflatten(
+        {path: then(path, reader.load(path, by_path[path], dtype)) for path in reader.entries}
+    )
 
 
 def flatten(tree: Any) -> dict[str, Any]:

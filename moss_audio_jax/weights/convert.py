@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,6 +75,7 @@ def load_params(
     dtype: Any = None,
     shardings: Any = None,
     lora: str | Path | None = None,
+    then: Callable[[str, jax.Array], Any] = lambda path, leaf: leaf,
 ) -> dict[str, Any]:
     """The parameters of a checkpoint in either layout, as a tree of jax.Arrays.
 
@@ -86,6 +87,7 @@ def load_params(
         Each process reads what its own devices hold.
       lora: a folder of adapters to fold in, on the host, one stacked leaf at a time; needs config,
         dtype and shardings.
+      then: (path, leaf) -> what takes its place, before the next one is read.
 
     Raises:
       InputError: weights that are missing, broken, incomplete, or not of this config.
@@ -96,12 +98,11 @@ def load_params(
         with Merged(open_checkpoint(folder, config), lora, config) as reader:
             for name in reader.entries:
                 host = reader.read(name, np.dtype(dtype))
-                leaves[name] = jax.make_array_from_callback(
-                    host.shape, by_path[name], host.__getitem__
-                )
+                leaf = jax.make_array_from_callback(host.shape, by_path[name], host.__getitem__)
+                leaves[name] = then(name, leaf)
         return checkpoint.unflatten(leaves)
     with open_checkpoint(folder, config) as reader:
-        return checkpoint.load_tree(reader, shardings, dtype)
+        return checkpoint.load_tree(reader, shardings, dtype, then)
 
 
 def save_official(

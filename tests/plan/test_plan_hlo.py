@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 
-from moss_audio_jax.plan.hlo import Module
+from moss_audio_jax.plan.hlo import Made, Module
 
 
 def cycles(n: int) -> str:
@@ -132,3 +132,59 @@ def test_known_trip_count_wins():
 def test_text_without_entry_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         Module(textwrap.dedent("HloModule nothing\n"), 1)
+
+
+def test_one_turn_of_the_costliest_loop(module):
+    turn = module.turn()
+    assert turn.cycles() == 1010
+    assert module.cycles() == 36 * 1010 + 507  # the whole is as it was
+    assert {c.kind: c.times for c in turn.collectives()} == {"all-gather": 1, "reduce-scatter": 1}
+
+
+IN_PLACE = """\
+HloModule jit_decode, is_scheduled=true
+
+%update (a: bf16[4,8,16], b: bf16[8,16]) -> bf16[4,8,16] {
+  %a = bf16[4,8,16]{2,1,0} parameter(0)
+  %b = bf16[8,16]{1,0} parameter(1)
+  ROOT %put = bf16[4,8,16]{2,1,0} dynamic-update-slice(%a, %b)
+}
+
+%whole (c: s8[4,8,16]) -> bf16[4,8,16] {
+  %c = s8[4,8,16]{2,1,0} parameter(0)
+  ROOT %converted = bf16[4,8,16]{2,1,0} convert(%c)
+}
+
+%condition (s: (s32[], bf16[4,8,16])) -> pred[] {
+  %limit = s32[] constant(7)
+  %s = (s32[], bf16[4,8,16]) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+%body (t: (s32[], bf16[4,8,16])) -> (s32[], bf16[4,8,16]) {
+  %t = (s32[], bf16[4,8,16]) parameter(0)
+  %cache = bf16[4,8,16]{2,1,0} get-tuple-element(%t), index=1
+  %written = bf16[4,8,16]{2,1,0} fusion(%cache, %t), kind=kLoop, calls=%update
+  %layer = s8[8,16]{1,0:T(8,128)(4,1)S(1)} dynamic-slice(%t)
+  %fetched = (s8[8,16]{1,0:T(8,128)S(1)}, s8[8,16]{1,0}, u32[]{:S(2)}) copy-start(%t)
+  %copied = s8[1,8,16]{2,1,0:T(8,128)(4,1)} copy(%layer)
+  ROOT %next = (s32[], bf16[4,8,16]) tuple(%t, %written)
+}
+
+ENTRY %main (p: s8[4,8,16]) -> bf16[4,8,16] {
+  %p = s8[4,8,16]{2,1,0} parameter(0)
+  %dense = bf16[4,8,16]{2,1,0} fusion(%p), kind=kLoop, calls=%whole
+  %loop = (s32[], bf16[4,8,16]) while(%dense), condition=%condition, body=%body
+  ROOT %out = bf16[4,8,16]{2,1,0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_copies_are_told_from_updates_prefetches_and_names():
+    module = Module(IN_PLACE, devices=1)
+    sizes = {4 * 8 * 16, 8 * 16}
+    assert module.turn().made(sizes) == [Made("copied", "copy", 128, 1)]
+    assert module.made(sizes, loops=False) == [Made("dense", "fusion", 1024, 1)]
+    found = {(made.name, made.times) for made in module.made(sizes)}
+    assert found == {("dense", 1), ("copied", 7)}

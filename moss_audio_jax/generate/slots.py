@@ -1,0 +1,255 @@
+"""The answers in the making, on the device: what each has, and the programs that move them on.
+
+`start` and `resume` prefill prompts into slots of their own, `insert` puts them among those that
+`decode_until` decodes together.
+
+Letters: B slots, b rows of one prefill, M room for new tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moss_audio_jax.config import Compute, ModelConfig
+from moss_audio_jax.data.batch import Example
+from moss_audio_jax.generate.sampling import MAX_STOP_IDS, Knobs, Sampling, choose
+from moss_audio_jax.generate.vocabulary import Vocabulary
+from moss_audio_jax.models import cache as kv_cache
+from moss_audio_jax.models import moss_audio
+from moss_audio_jax.models.cache import Cache
+from moss_audio_jax.sharding import replicate
+
+# Why an answer ended. RUNNING and EMPTY are states of a slot; the others reach the user.
+RUNNING, EMPTY, STOP, LENGTH, LOOP = range(5)
+
+# Loop guard: an answer has degenerated once a cycle of up to 64 tokens has come round again for
+# at least 48 tokens and 6 whole times.
+_LOOP_PERIODS = 64
+_LOOP_TOKENS = 48
+_LOOP_ROUNDS = 6
+
+
+class Rows(NamedTuple):
+    """What each answer in the making has on the device; leading axis B everywhere."""
+
+    token: jax.Array  # int [B], the newest token, not yet in the cache
+    position: jax.Array  # int [B], its position
+    output: jax.Array  # int [B, M], tokens so far
+    count: jax.Array  # int [B], how many
+    state: jax.Array  # int [B], RUNNING, EMPTY or why it ended
+    limit: jax.Array  # int [B], most tokens it may have
+    knobs: Knobs
+    stop_ids: jax.Array  # int [B, MAX_STOP_IDS], -1 = none
+    seen: jax.Array  # bool [B, V], tokens of prompt and answer
+    guard: jax.Array  # bool [B], end degenerate repetition
+    matches: jax.Array  # int [B, P], how long the newest tokens have repeated those p back
+    thinking: jax.Array  # bool [B], inside a <think> block
+    budget: jax.Array  # int [B], tokens left for thinking
+    forced: jax.Array  # int [B], next entry of `close_thinking` to force; past its end: none
+
+
+class Slots(NamedTuple):
+    rows: Rows
+    cache: Cache
+
+
+def accept(rows: Rows, logits: jax.Array, vocab: Vocabulary) -> Rows:
+    """Chooses the next token of each running row from float32 logits [B, V] and records it."""
+    running = rows.state == RUNNING
+    batch = jnp.arange(rows.token.shape[0])
+    if vocab.forbidden:
+        logits = logits.at[:, jnp.array(vocab.forbidden)].set(-jnp.inf)
+    token = choose(logits, rows.knobs, rows.seen, rows.count)
+
+    if vocab.close_thinking:
+        closing = jnp.array(vocab.close_thinking, jnp.int32)
+        spent = rows.thinking & (rows.budget <= 0) & (rows.forced >= len(closing))
+        # A block that closes by itself just now needs no help.
+        forced = jnp.where(spent & (token != vocab.think_close), 0, rows.forced)
+        is_forced = forced < len(closing)
+        token = jnp.where(is_forced, closing[jnp.minimum(forced, len(closing) - 1)], token)
+        forced = forced + is_forced
+    else:
+        forced = rows.forced
+    thinking = (rows.thinking | (token == vocab.think_open)) & (token != vocab.think_close)
+
+    stop = jnp.any(token[:, None] == rows.stop_ids, axis=1)
+    if vocab.stop:
+        stop = stop | jnp.any(token[:, None] == jnp.array(vocab.stop), axis=1)
+
+    # How long has the answer repeated what stood p tokens back?
+    periods = 1 + jnp.arange(_LOOP_PERIODS)
+    back = rows.count[:, None] - periods
+    earlier = jnp.take_along_axis(rows.output, jnp.maximum(back, 0), axis=1)
+    matches = jnp.where((earlier == token[:, None]) & (back >= 0), rows.matches + 1, 0)
+    looped = jnp.any(matches >= jnp.maximum(_LOOP_TOKENS, _LOOP_ROUNDS * periods), axis=1)
+
+    recorded = running & ~stop  # the stop token is not part of the answer
+    count = rows.count + recorded
+    room = rows.output.shape[1]
+    state = jnp.select(
+        [~running, stop, looped & rows.guard, count >= rows.limit],
+        [rows.state, STOP, LOOP, LENGTH],
+        RUNNING,
+    )
+    return rows._replace(
+        token=jnp.where(running, token, rows.token),
+        position=rows.position + running,
+        output=rows.output.at[batch, jnp.where(recorded, rows.count, room)].set(token, mode="drop"),
+        count=count,
+        state=state,
+        seen=rows.seen.at[batch, token].max(running),
+        matches=matches,
+        thinking=thinking,
+        budget=rows.budget - (running & rows.thinking),
+        forced=forced,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "compute", "vocab"))
+def start(
+    params: Any, batch: moss_audio.Batch, rows: Rows, *, config: ModelConfig, compute: Compute,
+    vocab: Vocabulary,
+) -> Slots:  # fmt: skip
+    """Prefills prompts and chooses the first token of each: slots of their own, b rows wide."""
+    length = batch["tokens"].shape[1]
+    logits, cache = moss_audio.prefill(params, config, compute, batch, slots=length)
+    return Slots(replicate(accept(rows, logits, vocab)), cache)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("config", "compute", "vocab"), donate_argnames=("cache",)
+)
+def resume(
+    params: Any, batch: moss_audio.Batch, rows: Rows, cache: Cache, begin: jax.Array, *,
+    config: ModelConfig, compute: Compute, vocab: Vocabulary,
+) -> Slots:  # fmt: skip
+    """`start` for prompts whose first `begin` [b] tokens are in `cache`; `batch` holds the rest."""
+    logits, cache = moss_audio.extend(params, config, compute, batch, cache, begin)
+    return Slots(replicate(accept(rows, logits, vocab)), cache)
+
+
+# Apart from `resume`, which is thereby compiled for fewer shapes.
+take_rows = functools.partial(jax.jit, static_argnames=("slots",))(kv_cache.take_rows)
+
+
+@functools.partial(jax.jit, donate_argnames=("slots",))
+def insert(slots: Slots, new: Slots, at: jax.Array) -> Slots:
+    """Puts new rows into the slots `at` [b]; a number beyond the slots is dropped."""
+    rows = jax.tree.map(lambda old, row: old.at[at].set(row, mode="drop"), slots.rows, new.rows)
+    cache = kv_cache.store_as(slots.cache, new.cache)
+    return Slots(replicate(rows), kv_cache.insert_rows(slots.cache, cache, at))
+
+
+@functools.partial(
+    jax.jit, static_argnames=("config", "compute", "vocab"), donate_argnames=("slots",)
+)
+def decode_until(
+    params: Any, slots: Slots, max_steps: jax.Array, enough_free: jax.Array, *,
+    config: ModelConfig, compute: Compute, vocab: Vocabulary,
+) -> Slots:  # fmt: skip
+    """Decodes until all slots rest, `enough_free` of them do, or `max_steps` are done."""
+
+    def go_on(carry: tuple) -> jax.Array:
+        slots, step = carry
+        free = jnp.sum(slots.rows.state != RUNNING)
+        return (free < enough_free) & (step < max_steps)
+
+    def one(carry: tuple) -> tuple:
+        (rows, cache), step = carry
+        logits, cache = moss_audio.decode_step(
+            params, config, compute, rows.token, rows.position, cache
+        )
+        return Slots(replicate(accept(rows, logits, vocab)), kv_cache.pin(cache)), step + 1
+
+    slots, _ = jax.lax.while_loop(go_on, one, (slots, jnp.int32(0)))
+    # Within the loop alone it leaves the result open, and each process must hold all of the rows.
+    return Slots(replicate(slots.rows), slots.cache)
+
+
+@functools.partial(jax.jit, donate_argnames=("slots",))
+def finish(slots: Slots, at: jax.Array, state: jax.Array) -> Slots:
+    """Sets the state of one slot."""
+    return slots._replace(rows=slots.rows._replace(state=slots.rows.state.at[at].set(state)))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "compute", "vocab", "count", "room", "size"))
+def empty_slots(
+    *, config: ModelConfig, compute: Compute, vocab: Vocabulary, count: int, room: int, size: int
+) -> Slots:
+    """`count` empty slots: `size` cache slots and `room` new tokens each."""
+    zero = jnp.zeros((count,), jnp.int32)
+    knobs = Knobs(*(zero.astype(dtype) for dtype in (float, int, float, float, float, int)))
+    rows = Rows(
+        token=zero,
+        position=zero,
+        output=jnp.zeros((count, room), jnp.int32),
+        count=zero,
+        state=jnp.full((count,), EMPTY),
+        limit=zero,
+        knobs=knobs,
+        stop_ids=jnp.full((count, MAX_STOP_IDS), -1),
+        seen=jnp.zeros((count, vocab.size), bool),
+        guard=zero.astype(bool),
+        matches=jnp.zeros((count, _LOOP_PERIODS), jnp.int32),
+        thinking=zero.astype(bool),
+        budget=zero,
+        forced=zero,
+    )
+    cache = kv_cache.init_cache(config.decoder, count, size, compute)
+    return Slots(replicate(rows), cache)
+
+
+def new_rows(
+    requests: Sequence[tuple[Example, Sampling]],
+    limits: Sequence[int],
+    room: int,
+    count: int,
+    vocab: Vocabulary,
+) -> Rows:
+    """The rows of new requests before their first token; numpy arrays, padded to `count` rows."""
+    samplings = [sampling for _, sampling in requests]
+
+    def column(values: Sequence, dtype: type, fill: float = 0) -> np.ndarray:
+        return np.array([*values] + [fill] * (count - len(requests)), dtype)
+
+    seen = np.zeros((count, vocab.size), bool)
+    stop_ids = np.full((count, MAX_STOP_IDS), -1, np.int32)
+    thinking = np.zeros((count,), bool)
+    for row, (example, sampling) in enumerate(requests):
+        seen[row, example.ids] = True
+        stop_ids[row, : len(sampling.stop_ids)] = sampling.stop_ids
+        marks = [i for i in example.ids if i in (vocab.think_open, vocab.think_close)]
+        thinking[row] = bool(marks) and marks[-1] == vocab.think_open
+    budgets = [s.thinking_budget for s in samplings]
+    unlimited = np.iinfo(np.int32).max
+    return Rows(
+        token=np.zeros((count,), np.int32),
+        # `accept` moves on by one: the first new token stands right behind the prompt.
+        position=column([len(e.ids) - 1 for e, _ in requests], np.int32),
+        output=np.zeros((count, room), np.int32),
+        count=np.zeros((count,), np.int32),
+        state=column([RUNNING] * len(requests), np.int32, EMPTY),
+        limit=column(limits, np.int32),
+        knobs=Knobs(
+            temperature=column([s.temperature for s in samplings], np.float32),
+            top_k=column([s.top_k for s in samplings], np.int32),
+            top_p=column([s.top_p for s in samplings], np.float32, 1),
+            min_p=column([s.min_p for s in samplings], np.float32),
+            repetition_penalty=column([s.repetition_penalty for s in samplings], np.float32, 1),
+            seed=column([s.seed % 2**31 for s in samplings], np.int32),
+        ),
+        stop_ids=stop_ids,
+        seen=seen,
+        guard=column([s.loop_guard for s in samplings], bool),
+        matches=np.zeros((count, _LOOP_PERIODS), np.int32),
+        thinking=thinking,
+        budget=column([unlimited if b is None else b for b in budgets], np.int32),
+        forced=np.full((count,), len(vocab.close_thinking), np.int32),
+    )

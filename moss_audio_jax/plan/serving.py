@@ -1,0 +1,180 @@
+"""The very programs of generation, lowered and compiled for a TPU slice that is not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from moss_audio_jax.audio.lengths import audio_tokens
+from moss_audio_jax.config import Compute, ModelConfig, ProcessorConfig
+from moss_audio_jax.data.batch import Shape, bucket, chunks_of, make_batch
+from moss_audio_jax.errors import UsageError
+from moss_audio_jax.generate import slots
+from moss_audio_jax.generate.families import PREFILL_TOKENS
+from moss_audio_jax.generate.vocabulary import vocabulary
+from moss_audio_jax.models import cache, moss_audio
+from moss_audio_jax.models.quantize import quantize
+from moss_audio_jax.plan.compile import Compiled, compile_lowered, held_bytes, placed
+from moss_audio_jax.sharding import ACTIVATIONS, fit, make_mesh, param_shardings, serving_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """What is served: `batch` answers at a time of at most `new_tokens`, each to a prompt of
+    `prompt_tokens` that holds `audio_seconds` of sound."""
+
+    batch: int = 64
+    prompt_tokens: int = 2048
+    audio_seconds: float = 120.0
+    new_tokens: int = 512
+
+    @property
+    def cache_slots(self) -> int:
+        """As the engine rounds them, and so do the other sizes here."""
+        return bucket(self.prompt_tokens + self.new_tokens, 128)
+
+    def prefill(self, model: ModelConfig) -> Shape:
+        """The batch of prompts that the engine prefills together."""
+        frames = round(100 * self.audio_seconds)
+        tokens = bucket(self.prompt_tokens, 128)
+        chunked = model.encoder.attention == "chunked"
+        size = model.encoder.chunk_frames
+        return Shape(
+            rows=bucket(min(self.batch, max(1, PREFILL_TOKENS // tokens))),
+            tokens=min(tokens, model.decoder.max_positions),
+            chunks=bucket(chunks_of([frames] if frames else [], model.encoder)),
+            frames=size if chunked else size * bucket(-(-frames // size)),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Serving:
+    """Generation without a single array: what the compiler needs to know of it.
+
+    Attributes:
+      params: ShapeDtypeStructs with shardings, quantised where compute says so.
+      slots: those of the answers that are decoded together, likewise.
+    """
+
+    model: ModelConfig
+    compute: Compute
+    mesh: Mesh
+    load: Load
+    params: Any
+    slots: slots.Slots
+
+    @property
+    def static(self) -> dict[str, Any]:
+        vocab = vocabulary(self.model, None, ProcessorConfig())
+        return {"config": self.model, "compute": self.compute, "vocab": vocab}
+
+
+def build(
+    model: ModelConfig,
+    compute: Compute,
+    load: Load,
+    devices: Sequence[Any],
+    mesh: Mapping[str, int] | None = None,
+) -> Serving:
+    """Generation with a model on these devices; `mesh` is that of `MossAudio.load`.
+
+    Without one `tensor` is as large as the key/value heads allow, which reads the fewest weights
+    for each token, and `data` is the rest.
+
+    Raises:
+      UsageError: a mesh that does not fill the devices or split the batch, a load that cannot be.
+    """
+    if mesh is None:
+        tensor = math.gcd(len(devices), model.decoder.kv_heads)
+        mesh = {"data": len(devices) // tensor, "tensor": tensor}
+    placed_on = serving_mesh(make_mesh(**mesh, devices=devices))
+    count = bucket(load.batch)
+    if placed_on.size != len(devices) or count % placed_on.shape["data"]:
+        raise UsageError(
+            f"mesh {dict(mesh)} on {len(devices)} devices: its sizes must fill them, and data must "
+            f"divide the {count} slots of --batch {load.batch}"
+        )
+    frames = round(100 * load.audio_seconds)
+    if audio_tokens(frames) > load.prompt_tokens:
+        raise UsageError(
+            f"{load.audio_seconds:g} s of audio are {audio_tokens(frames)} tokens, more than the "
+            f"{load.prompt_tokens} of --prompt-tokens"
+        )
+    if load.prompt_tokens + load.new_tokens > model.decoder.max_positions:
+        raise UsageError(
+            f"--prompt-tokens {load.prompt_tokens} and --new-tokens {load.new_tokens} exceed the "
+            f"model's {model.decoder.max_positions} positions"
+        )
+    serving = Serving(model, compute, placed_on, load, None, None)
+    params = moss_audio.abstract_params(model, compute.dtype)
+    if compute.quantize != "none":
+        params = jax.eval_shape(functools.partial(quantize, config=model), params)
+    return dataclasses.replace(
+        serving,
+        params=placed(params, param_shardings(params, model, placed_on)),
+        slots=_slots(serving, count),
+    )
+
+
+def compile_prefill(serving: Serving) -> Compiled:
+    """`start` on as many prompts as the engine prefills together.
+
+    The peak is the program's own; the slots are there beside it.
+    """
+    shape = serving.load.prefill(serving.model)
+    row = make_batch([], dataclasses.replace(shape, rows=1), serving.model.encoder, 0)
+    batch = {
+        name: jax.ShapeDtypeStruct((shape.rows, *x.shape[1:]), x.dtype) for name, x in row.items()
+    }
+    compute = dataclasses.replace(serving.compute, quantize="none")  # of its cache, as the engine
+    rows = _slots(serving, shape.rows).rows
+    with jax.set_mesh(serving.mesh):
+        lowered = slots.start.lower(
+            serving.params, batch, rows, **serving.static | {"compute": compute}
+        )
+    given = held_bytes([serving.params, rows])
+    return compile_lowered(lowered, given, serving.mesh.size)
+
+
+def compile_decode(serving: Serving) -> Compiled:
+    """`decode_until`: a loop, each turn of which is a step of all slots.
+
+    The peak is the program's own; the weights of the encoder and the adapters are there beside it.
+    """
+    number = jax.ShapeDtypeStruct((), "int32", sharding=NamedSharding(serving.mesh, P()))
+    with jax.set_mesh(serving.mesh):
+        lowered = slots.decode_until.lower(
+            serving.params, serving.slots, number, number, **serving.static
+        )
+    given = held_bytes([decoder_params(serving), serving.slots])
+    return compile_lowered(lowered, given, serving.mesh.size)
+
+
+def decoder_params(serving: Serving) -> dict[str, Any]:
+    """The part of the parameters that a decode step is given."""
+    names = ("language_model", "lm_head")
+    return {name: serving.params[name] for name in names if name in serving.params}
+
+
+def _slots(serving: Serving, count: int) -> slots.Slots:
+    """Slots as the engine makes them, where it puts them."""
+    made = jax.eval_shape(
+        functools.partial(
+            slots.empty_slots, **serving.static, count=count,
+            room=bucket(serving.load.new_tokens, 64), size=serving.load.cache_slots,
+        )
+    )  # fmt: skip
+
+    def place(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        dimensions = [ACTIVATIONS[name] for name in cache.DIMENSIONS[: leaf.ndim]]
+        return NamedSharding(serving.mesh, fit(leaf.shape, dimensions, serving.mesh))
+
+    everywhere = jax.tree.map(lambda _: NamedSharding(serving.mesh, P()), made.rows)
+    return placed(made, slots.Slots(everywhere, jax.tree.map(place, made.cache)))

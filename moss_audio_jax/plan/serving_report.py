@@ -1,0 +1,294 @@
+"""What generation costs on a slice: memory, the bytes that a token must read, modelled times.
+
+A decode step reads every weight of the decoder and the whole cache once, whatever it computes:
+
+    floor = (bytes of decoder weights + bytes of cache on one device) / bandwidth of its memory
+
+No step is faster; the modelled time (as of `estimate`: compiler's cycles, exposed collectives) says
+how far above it the compiled one lies. Both are models, not measurements. Of a conditional the
+costliest branch counts: the modelled step samples with top_k, sort and exchange included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from moss_audio_jax.models import flops
+from moss_audio_jax.plan.compile import Compiled, held_bytes
+from moss_audio_jax.plan.estimate import METHOD, Estimate, by_kind, estimate
+from moss_audio_jax.plan.hlo import Collective, Made, Module
+from moss_audio_jax.plan.report import readable
+from moss_audio_jax.plan.serving import Serving, decoder_params
+from moss_audio_jax.plan.topologies import Topology
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One compiled program on one device, in bytes and seconds.
+
+    Attributes:
+      peak: what the device must have while it runs, weights and slots included that it is not
+        given.
+      temporaries: what of it is neither weights nor slots.
+      estimate: of a prefill, or of one step; None where the compiler refused it.
+    """
+
+    fits: bool
+    peak: int
+    temporaries: int
+    compile_seconds: float
+    collectives: tuple[Collective, ...] = ()
+    estimate: Estimate | None = None
+    refusal: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ServingPlan:
+    """Generation on a slice.
+
+    Attributes:
+      weights, cache: bytes on one device; the cache of all slots.
+      weights_read, cache_read: bytes of them that one decode step reads on one device.
+      prefill_flops: of one prefill, all devices.
+      copies: what a step writes that is as large as a weight, a cache, or a layer of one.
+      copies_once: likewise, what stands before and behind the loop over steps.
+    """
+
+    serving: Serving
+    topology: Topology
+    weights: int
+    cache: int
+    weights_read: int
+    cache_read: int
+    prefill_flops: float
+    prefill: Program
+    decode: Program
+    copies: tuple[Made, ...]
+    copies_once: tuple[Made, ...]
+
+    @property
+    def fits(self) -> bool:
+        return self.prefill.fits and self.decode.fits
+
+    @property
+    def floor(self) -> float:
+        """Seconds of a decode step that memory alone takes."""
+        return (self.weights_read + self.cache_read) / self.topology.device.hbm_bandwidth
+
+
+def assess(
+    serving: Serving, prefill: Compiled, decode: Compiled, topology: Topology
+) -> ServingPlan:
+    """Everything that the two compiled programs say."""
+    model, load = serving.model, serving.load
+    weights, slots = held_bytes(serving.params), held_bytes(serving.slots)
+    decoder = held_bytes(decoder_params(serving))
+    shape = load.prefill(model)
+    audio = shape.rows * shape.chunks * shape.frames // 8
+    head = 2 * model.decoder.hidden_size * model.decoder.vocab_size
+    tokens = shape.rows * shape.tokens
+    work = (
+        flops.decoder_forward(model.decoder, tokens, shape.tokens)
+        - (tokens - shape.rows) * head  # of a prompt's last token alone
+        + flops.encoder_forward(model.encoder, shape.rows * shape.chunks, shape.frames)
+        + flops.adapter_forward(model, audio)
+    )
+    kernels = bool(prefill.module and prefill.module.kernels())
+    attention = kernels * 2 * model.decoder.heads * model.decoder.head_dim * shape.tokens
+    step = decode.module.turn() if decode.module else None
+    step_work = flops.decoder_forward(model.decoder, load.batch, 2 * load.cache_slots)
+    return ServingPlan(
+        serving=serving,
+        topology=topology,
+        weights=weights,
+        cache=held_bytes(serving.slots.cache),
+        weights_read=_weights_read(serving),
+        cache_read=held_bytes(serving.slots.cache),
+        prefill_flops=work,
+        prefill=_program(
+            prefill, prefill.module, weights, slots, topology, work,
+            attention * tokens * model.decoder.layers / topology.devices,
+        ),
+        decode=_program(
+            decode, step, decoder + slots, weights - decoder, topology, step_work
+        ),
+        copies=tuple(step.made(_large(serving))) if step else (),
+        copies_once=tuple(decode.module.made(_large(serving), loops=False)) if step else (),
+    )  # fmt: skip
+
+
+def _program(
+    compiled: Compiled,
+    module: Module | None,
+    given: int,
+    beside: int,
+    topology: Topology,
+    work: float,
+    kernel_flops: float = 0.0,
+) -> Program:
+    peak = compiled.peak + beside
+    found: dict[str, Any] = {}
+    if module is not None:
+        collectives = tuple(module.collectives())
+        found["collectives"] = collectives
+        found["estimate"] = estimate(module.cycles(), kernel_flops, collectives, topology, work)
+    return Program(
+        fits=module is not None and peak <= topology.device.usable,
+        peak=peak,
+        temporaries=max(0, compiled.peak - given),
+        compile_seconds=compiled.seconds,
+        refusal=compiled.refusal,
+        **found,
+    )
+
+
+def _weights_read(serving: Serving) -> int:
+    """Of an untied embedding a step reads a row an answer, which is next to nothing."""
+    decoder = serving.params["language_model"]
+    parts = [decoder["layers"], decoder["norm"]]
+    tied = serving.model.decoder.tie_embeddings
+    parts.append(decoder["embed_tokens"] if tied else serving.params["lm_head"])
+    return held_bytes(parts)
+
+
+def _large(serving: Serving) -> set[int]:
+    """Elements on one device of each matrix and cache that a step reads, whole and of one layer."""
+    decoder = serving.params["language_model"]
+    stacked = [
+        x for x in jax.tree.leaves(decoder["layers"]) if len(x.shape) == 3 and x.shape[1] > 1
+    ]
+    stacked += [serving.slots.cache.key, serving.slots.cache.value]
+    sizes = {_elements(x) for x in stacked}
+    sizes |= {_elements(x) // x.shape[0] for x in stacked}
+    tied = serving.model.decoder.tie_embeddings
+    head = decoder["embed_tokens"] if tied else serving.params["lm_head"]
+    return sizes | {max(map(_elements, jax.tree.leaves(head)))}
+
+
+def _elements(leaf: jax.ShapeDtypeStruct) -> int:
+    count = 1
+    for side in leaf.sharding.shard_shape(leaf.shape):
+        count *= side
+    return count
+
+
+# --- for programs and for people -----------------------------------------------------------------
+
+
+def as_json(plan: ServingPlan) -> dict[str, Any]:
+    """The plan's JSON object; bytes are those of one device, FLOPs and tokens of all."""
+    load, shape = plan.serving.load, plan.serving.load.prefill(plan.serving.model)
+    step = plan.decode.estimate
+    return {
+        "topology": plan.topology.name,
+        "chips": plan.topology.chips,
+        "mesh": dict(plan.serving.mesh.shape),
+        "quantize": plan.serving.compute.quantize,
+        **dataclasses.asdict(load),
+        "cache_slots": load.cache_slots,
+        "fits": plan.fits,
+        "hbm_bytes": plan.topology.device.usable,
+        "weights_bytes": plan.weights,
+        "cache_bytes": plan.cache,
+        "decode": _program_json(plan.decode)
+        | {
+            "weights_read_bytes": plan.weights_read,
+            "cache_read_bytes": plan.cache_read,
+            "floor_seconds": plan.floor,
+            "floor_tokens_per_second": load.batch / plan.floor,
+            "modelled_seconds": step and step.seconds,
+            "copies": [dataclasses.asdict(made) for made in plan.copies],
+            "copies_once": [dataclasses.asdict(made) for made in plan.copies_once],
+        },
+        "prefill": _program_json(plan.prefill)
+        | {
+            "prompts": shape.rows,
+            "tokens": shape.rows * shape.tokens,
+            "model_flops": plan.prefill_flops,
+            "modelled_seconds": plan.prefill.estimate and plan.prefill.estimate.seconds,
+            "mfu": plan.prefill.estimate and plan.prefill.estimate.mfu,
+        },
+        "method": METHOD,
+    }
+
+
+def _program_json(program: Program) -> dict[str, Any]:
+    return {
+        "fits": program.fits,
+        "peak_bytes": program.peak,
+        "temporaries_bytes": program.temporaries,
+        "collectives": by_kind(program.collectives),
+        "compile_seconds": program.compile_seconds,
+        "refusal": program.refusal,
+    }
+
+
+def table(plan: ServingPlan) -> str:
+    """The plan as lines of text."""
+    load, shape = plan.serving.load, plan.serving.load.prefill(plan.serving.model)
+    sizes = plan.serving.mesh.shape
+    mesh = ", ".join(f"{axis} {n}" for axis, n in sizes.items() if n > 1) or "one"
+    lines = [
+        f"{plan.topology.name}: {'fits' if plan.fits else 'DOES NOT FIT'}",
+        f"  mesh {mesh}; int8: {plan.serving.compute.quantize}; {load.batch} answers, "
+        f"{load.cache_slots} cache slots each",
+        "  memory of one device",
+        *(
+            f"    {name:<22}{readable(count):>11}"
+            for name, count in (
+                ("weights", plan.weights),
+                ("cache", plan.cache),
+                ("temporaries, decode", plan.decode.temporaries),
+                ("temporaries, prefill", plan.prefill.temporaries),
+                ("peak, decode", plan.decode.peak),
+                ("peak, prefill", plan.prefill.peak),
+                ("usable", plan.topology.device.usable),
+            )
+        ),
+        f"  a decode step reads {readable(plan.weights_read)} of weights and "
+        f"{readable(plan.cache_read)} of cache a device:",
+        f"    at least {1000 * plan.floor:.2f} ms, at most {load.batch / plan.floor:,.0f} tokens/s "
+        "on the slice",
+    ]
+    if step := plan.decode.estimate:
+        lines.append(
+            f"  modelled step {1000 * step.seconds:.2f} ms (compute {1000 * step.compute:.2f}, "
+            f"exposed collectives {1000 * step.exposed:.2f})"
+        )
+    lines += _exchanges("decode step", plan.decode)
+    lines += [
+        f"  warning: a step writes {made.op} {made.name} {made.times} times, "
+        f"{readable(made.bytes)} each"
+        for made in plan.copies
+    ]
+    lines += [
+        f"  warning: before a run of steps {made.op} {made.name} is written, {readable(made.bytes)}"
+        for made in plan.copies_once
+    ]
+    lines.append(
+        f"  a prefill: {shape.rows} prompts of {shape.tokens} tokens, "
+        f"{plan.prefill_flops / 1e12:,.1f} model TFLOP"
+    )
+    if e := plan.prefill.estimate:
+        lines.append(
+            f"  modelled prefill {1000 * e.seconds:,.0f} ms (compute {1000 * e.compute:,.0f}, "
+            f"kernels {1000 * e.kernels:,.0f}, exposed collectives {1000 * e.exposed:,.0f}), "
+            f"MFU {e.mfu:.1%}"
+        )
+    lines += _exchanges("prefill", plan.prefill)
+    for name, program in (("decode", plan.decode), ("prefill", plan.prefill)):
+        if program.refusal:
+            lines.append(f"  the compiler says of {name}: {program.refusal}")
+    seconds = plan.decode.compile_seconds + plan.prefill.compile_seconds
+    return "\n".join([*lines, f"  compiled in {seconds:.0f} s", f"  method: {METHOD}"])
+
+
+def _exchanges(name: str, program: Program) -> list[str]:
+    return [
+        f"  {name}: {entry['count']:,} {kind}, {readable(entry['bytes'])} a device, of which "
+        f"{readable(entry['exposed_bytes'])} overlap no compute"
+        for kind, entry in sorted(by_kind(program.collectives).items())
+    ]
