@@ -29,7 +29,6 @@ def as_json(plan: Plan) -> dict[str, Any]:
         }
     return {
         "topology": plan.topology.name,
-        "slices": plan.topology.slices,
         "chips": plan.topology.chips,
         "fits": plan.fits,
         "hbm_bytes": plan.memory.usable,
