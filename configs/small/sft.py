@@ -12,9 +12,11 @@ def get_config():
     small.answers(c)
     small.listen(c)
     c.data.pick = small.SFT
-    c.train.steps = 300
+    c.data.branches = 4
+    c.data.chunks = 6
+    c.train.steps = 1500
     c.optimizer.learning_rate = 2e-3
     c.optimizer.warmup = 30
-    c.optimizer.final = 0.1
+    c.optimizer.final = 0.05
     c.optimizer.groups = (("audio_encoder/", 0.3), (".*", 1.0))
     return c

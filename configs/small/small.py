@@ -16,7 +16,10 @@ PRETRAIN = (
     ("^asr$", 4.0), ("asr_words", 2.0), ("events", 2.0), ("caption", 0.7), ("reason", 0.0),
     (".*", 0.2),
 )  # fmt: skip
-SFT = (("^asr$", 2.0), ("asr", 0.7), ("events", 1.5), ("reason", 0.0), (".*", 1.0))
+SFT = (
+    ("^asr$", 3.0), ("asr_words", 4.0), ("asr", 0.7), ("events", 2.0), ("when", 1.5),
+    ("tempo", 1.5), ("choice", 0.8), ("reason", 0.0), (".*", 0.5),
+)  # fmt: skip
 REASONING = (("reason", 4.0), ("asr", 1.0), ("events", 1.0), (".*", 0.5))
 
 
@@ -64,3 +67,4 @@ def listen(c):
     c.helpers.tags = 0.2
     c.helpers.position = 0.05
     c.helpers.adapter = 0.2
+    c.helpers.times = 0.3

@@ -5,6 +5,9 @@
     heard_order   int32 [B, C, W]      the pieces said in a chunk, in order; NOTHING behind them. A
                                        chunk whose pieces are not known, or cannot be aligned,
                                        holds IGNORE alone
+    heard_times   int32 [B, C * S, 2]  when the word that is said at a token begins and ends, in
+                                       hundredths of a second of its clip; IGNORE without a word, and
+                                       for an edge in another chunk
     heard_tags    uint8 [B, C * S, K]  1 where a tag holds; UNKNOWN where a row does not say
 
 S = F / 8 tokens a chunk, 80 ms each.
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +35,7 @@ class Heard(NamedTuple):
 
     pieces: list[tuple[int, float, float]] | None
     tags: list[tuple[int, float, float]] | None
+    words: Sequence[tuple[float, float]] = ()  # start and end of each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +48,8 @@ class Targets:
     def heard(self, row: Row, tokenizer: Tokenizer) -> Heard:
         """What a row says of its clip; a word's pieces share its time evenly."""
         pieces = None if row.words is None else []
-        for word in sorted(row.words or (), key=lambda word: word.start):
+        words = sorted(row.words or (), key=lambda word: word.start)
+        for word in words:
             ids = tokenizer.encode(word.text)
             edges = np.linspace(word.start / _TOKEN, word.end / _TOKEN, len(ids) + 1)
             pieces += [(i, *span) for i, span in zip(ids, itertools.pairwise(edges), strict=True)]
@@ -58,7 +63,7 @@ class Targets:
                 if tag.text in known
             ]
         )
-        return Heard(pieces, tags)
+        return Heard(pieces, tags, [(word.start / _TOKEN, word.end / _TOKEN) for word in words])
 
     def empty(self, rows: int, chunks: int, tokens: int) -> dict[str, np.ndarray]:
         """The arrays of a batch in which nothing is to be learned; `tokens` a chunk."""
@@ -66,6 +71,7 @@ class Targets:
         if self.words:
             arrays["heard_pieces"] = np.full((rows, chunks * tokens), IGNORE, np.int32)
             arrays["heard_order"] = np.full((rows, chunks, self.words), IGNORE, np.int32)
+            arrays["heard_times"] = np.full((rows, chunks * tokens, 2), IGNORE, np.int32)
         if self.tags:
             shape = (rows, chunks * tokens, len(self.tags))
             arrays["heard_tags"] = np.zeros(shape, np.uint8)
@@ -84,12 +90,17 @@ class Targets:
             tokens = arrays["heard_pieces"].shape[1] // arrays["heard_order"].shape[1]
             order: dict[int, list[int]] = {int(c): [] for c in np.unique(places // tokens)}
             for piece, start, end in heard.pieces:
-                middle = min(int((start + end) / 2), len(at) - 1)
-                # Tokens whose centre it covers; of a short one, the token it is in.
-                here = slice(max(round(start), 0), max(round(end), 0))
-                at[here if here.stop > here.start else middle] = piece
-                order[int(places[middle]) // tokens].append(piece)
+                here = _covered(start, end, len(at))
+                at[here] = piece
+                order[int(places[_middle(start, end, len(at))]) // tokens].append(piece)
             arrays["heard_pieces"][row, places] = at
+            for span in heard.words:
+                here = places[_covered(*span, len(places))]
+                for edge, time in enumerate(span):
+                    # A word that ends with its chunk ends in it.
+                    chunk = places[min(int(time - edge * 1e-6), len(places) - 1)] // tokens
+                    same = here[here // tokens == chunk]
+                    arrays["heard_times"][row, same, edge] = round(time * _TOKEN * 100)
             for chunk, pieces in order.items():
                 length = int(np.sum(places // tokens == chunk))
                 twice = sum(a == b for a, b in itertools.pairwise(pieces))
@@ -99,7 +110,16 @@ class Targets:
         if self.tags and heard.tags is None:
             arrays["heard_tags"][row, places] = UNKNOWN
         for tag, start, end in (self.tags and heard.tags) or ():
-            middle = min(int((start + end) / 2), len(places) - 1)
-            here = slice(round(start), max(round(end), 0))
-            inside = places[here] if here.stop > here.start else places[middle : middle + 1]
+            inside = places[_covered(start, end, len(places))]
             arrays["heard_tags"][row, inside, tag] = 1
+
+
+def _middle(start: float, end: float, length: int) -> int:
+    return min(int((start + end) / 2), length - 1)
+
+
+def _covered(start: float, end: float, length: int) -> slice:
+    """Tokens whose centre a span covers; of a short one, the token it is in."""
+    here = slice(max(round(start), 0), max(round(end), 0))
+    middle = _middle(start, end, length)
+    return here if here.stop > here.start else slice(middle, middle + 1)

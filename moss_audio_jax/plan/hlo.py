@@ -198,8 +198,10 @@ class Module:
         for name, times in self._executed(fused=False, loops=loops):
             for i in self.computations[name]:
                 arrays = re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", i.type)
-                if i.op.endswith("-start"):  # its result, its operand, semaphores
+                if i.op == "copy-start":  # its result, its operand, a semaphore
                     arrays = arrays[:1]
+                elif i.op.endswith("-start"):  # its operand, its result
+                    arrays = arrays[1:2]
                 sizes = [
                     _bytes(text)
                     for text in arrays

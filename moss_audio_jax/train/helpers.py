@@ -10,6 +10,9 @@ checkpoint's own weights and writes them into its folder `helpers` (`weights.hea
             position fades, and times are read off it later
   adapter   cross entropy of the piece that is said at a token, read off the adapter's output by the
             decoder's own head: a decoder from scratch finds words it knows among the audio tokens
+  times     cross entropy of the tenths and hundredths of the second at which the word said at a token
+            begins and ends, read off the adapter's output: the digits that a decoder will write. A
+            token spans 0.08 s; only the encoder can tell finer
 """
 
 from __future__ import annotations
@@ -21,14 +24,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from moss_audio_jax.config import EncoderConfig
+from moss_audio_jax.config import ModelConfig
 from moss_audio_jax.data.targets import IGNORE, NOTHING, UNKNOWN
 from moss_audio_jax.ops.linear import precision
 from moss_audio_jax.ops.loss import cross_entropy
 from moss_audio_jax.ops.norms import rms_norm
 
-NAMES = ("ctc", "frames", "tags", "position", "adapter")
-FROM_WORDS = ("ctc", "frames", "adapter")
+NAMES = ("ctc", "frames", "tags", "position", "adapter", "times")
+FROM_WORDS = ("ctc", "frames", "adapter", "times")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Helpers:
     tags: float
     position: float
     adapter: float
+    times: float
     names: tuple[str, ...]
     pieces: int
 
@@ -48,17 +52,20 @@ class Helpers:
         return any(getattr(self, name) for name in NAMES)
 
 
-def init_helpers(key: jax.Array, config: EncoderConfig, helpers: Helpers) -> dict[str, jax.Array]:
+def init_helpers(key: jax.Array, config: ModelConfig, helpers: Helpers) -> dict[str, jax.Array]:
     """{path: float32}: a kernel [D, N] and a bias [N] for each head that has a loss."""
+    features, adapted = config.encoder.output_dim, config.decoder.hidden_size
     sizes = {
-        "pieces": (helpers.pieces + 1) * bool(helpers.ctc or helpers.frames),
-        "tags": len(helpers.names) * bool(helpers.tags),
-        "position": config.chunk_frames // 8 * bool(helpers.position),
+        "pieces": (features, (helpers.pieces + 1) * bool(helpers.ctc or helpers.frames)),
+        "tags": (features, len(helpers.names) * bool(helpers.tags)),
+        "position": (features, config.encoder.chunk_frames // 8 * bool(helpers.position)),
+        "times": (adapted, 4 * 10 * bool(helpers.times)),
     }
     params = {}
-    for (name, size), each in zip(sizes.items(), jax.random.split(key, len(sizes)), strict=True):
+    for number, (name, (width, size)) in enumerate(sizes.items()):
         if size:
-            kernel = jax.random.normal(each, (config.output_dim, size)) * config.output_dim**-0.5
+            each = jax.random.fold_in(key, number)
+            kernel = jax.random.normal(each, (width, size)) * width**-0.5
             params[f"helpers/{name}/kernel"] = kernel
             # Most tags hold at few tokens: start from there.
             params[f"helpers/{name}/bias"] = jnp.full(size, -4.0 if name == "tags" else 0.0)
@@ -73,6 +80,7 @@ def counts(helpers: Helpers, batch: dict[str, jax.Array]) -> dict[str, jax.Array
     found["tags"] = jnp.sum(_tagged(batch)) if helpers.tags else 0.0
     found["position"] = jnp.sum(heard)
     found["adapter"] = jnp.sum(batch["heard_pieces"] >= 0) if helpers.adapter else 0.0
+    found["times"] = 2 * jnp.sum(batch["heard_times"] != IGNORE) if helpers.times else 0.0
     return {name: jnp.maximum(value, 1).astype(jnp.float32) for name, value in found.items()}
 
 
@@ -90,16 +98,16 @@ def losses(
       params: {"pieces": {"kernel", "bias"}, ...}.
       features: the encoder's [B, C * S, D].
       batch: with the arrays of `data.targets`.
-      adapted, head_kernel: the adapter's output [B, C * S, hidden] and the decoder's head, for the
-        loss `adapter`.
+      adapted, head_kernel: the adapter's output [B, C * S, hidden], for the losses `adapter` and
+        `times`, and the decoder's head, for the first.
     """
     heard = _heard(batch).astype(jnp.float32)
 
-    def head(name: str) -> jax.Array:
+    def head(name: str, x: jax.Array = features) -> jax.Array:
         p = params[name]
-        exact = precision(features.dtype)
-        kernel = p["kernel"].astype(features.dtype)
-        return jnp.matmul(features, kernel, precision=exact).astype(jnp.float32) + p["bias"]
+        kernel = p["kernel"].astype(x.dtype)
+        product = jnp.matmul(x, kernel, precision=precision(x.dtype))
+        return product.astype(jnp.float32) + p["bias"]
 
     found = {}
     if helpers.ctc or helpers.frames:
@@ -127,9 +135,16 @@ def losses(
         place = jnp.broadcast_to(jnp.arange(logits.shape[1]) % logits.shape[2], heard.shape)
         each = optax.softmax_cross_entropy_with_integer_labels(logits, place)
         found["position"] = jnp.sum(each * heard)
-    if helpers.adapter:
+    if helpers.adapter or helpers.times:
         # As the head sees hidden states: of length one a dimension.
         said = rms_norm(adapted, jnp.ones(adapted.shape[-1]), 1e-6)
+    if helpers.times:
+        times = batch["heard_times"]  # [B, C * S, 2]
+        digits = jnp.stack([times // 10 % 10, times % 10], axis=-1)  # [B, C * S, 2, 2]
+        logits = head("times", said).reshape(*digits.shape, 10)
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, digits)
+        found["times"] = jnp.sum(jnp.where((times == IGNORE)[..., None], 0.0, each))
+    if helpers.adapter:
         targets = jnp.where(batch["heard_pieces"] >= 0, batch["heard_pieces"], IGNORE)
         found["adapter"] = jnp.sum(cross_entropy(said, head_kernel, targets)[0])
     return found

@@ -184,7 +184,7 @@ def parameters_of(config: Any, recipe: Recipe) -> tuple[dict, dict[str, float]]:
         factor = factors(list(abstract), config.optimizer.groups)
     if recipe.helpers:
         key = jax.random.key(config.train.seed)
-        heads = jax.eval_shape(lambda: init_helpers(key, recipe.model.encoder, recipe.helpers))
+        heads = jax.eval_shape(lambda: init_helpers(key, recipe.model, recipe.helpers))
         abstract |= heads
         factor |= dict.fromkeys(heads, 1.0)
     return abstract, factor
@@ -196,7 +196,7 @@ def _adapters(config: Any, base: dict) -> dict:
 
 def _heads(config: Any, start: Start, helpers: Helpers) -> dict:
     """Fresh heads, or those that lie with the checkpoint the run starts from."""
-    fresh = init_helpers(jax.random.key(config.train.seed), start.model.encoder, helpers)
+    fresh = init_helpers(jax.random.key(config.train.seed), start.model, helpers)
     found, tags = load_heads(start.whole) if start.whole else ({}, ())
     same = {path: leaf for path, leaf in found.items()
             if path in fresh and fresh[path].shape == leaf.shape}  # fmt: skip

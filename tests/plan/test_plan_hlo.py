@@ -168,6 +168,7 @@ HloModule jit_decode, is_scheduled=true
   %written = bf16[4,8,16]{2,1,0} fusion(%cache, %t), kind=kLoop, calls=%update
   %layer = s8[8,16]{1,0:T(8,128)(4,1)S(1)} dynamic-slice(%t)
   %fetched = (s8[8,16]{1,0:T(8,128)S(1)}, s8[8,16]{1,0}, u32[]{:S(2)}) copy-start(%t)
+  %cut = ((s8[4,8,16]{2,1,0}), s8[8,16]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%t)
   %copied = s8[1,8,16]{2,1,0:T(8,128)(4,1)} copy(%layer)
   ROOT %next = (s32[], bf16[4,8,16]) tuple(%t, %written)
 }
