@@ -6,8 +6,8 @@
                                        chunk whose pieces are not known, or cannot be aligned,
                                        holds IGNORE alone
     heard_times   int32 [B, C * S, 2]  when the word that is said at a token begins and ends, in
-                                       hundredths of a second of its clip; IGNORE without a word, and
-                                       for an edge in another chunk
+                                       hundredths of a second of its clip; IGNORE without a word,
+                                       and for an edge in another chunk
     heard_tags    uint8 [B, C * S, K]  1 where a tag holds; UNKNOWN where a row does not say
 
 S = F / 8 tokens a chunk, 80 ms each.

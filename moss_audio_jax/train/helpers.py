@@ -10,9 +10,9 @@ checkpoint's own weights and writes them into its folder `helpers` (`weights.hea
             position fades, and times are read off it later
   adapter   cross entropy of the piece that is said at a token, read off the adapter's output by the
             decoder's own head: a decoder from scratch finds words it knows among the audio tokens
-  times     cross entropy of the tenths and hundredths of the second at which the word said at a token
-            begins and ends, read off the adapter's output: the digits that a decoder will write. A
-            token spans 0.08 s; only the encoder can tell finer
+  times     cross entropy of the tenths and hundredths of the second at which the word said at a
+            token begins and ends, read off the adapter's output: the digits that a decoder will
+            write. A token spans 0.08 s; only the encoder can tell finer
 """
 
 from __future__ import annotations
