@@ -34,6 +34,7 @@ from moss_audio_jax.command import DEFAULT_CHECKPOINT
 from moss_audio_jax.data import shards, world
 from moss_audio_jax.data.records import Row, encode_record
 from moss_audio_jax.data.sources import Source
+from moss_audio_jax.data.world import describe
 from moss_audio_jax.weights.convert import convert
 from moss_audio_jax.weights.heads import load_heads, save_heads
 
@@ -41,7 +42,8 @@ CONFIGS = Path(__file__).parents[1] / "configs" / "small"
 TRAINING = ("encoder", "adapter", "pretrain", "sft", "cold_start")  # each from the one before
 STEPS = ("data", "tokenizer", "joined", *TRAINING, "ship")
 SCENES, SHARD = 48_000, 800
-JOINED = 3200  # mel frames, 8 chunks, that scenes are joined to for the encoder stage
+# Scenes joined end to end, up to so many mel frames (400 a chunk).
+JOINED = {"all": 3200, "speech": 3200, "timed": 1600}
 TOKENIZER_SHARDS = 6  # enough to hold every word
 VOCABULARY = 2560
 
@@ -71,9 +73,10 @@ def _record(scene: world.Scene) -> bytes:
 
 
 def make_joined(workdir: Path, processes: int) -> None:
-    """Scenes end to end in whole chunks, for the encoder stage: else two chunks in five are air.
+    """Scenes end to end in whole chunks: else two chunks in five are air, and answers are short.
 
-    Two sets: `all`, and `speech`, of the scenes in which nothing else sounds.
+    Three sets: `all`; `speech`, of the scenes in which nothing else sounds; `timed`, of the same,
+    shorter, which can also be asked for the times of its words.
     """
     paths = sorted((workdir / "scenes").glob("train-*.array_record"))
     (workdir / "joined").mkdir(exist_ok=True)
@@ -81,7 +84,7 @@ def make_joined(workdir: Path, processes: int) -> None:
         made = [
             pool.submit(_join_shard, path, workdir / "joined" / f"{kind}-{path.name[6:]}", kind)
             for path in paths
-            for kind in ("all", "speech")
+            for kind in JOINED
         ]
         for each in tqdm(concurrent.futures.as_completed(made), total=len(made), unit="shard"):
             each.result()
@@ -92,36 +95,40 @@ def _join_shard(source: Path, target: Path, kind: str) -> None:
         return
     scenes = Source(str(source))
     rows = (scenes[i] for i in range(len(scenes)))
-    if kind == "speech":
+    if kind != "all":
         rows = (row for row in rows if row.words and not _sounds(row))
-    shards.write_shard(str(target), joined(rows))
+    shards.write_shard(str(target), joined(rows, JOINED[kind], timed=kind == "timed"))
 
 
 def _sounds(row: Row) -> bool:
     return any(tag.text == "music" or tag.text.startswith("sound:") for tag in row.tags or ())
 
 
-def joined(rows: Iterable[Row], ahead: int = 24) -> Iterator[bytes]:
-    """Records of up to JOINED frames; of the next `ahead` scenes the longest that fits is next."""
+def joined(rows: Iterable[Row], frames: int, timed: bool, ahead: int = 24) -> Iterator[bytes]:
+    """Records of up to so many frames; of the next `ahead` scenes the longest that fits is next."""
     rows = iter(rows)
     waiting = list(itertools.islice(rows, ahead))
     while waiting:
-        taken, room = [], JOINED
+        taken, room = [], frames
         while fitting := [i for i, row in enumerate(waiting) if _frames(row) <= room]:
             # The first by order, then the longest: every scene's turn comes.
             best = max(fitting, key=lambda i: _frames(waiting[i])) if taken else fitting[0]
             taken.append(waiting.pop(best))
             room -= _frames(taken[-1])
             waiting += itertools.islice(rows, 1)
-        yield _join(taken)
+        if taken:
+            yield _join(taken, timed)
+        else:  # too long by itself
+            waiting.pop(0)
+            waiting += itertools.islice(rows, 1)
 
 
 def _frames(row: Row) -> int:
     return row.clips[0].shape[1]
 
 
-def _join(rows: Sequence[Row]) -> bytes:
-    starts = itertools.accumulate((_frames(row) / 100 for row in rows), initial=0.0)
+def _join(rows: Sequence[Row], timed: bool) -> bytes:
+    starts = list(itertools.accumulate((_frames(row) / 100 for row in rows), initial=0.0))
     found: dict[str, list] = {"words": [], "tags": []}
     for row, start in zip(rows, starts, strict=False):
         for key, name in (("words", "text"), ("tags", "name")):
@@ -129,14 +136,35 @@ def _join(rows: Sequence[Row]) -> bytes:
                 {name: span.text, "start": start + span.start, "end": start + span.end}
                 for span in getattr(row, key) or ()
             ]
-    said = " ".join(word["text"] for word in found["words"]) or "There is no speech."
-    conversation = [
-        {"role": "user", "message_type": "audio", "content": f"{rows[0].id}+{len(rows) - 1}.wav"},
-        {"role": "user", "message_type": "text", "content": "Transcribe the audio."},
-        {"role": "assistant", "message_type": "text", "content": said},
-    ]
-    mel = np.concatenate([row.clips[0] for row in rows], axis=1)
-    return encode_record({"conversation": conversation, **found}, [mel])
+    # Where nothing is said the first scene's answer says so.
+    speaking = [row for row in rows if row.words] or rows[:1]
+    question, _ = _asked(speaking[0], "asr")
+    said = {"asr": (question, " ".join(_asked(row, "asr")[1] for row in speaking))}
+    if timed:
+        question, _ = _asked(speaking[0], "asr_words")
+        said["asr_words"] = question, describe.stamped(found["words"])
+    name = f"{rows[0].id}+{len(rows) - 1}.wav"
+    record = {
+        "conversation": [{"role": "user", "message_type": "audio", "content": name}],
+        "branches": [
+            {
+                "messages": [
+                    {"role": "user", "message_type": "text", "content": question},
+                    {"role": "assistant", "message_type": "text", "content": answer},
+                ],
+                "task": task,
+            }
+            for task, (question, answer) in said.items()
+        ],
+        **found,
+    }
+    return encode_record(record, [np.concatenate([row.clips[0] for row in rows], axis=1)])
+
+
+def _asked(row: Row, task: str) -> tuple[str, str]:
+    """Question and answer of one of a scene's branches."""
+    question, answer = next(b for b in row.branches if b.task == task).messages
+    return question["content"], answer["content"]
 
 
 def make_tokenizer(workdir: Path) -> None:

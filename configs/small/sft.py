@@ -1,5 +1,8 @@
 """Stage 4 of the small model: every task that a scene can be asked about.
 
+Beside scenes, rows of speech joined to 16 s that are asked for the times of all their words: times
+are learned from how many are seen, and a scene has ten.
+
     moss-audio-jax train --config configs/small/sft.py --workdir DIR \
         --config.init_from=pretrain/export
 """
@@ -11,12 +14,17 @@ def get_config():
     c = small.get_config()
     small.answers(c)
     small.listen(c)
+    c.data.train = ()
+    c.data.mixture.scenes = {"weight": 0.6, "paths": ("scenes/train-*.array_record",)}
+    c.data.mixture.timed = {"weight": 0.4, "paths": ("joined/timed-*.array_record",)}
     c.data.pick = small.SFT
+    c.data.length = 1664
+    c.data.batch = 2
     c.data.branches = 4
-    c.data.chunks = 6
-    c.train.steps = 1500
-    c.optimizer.learning_rate = 2e-3
-    c.optimizer.warmup = 30
-    c.optimizer.final = 0.05
+    c.data.chunks = 10
+    c.train.steps = 1100
+    c.optimizer.learning_rate = 2.5e-3
+    c.optimizer.warmup = 50
+    c.optimizer.final = 0.02
     c.optimizer.groups = (("audio_encoder/", 0.3), (".*", 1.0))
     return c

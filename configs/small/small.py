@@ -17,8 +17,8 @@ PRETRAIN = (
     (".*", 0.2),
 )  # fmt: skip
 SFT = (
-    ("^asr$", 3.0), ("asr_words", 4.0), ("asr", 0.7), ("events", 2.0), ("when", 1.5),
-    ("tempo", 1.5), ("choice", 0.8), ("reason", 0.0), (".*", 0.5),
+    ("^asr$", 4.0), ("asr_words", 10.0), ("asr", 1.0), ("events", 4.0), ("when", 2.0),
+    ("tempo", 2.0), ("choice", 0.8), ("reason", 0.0), (".*", 0.5),
 )  # fmt: skip
 REASONING = (("reason", 4.0), ("asr", 1.0), ("events", 1.0), (".*", 0.5))
 
@@ -67,4 +67,4 @@ def listen(c):
     c.helpers.tags = 0.2
     c.helpers.position = 0.05
     c.helpers.adapter = 0.2
-    c.helpers.times = 0.3
+    c.helpers.clock = 0.1

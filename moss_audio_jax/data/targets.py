@@ -5,9 +5,6 @@
     heard_order   int32 [B, C, W]      the pieces said in a chunk, in order; NOTHING behind them. A
                                        chunk whose pieces are not known, or cannot be aligned,
                                        holds IGNORE alone
-    heard_times   int32 [B, C * S, 2]  when the word that is said at a token begins and ends, in
-                                       hundredths of a second of its clip; IGNORE without a word,
-                                       and for an edge in another chunk
     heard_tags    uint8 [B, C * S, K]  1 where a tag holds; UNKNOWN where a row does not say
 
 S = F / 8 tokens a chunk, 80 ms each.
@@ -17,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +32,6 @@ class Heard(NamedTuple):
 
     pieces: list[tuple[int, float, float]] | None
     tags: list[tuple[int, float, float]] | None
-    words: Sequence[tuple[float, float]] = ()  # start and end of each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +44,7 @@ class Targets:
     def heard(self, row: Row, tokenizer: Tokenizer) -> Heard:
         """What a row says of its clip; a word's pieces share its time evenly."""
         pieces = None if row.words is None else []
-        words = sorted(row.words or (), key=lambda word: word.start)
-        for word in words:
+        for word in sorted(row.words or (), key=lambda word: word.start):
             ids = tokenizer.encode(word.text)
             edges = np.linspace(word.start / _TOKEN, word.end / _TOKEN, len(ids) + 1)
             pieces += [(i, *span) for i, span in zip(ids, itertools.pairwise(edges), strict=True)]
@@ -63,7 +58,7 @@ class Targets:
                 if tag.text in known
             ]
         )
-        return Heard(pieces, tags, [(word.start / _TOKEN, word.end / _TOKEN) for word in words])
+        return Heard(pieces, tags)
 
     def empty(self, rows: int, chunks: int, tokens: int) -> dict[str, np.ndarray]:
         """The arrays of a batch in which nothing is to be learned; `tokens` a chunk."""
@@ -71,7 +66,6 @@ class Targets:
         if self.words:
             arrays["heard_pieces"] = np.full((rows, chunks * tokens), IGNORE, np.int32)
             arrays["heard_order"] = np.full((rows, chunks, self.words), IGNORE, np.int32)
-            arrays["heard_times"] = np.full((rows, chunks * tokens, 2), IGNORE, np.int32)
         if self.tags:
             shape = (rows, chunks * tokens, len(self.tags))
             arrays["heard_tags"] = np.zeros(shape, np.uint8)
@@ -90,17 +84,9 @@ class Targets:
             tokens = arrays["heard_pieces"].shape[1] // arrays["heard_order"].shape[1]
             order: dict[int, list[int]] = {int(c): [] for c in np.unique(places // tokens)}
             for piece, start, end in heard.pieces:
-                here = _covered(start, end, len(at))
-                at[here] = piece
+                at[_covered(start, end, len(at))] = piece
                 order[int(places[_middle(start, end, len(at))]) // tokens].append(piece)
             arrays["heard_pieces"][row, places] = at
-            for span in heard.words:
-                here = places[_covered(*span, len(places))]
-                for edge, time in enumerate(span):
-                    # A word that ends with its chunk ends in it.
-                    chunk = places[min(int(time - edge * 1e-6), len(places) - 1)] // tokens
-                    same = here[here // tokens == chunk]
-                    arrays["heard_times"][row, same, edge] = round(time * _TOKEN * 100)
             for chunk, pieces in order.items():
                 length = int(np.sum(places // tokens == chunk))
                 twice = sum(a == b for a, b in itertools.pairwise(pieces))

@@ -138,9 +138,11 @@ class Module:
                 if instruction.op == "reduce-scatter":
                     size *= group
                 channel = re.search(r"channel_id=(\d+)", instruction.rest)
-                key = (kind, channel.group(1) if channel else f"{computation}/{instruction.name}")
                 source = re.search(r'op_name="([^"]*)"', instruction.rest)
                 overlapped = fused or instruction.op.endswith("-start")
+                key = (kind, channel.group(1) if channel else f"{computation}/{instruction.name}")
+                if instruction.op == "reduce-scatter" and not overlapped:
+                    key = (kind, instruction.name)  # those of shard_map are all on channel 1
                 new = Collective(
                     kind, size, times, group, overlapped, source.group(1) if source else ""
                 )

@@ -37,7 +37,7 @@ _NOT_NEGATIVE = (
     "optimizer.weight_decay", "lora.rank", "eval.every", "eval.samples", "checkpoint.keep_every",
     "checkpoint.keep_best", "data.chunks", "data.streams", "data.workers",
     "data.frames", "data.branches", "train.decoder_loss", "helpers.ctc", "helpers.frames",
-    "helpers.tags", "helpers.position", "helpers.adapter", "helpers.times",
+    "helpers.tags", "helpers.position", "helpers.adapter", "helpers.clock",
 )  # fmt: skip
 
 

@@ -10,9 +10,8 @@ checkpoint's own weights and writes them into its folder `helpers` (`weights.hea
             position fades, and times are read off it later
   adapter   cross entropy of the piece that is said at a token, read off the adapter's output by the
             decoder's own head: a decoder from scratch finds words it knows among the audio tokens
-  times     cross entropy of the tenths and hundredths of the second at which the word said at a
-            token begins and ends, read off the adapter's output: the digits that a decoder will
-            write. A token spans 0.08 s; only the encoder can tell finer
+  clock     the same as position, read off the adapter's output: a decoder that is told what is said
+            at a token, but not when, writes times that it guesses
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from moss_audio_jax.ops.linear import precision
 from moss_audio_jax.ops.loss import cross_entropy
 from moss_audio_jax.ops.norms import rms_norm
 
-NAMES = ("ctc", "frames", "tags", "position", "adapter", "times")
-FROM_WORDS = ("ctc", "frames", "adapter", "times")
+NAMES = ("ctc", "frames", "tags", "position", "adapter", "clock")
+FROM_WORDS = ("ctc", "frames", "adapter")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Helpers:
     tags: float
     position: float
     adapter: float
-    times: float
+    clock: float
     names: tuple[str, ...]
     pieces: int
 
@@ -59,7 +58,7 @@ def init_helpers(key: jax.Array, config: ModelConfig, helpers: Helpers) -> dict[
         "pieces": (features, (helpers.pieces + 1) * bool(helpers.ctc or helpers.frames)),
         "tags": (features, len(helpers.names) * bool(helpers.tags)),
         "position": (features, config.encoder.chunk_frames // 8 * bool(helpers.position)),
-        "times": (adapted, 4 * 10 * bool(helpers.times)),
+        "clock": (adapted, config.encoder.chunk_frames // 8 * bool(helpers.clock)),
     }
     params = {}
     for number, (name, (width, size)) in enumerate(sizes.items()):
@@ -78,9 +77,8 @@ def counts(helpers: Helpers, batch: dict[str, jax.Array]) -> dict[str, jax.Array
     found = {"ctc": jnp.sum(_aligned(batch)) if helpers.ctc else 0.0}
     found["frames"] = jnp.sum(batch["heard_pieces"] != IGNORE) if helpers.frames else 0.0
     found["tags"] = jnp.sum(_tagged(batch)) if helpers.tags else 0.0
-    found["position"] = jnp.sum(heard)
+    found["position"] = found["clock"] = jnp.sum(heard)
     found["adapter"] = jnp.sum(batch["heard_pieces"] >= 0) if helpers.adapter else 0.0
-    found["times"] = 2 * jnp.sum(batch["heard_times"] != IGNORE) if helpers.times else 0.0
     return {name: jnp.maximum(value, 1).astype(jnp.float32) for name, value in found.items()}
 
 
@@ -99,7 +97,7 @@ def losses(
       features: the encoder's [B, C * S, D].
       batch: with the arrays of `data.targets`.
       adapted, head_kernel: the adapter's output [B, C * S, hidden], for the losses `adapter` and
-        `times`, and the decoder's head, for the first.
+        `clock`, and the decoder's head, for the first.
     """
     heard = _heard(batch).astype(jnp.float32)
 
@@ -130,20 +128,15 @@ def losses(
     if helpers.tags:
         each = optax.sigmoid_binary_cross_entropy(head("tags"), batch["heard_tags"] == 1)
         found["tags"] = jnp.sum(jnp.where(_tagged(batch)[..., None], each, 0.0))
-    if helpers.position:
-        logits = head("position")
-        place = jnp.broadcast_to(jnp.arange(logits.shape[1]) % logits.shape[2], heard.shape)
-        each = optax.softmax_cross_entropy_with_integer_labels(logits, place)
-        found["position"] = jnp.sum(each * heard)
-    if helpers.adapter or helpers.times:
-        # As the head sees hidden states: of length one a dimension.
+    if helpers.adapter or helpers.clock:
+        # As the decoder sees hidden states: of length one a dimension.
         said = rms_norm(adapted, jnp.ones(adapted.shape[-1]), 1e-6)
-    if helpers.times:
-        times = batch["heard_times"]  # [B, C * S, 2]
-        digits = jnp.stack([times // 10 % 10, times % 10], axis=-1)  # [B, C * S, 2, 2]
-        logits = head("times", said).reshape(*digits.shape, 10)
-        each = optax.softmax_cross_entropy_with_integer_labels(logits, digits)
-        found["times"] = jnp.sum(jnp.where((times == IGNORE)[..., None], 0.0, each))
+    for name in ("position", "clock"):
+        if getattr(helpers, name):
+            logits = head(name, features if name == "position" else said)
+            place = jnp.broadcast_to(jnp.arange(logits.shape[1]) % logits.shape[2], heard.shape)
+            each = optax.softmax_cross_entropy_with_integer_labels(logits, place)
+            found[name] = jnp.sum(each * heard)
     if helpers.adapter:
         targets = jnp.where(batch["heard_pieces"] >= 0, batch["heard_pieces"], IGNORE)
         found["adapter"] = jnp.sum(cross_entropy(said, head_kernel, targets)[0])

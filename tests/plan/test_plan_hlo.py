@@ -118,6 +118,22 @@ def test_collectives_by_kind_size_and_overlap(module):
     assert found["collective-permute"].moved == 8 * 128 * 2
 
 
+def test_reduce_scatters_of_shard_map_share_a_channel():
+    two = [
+        f"  %scatter.{n} = f32[16,{32 * n}]{{1,0}} reduce-scatter(%p), channel_id=1, "
+        "replica_groups={{0,1,2,3}}, dimensions={0}, to_apply=%add\n"
+        for n in (1, 2)
+    ]
+    text = TEXT.replace("  %all-reduce.3", "".join(two) + "  %all-reduce.3")
+    found = [
+        c for c in Module(text, 4).collectives() if c.kind == "reduce-scatter" and c.times == 1
+    ]
+    assert [(c.bytes, c.group, c.overlapped) for c in found] == [
+        (64 * 32 * 4, 4, False),
+        (64 * 64 * 4, 4, False),
+    ]
+
+
 def test_kernels_and_whole_arrays(module):
     assert module.kernels() == ["jit(train_step)/splash_mha_fwd"]
     assert module.holds(256, 384) == ["logits"]

@@ -135,21 +135,12 @@ def test_targets_stand_where_they_are_heard(folder):
         [h, i, NOTHING, NOTHING],
         [*you, NOTHING],
     ]
-    times = batch["heard_times"][0].tolist()
-    assert times[1:6] == [[10, 50]] * 5
-    assert times[52:56] == [[420, 450]] * 4
-    assert times[0] == times[6] == [IGNORE, IGNORE]
     bell = np.flatnonzero(batch["heard_tags"][0, :, 0])
     assert (bell.min(), bell.max()) == (5, 50)
     assert not batch["heard_tags"][0, :, 1].any()
     crowded = targets.empty(1, 2, 50)
     targets.fill(crowded, 0, Heard([(1, 0, 1)] * 5, []), np.arange(60))
     assert (crowded["heard_order"][0, 0] == IGNORE).all()  # five pieces, room for four
-    across = targets.empty(1, 2, 50)  # each chunk is told of the edge that it holds
-    targets.fill(across, 0, Heard([], [], [(48, 53)]), np.arange(60))
-    assert across["heard_times"][0, 47:54].tolist() == [
-        [IGNORE, IGNORE], *[[384, IGNORE]] * 2, *[[IGNORE, 424]] * 3, [IGNORE, IGNORE]
-    ]  # fmt: skip
     silent = targets.empty(1, 2, 50)  # a row that says nothing of what is heard teaches nothing
     targets.fill(silent, 0, Heard(None, None), np.arange(60))
     assert (silent["heard_pieces"] == IGNORE).all()
@@ -165,7 +156,7 @@ def test_helper_losses(folder):
     targets = Targets(4, TAGS)
     helpers = helping.Helpers(0.3, 1.0, 0.5, 0.1, 0.2, 0.1, TAGS, MODEL.decoder.vocab_size)
     heads = helping.init_helpers(jax.random.key(0), MODEL, helpers)
-    assert set(heads) == {f"helpers/{n}/{k}" for n in ("pieces", "tags", "position", "times")
+    assert set(heads) == {f"helpers/{n}/{k}" for n in ("pieces", "tags", "position", "clock")
                           for k in ("kernel", "bias")}  # fmt: skip
     example = make(folder, branches=0, targets=targets)
     shape = Shape(4, 128, 2, MODEL.encoder.chunk_frames)
@@ -175,22 +166,19 @@ def test_helper_losses(folder):
     blank = helpers.pieces
     truth = np.where(batch["heard_pieces"] >= 0, batch["heard_pieces"], blank)
     sure = {"pieces": {"kernel": 50 * jnp.eye(blank + 1), "bias": jnp.zeros(blank + 1)}}
-    only = dataclasses.replace(helpers, tags=0.0, position=0.0, times=0.0)
+    only = dataclasses.replace(helpers, tags=0.0, position=0.0, clock=0.0)
     words, head = jax.nn.one_hot(truth, blank), 20 * jnp.eye(blank)
     right = helping.losses(sure, only, jax.nn.one_hot(truth, blank + 1), batch, words, head)
     assert float(right["frames"]) < 1e-3
     assert float(right["ctc"]) < 1e-3
     assert float(right["adapter"]) < 1e-3
-    times = np.maximum(batch["heard_times"], 0)  # four digits of ten: "hi" is said 0.10 - 0.50
-    digits = np.stack([times // 10 % 10, times % 10], -1)
-    assert digits[0, 1].tolist() == [[1, 0], [5, 0]]
-    hot = jnp.eye(10)[digits].reshape(*times.shape[:2], 40)
-    sure = {"times": {"kernel": 50 * jnp.eye(40), "bias": jnp.zeros(40)}}
-    none = dataclasses.replace(only, ctc=0.0, frames=0.0, adapter=0.0, times=1.0)
-    features = jnp.zeros((*times.shape[:2], blank + 1))
-    assert float(helping.losses(sure, none, features, batch, hot)["times"]) < 1e-3
-    wrong = helping.losses(sure, none, features, batch, 1 - hot)["times"]
-    assert float(wrong / helping.counts(none, batch)["times"]) > 10
+    places = np.tile(np.arange(50), (4, 2))  # of a token in its chunk, off the adapter's output
+    sure = {"clock": {"kernel": 50 * jnp.eye(blank)[:, :50], "bias": jnp.zeros(50)}}
+    only = dataclasses.replace(only, ctc=0.0, frames=0.0, adapter=0.0, clock=1.0)
+    shown = jax.nn.one_hot(places, blank)
+    assert float(helping.losses(sure, only, shown, batch, shown)["clock"]) < 1e-3
+    late = helping.losses(sure, only, shown, batch, jnp.roll(shown, 1, axis=1))["clock"]
+    assert float(late / helping.counts(only, batch)["clock"]) > 10
 
     params = flatten(load_params(folder / "model", MODEL, "float32")) | heads
     trained = {p: x for p, x in params.items() if p.startswith(_HEARING)}

@@ -101,7 +101,7 @@ def test_rematerialisation_changes_nothing(params, examples, remat):
     assert_same(again[0], plain[0])
 
 
-@pytest.mark.parametrize("mesh", [(8, 1, 1, 1), (1, 8, 1, 1), (1, 2, 2, 2)], ids=str)
+@pytest.mark.parametrize("mesh", [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)], ids=str)
 def test_meshes_change_nothing(params, examples, mesh):
     batch = batch_of([[e] for e in examples], count=8)
     expected, sums = jax.device_get(grad_fn()(params, {}, batch=batch))

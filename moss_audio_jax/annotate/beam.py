@@ -1,0 +1,68 @@
+"""Annotation on Apache Beam (Dataflow, Flink, Spark, or Beam's own runner on one machine).
+
+example:
+  python -m moss_audio_jax.annotate.beam --shards 100 --input recordings --output annotated \\
+      -- --runner=FlinkRunner --flink_master=HOST:8081
+
+Every shard is an element: a process of `moss-audio-jax annotate --shard I/N`, on whatever machine
+Beam chooses. --input and --output are paths that all of them see. A shard that ends badly is for
+Beam to try again; it goes on with the files that it lacks. When all are done the shards are joined,
+here. Options before `--` are those of `moss-audio-jax annotate`, those behind it Beam's. Needs
+apache-beam, where this runs and on the workers.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from moss_audio_jax import command
+from moss_audio_jax.annotate.__main__ import main as annotate
+from moss_audio_jax.errors import UsageError
+
+COMMAND = (sys.executable, "-m", "moss_audio_jax.annotate")
+_DONE = (0, 1)  # 1: some files could not be used; dropped-*.jsonl names them
+
+
+def run_shard(shard: str, words: Sequence[str]) -> tuple[str, int]:
+    """Annotates one shard, "3/100", in a process of its own; returns (shard, exit code).
+
+    Raises:
+      RuntimeError: it neither finished nor refused some files; Beam tries again.
+    """
+    ended = subprocess.run([*COMMAND, *words, "--shard", shard], capture_output=True, text=True)
+    if ended.returncode not in _DONE:
+        raise RuntimeError(f"shard {shard}: exit code {ended.returncode}: {ended.stderr[-2000:]}")
+    return shard, ended.returncode
+
+
+def main(argv: Sequence[str]) -> int:
+    here, beams = list(argv), []
+    if "--" in here:
+        cut = here.index("--")
+        here, beams = here[:cut], here[cut + 1 :]
+    options = command.parser("annotate.beam", __doc__)
+    options.add_argument("--shards", type=command.positive, required=True, metavar="N")
+    args, words = options.parse_known_args(here)
+    if any(word.split("=")[0] == "--shard" for word in words):
+        raise UsageError("--shard is for Beam to choose: give --shards alone")
+    try:
+        import apache_beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise UsageError("annotate.beam needs Apache Beam: pip install apache-beam") from None
+
+    with apache_beam.Pipeline(options=PipelineOptions(beams)) as pipeline:
+        shards = [f"{i}/{args.shards}" for i in range(args.shards)]
+        _ = (
+            pipeline
+            | apache_beam.Create(shards)
+            | apache_beam.Reshuffle()  # or one worker would take them all
+            | apache_beam.Map(run_shard, words)
+        )
+    return annotate(words)  # finds every record there, and joins them
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))
