@@ -216,20 +216,6 @@ def ways(shape: Sequence[int], *dimensions: str | None) -> int:
     return math.prod(mesh.shape[name] for name in names)
 
 
-def gradient_axes(rows: int, size: int) -> tuple[str, ...]:
-    """The axes over which a weight's gradient is summed, if `fsdp` is one and splits the weight.
-
-    `rows` of the batch are split over these axes of the mesh in context; `size` is the weight's
-    dimension that `fsdp` splits. () where it does not split both.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or size % mesh.shape["fsdp"]:
-        return ()
-    (names,) = fit((rows,), [ACTIVATIONS["batch"]], mesh)
-    names = (names,) if isinstance(names, str) else names or ()
-    return names if "fsdp" in names else ()
-
-
 def replicate(tree: Any) -> Any:
     """Pins every array of a tree to a copy on each device of the mesh in context."""
     return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), tree)

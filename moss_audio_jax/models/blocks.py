@@ -27,8 +27,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        y = matmul(x, kernel, split=int(self.name in _ADDED))  # as sharding.PARAMETERS has it
+        y = matmul(x, self.param("kernel", nn.initializers.lecun_normal(), shape))
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
         return y

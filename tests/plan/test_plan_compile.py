@@ -53,14 +53,6 @@ def test_layers_stay_a_loop_and_weights_arrive_beside_compute(planned):
     assert any(c.overlapped for c in per_layer)
 
 
-def test_gradients_of_layers_are_summed_in_parts(planned):
-    run, compiled, _ = planned
-    layers, found = run.model.decoder.layers, compiled.module.collectives()
-    parts = [c for c in found if c.kind == "reduce-scatter" and c.times == layers]
-    assert len(parts) >= 7  # one for each projection of a layer
-    assert not [c for c in found if c.kind == "all-reduce" and "_proj" in c.source]
-
-
 def test_neither_embedding_nor_logits_nor_optimizer_are_gathered(planned):
     run, compiled, plan = planned
     decoder, shape = run.model.decoder, run.shape
