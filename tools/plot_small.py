@@ -23,7 +23,7 @@ DOCS = Path(__file__).parents[1] / "docs" / "small_model"
 PANELS = {  # title -> (key of metrics.jsonl, label)
     "helper losses": (
         ("helper/frames", "word piece a token"), ("helper/position", "place in the chunk"),
-        ("helper/adapter", "piece in the adapter"),
+        ("helper/adapter", "piece in the adapter"), ("helper/clock", "place in the adapter"),
     ),
     "CTC and tags (sums)": (("helper/ctc", "CTC a chunk"), ("helper/tags", "tags a token")),
     "answers": (

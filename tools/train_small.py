@@ -203,7 +203,7 @@ def ship(workdir: Path, stage: str, target: Path = DEFAULT_CHECKPOINT) -> None:
     convert(export, target, "official", dtype=ml_dtypes.bfloat16, overwrite=True, progress=False)
     heads, tags = load_heads(export)
     kept = {path: leaf.astype(ml_dtypes.bfloat16) for path, leaf in heads.items()
-            if not path.startswith("helpers/position/")}  # fmt: skip
+            if not path.startswith(("helpers/position/", "helpers/clock/"))}  # fmt: skip
     save_heads(target, kept, tags)
 
 
