@@ -5,7 +5,7 @@
 
 The paper trains adapter and mergers alone here, under a decoder that knows language. Ours knows
 nothing yet, so it learns along: above all to read words off the audio, from many clips with two
-questions each. The adapter is also told which piece each audio token should look like.
+questions each. The adapter is also told which piece each audio token should look like, and when.
 """
 
 import small
@@ -18,6 +18,7 @@ def get_config():
     c.data.chunks = 12
     c.data.pick = small.READING
     c.helpers.adapter = 0.5
+    c.helpers.clock = 0.1
     c.train.steps = 1200
     c.optimizer.learning_rate = 4e-3
     c.optimizer.schedule = "constant"
