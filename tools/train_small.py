@@ -18,11 +18,13 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -43,7 +45,9 @@ TRAINING = ("encoder", "adapter", "pretrain", "sft", "cold_start")  # each from 
 STEPS = ("data", "tokenizer", "joined", *TRAINING, "ship")
 SCENES, SHARD = 48_000, 800
 # Scenes joined end to end, up to so many mel frames (400 a chunk).
-JOINED = {"all": 3200, "speech": 3200, "timed": 1600}
+JOINED = {"all": 3200, "speech": 3200, "timed": 1600, "sounds": 1600}
+# What can be asked about joined sounds: their labels say nothing of noise, rooms and loudness.
+ASKED = re.compile("events|caption_sound|time|count$|count_kinds|order|overlap|absent|present|ch")
 TOKENIZER_SHARDS = 6  # enough to hold every word
 VOCABULARY = 2560
 
@@ -75,8 +79,9 @@ def _record(scene: world.Scene) -> bytes:
 def make_joined(workdir: Path, processes: int) -> None:
     """Scenes end to end in whole chunks: else two chunks in five are air, and answers are short.
 
-    Three sets: `all`; `speech`, of the scenes in which nothing else sounds; `timed`, of the same,
-    shorter, which can also be asked for the times of its words.
+    Four sets: `all`; `speech`, of the scenes in which nothing else sounds; `timed`, of the same,
+    shorter, which can also be asked for the times of its words; `sounds`, of the scenes with
+    neither speech nor music, which can be asked what happens when.
     """
     paths = sorted((workdir / "scenes").glob("train-*.array_record"))
     (workdir / "joined").mkdir(exist_ok=True)
@@ -95,17 +100,33 @@ def _join_shard(source: Path, target: Path, kind: str) -> None:
         return
     scenes = Source(str(source))
     rows = (scenes[i] for i in range(len(scenes)))
-    if kind != "all":
-        rows = (row for row in rows if row.words and not _sounds(row))
-    shards.write_shard(str(target), joined(rows, JOINED[kind], timed=kind == "timed"))
+    if kind == "sounds":
+        rows = (row for row in rows if _events(row) and not row.words and not _music(row))
+    elif kind != "all":
+        rows = (row for row in rows if row.words and not _events(row) and not _music(row))
+    join = _join_sounds if kind == "sounds" else functools.partial(_join, timed=kind == "timed")
+    shards.write_shard(str(target), map(join, grouped(rows, JOINED[kind])))
 
 
-def _sounds(row: Row) -> bool:
-    return any(tag.text == "music" or tag.text.startswith("sound:") for tag in row.tags or ())
+def _music(row: Row) -> bool:
+    return any(tag.text == "music" for tag in row.tags or ())
 
 
-def joined(rows: Iterable[Row], frames: int, timed: bool, ahead: int = 24) -> Iterator[bytes]:
-    """Records of up to so many frames; of the next `ahead` scenes the longest that fits is next."""
+def _events(row: Row, start: float = 0.0) -> list[dict[str, Any]]:
+    """The labels of a scene's sounds, from its tags: a sound is followed by its strikes."""
+    found: list[dict[str, Any]] = []
+    for name, *span in row.tags or ():
+        first, last = (start + edge for edge in span)
+        if name.startswith("sound:"):
+            kind = name.removeprefix("sound:")
+            found.append({"kind": kind, "start": first, "end": last, "onsets": []})
+        elif name == "strike":
+            found[-1]["onsets"].append(first)
+    return found
+
+
+def grouped(rows: Iterable[Row], frames: int, ahead: int = 24) -> Iterator[list[Row]]:
+    """Scenes of up to so many frames; of the next `ahead` the longest that fits is next."""
     rows = iter(rows)
     waiting = list(itertools.islice(rows, ahead))
     while waiting:
@@ -117,7 +138,7 @@ def joined(rows: Iterable[Row], frames: int, timed: bool, ahead: int = 24) -> It
             room -= _frames(taken[-1])
             waiting += itertools.islice(rows, 1)
         if taken:
-            yield _join(taken, timed)
+            yield taken
         else:  # too long by itself
             waiting.pop(0)
             waiting += itertools.islice(rows, 1)
@@ -158,6 +179,27 @@ def _join(rows: Sequence[Row], timed: bool) -> bytes:
         ],
         **found,
     }
+    return encode_record(record, [np.concatenate([row.clips[0] for row in rows], axis=1)])
+
+
+def _join_sounds(rows: Sequence[Row]) -> bytes:
+    starts = list(itertools.accumulate((_frames(row) / 100 for row in rows), initial=0.0))
+    at = list(zip(rows, starts, strict=False))
+    nothing = dict.fromkeys(("language", "music", "background", "room", "band"))
+    labels = nothing | {
+        "version": world.VERSION, "id": f"{rows[0].id}+{len(rows) - 1}", "duration": starts[-1],
+        "events": [event for row, start in at for event in _events(row, start)],
+        "sentences": [], "speakers": [], "silence": [],
+        "loudness": {"peak_dbfs": None, "level": "normal"},
+    }  # fmt: skip
+    asked = [row for row in world.rows(labels, f"{labels['id']}.wav") if ASKED.match(row["task"])]
+    record = {
+        "conversation": asked[0]["conversation"][:1],
+        "branches": [{"messages": row["conversation"][1:], "task": row["task"]} for row in asked],
+        "words": [],
+        "tags": [{"name": name, "start": start + first, "end": start + last}
+                 for row, start in at for name, first, last in row.tags or ()],
+    }  # fmt: skip
     return encode_record(record, [np.concatenate([row.clips[0] for row in rows], axis=1)])
 
 
@@ -202,8 +244,11 @@ def ship(workdir: Path, stage: str, target: Path = DEFAULT_CHECKPOINT) -> None:
     export = workdir / stage / "export"
     convert(export, target, "official", dtype=ml_dtypes.bfloat16, overwrite=True, progress=False)
     heads, tags = load_heads(export)
-    kept = {path: leaf.astype(ml_dtypes.bfloat16) for path, leaf in heads.items()
-            if not path.startswith(("helpers/position/", "helpers/clock/"))}  # fmt: skip
+    kept = {
+        path: leaf.astype(ml_dtypes.bfloat16)
+        for path, leaf in heads.items()
+        if path.startswith(("helpers/pieces/", "helpers/tags/"))
+    }
     save_heads(target, kept, tags)
 
 

@@ -1,7 +1,7 @@
 """Stage 4 of the small model: every task that a scene can be asked about.
 
-Beside scenes, rows of speech joined to 16 s that are asked for the times of all their words: times
-are learned from how many are seen, and a scene has ten.
+Beside scenes, rows of speech and of sounds joined to 16 s that are asked for the times of all their
+words or events: times are learned from how many are seen, and a scene has ten.
 
     moss-audio-jax train --config configs/small/sft.py --workdir DIR \
         --config.init_from=pretrain/export
@@ -15,12 +15,13 @@ def get_config():
     small.answers(c)
     small.listen(c)
     c.data.train = ()
-    c.data.mixture.scenes = {"weight": 0.6, "paths": ("scenes/train-*.array_record",)}
-    c.data.mixture.timed = {"weight": 0.4, "paths": ("joined/timed-*.array_record",)}
+    c.data.mixture.scenes = {"weight": 0.5, "paths": ("scenes/train-*.array_record",)}
+    c.data.mixture.timed = {"weight": 0.2, "paths": ("joined/timed-*.array_record",)}
+    c.data.mixture.sounds = {"weight": 0.3, "paths": ("joined/sounds-*.array_record",)}
     c.data.pick = small.SFT
     c.data.length = 1664
     c.data.batch = 2
-    c.data.branches = 4
+    c.data.branches = 10
     c.data.chunks = 10
     c.train.steps = 1100
     c.optimizer.learning_rate = 2.5e-3

@@ -17,8 +17,8 @@ PRETRAIN = (
     (".*", 0.2),
 )  # fmt: skip
 SFT = (
-    ("^asr$", 4.0), ("asr_words", 10.0), ("asr", 1.0), ("events", 4.0), ("when", 2.0),
-    ("tempo", 2.0), ("choice", 0.8), ("reason", 0.0), (".*", 0.5),
+    ("^asr$", 4.0), ("asr_words", 6.0), ("asr", 1.0), ("events", 6.0), ("when", 3.0),
+    ("tempo", 4.0), ("choice", 2.0), ("count$", 2.0), ("reason", 0.0), (".*", 0.5),
 )  # fmt: skip
 REASONING = (("reason", 4.0), ("asr", 1.0), ("events", 1.0), (".*", 0.5))
 
@@ -68,3 +68,4 @@ def listen(c):
     c.helpers.position = 0.05
     c.helpers.adapter = 0.2
     c.helpers.clock = 0.1
+    c.helpers.adapter_tags = 0.1

@@ -38,6 +38,7 @@ _NOT_NEGATIVE = (
     "checkpoint.keep_best", "data.chunks", "data.streams", "data.workers",
     "data.frames", "data.branches", "train.decoder_loss", "helpers.ctc", "helpers.frames",
     "helpers.tags", "helpers.position", "helpers.adapter", "helpers.clock",
+    "helpers.adapter_tags",
 )  # fmt: skip
 
 
@@ -96,8 +97,10 @@ def check(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
     weights = [config.helpers[name] for name in NAMES]
     if not config.train.decoder_loss and not any(weights):
         raise UsageError("train.decoder_loss is 0 and no helper has a weight: nothing is learned")
-    if config.helpers.tags and not config.helpers.names:
-        raise UsageError("helpers.tags needs helpers.names: the tags that are told apart")
+    if (config.helpers.tags or config.helpers.adapter_tags) and not config.helpers.names:
+        raise UsageError(
+            "helpers.tags, helpers.adapter_tags need helpers.names: which tags are told apart"
+        )
     if any(weights) and not config.data.chunks:
         raise UsageError("data.chunks is 0: rows of text, and the helpers need sound")
     try:

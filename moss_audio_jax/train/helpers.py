@@ -12,6 +12,7 @@ checkpoint's own weights and writes them into its folder `helpers` (`weights.hea
             decoder's own head: a decoder from scratch finds words it knows among the audio tokens
   clock     the same as position, read off the adapter's output: a decoder that is told what is said
             at a token, but not when, writes times that it guesses
+  adapter_tags  the same as tags, read off the adapter's output
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from moss_audio_jax.ops.linear import precision
 from moss_audio_jax.ops.loss import cross_entropy
 from moss_audio_jax.ops.norms import rms_norm
 
-NAMES = ("ctc", "frames", "tags", "position", "adapter", "clock")
+NAMES = ("ctc", "frames", "tags", "position", "adapter", "clock", "adapter_tags")
 FROM_WORDS = ("ctc", "frames", "adapter")
+FROM_TAGS = ("tags", "adapter_tags")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +45,18 @@ class Helpers:
     position: float
     adapter: float
     clock: float
+    adapter_tags: float
     names: tuple[str, ...]
     pieces: int
 
     @property
     def any(self) -> bool:
         return any(getattr(self, name) for name in NAMES)
+
+    @property
+    def on_adapter(self) -> bool:
+        """Whether a loss reads the adapter's output."""
+        return bool(self.adapter or self.clock or self.adapter_tags)
 
 
 def init_helpers(key: jax.Array, config: ModelConfig, helpers: Helpers) -> dict[str, jax.Array]:
@@ -59,6 +67,7 @@ def init_helpers(key: jax.Array, config: ModelConfig, helpers: Helpers) -> dict[
         "tags": (features, len(helpers.names) * bool(helpers.tags)),
         "position": (features, config.encoder.chunk_frames // 8 * bool(helpers.position)),
         "clock": (adapted, config.encoder.chunk_frames // 8 * bool(helpers.clock)),
+        "adapter_tags": (adapted, len(helpers.names) * bool(helpers.adapter_tags)),
     }
     params = {}
     for number, (name, (width, size)) in enumerate(sizes.items()):
@@ -67,7 +76,7 @@ def init_helpers(key: jax.Array, config: ModelConfig, helpers: Helpers) -> dict[
             kernel = jax.random.normal(each, (width, size)) * width**-0.5
             params[f"helpers/{name}/kernel"] = kernel
             # Most tags hold at few tokens: start from there.
-            params[f"helpers/{name}/bias"] = jnp.full(size, -4.0 if name == "tags" else 0.0)
+            params[f"helpers/{name}/bias"] = jnp.full(size, -4.0 if "tags" in name else 0.0)
     return params
 
 
@@ -76,7 +85,8 @@ def counts(helpers: Helpers, batch: dict[str, jax.Array]) -> dict[str, jax.Array
     heard = _heard(batch)
     found = {"ctc": jnp.sum(_aligned(batch)) if helpers.ctc else 0.0}
     found["frames"] = jnp.sum(batch["heard_pieces"] != IGNORE) if helpers.frames else 0.0
-    found["tags"] = jnp.sum(_tagged(batch)) if helpers.tags else 0.0
+    tagged = jnp.sum(_tagged(batch)) if helpers.tags or helpers.adapter_tags else 0.0
+    found["tags"] = found["adapter_tags"] = tagged
     found["position"] = found["clock"] = jnp.sum(heard)
     found["adapter"] = jnp.sum(batch["heard_pieces"] >= 0) if helpers.adapter else 0.0
     return {name: jnp.maximum(value, 1).astype(jnp.float32) for name, value in found.items()}
@@ -96,8 +106,8 @@ def losses(
       params: {"pieces": {"kernel", "bias"}, ...}.
       features: the encoder's [B, C * S, D].
       batch: with the arrays of `data.targets`.
-      adapted, head_kernel: the adapter's output [B, C * S, hidden], for the losses `adapter` and
-        `clock`, and the decoder's head, for the first.
+      adapted, head_kernel: the adapter's output [B, C * S, hidden], for the losses `adapter`,
+        `clock` and `adapter_tags`, and the decoder's head, for the first.
     """
     heard = _heard(batch).astype(jnp.float32)
 
@@ -125,12 +135,14 @@ def losses(
             blank_id=helpers.pieces,
         )
         found["ctc"] = jnp.sum(jnp.where(_aligned(batch).reshape(-1), each, 0.0))
-    if helpers.tags:
-        each = optax.sigmoid_binary_cross_entropy(head("tags"), batch["heard_tags"] == 1)
-        found["tags"] = jnp.sum(jnp.where(_tagged(batch)[..., None], each, 0.0))
-    if helpers.adapter or helpers.clock:
+    if helpers.on_adapter:
         # As the decoder sees hidden states: of length one a dimension.
         said = rms_norm(adapted, jnp.ones(adapted.shape[-1]), 1e-6)
+    for name in FROM_TAGS:
+        if getattr(helpers, name):
+            logits = head(name, features if name == "tags" else said)
+            each = optax.sigmoid_binary_cross_entropy(logits, batch["heard_tags"] == 1)
+            found[name] = jnp.sum(jnp.where(_tagged(batch)[..., None], each, 0.0))
     for name in ("position", "clock"):
         if getattr(helpers, name):
             logits = head(name, features if name == "position" else said)

@@ -27,7 +27,7 @@ from moss_audio_jax.sharding import make_mesh, param_shardings
 from moss_audio_jax.train import export, samples
 from moss_audio_jax.train.check import check
 from moss_audio_jax.train.checkpoints import Checkpoints
-from moss_audio_jax.train.helpers import FROM_WORDS, NAMES, Helpers, init_helpers
+from moss_audio_jax.train.helpers import FROM_TAGS, FROM_WORDS, NAMES, Helpers, init_helpers
 from moss_audio_jax.train.metrics import Metrics, cut_back
 from moss_audio_jax.train.optimizer import factors, make_optimizer, schedule
 from moss_audio_jax.train.start import Start, initial_params, read_start
@@ -242,7 +242,7 @@ def loader_config_of(config: Any, start: Start) -> LoaderConfig:
         branches=d.branches,
         pick=tuple((str(rule), float(often)) for rule, often in d.pick),
         words=config.helpers.words if any(config.helpers[n] for n in FROM_WORDS) else 0,
-        tags=tuple(config.helpers.names) if config.helpers.tags else (),
+        tags=tuple(config.helpers.names) if any(config.helpers[n] for n in FROM_TAGS) else (),
     )
 
 

@@ -137,7 +137,7 @@ def loss_sums(
         audio = moss_audio.encode_audio(params, recipe.model, recipe.compute, batch)
         if recipe.helpers:
             read = ()
-            if recipe.helpers.adapter or recipe.helpers.clock:
+            if recipe.helpers.on_adapter:
                 adapted = adapt(params["audio_adapter"], recipe.model, audio[0])
                 read = adapted, decoder.head_kernel(params)
             sums = helping.losses(heads, recipe.helpers, audio[0], batch, *read)

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.ops import attention as attention_module
 from moss_audio_jax.ops.attention import attention
-from moss_audio_jax.ops.conv import _as_conv, _as_matmul
+from moss_audio_jax.ops.conv import _as_conv, _as_matmul, conv3x3_stride2
 from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
 from moss_audio_jax.ops.splash import splash_attention
 from moss_audio_jax.sharding import make_mesh
@@ -165,6 +165,17 @@ def test_splash_is_refused_what_it_cannot_do():
 def test_convolution_as_matrix_product(shape):
     x, kernel = arrays(shape, (3, 3, shape[-1], 4))
     np.testing.assert_allclose(_as_matmul(x, kernel), _as_conv(x, kernel), atol=1e-5)
+    # The two are one function with the other's gradient.
+    bias = jnp.ones(4)
+    value, gradients = jax.jit(
+        jax.value_and_grad(lambda *a: jnp.sum(jnp.sin(conv3x3_stride2(*a, bias))), (0, 1))
+    )(x, kernel)
+    expected, theirs = jax.value_and_grad(
+        lambda *a: jnp.sum(jnp.sin(_as_conv(*a) + bias)), (0, 1)
+    )(x, kernel)  # fmt: skip
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for ours, other in zip(gradients, theirs, strict=True):
+        np.testing.assert_allclose(ours, other, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -154,10 +154,10 @@ _HEARING = ("helpers/", "audio_encoder/", "audio_adapter/", "lm_head/")
 def test_helper_losses(folder):
     """Zero where the heads are right and sure; the same in micro-batches; into the encoder."""
     targets = Targets(4, TAGS)
-    helpers = helping.Helpers(0.3, 1.0, 0.5, 0.1, 0.2, 0.1, TAGS, MODEL.decoder.vocab_size)
+    helpers = helping.Helpers(0.3, 1.0, 0.5, 0.1, 0.2, 0.1, 0.1, TAGS, MODEL.decoder.vocab_size)
     heads = helping.init_helpers(jax.random.key(0), MODEL, helpers)
-    assert set(heads) == {f"helpers/{n}/{k}" for n in ("pieces", "tags", "position", "clock")
-                          for k in ("kernel", "bias")}  # fmt: skip
+    names = ("pieces", "tags", "position", "clock", "adapter_tags")
+    assert set(heads) == {f"helpers/{n}/{k}" for n in names for k in ("kernel", "bias")}
     example = make(folder, branches=0, targets=targets)
     shape = Shape(4, 128, 2, MODEL.encoder.chunk_frames)
     rows = [[example], [], [example], []]
@@ -166,7 +166,7 @@ def test_helper_losses(folder):
     blank = helpers.pieces
     truth = np.where(batch["heard_pieces"] >= 0, batch["heard_pieces"], blank)
     sure = {"pieces": {"kernel": 50 * jnp.eye(blank + 1), "bias": jnp.zeros(blank + 1)}}
-    only = dataclasses.replace(helpers, tags=0.0, position=0.0, clock=0.0)
+    only = dataclasses.replace(helpers, tags=0.0, position=0.0, clock=0.0, adapter_tags=0.0)
     words, head = jax.nn.one_hot(truth, blank), 20 * jnp.eye(blank)
     right = helping.losses(sure, only, jax.nn.one_hot(truth, blank + 1), batch, words, head)
     assert float(right["frames"]) < 1e-3
@@ -179,6 +179,13 @@ def test_helper_losses(folder):
     assert float(helping.losses(sure, only, shown, batch, shown)["clock"]) < 1e-3
     late = helping.losses(sure, only, shown, batch, jnp.roll(shown, 1, axis=1))["clock"]
     assert float(late / helping.counts(only, batch)["clock"]) > 10
+    # Tags, off the adapter's output and not the encoder's.
+    sure = {"adapter_tags": {"kernel": 50 * jnp.eye(blank)[:, : len(TAGS)], "bias": -jnp.ones(1)}}
+    only = dataclasses.replace(only, clock=0.0, adapter_tags=1.0)
+    held = jnp.pad((batch["heard_tags"] == 1) - 0.5, ((0, 0), (0, 0), (0, blank - len(TAGS))))
+    assert float(helping.losses(sure, only, -held, batch, held)["adapter_tags"]) < 1e-3
+    swapped = helping.losses(sure, only, held, batch, -held)["adapter_tags"]
+    assert float(swapped / helping.counts(only, batch)["adapter_tags"]) > 10
 
     params = flatten(load_params(folder / "model", MODEL, "float32")) | heads
     trained = {p: x for p, x in params.items() if p.startswith(_HEARING)}
