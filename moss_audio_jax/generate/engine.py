@@ -44,6 +44,7 @@ from moss_audio_jax.models.cache import Cache
 FINISH_REASON = {STOP: "stop", LENGTH: "length", LOOP: "loop"}
 
 _STOP_STRING_STEPS = 16  # tokens between two looks for stop strings
+_STEPS_AHEAD, _LEAST_REACH = 32, 128  # see `_reach`
 _MIN_REST = 32  # the smallest bucket of tokens behind a shared beginning
 
 
@@ -121,6 +122,7 @@ class Engine:
         watched = [bool(s.stop) and self._decode is not None for _, s in requests]
         results: list[Output | None] = [None] * len(requests)
         owner: list[int | None] = [None] * slots_count  # the request in each slot
+        count = np.zeros(slots_count, int)  # tokens of its answer so far
         while prefiller or any(number is not None for number in owner):
             free = [slot for slot, number in enumerate(owner) if number is None]
             if prefiller and free:
@@ -140,7 +142,14 @@ class Engine:
                 # A quarter of the slots at a time: to refill them, or to tell that they are done.
                 resting = sum(number is None for number in owner)
                 enough = min(resting + max(1, slots_count // 4), slots_count)
-                slots = decode_until(self._params, slots, steps, enough, **self._static)
+                # Where the longest answer's next token goes.
+                top = max(len(requests[number][0].ids) + count[slot] - 1
+                          for slot, number in enumerate(owner) if number is not None)  # fmt: skip
+                reach = _reach(top, size)
+                slots = decode_until(
+                    self._params, slots, min(steps, reach - top), enough, reach=reach,
+                    **self._static,
+                )  # fmt: skip
 
             state, count, output = jax.device_get(
                 (slots.rows.state, slots.rows.count, slots.rows.output)
@@ -176,6 +185,17 @@ class Engine:
             else:
                 low = middle
         return high
+
+
+def _reach(top: int, size: int) -> int:
+    """Slots that the next steps read of a cache with `size`: it, or half of it, and so on.
+
+    A step reads what it may reach, and most answers end long before their limit; each half is a
+    program of its own. Room for some steps beyond `top` is left, or they would be few.
+    """
+    while size % 2 == 0 and size // 2 >= max(top + _STEPS_AHEAD, _LEAST_REACH):
+        size //= 2
+    return size
 
 
 class _Waiting(NamedTuple):

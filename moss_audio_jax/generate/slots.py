@@ -148,13 +148,16 @@ def insert(slots: Slots, new: Slots, at: jax.Array) -> Slots:
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "compute", "vocab"), donate_argnames=("slots",)
+    jax.jit, static_argnames=("reach", "config", "compute", "vocab"), donate_argnames=("slots",)
 )
 def decode_until(
-    params: Any, slots: Slots, max_steps: jax.Array, enough_free: jax.Array, *,
+    params: Any, slots: Slots, max_steps: jax.Array, enough_free: jax.Array, *, reach: int,
     config: ModelConfig, compute: Compute, vocab: Vocabulary,
 ) -> Slots:  # fmt: skip
-    """Decodes until all slots rest, `enough_free` of them do, or `max_steps` are done."""
+    """Decodes until all slots rest, `enough_free` of them do, or `max_steps` are done.
+
+    Each step reads the first `reach` slots of the cache: no running row may get beyond them.
+    """
 
     def go_on(carry: tuple) -> jax.Array:
         slots, step = carry
@@ -164,7 +167,7 @@ def decode_until(
     def one(carry: tuple) -> tuple:
         (rows, cache), step = carry
         logits, cache = moss_audio.decode_step(
-            params, config, compute, rows.token, rows.position, cache
+            params, config, compute, rows.token, rows.position, cache, reach
         )
         return Slots(replicate(accept(rows, logits, vocab)), kv_cache.pin(cache)), step + 1
 

@@ -85,11 +85,18 @@ def write_tokens(
     )
 
 
-def read(cache: Cache, layer: jax.Array) -> tuple[jax.Array | Int8, jax.Array | Int8]:
-    """One layer's keys and values, [B, S, KV, H] each, as `attention` takes them."""
-    key, value, key_scale, value_scale = jax.tree.map(
-        lambda x: jnp.swapaxes(jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), 1, 2), cache
-    )
+def read(
+    cache: Cache, layer: jax.Array, slots: int | None = None
+) -> tuple[jax.Array | Int8, jax.Array | Int8]:
+    """One layer's keys and values, [B, S, KV, H] each, as `attention` takes them; of the first
+    `slots` slots alone, where that is given."""
+
+    def take(x: jax.Array) -> jax.Array:
+        sizes = (1, *x.shape[1:3], slots or x.shape[3], *x.shape[4:])
+        part = jax.lax.dynamic_slice(x, (layer, *[0] * (x.ndim - 1)), sizes)
+        return jnp.swapaxes(part[0], 1, 2)
+
+    key, value, key_scale, value_scale = jax.tree.map(take, cache)
     if key_scale is None:
         return key, value
     return Int8(key, key_scale), Int8(value, value_scale)

@@ -165,12 +165,15 @@ def decode_step(
     tokens: jax.Array,
     positions: jax.Array,
     kv: Cache,
+    reach: int | None = None,
 ) -> tuple[jax.Array, Cache]:
     """One token for each row.
 
     Args:
       tokens: int [B], the newest token of each row.
       positions: int [B], its position, which is also its slot in the cache.
+      reach: how many of the cache's slots are read, by default all: more than the position of any
+        row whose logits matter.
 
     Returns:
       float32 logits [B, V] for the next token, and the cache with this one in it.
@@ -180,7 +183,7 @@ def decode_step(
 
     def attend(query, key, value, kv, layer):
         kv = cache.write_token(kv, layer, positions, key, value)
-        out = attention(query, *cache.read(kv, layer), causal=True, query_slots=slots)
+        out = attention(query, *cache.read(kv, layer, reach), causal=True, query_slots=slots)
         return out, kv
 
     hidden, kv = decoder.decode(

@@ -144,14 +144,19 @@ def compile_prefill(serving: Serving) -> Compiled:
 
 
 def compile_decode(serving: Serving) -> Compiled:
-    """`decode_until`: a loop, each turn of which is a step of all slots.
+    """`decode_until`: a loop, each turn of which is a step of all slots, full to their end.
 
     The peak is the program's own; the weights of the encoder and the adapters are there beside it.
     """
     number = jax.ShapeDtypeStruct((), "int32", sharding=NamedSharding(serving.mesh, P()))
     with jax.set_mesh(serving.mesh):
         lowered = slots.decode_until.lower(
-            serving.params, serving.slots, number, number, **serving.static
+            serving.params,
+            serving.slots,
+            number,
+            number,
+            **serving.static,
+            reach=serving.slots.cache.slots,
         )
     given = held_bytes([decoder_params(serving), serving.slots])
     return compile_lowered(lowered, given, serving.mesh.size)

@@ -84,6 +84,28 @@ def test_a_second_prompt_in_the_same_buckets_compiles_nothing(model, prompts):
     assert programs() == before
 
 
+def test_steps_read_no_more_of_the_cache_than_they_reach(model, prompts, monkeypatch):
+    requests = [
+        (prompt, Sampling(40 + 7 * i, loop_guard=False)) for i, prompt in enumerate(prompts)
+    ]
+    reaches = []
+    decode_until = engine_module.decode_until
+
+    def spy(*args, reach, **static):
+        reaches.append(reach)
+        return decode_until(*args, reach=reach, **static)
+
+    monkeypatch.setattr(engine_module, "decode_until", spy)
+    monkeypatch.setattr(engine_module, "_LEAST_REACH", 10**6)
+    whole = engine(model, slots=3).run(requests)
+    assert len(set(reaches)) == 1  # all of it
+    monkeypatch.setattr(engine_module, "_LEAST_REACH", 16)
+    monkeypatch.setattr(engine_module, "_STEPS_AHEAD", 4)
+    assert engine(model, slots=3).run(requests) == whole
+    assert len(set(reaches)) > 2
+    assert all(max(reaches) % reach == 0 for reach in reaches)
+
+
 def test_samples_do_not_depend_on_the_batch(model, prompts):
     requests = [
         (prompt, Sampling(20, temperature=0.9, top_k=40, top_p=0.95, min_p=0.01, seed=i))

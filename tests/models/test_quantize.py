@@ -146,6 +146,10 @@ def test_the_cache_gives_back_what_was_stored_within_half_a_step():
             got = steps.values * steps.scale[..., None]
             bound = np.abs(whole[:2]).max(-1, keepdims=True) / 254 + 1e-6
             assert (np.abs(np.asarray(got)[rows, :8] - whole[:2]) <= bound).all()
+        for steps, whole in zip(kv_cache.read(found, 1, slots=5), expected, strict=True):
+            assert steps.values.shape[1] == steps.scale.shape[1] == 5
+            got = steps.values * steps.scale[..., None]
+            np.testing.assert_allclose(np.asarray(got)[rows], whole[:2, :5], atol=0.1)
     assert not np.asarray(longer.key[:, [1, 3]]).any()
     assert not np.asarray(longer.key[0]).any()  # another layer
 
