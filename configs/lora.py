@@ -4,7 +4,8 @@
         --config.init_from=CHECKPOINT --config.data.train="('rows.jsonl',)"
 
 `--config.lora.targets` is a regular expression; `configs/lora.py:encoder` adapts the encoder's
-q, k and v as well.
+q, k and v as well. `configs/lora.py:8b` (or `8b,encoder`) only changes the sizes that are planned
+for; a checkpoint brings its own.
 """
 
 import common
@@ -12,13 +13,14 @@ import common
 from moss_audio_jax.models import lora
 
 
-def get_config(where=""):
-    c = common.get_config()
+def get_config(options="4b"):
+    options = options.split(",")
+    c = common.get_config("8b" if "8b" in options else "4b")
     c.train.steps = 2000
     c.optimizer.learning_rate = 1e-4
     c.optimizer.weight_decay = 0.0
     c.data.batch = 64
     c.lora.rank = 64
     c.lora.alpha = 2.0
-    c.lora.targets = f"{lora.DECODER}|{lora.ENCODER}" if where == "encoder" else lora.DECODER
+    c.lora.targets = f"{lora.DECODER}|{lora.ENCODER}" if "encoder" in options else lora.DECODER
     return c

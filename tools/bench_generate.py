@@ -1,6 +1,7 @@
 """Generated tokens a second: ours beside the official PyTorch code, same weights, same prompts.
 
     python tools/bench_generate.py [--official DIR] [--checkpoint DIR] [--rounds 5]
+    python tools/bench_generate.py --checkpoint DIR --data SCENES [--tasks asr,asr_words]
     python tools/bench_generate.py --prefix 8 [--seconds 30] [--tokens 64] [--checkpoint DIR]
 
 The model of tools/bench_train.py (50 million parameters, float32, random weights) or --checkpoint;
@@ -12,6 +13,9 @@ tokens are compared: `same` counts the answers that equal the official ones (giv
 
 Prints one JSON line: median tokens a second and range over the rounds, `ratio` of ours to theirs,
 and `batch_gain`, of 16 at once to one by one.
+
+--data SCENES: instead of noise the clips of a folder that `moss-audio-jax world` wrote, asked what
+--tasks names; answers end by themselves, after 768 tokens at the latest.
 
 --prefix N: instead, N questions about one clip of noise of --seconds, all at once: `shared`, as
 they are, and `apart`, where the clip of each differs by one last bit, so that none is recognised as
@@ -28,13 +32,14 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from bench_train import PROMPT, write_inputs
 
-from moss_audio_jax.api import MossAudio
+from moss_audio_jax.api import MossAudio, Request
 from moss_audio_jax.data.batch import Example
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.text import build_prompt
@@ -43,12 +48,25 @@ COUNT = 16
 
 
 def prompts(model: MossAudio) -> list[Example]:
+    """Noise of 4 to 8 s and one question."""
     rng = np.random.default_rng(0)
     made = []
     for frames in rng.integers(400, 800, COUNT):
         mel = rng.normal(size=(128, frames)).astype(np.float32).clip(-2, 2) / 2
         ids = build_prompt(model.tokenizer, PROMPT, [int(frames)], model.processor.time_markers)
         made.append(Example(ids, (mel,)))
+    return made
+
+
+def scenes(model: MossAudio, folder: Path, tasks: Sequence[str]) -> list[Example]:
+    """What is asked of scenes; questions about one clip share its log-mel."""
+    made, clips = [], {}
+    for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["task"] in tasks:
+            clip, question = (message["content"] for message in row["conversation"][:2])
+            example = model.prepare(Request(question, (str(folder / clip),)))
+            made.append(Example(example.ids, clips.setdefault(clip, example.mels)))
     return made
 
 
@@ -94,8 +112,10 @@ def checkpoint_of(folder: Path, args: argparse.Namespace) -> Path:
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     checkpoint = checkpoint_of(folder, args)
     model = MossAudio.load(checkpoint, "float32", encoder_attention=args.encoder_attention)
-    sampling = Sampling(args.tokens, loop_guard=False)
-    asked = [(example, sampling) for example in prompts(model)]
+    if args.data:
+        asked = [(e, Sampling(768)) for e in scenes(model, args.data, args.tasks.split(","))]
+    else:
+        asked = [(e, Sampling(args.tokens, loop_guard=False)) for e in prompts(model)]
     ways = {
         "ours, one by one": lambda: [model.answer([each], 1)[0].ids for each in asked],
         "ours, 16 at once": lambda: [reply.ids for reply in model.answer(asked, COUNT)],
@@ -119,6 +139,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     }
     for name, found in speeds.items():
         result[name] = {
+            "answers": len(asked),
             "tokens_per_second": round(statistics.median(found), 1),
             "range": [round(min(found), 1), round(max(found), 1)],
         }
@@ -182,10 +203,14 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, metavar="DIR")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--data", type=Path, metavar="SCENES")
+    parser.add_argument("--tasks", default="asr,asr_words")
     parser.add_argument("--prefix", type=int, metavar="N", help="questions about one clip")
     parser.add_argument("--seconds", type=float, default=30, help="of that clip")
     parser.add_argument("--encoder-attention", choices=("chunked", "full"), default="chunked")
     args = parser.parse_args()
+    if args.official and args.data:
+        parser.error("--official answers noise: its answers have --tokens tokens each")
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps((measure_prefix if args.prefix else measure)(Path(folder), args)))
 
