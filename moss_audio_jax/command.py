@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 some input could not be used (each is named); 2 bad use.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import io
 import os
 import sys
@@ -73,6 +74,7 @@ def load_model(args: argparse.Namespace, mesh: Any = None) -> MossAudio:
     from moss_audio_jax.api import MossAudio
 
     keep_compiled()
+    keep_memory()
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     model = MossAudio.load(
         args.checkpoint,
@@ -114,6 +116,25 @@ def keep_compiled() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(cache / "moss_audio_jax" / "xla"))
+        # Also what compiles in less than JAX's one second: generation has dozens of such programs.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def keep_memory() -> None:
+    """On CPUs: memory that was freed stays with this process.
+
+    The C library gives large buffers back at once, and the system clears each of their pages for
+    the next step anew: up to half of the time of a batch of answers.
+    """
+    import jax
+
+    if jax.default_backend() != "cpu" or not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's, malloc.h
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)
 
 
 def mesh_sizes(text: str) -> dict[str, int]:

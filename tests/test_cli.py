@@ -6,6 +6,7 @@ import errno
 import importlib.metadata
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -492,3 +493,32 @@ def test_a_reader_that_leaves_is_no_error():
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's memory alone is kept")
+def test_freed_memory_is_kept():
+    program = """if True:
+        import os
+        import sys
+
+        import numpy as np
+
+        from moss_audio_jax import command
+
+        def resident():
+            pages = int(open("/proc/self/statm").read().split()[1])
+            return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+        if sys.argv[1] == "keep":
+            command.keep_memory()
+        before = resident()
+        np.ones(200_000_000, np.uint8)
+        print(resident() - before)
+    """
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    kept, returned = (
+        float(subprocess.run([sys.executable, "-c", program, how], env=env, check=True,
+                             capture_output=True, text=True).stdout)
+        for how in ("keep", "return")
+    )  # fmt: skip
+    assert returned < 50 < 150 < kept

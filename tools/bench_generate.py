@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 from bench_train import PROMPT, write_inputs
 
+from moss_audio_jax import command
 from moss_audio_jax.api import MossAudio, Request
 from moss_audio_jax.data.batch import Example
 from moss_audio_jax.generate.sampling import Sampling
@@ -211,6 +212,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.official and args.data:
         parser.error("--official answers noise: its answers have --tokens tokens each")
+    command.keep_memory()  # as the verbs do
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps((measure_prefix if args.prefix else measure)(Path(folder), args)))
 

@@ -68,6 +68,7 @@ class Annotator:
         folder = checkpoint_folder(config)
         if folder:
             command.keep_compiled()
+            command.keep_memory()
         self._branches = Branches(config, Ears.load(folder) if folder else None)
         self._config, self._out, self._key = config, out, key
         self._options = SegmentOptions(**config.segment)

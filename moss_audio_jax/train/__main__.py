@@ -25,6 +25,7 @@ from moss_audio_jax.errors import UsageError
 def main(argv: Sequence[str]) -> int:
     config, workdir = parse(argv)
     command.join_processes()
+    command.keep_memory()
     from moss_audio_jax.train.loop import train
 
     return train(config, workdir)

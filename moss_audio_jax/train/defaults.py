@@ -102,7 +102,9 @@ def get_config(size: str = "4b") -> ConfigDict:
     mesh.sequence = 1
 
     c.checkpoint = checkpoint = ConfigDict()
-    checkpoint.every = 500
+    checkpoint.every = 500  # steps
+    # Also when so many minutes have gone by, looked at every train.log_every steps; 0 = never.
+    checkpoint.minutes = 0.0
     checkpoint.keep_last = 2
     checkpoint.keep_every = 0  # also keep every n-th step for good
     checkpoint.keep_best = 0  # also keep the n best by held-out loss

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ def train(config: Any, workdir: Path) -> int:
     if rows_log:
         cut_back(rows_log, first)
     stop = _StopSignal()
+    overdue = _Overdue(60 * config.checkpoint.minutes)
 
     loader = Loader(
         mixture, start.tokenizer, start.model.encoder, loader_config,
@@ -121,6 +123,7 @@ def train(config: Any, workdir: Path) -> int:
         _collect(waiting, totals)
         run = {"totals": totals, "config": json.loads(config.to_json_best_effort())}
         checkpoints.save(step, state, run, loader.state(), eval_loss)
+        overdue.saved()
 
     step = first
     try:
@@ -154,7 +157,8 @@ def train(config: Any, workdir: Path) -> int:
                             config.eval.samples, config.eval.max_new_tokens, state, held_out,
                             start, recipe, loader_config, mesh, workdir, step,
                         )  # fmt: skip
-                if step % config.checkpoint.every == 0 or step == config.train.steps:
+                late = step % config.train.log_every == 0 and overdue.now()
+                if late or step % config.checkpoint.every == 0 or step == config.train.steps:
                     save(step)
                 if stop.asked(step):
                     save(step)
@@ -201,7 +205,7 @@ def _heads(config: Any, start: Start, helpers: Helpers) -> dict:
     same = {path: leaf for path, leaf in found.items()
             if path in fresh and fresh[path].shape == leaf.shape}  # fmt: skip
     if tags != helpers.names:
-        same = {path: leaf for path, leaf in same.items() if "/tags/" not in path}
+        same = {path: leaf for path, leaf in same.items() if "tags/" not in path}
     return {**fresh, **{path: jnp.asarray(leaf, jnp.float32) for path, leaf in same.items()}}
 
 
@@ -336,6 +340,25 @@ def _profile(span: tuple[int, int], done: int, workdir: Path) -> None:
         jax.profiler.start_trace(str(workdir / "profile"))
     if count and done == first + count:
         jax.profiler.stop_trace()
+
+
+class _Overdue:
+    """Whether the last save is more than so many seconds old (0: never), by process 0's clock."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.saved()
+
+    def saved(self) -> None:
+        self._at = time.monotonic()
+
+    def now(self) -> bool:
+        if not self._seconds:
+            return False
+        late = time.monotonic() - self._at > self._seconds
+        if jax.process_count() > 1:
+            late = bool(multihost_utils.broadcast_one_to_all(np.int32(late)))
+        return late
 
 
 class _StopSignal:

@@ -31,7 +31,10 @@ def test_many_processes_are_one(small_run, tmp_path):
             steps.setdefault(row["step"], []).extend(row["rows"])
         return [steps[step] for step in sorted(steps)]
 
-    run(2, "two")
+    # By the clock both save at once: here, at every step.
+    run(2, "two", "checkpoint.minutes=1e-9", "checkpoint.keep_last=3", "checkpoint.every=1000")
+    kept = sorted(int(path.name) for path in (tmp_path / "two" / "checkpoints").iterdir())
+    assert kept == [2, 3, 4]
     for process_count in (1, 4):  # what two processes saved
         workdir = f"two-{process_count}"
         subprocess.run(["cp", "-r", str(tmp_path / "two"), str(tmp_path / workdir)], check=True)
