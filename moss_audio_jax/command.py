@@ -124,7 +124,7 @@ def keep_memory() -> None:
     """On CPUs: memory that was freed stays with this process.
 
     The C library gives large buffers back at once, and the system clears each of their pages for
-    the next step anew: up to half of the time of a batch of answers.
+    the next step anew.
     """
     import jax
 
