@@ -25,7 +25,8 @@ PANELS = {  # title -> (key of metrics.jsonl, label)
         ("helper/frames", "word piece a token"), ("helper/position", "place in the chunk"),
         ("helper/adapter", "piece in the adapter"), ("helper/clock", "place in the adapter"),
     ),
-    "CTC and tags (sums)": (("helper/ctc", "CTC a chunk"), ("helper/tags", "tags a token")),
+    "CTC and tags (sums)": (("helper/ctc", "CTC a chunk"), ("helper/tags", "tags a token"),
+                              ("helper/adapter_tags", "tags in the adapter")),
     "answers": (
         ("loss", "all"), ("loss/asr", "transcript"), ("loss/asr_words", "words with times"),
         ("loss/events", "event timeline"), ("loss/caption", "caption"),

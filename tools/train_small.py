@@ -47,7 +47,9 @@ SCENES, SHARD = 48_000, 800
 # Scenes joined end to end, up to so many mel frames (400 a chunk).
 JOINED = {"all": 3200, "speech": 3200, "timed": 1600, "sounds": 1600}
 # What can be asked about joined sounds: their labels say nothing of noise, rooms and loudness.
-ASKED = re.compile("events|caption_sound|time|count$|count_kinds|order|overlap|absent|present|ch")
+ASKED = re.compile(
+    "events|caption_sound|time_|count$|count_kinds|order|overlap|absent|present|choice_"
+)
 TOKENIZER_SHARDS = 6  # enough to hold every word
 VOCABULARY = 2560
 
