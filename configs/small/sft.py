@@ -16,16 +16,18 @@ def get_config():
     small.listen(c)
     c.data.train = ()
     c.data.mixture.scenes = {"weight": 0.5, "paths": ("scenes/train-*.array_record",)}
-    c.data.mixture.timed = {"weight": 0.2, "paths": ("joined/timed-*.array_record",)}
-    c.data.mixture.sounds = {"weight": 0.3, "paths": ("joined/sounds-*.array_record",)}
+    c.data.mixture.timed = {"weight": 0.3, "paths": ("joined/timed-*.array_record",)}
+    c.data.mixture.sounds = {"weight": 0.2, "paths": ("joined/sounds-*.array_record",)}
     c.data.pick = small.SFT
     c.data.length = 1664
     c.data.batch = 2
     c.data.branches = 10
     c.data.chunks = 10
-    c.train.steps = 1100
+    c.data.augment.warp = 0.1
+    c.data.augment.misread = 0.4
+    c.train.steps = 1300
     c.optimizer.learning_rate = 2.5e-3
     c.optimizer.warmup = 50
     c.optimizer.final = 0.02
-    c.optimizer.groups = (("audio_encoder/", 0.3), (".*", 1.0))
+    c.optimizer.groups = (("audio_encoder/", 0.6), (".*", 1.0))
     return c
