@@ -35,7 +35,7 @@ _AT_LEAST_ONE = (
 _NOT_NEGATIVE = (
     "train.clip_norm", "train.z_loss", "train.ema", "optimizer.learning_rate", "optimizer.warmup",
     "optimizer.weight_decay", "lora.rank", "eval.every", "eval.samples", "checkpoint.keep_every",
-    "checkpoint.keep_best", "data.chunks", "data.streams", "data.workers",
+    "checkpoint.keep_best", "data.streams", "data.workers",
     "data.frames", "data.branches", "train.decoder_loss", "helpers.ctc", "helpers.frames",
     "helpers.tags", "helpers.position", "helpers.adapter", "helpers.clock",
     "helpers.adapter_tags", "checkpoint.minutes",
@@ -65,6 +65,8 @@ def check(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
     for key in _NOT_NEGATIVE:
         if value(key) < 0:
             raise UsageError(f"{key} is {value(key)}; expected 0 or more")
+    if config.data.chunks < -1:
+        raise UsageError(f"data.chunks is {config.data.chunks}; expected -1 or more")
     if bool(config.data.train) == bool(config.data.mixture):
         raise UsageError("data.train or data.mixture: give one of them, and not both")
     if config.train.ema >= 1:

@@ -31,7 +31,7 @@ def get_config(size: str = "4b") -> ConfigDict:
     data.mixture = ConfigDict()  # or, where train is empty, named parts: see docs/data.md
     data.eval = ()  # paths, for the held-out loss
     data.length = 8192  # tokens of a row
-    data.chunks = 0  # chunks of 4 s a row holds; 0 = as many as the tokens can
+    data.chunks = -1  # chunks of 4 s a row holds; -1 = as many as its tokens can; 0 = text alone
     data.frames = 0  # mel frames a chunk holds; for full and sliding attention; 0 = the encoder's
     data.batch = 256  # rows of a step, over all devices
     data.packing = True  # several examples share a row

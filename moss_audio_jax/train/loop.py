@@ -233,7 +233,7 @@ def loader_config_of(config: Any, start: Start) -> LoaderConfig:
     return LoaderConfig(
         batch=d.batch,
         length=d.length,
-        chunks=d.chunks or math.ceil(d.length / 64),
+        chunks=math.ceil(d.length / 64) if d.chunks < 0 else d.chunks,
         frames=d.frames or None,
         packing=d.packing,
         seed=config.train.seed,

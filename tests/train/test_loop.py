@@ -70,6 +70,32 @@ def test_lora_is_saved_alone_and_merged_in_the_export(run_config, corpus, tmp_pa
     assert size < sum(leaf.nbytes for leaf in before.values())  # the base is not in it
 
 
+def test_rows_of_text_alone_are_learned_without_the_encoder(run_config, corpus, tmp_path):
+    rows = [
+        {
+            "conversation": [
+                {"role": "user", "message_type": "text", "content": f"What follows {i}?"},
+                {"role": "assistant", "message_type": "text", "content": str(i + 1)},
+            ]
+        }
+        for i in range(6)
+    ]
+    file = tmp_path / "chat.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = run_config("data.chunks=0", "train.steps=20", "checkpoint.export=native",
+                        "optimizer.learning_rate=1e-2", "optimizer.weight_decay=0")  # fmt: skip
+    config.data.train = (str(file),)
+    config.init_from = str(corpus / "start")
+    assert train(config, tmp_path / "run") == 0
+    losses = [row["loss"] for row in log(tmp_path / "run")]
+    assert losses[-1] < losses[0] / 2
+    before = flatten(mj.MossAudio.load(corpus / "start", "float32").params)
+    after = flatten(mj.MossAudio.load(tmp_path / "run" / "export", "float32").params)
+    moved = {path for path in before if (before[path] != after[path]).any()}
+    assert moved
+    assert {path.split("/")[0] for path in moved} <= {"language_model", "lm_head"}
+
+
 def test_a_run_that_diverges_stops_with_a_saved_state(run_config, tmp_path):
     config = run_config("optimizer.learning_rate=1e30", "optimizer.warmup=0", "train.steps=50",
                         "train.max_skipped=3", "train.clip_norm=0")  # fmt: skip
