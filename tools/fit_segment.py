@@ -1,25 +1,27 @@
-"""Fits the weights of annotate/boundary.py, prints them, and with --write puts them there.
+"""Fits the networks of annotate/boundary.py, and with --write puts them into the package.
 
     python tools/fit_segment.py [--scenes 100] [--seed 0] [--rounds 2] [--write]
 
-Learns from world scenes of the split `train`, concatenations of them and patchwork of seeds of its
-own, each clean and under noise; picks the threshold on `validation`. tools/score_annotate.py then
-tells of `test`. A logistic regression of proposed cuts: first between other proposals, thinned at
-random, then (--rounds) in the order in which the segmenter strikes them out with the weights of
-by then. The same seed gives the same weights. Needs scikit-learn, which comes with `annotate`.
+Learns from world scenes of the split `train` (three times as many), concatenations of them and
+patchwork of seeds of its own, each clean and under noise, and prints what thresholds give on
+`validation`; tools/score_annotate.py then tells of `test`. One network goes by the signal alone,
+one by the small model's tags too. Each learns of proposed cuts: first between other proposals,
+thinned at random, then (--rounds) in the order in which the segmenter strikes them out with the
+network of by then. Needs scikit-learn, which comes with `annotate`, and the extra `world`.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import re
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPClassifier
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "annotate"))
@@ -27,24 +29,29 @@ import boundaries
 import score_annotate
 
 from moss_audio_jax.annotate import boundary, segment
-from moss_audio_jax.annotate.boundary import EVIDENCE, Sides
+from moss_audio_jax.annotate.boundary import Judge, Sides
+from moss_audio_jax.annotate.ears import Ears
 from moss_audio_jax.annotate.features import FINE, ClipFeatures
 from moss_audio_jax.annotate.segment import SegmentOptions
+from moss_audio_jax.annotate.sources import Sources
+from moss_audio_jax.command import DEFAULT_CHECKPOINT
 
-WEIGHTS = {"scenes": 1.0, "joined": 1.0, "patchwork": 2.0}  # of a cut in the fit
-THRESHOLDS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
-PENALTY = 0.3  # C of the regression
+TARGET = Path(boundary.__file__).parents[1] / "assets" / "boundary.npz"
+TIMES = {"scenes": 3, "joined": 1, "patchwork": 1}  # clips of a set for each of --scenes
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6)
+HIDDEN, SEEDS, DECAY = 32, 2, 0.5  # networks of as many seeds are averaged
 _TOLERANCE = 0.5
+Data = list[tuple[score_annotate.Clip, ClipFeatures, Sources | None]]
 
 
 class Clip:
     """Proposals of a clip, which of them are true (1), false (0), or neither."""
 
-    def __init__(self, clip: score_annotate.Clip, features: ClipFeatures, weight: float):
+    def __init__(self, clip: score_annotate.Clip, features: ClipFeatures, sources: Sources | None):
         self.clip, self.seconds = clip, features.seconds
         features = segment.without_noise(features)
-        self.sides, self.weight = _Remembering(features), weight
-        self.places = segment.proposals(features, segment.DEFAULT)
+        self.sides = _Remembering(features, sources)
+        self.places = segment.proposals(features, segment.DEFAULT, sources)
         owed = boundaries.lenient([], clip.true, clip.free)[1]
         self.truth = dict.fromkeys(self.places, 0)
         for time in owed:
@@ -69,26 +76,25 @@ class Clip:
                 self.sides.evidence(before, at, after)
 
     def struck(self) -> None:
-        """Looks at what the segmenter does with the weights of now, a little too keen to strike."""
-        segment._kept(self.sides, self.places, SegmentOptions(threshold=0.6))
+        """Looks at what the segmenter does with the network of now, a little too keen to strike."""
+        segment.kept(self.sides, self.places, SegmentOptions(threshold=0.6))
 
-    def samples(self) -> list[tuple[np.ndarray, int, float]]:
-        return [(evidence, self.truth[at], self.weight)
-                for (_, at, _), evidence in self.sides.seen.items()
+    def samples(self) -> list[tuple[np.ndarray, int]]:
+        return [(evidence, self.truth[at]) for (_, at, _), evidence in self.sides.seen.items()
                 if at not in self.neither]  # fmt: skip
 
     def found(self, threshold: float) -> tuple[list[float], list[float]]:
         """(found, true) boundaries without the optional ones."""
         options = SegmentOptions(threshold=threshold)
-        cuts = [at / FINE for at in segment._kept(self.sides, self.places, options)]
+        cuts = [at / FINE for at in segment.kept(self.sides, self.places, options)]
         spans = segment.cover([0.0, *cuts], self.seconds, options)
         cuts = [span["start"] for span in spans[1:]]
         return boundaries.lenient(cuts, self.clip.true, self.clip.free)
 
 
 class _Remembering(Sides):
-    def __init__(self, features: ClipFeatures):
-        super().__init__(features)
+    def __init__(self, features: ClipFeatures, sources: Sources | None):
+        super().__init__(features, sources)
         self.seen: dict[tuple[int, int, int], np.ndarray] = {}
 
     def evidence(self, before: int, at: int, after: int) -> np.ndarray:
@@ -98,78 +104,97 @@ class _Remembering(Sides):
         return self.seen[key]
 
 
-def made(kind: str, noise: bool, count: int, split: str, seed: int) -> list[Clip]:
-    data = score_annotate.featured(kind, count, split, seed, noise)
-    return [Clip(clip, features, WEIGHTS[kind]) for clip, features in data]
-
-
 def held_out(clips: Sequence[Clip], threshold: float) -> float:
     return boundaries.f1([clip.found(threshold) for clip in clips])[0]
 
 
-def use(weights: Mapping[str, Sequence[float]], bias: float) -> None:
-    """Makes the segmenter of this process weigh with these."""
-    boundary._MEAN, boundary._DEVIATION, *both = np.array([weights[name] for name in EVIDENCE]).T
-    boundary._WEIGHTS, boundary.BIAS = np.concatenate(both), bias
-
-
-def fitted(clips: Sequence[Clip]) -> tuple[dict[str, tuple[float, ...]], float]:
-    """(WEIGHTS, BIAS) as they stand in boundary.py, rounded as there."""
+def fitted(clips: Sequence[Clip]) -> Judge:
     rows = [row for clip in clips for row in clip.samples()]
-    evidence, truth, weight = (np.array(column) for column in zip(*rows, strict=True))
-    mean, deviation = evidence.mean(axis=0).round(3), evidence.std(axis=0).round(3) + 1e-3
-    n = len(EVIDENCE)
-    use({e: (mean[i], deviation[i], 0, 0) for i, e in enumerate(EVIDENCE)}, 0.0)
-    model = LogisticRegression(C=PENALTY, max_iter=500)
-    model.fit(boundary.expanded(evidence), truth, sample_weight=weight)
-    both = model.coef_[0].round(3)
-    table = zip(mean, deviation.round(3), both[:n], both[n:], strict=True)
-    weights = {name: tuple(map(float, row)) for name, row in zip(EVIDENCE, table, strict=True)}
-    bias = round(float(model.intercept_[0]), 3)
-    use(weights, bias)
+    evidence, truth = (np.array(column) for column in zip(*rows, strict=True))
+    mean, deviation = evidence.mean(axis=0), evidence.std(axis=0) + 1e-3
+    z = np.clip((evidence - mean) / deviation, -4, 4)
+    models = [
+        MLPClassifier(
+            (HIDDEN,), activation="tanh", alpha=DECAY, batch_size=256, learning_rate_init=2e-3,
+            max_iter=60, tol=0.0, n_iter_no_change=60, random_state=seed,
+        ).fit(z, truth)
+        for seed in range(SEEDS)
+    ]  # fmt: skip
     print(f"{len(truth)} cuts, {np.mean(truth):.2f} of them true", flush=True)
-    return weights, bias
+    fields = (
+        mean,
+        deviation,
+        np.concatenate([model.coefs_[0] for model in models], axis=1),
+        np.concatenate([model.intercepts_[0] for model in models]),
+        np.concatenate([model.coefs_[1][:, 0] for model in models]) / SEEDS,
+        np.mean([model.intercepts_[1] for model in models], axis=0),
+    )
+    return Judge(*(field.astype(np.float32) for field in fields))
 
 
-def written(weights: Mapping[str, Sequence[float]], bias: float) -> str:
-    lines = [f'    "{n}": ({", ".join(f"{x:.3f}" for x in w)}),' for n, w in weights.items()]
-    kind = "dict[str, tuple[float, float, float, float]]"
-    return "\n".join([f"WEIGHTS: {kind} = {{", *lines, "}", f"BIAS = {bias:.3f}"])
+def use(name: str, judge: Judge) -> None:
+    """Makes the segmenter of this process go by it."""
+    others = boundary.judges() if TARGET.exists() else {}
+    boundary.judges = lambda: others | {name: judge}
+
+
+def learned(name: str, data: Data, rounds: int, seed: int) -> Judge:
+    rng = np.random.default_rng(seed)
+    clips = [
+        Clip(clip, features, sources if name == "sources" else None)
+        for clip, features, sources in data
+    ]
+    for clip in clips:
+        clip.thinned(rng)
+    use(name, judge := fitted(clips))
+    for _ in range(rounds):
+        for clip in clips:
+            clip.struck()
+        use(name, judge := fitted(clips))
+    return judge
 
 
 def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--scenes", type=int, default=100, help="clips of each set")
+    options.add_argument("--scenes", type=int, default=100, help="clips of a set")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--rounds", type=int, default=2)
-    options.add_argument("--write", action="store_true", help="into annotate/boundary.py")
+    options.add_argument("--write", action="store_true", help=f"to assets/{TARGET.name}")
     args = options.parse_args()
+    warnings.simplefilter("ignore", ConvergenceWarning)  # so many epochs, on purpose
+    ears = Ears.load(DEFAULT_CHECKPOINT)
     kinds = list(itertools.product(score_annotate.SETS, (False, True)))
-    rng = np.random.default_rng(args.seed)
-    clips = []
-    for kind, noise in kinds:
-        for clip, features in score_annotate.featured(kind, args.scenes, "train", args.seed, noise):
-            clips.append(Clip(clip, features, WEIGHTS[kind]))
-            clips[-1].thinned(rng)
-    weights, bias = fitted(clips)
-    for _ in range(args.rounds):
-        for clip in clips:
-            clip.struck()
-        weights, bias = fitted(clips)
-    validation = {kind: made(*kind, max(args.scenes // 3, 1), "validation", args.seed)
-                  for kind in kinds}  # fmt: skip
-    text = written(weights, bias)
-    print(text, flush=True)
+
+    def made(split: str, scenes: int) -> dict[tuple[str, bool], Data]:
+        return {
+            (kind, noise): list(
+                score_annotate.featured(
+                    kind, TIMES[kind] * scenes, split, args.seed, noise, ears, keep=False
+                )
+            )
+            for kind, noise in kinds
+        }
+
+    train, validation = made("train", args.scenes), made("validation", max(args.scenes // 3, 1))
+    found = {}
+    for name in ("signal", "sources"):
+        every = list(itertools.chain.from_iterable(train.values()))
+        found[name] = learned(name, every, args.rounds, args.seed)
+        held = {
+            key: [Clip(c, f, s if name == "sources" else None) for c, f, s in data]
+            for key, data in validation.items()
+        }
+        for threshold in THRESHOLDS:
+            scores = [round(held_out(clips, threshold), 3) for clips in held.values()]
+            print(f"{name}, {threshold}: {scores}, mean {np.mean(scores):.3f}", flush=True)
     if args.write:
-        path = Path(boundary.__file__)
-        whole = path.read_text("utf-8")
-        block = re.compile(r"(?<=# fitted\n).*?(?=\n# end of fitted)", re.DOTALL)
-        path.write_text(block.sub(lambda _: text, whole, count=1), "utf-8")
-    for threshold in THRESHOLDS:
-        scores = [round(held_out(data, threshold), 3) for data in validation.values()]
-        print(f"threshold {threshold}: {scores}, mean {np.mean(scores):.3f}", flush=True)
+        np.savez_compressed(
+            TARGET,
+            **{f"{name}/{field}": value for name, judge in found.items()
+               for field, value in judge._asdict().items()},
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

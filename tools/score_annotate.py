@@ -37,6 +37,7 @@ from moss_audio_jax.annotate.ears import Ears
 from moss_audio_jax.annotate.features import ClipFeatures, clip_features
 from moss_audio_jax.annotate.profile import profile, profile_posteriors
 from moss_audio_jax.annotate.segment import SegmentOptions, segment
+from moss_audio_jax.annotate.sources import Sources, hear_sources
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.data import world
 from moss_audio_jax.data.world.sounds import KINDS
@@ -106,18 +107,30 @@ def clips(kind: str, count: int, split: str, seed: int) -> Iterator[Clip]:
 SETS = ("scenes", "joined", "patchwork")
 
 
-def featured(kind: str, count: int, split: str, seed: int, noise: bool):
-    """(clip, its features) of `clips`, under noise or not."""
+def featured(
+    kind: str, count: int, split: str, seed: int, noise: bool, ears: Ears, keep: bool = True
+) -> Iterator[tuple[Clip, ClipFeatures, Sources | None]]:
+    """(clip, its features, its sources) of `clips`, under noise or not; `keep`: the waveform."""
     for number, clip in enumerate(clips(kind, count, split, seed)):
         wav = patchwork.noisy(clip.wav, NOISE_DB, number) if noise else clip.wav
-        yield clip, clip_features(wav)
+        features, sources = clip_features(wav), heard_in(ears, wav)
+        yield (clip if keep else dataclasses.replace(clip, wav=wav[:0])), features, sources
 
 
-def score_boundaries(found: Sequence[tuple[Clip, ClipFeatures]], options: SegmentOptions) -> dict:
+def heard_in(ears: Ears, wav: np.ndarray) -> Sources | None:
+    def read(start: float, end: float) -> np.ndarray:
+        return wav[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
+
+    return hear_sources(ears, read, len(wav))
+
+
+def score_boundaries(
+    found: Sequence[tuple[Clip, ClipFeatures, Sources | None]], options: SegmentOptions
+) -> dict:
     """F1, precision, recall of cuts; gaps in the cover; sentences with a cut inside a word."""
     strict, lenient, fixed, broken, cut, said = [], [], [], 0, 0, 0
-    for clip, features in found:
-        made = segment(features, options)
+    for clip, features, sources in found:
+        made = segment(features, options, sources)
         edges = [0.0, *(s["end"] for s in made)]
         whole = (
             edges[:-1] == [s["start"] for s in made] and abs(edges[-1] - features.seconds) < 1e-3
@@ -132,7 +145,7 @@ def score_boundaries(found: Sequence[tuple[Clip, ClipFeatures]], options: Segmen
     names = ("f1", "precision", "recall")
     return {
         "clips": len(found),
-        "boundaries": sum(len(clip.true) for clip, _ in found),
+        "boundaries": sum(len(clip.true) for clip, *_ in found),
         **{name: round(x, 3) for name, x in zip(names, boundaries.f1(strict), strict=True)},
         "f1_lenient": round(boundaries.f1(lenient)[0], 3),
         "f1_fixed_10s": round(boundaries.f1(fixed)[0], 3),
@@ -143,9 +156,9 @@ def score_boundaries(found: Sequence[tuple[Clip, ClipFeatures]], options: Segmen
 
 
 def boundary_table(count: int, split: str, seed: int) -> list[dict]:
-    rows = []
+    rows, ears = [], Ears.load(checkpoint_folder(defaults.get_config()))
     for kind, noise in itertools.product(SETS, (False, True)):
-        data = list(featured(kind, count, split, seed, noise))
+        data = list(featured(kind, count, split, seed, noise, ears, keep=False))
         name = f"{kind}, {NOISE_DB:g} dB noise" if noise else kind
         rows.append({"clips_of": name} | score_boundaries(data, SegmentOptions()))
         print(json.dumps(rows[-1]), flush=True)
@@ -283,7 +296,8 @@ def tagged(folder: Path, labels: Sequence[Mapping[str, Any]], ears: Ears) -> lis
         wav, _ = soundfile.read(folder / each["audio"], dtype="float32")
         features = clip_features(wav)
         parts = []
-        for span in segment(features, SegmentOptions(**config.segment)):
+        options = SegmentOptions(**config.segment)
+        for span in segment(features, options, heard_in(ears, wav)):
             start, end = round(span["start"], 2), round(span["end"], 2)
             if features.span(start, end).bands.max() < config.silence_dbfs:
                 continue  # the pipeline asks nothing of silence

@@ -106,7 +106,7 @@ class Annotator:
                 if given is not None:
                     cut = segment_posteriors(given, features.seconds, self._options)
                 else:
-                    cut = segment(features, self._options)
+                    cut = segment(features, self._options, self._branches.sources(sound))
                 works: list[Work] = []
                 for group in _groups(_on_grid(cut)):
                     made = [

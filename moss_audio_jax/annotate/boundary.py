@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.resources
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import scipy.ndimage
 
 from moss_audio_jax.annotate.features import COARSE, FINE, GROUP, ClipFeatures
+
+if TYPE_CHECKING:
+    from moss_audio_jax.annotate.sources import Sources
 
 _CONTEXT = 8 * COARSE  # coarse frames looked at on either side of a cut
 _MEMO = 4096  # sides remembered
@@ -25,69 +30,44 @@ EVIDENCE = (
     "wide novelty", "wide novelty other way", "wide novelty of shape",
     "wide novelty of shape other way", "from start", "to end",
 )  # fmt: skip
-# tools/fit_segment.py: mean and deviation of each piece of evidence, its weight, and that of its
-# saturating form in the log-odds of a true boundary.
-# fitted
-WEIGHTS: dict[str, tuple[float, float, float, float]] = {
-    "spectrum": (0.725, 0.545, 0.266, 0.073),
-    "spread": (0.903, 0.639, 0.121, -0.504),
-    "level": (0.688, 0.883, -0.156, 0.465),
-    "harmonicity": (0.559, 0.614, -0.015, -0.022),
-    "pitch": (0.524, 1.107, 0.250, 1.276),
-    "flatness": (0.482, 0.613, -0.243, 0.764),
-    "background": (0.742, 0.820, -0.144, -0.097),
-    "depth": (1.439, 0.862, 0.232, 0.881),
-    "gap": (0.292, 0.293, -0.179, 0.720),
-    "shorter": (0.198, 0.835, 0.265, 0.362),
-    "longer": (0.935, 0.810, 0.536, 0.226),
-    "gain": (2.296, 1.601, 0.402, -0.676),
-    "rhythm": (0.822, 0.973, 0.012, 0.605),
-    "local": (0.808, 0.584, -0.418, 0.912),
-    "least harmonicity": (0.442, 0.269, 0.251, -0.016),
-    "most harmonicity": (0.628, 0.264, 0.244, -1.285),
-    "least voiced": (0.340, 0.359, -0.978, -0.451),
-    "most voiced": (0.601, 0.365, 0.318, 0.443),
-    "least flatness": (-2.830, 2.104, -0.167, -0.126),
-    "most flatness": (-1.865, 1.837, -0.353, -0.294),
-    "least rhythm": (8.242, 7.245, 0.255, -0.002),
-    "most rhythm": (12.354, 7.955, 0.240, -1.265),
-    "least speech": (0.200, 0.274, -0.211, 0.611),
-    "most speech": (0.446, 0.386, 0.155, -0.328),
-    "least roughness": (4.115, 4.693, -1.758, -0.786),
-    "most roughness": (6.672, 5.842, 0.632, -0.339),
-    "least onset": (2.188, 1.492, -0.451, -0.310),
-    "most onset": (3.188, 2.087, 0.205, 0.672),
-    "least flux": (5.887, 4.091, 0.582, -0.547),
-    "most flux": (8.089, 4.961, 0.857, -0.427),
-    "least loud": (0.739, 0.290, 0.033, 0.297),
-    "most loud": (0.859, 0.236, 0.063, -0.781),
-    "least pitch spread": (0.414, 0.311, -0.315, 0.338),
-    "most pitch spread": (0.666, 0.317, -0.013, -0.064),
-    "least harmonicity spread": (0.101, 0.083, -1.169, 1.393),
-    "most harmonicity spread": (0.192, 0.099, 0.147, -0.248),
-    "least peaks": (6.137, 4.130, 0.574, -1.086),
-    "most peaks": (8.749, 5.032, 0.251, -1.160),
-    "least contrast": (2.443, 2.125, -0.194, -1.135),
-    "most contrast": (3.710, 2.812, -0.260, 0.239),
-    "novelty": (0.777, 0.419, 0.142, -0.651),
-    "novelty other way": (1.036, 0.542, 0.297, -0.152),
-    "novelty of shape": (0.614, 0.293, -0.448, 1.921),
-    "novelty of shape other way": (0.768, 0.338, -0.451, 1.265),
-    "wide novelty": (0.786, 0.283, -0.431, 0.916),
-    "wide novelty other way": (1.054, 0.355, -0.092, -0.093),
-    "wide novelty of shape": (0.654, 0.221, -0.148, 0.071),
-    "wide novelty of shape other way": (0.828, 0.226, 0.400, -0.309),
-    "from start": (1.918, 0.441, 0.484, -0.330),
-    "to end": (1.920, 0.429, 0.480, -0.527),
-}
-BIAS = -0.543
-# end of fitted
+
+
+class Judge(NamedTuple):
+    """A network of one hidden layer, H tanh units, over E pieces of evidence.
+
+    mean, deviation: float32 [E], of the evidence it was fitted to; kernel [E, H]; bias [H];
+    weights [H]; offset [1].
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+    kernel: np.ndarray
+    bias: np.ndarray
+    weights: np.ndarray
+    offset: np.ndarray
+
+    def log_odds(self, evidence: np.ndarray) -> np.ndarray:
+        """[..., E] -> [...], of a true boundary."""
+        z = np.clip((evidence - self.mean) / self.deviation, -4, 4)
+        return np.tanh(z @ self.kernel + self.bias) @ self.weights + self.offset[0]
+
+
+@functools.cache
+def judges() -> dict[str, Judge]:
+    """ "signal" goes by EVIDENCE alone, "sources" also by a model's tags; tools/fit_segment.py."""
+    file = importlib.resources.files("moss_audio_jax") / "assets" / "boundary.npz"
+    with file.open("rb") as opened, np.load(opened) as stored:
+        return {
+            name: Judge(*(stored[f"{name}/{field}"] for field in Judge._fields))
+            for name in ("signal", "sources")
+        }
 
 
 class Sides:
-    """Evidence of a cut between two segments of one clip."""
+    """Evidence of a cut between two segments of one clip, with a model's tags where it is given."""
 
-    def __init__(self, features: ClipFeatures):
+    def __init__(self, features: ClipFeatures, sources: Sources | None = None):
+        self.sources = sources
         self.bands = features.bands
         power = np.exp(features.bands * np.float32(np.log(10) / 10)).sum(axis=1)
         self.level = 10 * np.log10(power + 1e-10)
@@ -101,7 +81,10 @@ class Sides:
         self._memo: dict[tuple[int, int], dict[str, Any]] = {}
 
     def evidence(self, before: int, at: int, after: int) -> np.ndarray:
-        """float64 [len(EVIDENCE)] of a cut at a fine frame between those before and after it."""
+        """float64 [E] of a cut at a fine frame between those before and after it.
+
+        Named by EVIDENCE, and `sources.EVIDENCE` where there are tags.
+        """
         middle, count = at // GROUP, len(self.bands)
         a, b = max(before // GROUP, middle - _CONTEXT), min(after // GROUP, middle + _CONTEXT)
         left, right = slice(min(a, middle - 1), middle), slice(middle, max(b, middle + 1))
@@ -122,11 +105,13 @@ class Sides:
                 *self._novelty(wide_left, wide_right),
                 math.log((middle - wide_left.start + 1) / COARSE),
                 math.log((wide_right.stop - middle + 1) / COARSE),
+                *(self.sources.evidence(before, at, after) if self.sources else ()),
             ]
         )
 
     def log_odds(self, before: int, at: int, after: int) -> float:
-        return float(expanded(self.evidence(before, at, after)) @ _WEIGHTS) + BIAS
+        judge = judges()["sources" if self.sources else "signal"]
+        return float(judge.log_odds(self.evidence(before, at, after)))
 
     def _differences(self, one: dict, two: dict, left: slice, right: slice) -> list[float]:
         top = max(one["bands"].max(), two["bands"].max()) - 50
@@ -233,12 +218,6 @@ class Sides:
         return mean - mean.mean()
 
 
-def expanded(evidence: np.ndarray) -> np.ndarray:
-    """Evidence in deviations from its mean, and its saturating form: [..., 2 len(EVIDENCE)]."""
-    z = np.clip((evidence - _MEAN) / _DEVIATION, -6, 6)
-    return np.concatenate([z, np.tanh(z)], axis=-1)
-
-
 def _rms(x: np.ndarray) -> float:
     return float(np.sqrt(np.mean(x**2)))
 
@@ -259,7 +238,3 @@ def _run(mask: np.ndarray, at: int) -> int:
                 high += 1
             return high - low + 1
     return 0
-
-
-_MEAN, _DEVIATION, *_BOTH = np.array([WEIGHTS[name] for name in EVIDENCE]).T
-_WEIGHTS = np.concatenate(_BOTH)

@@ -25,6 +25,8 @@ from moss_audio_jax.annotate.profile import (
 )
 from moss_audio_jax.annotate.record import Record, centi
 from moss_audio_jax.annotate.segment import SegmentOptions
+from moss_audio_jax.annotate.source import Sound
+from moss_audio_jax.annotate.sources import Sources, hear_sources
 from moss_audio_jax.annotate.work import Work, part
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.audio.windows import quiet_windows
@@ -48,6 +50,10 @@ class Branches:
         self.ears = ears
         self.experts = {name: experts.make(name, spec) for name, spec in config.experts.items()}
         self.classes = dict(config.classes)
+
+    def sources(self, sound: Sound) -> Sources | None:
+        """What the small model hears in a decoded file; None without one that has tags."""
+        return hear_sources(self.ears, sound.read, sound.samples) if self.ears else None
 
     def run(self, works: Sequence[Work], features: ClipFeatures, given: Posteriors | None) -> None:
         """Fills the records of a group of segments of one file."""

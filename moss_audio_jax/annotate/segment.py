@@ -8,10 +8,12 @@ sides are the same, and a change of source stays.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import heapq
 import itertools
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.ndimage
@@ -19,6 +21,9 @@ import scipy.ndimage
 from moss_audio_jax.annotate.boundary import Sides
 from moss_audio_jax.annotate.features import COARSE, FINE, GROUP, ClipFeatures
 from moss_audio_jax.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from moss_audio_jax.annotate.sources import Sources
 
 _LONG_PAUSE = 1.0  # seconds: a pause as long is a segment of its own
 _PAUSE = 0.2
@@ -65,9 +70,14 @@ class SegmentOptions:
 DEFAULT = SegmentOptions()
 
 
-def segment(features: ClipFeatures, options: SegmentOptions = DEFAULT) -> list[dict[str, float]]:
-    """Segments {"start", "end"} in seconds, rounded to ms: in order, no gap, no overlap."""
-    cuts = change_points(features, options)
+def segment(
+    features: ClipFeatures, options: SegmentOptions = DEFAULT, sources: Sources | None = None
+) -> list[dict[str, float]]:
+    """Segments {"start", "end"} in seconds, rounded to ms: in order, no gap, no overlap.
+
+    `sources`: what a model hears in the clip; without it the signal alone decides.
+    """
+    cuts = change_points(features, options, sources)
     edges = [0.0, *cuts, features.seconds]
     for start, end in itertools.pairwise([0.0, *cuts, features.seconds]):
         while end - start > options.max_seconds:
@@ -78,11 +88,13 @@ def segment(features: ClipFeatures, options: SegmentOptions = DEFAULT) -> list[d
     return cover(edges, features.seconds, options)
 
 
-def change_points(features: ClipFeatures, options: SegmentOptions = DEFAULT) -> list[float]:
+def change_points(
+    features: ClipFeatures, options: SegmentOptions = DEFAULT, sources: Sources | None = None
+) -> list[float]:
     """Times of the cuts between coherent events, seconds, before any limit on length."""
     features = without_noise(features)
-    places = proposals(features, options)
-    return [at / FINE for at in _kept(Sides(features), places, options)]
+    places = proposals(features, options, sources)
+    return [at / FINE for at in kept(Sides(features, sources), places, options)]
 
 
 def without_noise(features: ClipFeatures) -> ClipFeatures:
@@ -104,8 +116,10 @@ def without_noise(features: ClipFeatures) -> ClipFeatures:
 # --- proposals -----------------------------------------------------------------------------------
 
 
-def proposals(features: ClipFeatures, options: SegmentOptions) -> list[int]:
-    """Fine frames where a cut might be: the pauses, and the change points outside them."""
+def proposals(
+    features: ClipFeatures, options: SegmentOptions, sources: Sources | None = None
+) -> list[int]:
+    """Fine frames where a cut might be: pauses, change points outside them, sources' edges."""
     places = []
     pauses = quiet_runs(features)
     for start, stop in pauses:
@@ -119,6 +133,10 @@ def proposals(features: ClipFeatures, options: SegmentOptions) -> list[int]:
         if np.abs(near - fine).min() >= 0.4 * FINE:
             places.append(fine)
     places = sorted(set(places))
+    for at in sources.places() if sources else ():
+        i = bisect.bisect(places, at)
+        if all(abs(at - other) >= 0.25 * FINE for other in places[max(i - 1, 0) : i + 1]):
+            places.insert(i, at)
     least = round(0.3 * FINE)
     return [at for at in places if least <= at <= len(features.energy) - least]
 
@@ -192,7 +210,7 @@ def _refined(features: ClipFeatures, coarse: int) -> int:
 # --- weighing ------------------------------------------------------------------------------------
 
 
-def _kept(sides: Sides, places: list[int], options: SegmentOptions) -> list[int]:
+def kept(sides: Sides, places: list[int], options: SegmentOptions) -> list[int]:
     """Proposals left when the weakest have been struck out until all are likely enough."""
     total = len(sides.energy)
     before = dict(zip(places, [0, *places], strict=False))
