@@ -1,6 +1,9 @@
-"""Eight CPU devices for every test, and where the shared golden data lies, if it does."""
+"""Eight CPU devices and one cache of programs for all tests; where the shared golden data lies."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Tests compile much and compute little: half the compile time for slower, equal numbers.
@@ -9,6 +12,11 @@ os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", _FAST_COMPILE]
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # One for all workers and for the commands that tests start: they inherit it.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs = tempfile.mkdtemp(prefix="programs-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    atexit.register(shutil.rmtree, _programs, ignore_errors=True)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -41,8 +41,6 @@ def toy(tmp_path_factory) -> Path:
 @pytest.fixture
 def run(capsys, monkeypatch, tmp_path):
     """cli.main in a folder with a.wav (1 s) and b.wav (2.5 s)."""
-    # Set, it keeps the command from changing JAX's cache for the tests that follow.
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "unused"))
     monkeypatch.chdir(tmp_path)
     write_wav(tmp_path / "a.wav", tone(1.0))
     write_wav(tmp_path / "b.wav", tone(2.5, 880))

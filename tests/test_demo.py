@@ -144,8 +144,6 @@ def test_lanes_stay_in_the_picture():
 
 
 def test_whole_run(tmp_path, capsys, monkeypatch):
-    # Set, it keeps the command from changing JAX's cache for the tests that follow.
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "unused"))
     monkeypatch.setattr(demo, "LIMITS", dict.fromkeys(KINDS, 12))
     checkpoint = write_checkpoint(tmp_path / "tiny", max_positions=1024)
     arguments = ["demo", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "a.html")]

@@ -53,7 +53,6 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture
 def evaluate(toy, data, tmp_path, monkeypatch):
     """`evaluate infer` of good.jsonl here -> (exit code, predictions in the order of the file)."""
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "unused"))
 
     def run(output: str, *options: object, rows: str = "good") -> tuple[int, list[dict]]:
         code = main(command(toy, data / f"{rows}.jsonl", tmp_path / output, *options))

@@ -18,12 +18,7 @@ def command(config_file: Path, workdir: Path, *overrides: str) -> list[str]:
             "--workdir", str(workdir), *options]  # fmt: skip
 
 
-def environment(tmp_path: Path) -> dict[str, str]:
-    """One device, and programs compiled once for all the starts of a test."""
+def environment() -> dict[str, str]:
+    """One device."""
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-    return os.environ | {
-        "XLA_FLAGS": flags,
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-        "PYTHONPATH": str(ROOT),
-    }
+    return os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}

@@ -8,7 +8,7 @@ from runs import ROOT, command, environment, log
 
 
 def test_many_processes_are_one(small_run, tmp_path):
-    env = environment(tmp_path)
+    env = environment()
     mesh = ("mesh.data=2", "mesh.fsdp=4", "train.steps=4", "checkpoint.every=4")
 
     def run(processes: int, workdir: str, *more: str) -> None:

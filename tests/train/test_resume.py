@@ -8,7 +8,7 @@ from runs import command, environment, log
 
 
 def test_killed_at_any_moment_a_run_continues_bit_for_bit(small_run, tmp_path):
-    env = environment(tmp_path)
+    env = environment()
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command(small_run, whole), env=env, check=True, capture_output=True)
     expected = log(whole)
@@ -35,7 +35,7 @@ def test_killed_at_any_moment_a_run_continues_bit_for_bit(small_run, tmp_path):
 
 
 def test_sigterm_saves_and_the_next_start_continues(small_run, tmp_path):
-    env = environment(tmp_path)
+    env = environment()
     options = ("checkpoint.every=1000", "train.steps=100000")
     run = subprocess.Popen(
         command(small_run, tmp_path / "run", *options), env=env, stderr=subprocess.PIPE, text=True
