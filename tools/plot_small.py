@@ -24,6 +24,7 @@ PANELS = {  # title -> (key of metrics.jsonl, label)
     "helper losses": (
         ("helper/frames", "word piece a token"), ("helper/position", "place in the chunk"),
         ("helper/adapter", "piece in the adapter"), ("helper/clock", "place in the adapter"),
+        ("helper/adapter_before", "piece before, in the adapter"),
     ),
     "CTC and tags (sums)": (("helper/ctc", "CTC a chunk"), ("helper/tags", "tags a token"),
                               ("helper/adapter_tags", "tags in the adapter")),

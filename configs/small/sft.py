@@ -24,7 +24,6 @@ def get_config():
     c.data.branches = 10
     c.data.chunks = 10
     c.data.augment.warp = 0.1
-    c.data.augment.misread = 0.4
     c.train.steps = 1300
     c.optimizer.learning_rate = 2.5e-3
     c.optimizer.warmup = 50

@@ -69,3 +69,4 @@ def listen(c):
     c.helpers.adapter = 0.2
     c.helpers.clock = 0.1
     c.helpers.adapter_tags = 0.1
+    c.helpers.adapter_before = 0.2

@@ -26,9 +26,6 @@ class Augment:
       time_share: but of no more than this share of the clip.
       warp: the mel axis is stretched by up to this share up or down, as a longer or shorter throat
         would (vocal tract length perturbation, Jaitly and Hinton 2013): other voices.
-      misread: up to this share of an answer's pieces is read as another piece of that answer, while
-        what is to be learned stays: after a mistake an answer must be found in the sound again, not
-        guessed from the words before.
     """
 
     speeds: tuple[float, ...] = ()
@@ -38,7 +35,6 @@ class Augment:
     time_width: int = 100
     time_share: float = 0.1
     warp: float = 0.0
-    misread: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "speeds", tuple(self.speeds))
@@ -48,7 +44,7 @@ class Augment:
         for key in ("freq_masks", "freq_width", "time_masks", "time_width"):
             if getattr(self, key) < 0:
                 raise InputError(f"augment.{key} is {getattr(self, key)!r}; expected 0 or more")
-        for key, most in (("time_share", 1.0), ("warp", 0.5), ("misread", 1.0)):
+        for key, most in (("time_share", 1.0), ("warp", 0.5)):
             if not 0 <= getattr(self, key) <= most:
                 raise InputError(f"augment.{key} is {getattr(self, key)!r}; expected 0 to {most:g}")
 
@@ -97,20 +93,3 @@ def warp_mel(mel: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.
     above = np.minimum(below + 1, len(mel) - 1)
     share = (source - below).clip(0, 1)[:, None].astype(np.float32)
     return (1 - share) * mel[below] + share * mel[above]
-
-
-def misread(
-    ids: np.ndarray, answers: np.ndarray, augment: Augment, rng: np.random.Generator
-) -> np.ndarray:
-    """Ids [L] of a conversation, some of its answers' (`answers`, bool [L]) exchanged for others.
-
-    The share is drawn for each conversation, from 0 to `augment.misread`; an answer's last id, its
-    end, is neither exchanged nor put elsewhere.
-    """
-    places = np.flatnonzero(answers[:-1] & answers[1:])
-    if not augment.misread or not len(places):
-        return ids
-    ids = ids.copy()
-    hit = places[rng.random(len(places)) < rng.uniform(0, augment.misread)]
-    ids[hit] = ids[rng.choice(places, len(hit))]
-    return ids

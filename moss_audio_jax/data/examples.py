@@ -115,15 +115,13 @@ class ExampleMaker:
             opening = np.zeros(0, np.int32)
             parts = [build_conversation(self.tokenizer, messages, frames, markers)]
             chosen = chosen or [Branch(messages)]
-        silent = np.zeros(len(opening), bool)
-        said = [_arrays(opening, opening, silent, 0, 0, 0, 0)]
-        slips = np.random.default_rng([self.seed, job.index, 2])
-        for number, (branch, (ids, answers)) in enumerate(zip(chosen, parts, strict=True), 1):
+        said = [_arrays(opening, np.zeros(len(opening), bool), 0, 0, 0, 0)]
+        for number, (branch, part) in enumerate(zip(chosen, parts, strict=True), 1):
             task = self._task(branch.task or row.task or job.part)
             shared = len(opening)
-            read = augmenting.misread(ids, answers, self.augment, slips)
-            weight = row.weight * branch.weight
-            said.append(_arrays(read, ids, answers, weight, task, shared, number if shared else 0))
+            said.append(
+                _arrays(*part, row.weight * branch.weight, task, shared, number if shared else 0)
+            )
         return _Said(*(np.concatenate(arrays) for arrays in zip(*said, strict=True)))
 
     def _chosen(self, row: Row, rng: np.random.Generator) -> list[Branch]:
@@ -176,11 +174,10 @@ class _Said(NamedTuple):
 
 
 def _arrays(
-    read: np.ndarray, ids: np.ndarray, answers: np.ndarray, weight: float, task: int, first: int,
-    branch: int,
-) -> _Said:  # fmt: skip
+    ids: np.ndarray, answers: np.ndarray, weight: float, task: int, first: int, branch: int
+) -> _Said:
     return _Said(
-        read,
+        ids,
         labels=np.where(answers, ids, IGNORE).astype(np.int32),
         weights=np.where(answers, weight, 0).astype(np.float32),
         tasks=np.full(len(ids), task, np.int32),

@@ -2,6 +2,8 @@
 
     heard_pieces  int32 [B, C * S]     the piece that is said at an audio token; NOTHING; IGNORE
                                        beyond a chunk's frames
+    heard_before  int32 [B, C * S]     where a piece is said, the piece before it; IGNORE elsewhere,
+                                       and where that was said in another chunk
     heard_order   int32 [B, C, W]      the pieces said in a chunk, in order; NOTHING behind them. A
                                        chunk whose pieces are not known, or cannot be aligned,
                                        holds IGNORE alone
@@ -65,6 +67,7 @@ class Targets:
         arrays = {}
         if self.words:
             arrays["heard_pieces"] = np.full((rows, chunks * tokens), IGNORE, np.int32)
+            arrays["heard_before"] = np.full((rows, chunks * tokens), IGNORE, np.int32)
             arrays["heard_order"] = np.full((rows, chunks, self.words), IGNORE, np.int32)
         if self.tags:
             shape = (rows, chunks * tokens, len(self.tags))
@@ -82,13 +85,19 @@ class Targets:
         if self.words and heard.pieces is not None:
             at = np.full(len(places), NOTHING, np.int32)
             tokens = arrays["heard_pieces"].shape[1] // arrays["heard_order"].shape[1]
-            order: dict[int, list[int]] = {int(c): [] for c in np.unique(places // tokens)}
+            before, last, last_chunk = np.full(len(places), IGNORE, np.int32), IGNORE, -1
+            chunk_of = places // tokens
+            order: dict[int, list[int]] = {int(c): [] for c in np.unique(chunk_of)}
             for piece, start, end in heard.pieces:
-                at[_covered(start, end, len(at))] = piece
-                order[int(places[_middle(start, end, len(at))]) // tokens].append(piece)
+                here = _covered(start, end, len(at))
+                at[here] = piece
+                before[here] = np.where(chunk_of[here] == last_chunk, last, IGNORE)
+                last, last_chunk = piece, int(chunk_of[_middle(start, end, len(at))])
+                order[last_chunk].append(piece)
             arrays["heard_pieces"][row, places] = at
+            arrays["heard_before"][row, places] = before
             for chunk, pieces in order.items():
-                length = int(np.sum(places // tokens == chunk))
+                length = int(np.sum(chunk_of == chunk))
                 twice = sum(a == b for a, b in itertools.pairwise(pieces))
                 if len(pieces) <= self.words and len(pieces) + twice <= length:
                     arrays["heard_order"][row, chunk] = NOTHING

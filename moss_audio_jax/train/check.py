@@ -38,7 +38,7 @@ _NOT_NEGATIVE = (
     "checkpoint.keep_best", "data.streams", "data.workers",
     "data.frames", "data.branches", "train.decoder_loss", "helpers.ctc", "helpers.frames",
     "helpers.tags", "helpers.position", "helpers.adapter", "helpers.clock",
-    "helpers.adapter_tags", "checkpoint.minutes",
+    "helpers.adapter_tags", "helpers.adapter_before", "checkpoint.minutes",
 )  # fmt: skip
 
 

@@ -72,6 +72,7 @@ def get_config(size: str = "4b") -> ConfigDict:
     helpers.adapter = 0.0
     helpers.clock = 0.0
     helpers.adapter_tags = 0.0
+    helpers.adapter_before = 0.0
     helpers.words = 32  # most pieces said in one chunk
     helpers.names = ()  # of the tags
 

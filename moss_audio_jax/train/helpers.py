@@ -13,6 +13,9 @@ checkpoint's own weights and writes them into its folder `helpers` (`weights.hea
   clock     the same as position, read off the adapter's output: a decoder that is told what is said
             at a token, but not when, writes times that it guesses
   adapter_tags  the same as tags, read off the adapter's output
+  adapter_before  cross entropy of the piece that was said before the one that is said, read off the
+            adapter's output by a matrix and the decoder's own head: to go on after a word, a decoder
+            looks for the tokens before which that word was said
 """
 
 from __future__ import annotations
@@ -30,8 +33,10 @@ from moss_audio_jax.ops.linear import precision
 from moss_audio_jax.ops.loss import cross_entropy
 from moss_audio_jax.ops.norms import rms_norm
 
-NAMES = ("ctc", "frames", "tags", "position", "adapter", "clock", "adapter_tags")
-FROM_WORDS = ("ctc", "frames", "adapter")
+NAMES = (
+    "ctc", "frames", "tags", "position", "adapter", "clock", "adapter_tags", "adapter_before",
+)  # fmt: skip
+FROM_WORDS = ("ctc", "frames", "adapter", "adapter_before")
 FROM_TAGS = ("tags", "adapter_tags")
 
 
@@ -46,6 +51,7 @@ class Helpers:
     adapter: float
     clock: float
     adapter_tags: float
+    adapter_before: float
     names: tuple[str, ...]
     pieces: int
 
@@ -56,7 +62,7 @@ class Helpers:
     @property
     def on_adapter(self) -> bool:
         """Whether a loss reads the adapter's output."""
-        return bool(self.adapter or self.clock or self.adapter_tags)
+        return bool(self.adapter or self.clock or self.adapter_tags or self.adapter_before)
 
 
 def init_helpers(key: jax.Array, config: ModelConfig, helpers: Helpers) -> dict[str, jax.Array]:
@@ -68,6 +74,7 @@ def init_helpers(key: jax.Array, config: ModelConfig, helpers: Helpers) -> dict[
         "position": (features, config.encoder.chunk_frames // 8 * bool(helpers.position)),
         "clock": (adapted, config.encoder.chunk_frames // 8 * bool(helpers.clock)),
         "adapter_tags": (adapted, len(helpers.names) * bool(helpers.adapter_tags)),
+        "adapter_before": (adapted, adapted * bool(helpers.adapter_before)),
     }
     params = {}
     for number, (name, (width, size)) in enumerate(sizes.items()):
@@ -89,6 +96,8 @@ def counts(helpers: Helpers, batch: dict[str, jax.Array]) -> dict[str, jax.Array
     found["tags"] = found["adapter_tags"] = tagged
     found["position"] = found["clock"] = jnp.sum(heard)
     found["adapter"] = jnp.sum(batch["heard_pieces"] >= 0) if helpers.adapter else 0.0
+    known = jnp.sum(batch["heard_before"] != IGNORE) if helpers.adapter_before else 0.0
+    found["adapter_before"] = known
     return {name: jnp.maximum(value, 1).astype(jnp.float32) for name, value in found.items()}
 
 
@@ -107,7 +116,7 @@ def losses(
       features: the encoder's [B, C * S, D].
       batch: with the arrays of `data.targets`.
       adapted, head_kernel: the adapter's output [B, C * S, hidden], for the losses `adapter`,
-        `clock` and `adapter_tags`, and the decoder's head, for the first.
+        `clock`, `adapter_tags`, `adapter_before`; the decoder's head, for the first and last.
     """
     heard = _heard(batch).astype(jnp.float32)
 
@@ -152,6 +161,11 @@ def losses(
     if helpers.adapter:
         targets = jnp.where(batch["heard_pieces"] >= 0, batch["heard_pieces"], IGNORE)
         found["adapter"] = jnp.sum(cross_entropy(said, head_kernel, targets)[0])
+    if helpers.adapter_before:
+        turned = head("adapter_before", said).astype(said.dtype)
+        found["adapter_before"] = jnp.sum(
+            cross_entropy(turned, head_kernel, batch["heard_before"])[0]
+        )
     return found
 
 

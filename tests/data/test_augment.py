@@ -1,12 +1,10 @@
-"""Changes to a clip and to what is read of an answer."""
+"""Changes to a clip's log-mel."""
 
 import numpy as np
 import pytest
-from data_rows import asr, write_clip, write_rows
 
 from moss_audio_jax.audio import log_mel
-from moss_audio_jax.data.augment import Augment, misread, warp_mel
-from moss_audio_jax.data.targets import IGNORE
+from moss_audio_jax.data.augment import Augment, warp_mel
 from moss_audio_jax.errors import InputError
 
 
@@ -33,40 +31,7 @@ def test_a_warp_of_one_is_the_mel_itself():
     np.testing.assert_array_equal(warp_mel(mel, Augment(warp=0.1), One()), mel)
 
 
-def test_misread_exchanges_up_to_its_share_inside_answers_alone():
-    ids = np.arange(1000, dtype=np.int32)
-    answers = np.zeros(1000, bool)
-    answers[100:500] = answers[600:900] = True
-    shares = []
-    for seed in range(60):
-        read = misread(ids, answers, Augment(misread=0.4), np.random.default_rng(seed))
-        changed = np.flatnonzero(read != ids)
-        assert answers[changed].all()
-        assert answers[read[changed]].all()  # ids are their own places here
-        ends = [499, 899]
-        assert not np.isin(changed, ends).any()
-        assert not np.isin(read[changed], ends).any()
-        shares.append(len(changed) / 698)
-    assert max(shares) < 0.45
-    assert 0.15 < np.mean(shares) < 0.25
-    np.testing.assert_array_equal(ids, np.arange(1000))
-
-
-def test_an_answer_misread_is_still_learned_as_it_is(tmp_path, make_loader):
-    write_clip(tmp_path / "clip.wav", 1.0)
-    path = write_rows(tmp_path / "rows.jsonl", [asr("clip.wav", "some plain words to read")])
-    keys = {"packing": False, "batch": 1}
-    plain = next(make_loader((path,), **keys)).arrays
-    noisy = next(make_loader((path,), **keys, augment=Augment(misread=1.0))).arrays
-    again = next(make_loader((path,), **keys, augment=Augment(misread=1.0))).arrays
-    np.testing.assert_array_equal(noisy["labels"], plain["labels"])
-    changed = noisy["tokens"] != plain["tokens"]
-    assert changed.any()
-    assert (plain["labels"][changed] != IGNORE).all()
-    np.testing.assert_array_equal(noisy["tokens"], again["tokens"])
-
-
-@pytest.mark.parametrize("key", ["warp", "misread", "time_share"])
+@pytest.mark.parametrize("key", ["warp", "time_share"])
 def test_shares_out_of_range_are_named(key):
     with pytest.raises(InputError, match=rf"augment\.{key} is 1\.5"):
         Augment(**{key: 1.5})

@@ -131,6 +131,11 @@ def test_targets_stand_where_they_are_heard(folder):
     # 0.1 - 0.3 s and 0.3 - 0.5 s: tokens whose centres (0.04 + 0.08 n) lie within.
     assert pieces[:7].tolist() == [NOTHING, h, h, h, i, i, NOTHING]
     assert (pieces[59:] == IGNORE).all()  # 4.7 s are 59 tokens
+    before = batch["heard_before"][0]
+    assert before[:7].tolist() == [IGNORE, IGNORE, IGNORE, IGNORE, h, h, IGNORE]
+    assert (before[pieces == you[0]] == IGNORE).all()  # what was said before lies in another chunk
+    assert (before[pieces == you[1]] == you[0]).all()
+    assert set(before.tolist()) == {IGNORE, h, *you[:-1]}
     assert batch["heard_order"][0].tolist() == [
         [h, i, NOTHING, NOTHING],
         [*you, NOTHING],
@@ -144,6 +149,7 @@ def test_targets_stand_where_they_are_heard(folder):
     silent = targets.empty(1, 2, 50)  # a row that says nothing of what is heard teaches nothing
     targets.fill(silent, 0, Heard(None, None), np.arange(60))
     assert (silent["heard_pieces"] == IGNORE).all()
+    assert (silent["heard_before"] == IGNORE).all()
     assert (silent["heard_tags"][0, :60] == UNKNOWN).all()
     assert not silent["heard_tags"][0, 60:].any()
 
@@ -154,9 +160,11 @@ _HEARING = ("helpers/", "audio_encoder/", "audio_adapter/", "lm_head/")
 def test_helper_losses(folder):
     """Zero where the heads are right and sure; the same in micro-batches; into the encoder."""
     targets = Targets(4, TAGS)
-    helpers = helping.Helpers(0.3, 1.0, 0.5, 0.1, 0.2, 0.1, 0.1, TAGS, MODEL.decoder.vocab_size)
+    helpers = helping.Helpers(
+        0.3, 1.0, 0.5, 0.1, 0.2, 0.1, 0.1, 0.1, TAGS, MODEL.decoder.vocab_size
+    )
     heads = helping.init_helpers(jax.random.key(0), MODEL, helpers)
-    names = ("pieces", "tags", "position", "clock", "adapter_tags")
+    names = ("pieces", "tags", "position", "clock", "adapter_tags", "adapter_before")
     assert set(heads) == {f"helpers/{n}/{k}" for n in names for k in ("kernel", "bias")}
     example = make(folder, branches=0, targets=targets)
     shape = Shape(4, 128, 2, MODEL.encoder.chunk_frames)
@@ -166,7 +174,9 @@ def test_helper_losses(folder):
     blank = helpers.pieces
     truth = np.where(batch["heard_pieces"] >= 0, batch["heard_pieces"], blank)
     sure = {"pieces": {"kernel": 50 * jnp.eye(blank + 1), "bias": jnp.zeros(blank + 1)}}
-    only = dataclasses.replace(helpers, tags=0.0, position=0.0, clock=0.0, adapter_tags=0.0)
+    only = dataclasses.replace(
+        helpers, tags=0.0, position=0.0, clock=0.0, adapter_tags=0.0, adapter_before=0.0
+    )
     words, head = jax.nn.one_hot(truth, blank), 20 * jnp.eye(blank)
     right = helping.losses(sure, only, jax.nn.one_hot(truth, blank + 1), batch, words, head)
     assert float(right["frames"]) < 1e-3
@@ -186,6 +196,18 @@ def test_helper_losses(folder):
     assert float(helping.losses(sure, only, -held, batch, held)["adapter_tags"]) < 1e-3
     swapped = helping.losses(sure, only, held, batch, -held)["adapter_tags"]
     assert float(swapped / helping.counts(only, batch)["adapter_tags"]) > 10
+    # The piece before the one that is said: here the matrix turns each piece into the one before.
+    only = dataclasses.replace(only, adapter_tags=0.0, adapter_before=1.0)
+    known = batch["heard_before"] >= 0
+    assert helping.counts(only, batch)["adapter_before"] == known.sum() > 0
+    turn = np.zeros((blank, blank))
+    turn[truth[known], batch["heard_before"][known]] = 1.0
+    for kernel, low, high in ((turn, 0, 1e-3), (turn.T, 10, np.inf)):
+        sure = {
+            "adapter_before": {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.zeros(blank)}
+        }
+        loss = helping.losses(sure, only, words, batch, words, head)["adapter_before"] / known.sum()
+        assert low <= float(loss) < high
 
     params = flatten(load_params(folder / "model", MODEL, "float32")) | heads
     trained = {p: x for p, x in params.items() if p.startswith(_HEARING)}
