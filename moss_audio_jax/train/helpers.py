@@ -13,7 +13,7 @@ checkpoint's own weights and writes them into its folder `helpers` (`weights.hea
   clock     the same as position, read off the adapter's output: a decoder that is told what is said
             at a token, but not when, writes times that it guesses
   adapter_tags  the same as tags, read off the adapter's output
-  adapter_before  cross entropy of the piece said before the one that is said, read off the adapter's
+  adapter_before  cross entropy of the piece said before the one being said, read off the adapter's
             output by a matrix and the decoder's own head: to go on after a word, a decoder looks
             for the tokens before which that word was said
 """
