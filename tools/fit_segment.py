@@ -33,10 +33,9 @@ from moss_audio_jax.annotate.boundary import Judge, Sides
 from moss_audio_jax.annotate.ears import Ears
 from moss_audio_jax.annotate.features import FINE, ClipFeatures
 from moss_audio_jax.annotate.segment import SegmentOptions
-from moss_audio_jax.annotate.sources import Sources
+from moss_audio_jax.annotate.tags import Sources
 from moss_audio_jax.command import DEFAULT_CHECKPOINT
 
-TARGET = Path(boundary.__file__).parents[1] / "assets" / "boundary.npz"
 TIMES = {"scenes": 3, "joined": 1, "patchwork": 1}  # clips of a set for each of --scenes
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6)
 HIDDEN, SEEDS, DECAY = 32, 2, 0.5  # networks of as many seeds are averaged
@@ -134,7 +133,7 @@ def fitted(clips: Sequence[Clip]) -> Judge:
 
 def use(name: str, judge: Judge) -> None:
     """Makes the segmenter of this process go by it."""
-    others = boundary.judges() if TARGET.exists() else {}
+    others = boundary.judges() if boundary.NETWORKS.exists() else {}
     boundary.judges = lambda: others | {name: judge}
 
 
@@ -161,7 +160,7 @@ def main() -> None:
     options.add_argument("--scenes", type=int, default=100, help="clips of a set")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--rounds", type=int, default=2)
-    options.add_argument("--write", action="store_true", help=f"to assets/{TARGET.name}")
+    options.add_argument("--write", action="store_true", help=f"to assets/{boundary.NETWORKS.name}")
     args = options.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)  # so many epochs, on purpose
     ears = Ears.load(DEFAULT_CHECKPOINT)
@@ -170,9 +169,7 @@ def main() -> None:
     def made(split: str, scenes: int) -> dict[tuple[str, bool], Data]:
         return {
             (kind, noise): list(
-                score_annotate.featured(
-                    kind, TIMES[kind] * scenes, split, args.seed, noise, ears, keep=False
-                )
+                score_annotate.featured(kind, TIMES[kind] * scenes, split, args.seed, noise, ears)
             )
             for kind, noise in kinds
         }
@@ -191,7 +188,7 @@ def main() -> None:
             print(f"{name}, {threshold}: {scores}, mean {np.mean(scores):.3f}", flush=True)
     if args.write:
         np.savez_compressed(
-            TARGET,
+            boundary.NETWORKS,
             **{f"{name}/{field}": value for name, judge in found.items()
                for field, value in judge._asdict().items()},
         )  # fmt: skip

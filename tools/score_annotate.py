@@ -37,7 +37,7 @@ from moss_audio_jax.annotate.ears import Ears
 from moss_audio_jax.annotate.features import ClipFeatures, clip_features
 from moss_audio_jax.annotate.profile import profile, profile_posteriors
 from moss_audio_jax.annotate.segment import SegmentOptions, segment
-from moss_audio_jax.annotate.sources import Sources, hear_sources
+from moss_audio_jax.annotate.tags import Sources, hear_sources
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.data import world
 from moss_audio_jax.data.world.sounds import KINDS
@@ -108,13 +108,13 @@ SETS = ("scenes", "joined", "patchwork")
 
 
 def featured(
-    kind: str, count: int, split: str, seed: int, noise: bool, ears: Ears, keep: bool = True
+    kind: str, count: int, split: str, seed: int, noise: bool, ears: Ears
 ) -> Iterator[tuple[Clip, ClipFeatures, Sources | None]]:
-    """(clip, its features, its sources) of `clips`, under noise or not; `keep`: the waveform."""
+    """(clip, its features, its sources) of `clips`, under noise or not; no waveform."""
     for number, clip in enumerate(clips(kind, count, split, seed)):
         wav = patchwork.noisy(clip.wav, NOISE_DB, number) if noise else clip.wav
         features, sources = clip_features(wav), heard_in(ears, wav)
-        yield (clip if keep else dataclasses.replace(clip, wav=wav[:0])), features, sources
+        yield dataclasses.replace(clip, wav=wav[:0]), features, sources
 
 
 def heard_in(ears: Ears, wav: np.ndarray) -> Sources | None:
@@ -158,7 +158,7 @@ def score_boundaries(
 def boundary_table(count: int, split: str, seed: int) -> list[dict]:
     rows, ears = [], Ears.load(checkpoint_folder(defaults.get_config()))
     for kind, noise in itertools.product(SETS, (False, True)):
-        data = list(featured(kind, count, split, seed, noise, ears, keep=False))
+        data = list(featured(kind, count, split, seed, noise, ears))
         name = f"{kind}, {NOISE_DB:g} dB noise" if noise else kind
         rows.append({"clips_of": name} | score_boundaries(data, SegmentOptions()))
         print(json.dumps(rows[-1]), flush=True)

@@ -16,7 +16,7 @@ import soundfile
 from ml_collections import ConfigDict
 
 from moss_audio_jax import command
-from moss_audio_jax.annotate import merge
+from moss_audio_jax.annotate import boundary, merge
 from moss_audio_jax.annotate.branches import Branches
 from moss_audio_jax.annotate.defaults import BUNDLED
 from moss_audio_jax.annotate.ears import Ears
@@ -42,7 +42,7 @@ def run_fingerprint(config: ConfigDict) -> str:
     shown = {k: v for k, v in json.loads(config.to_json_best_effort()).items()
              if k not in ("page_clips", "page_seconds", "rows")}  # fmt: skip
     digest.update(json.dumps(shown, sort_keys=True).encode())
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    for file in (*sorted(Path(__file__).parent.glob("*.py")), boundary.NETWORKS):
         digest.update(file.read_bytes())
     if folder := checkpoint_folder(config):
         digest.update(checkpoint_fingerprint(folder).encode())

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib.resources
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,8 +13,9 @@ import scipy.ndimage
 from moss_audio_jax.annotate.features import COARSE, FINE, GROUP, ClipFeatures
 
 if TYPE_CHECKING:
-    from moss_audio_jax.annotate.sources import Sources
+    from moss_audio_jax.annotate.tags import Sources
 
+NETWORKS = Path(__file__).parents[1] / "assets" / "boundary.npz"
 _CONTEXT = 8 * COARSE  # coarse frames looked at on either side of a cut
 _MEMO = 4096  # sides remembered
 # What is said of each side by itself; the lesser and the greater of the two are evidence.
@@ -55,8 +56,7 @@ class Judge(NamedTuple):
 @functools.cache
 def judges() -> dict[str, Judge]:
     """ "signal" goes by EVIDENCE alone, "sources" also by a model's tags; tools/fit_segment.py."""
-    file = importlib.resources.files("moss_audio_jax") / "assets" / "boundary.npz"
-    with file.open("rb") as opened, np.load(opened) as stored:
+    with np.load(NETWORKS) as stored:
         return {
             name: Judge(*(stored[f"{name}/{field}"] for field in Judge._fields))
             for name in ("signal", "sources")
@@ -83,7 +83,7 @@ class Sides:
     def evidence(self, before: int, at: int, after: int) -> np.ndarray:
         """float64 [E] of a cut at a fine frame between those before and after it.
 
-        Named by EVIDENCE, and `sources.EVIDENCE` where there are tags.
+        Named by EVIDENCE, and `tags.EVIDENCE` where there are tags.
         """
         middle, count = at // GROUP, len(self.bands)
         a, b = max(before // GROUP, middle - _CONTEXT), min(after // GROUP, middle + _CONTEXT)

@@ -26,7 +26,7 @@ from moss_audio_jax.annotate.profile import (
 from moss_audio_jax.annotate.record import Record, centi
 from moss_audio_jax.annotate.segment import SegmentOptions
 from moss_audio_jax.annotate.source import Sound
-from moss_audio_jax.annotate.sources import Sources, hear_sources
+from moss_audio_jax.annotate.tags import Sources, hear_sources
 from moss_audio_jax.annotate.work import Work, part
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.audio.windows import quiet_windows

@@ -23,7 +23,7 @@ from moss_audio_jax.annotate.features import COARSE, FINE, GROUP, ClipFeatures
 from moss_audio_jax.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from moss_audio_jax.annotate.sources import Sources
+    from moss_audio_jax.annotate.tags import Sources
 
 _LONG_PAUSE = 1.0  # seconds: a pause as long is a segment of its own
 _PAUSE = 0.2
