@@ -1,6 +1,7 @@
 """The small model from nothing: scenes, tokenizer, five stages of training, the shipped checkpoint.
 
     python tools/train_small.py --workdir small              everything, in order (hours on 2 cores)
+    python tools/train_small.py --workdir small --machine gpu        the same on a GPU, in minutes
     python tools/train_small.py --workdir small --only data tokenizer encoder
     python tools/train_small.py --workdir small --only ship  puts the result into the package
 
@@ -216,12 +217,14 @@ def make_tokenizer(workdir: Path) -> None:
     train_tokenizer(texts_of(map(str, paths)), VOCABULARY, workdir / "tokenizer")
 
 
-def train_stage(workdir: Path, stage: str, seed: int, overrides: Sequence[str]) -> None:
+def train_stage(
+    workdir: Path, stage: str, machine: str, seed: int, overrides: Sequence[str]
+) -> None:
     """Runs a stage as its own process, as a user would; appends its time to times.jsonl."""
     before = dict(itertools.pairwise(TRAINING[::-1])).get(stage)
     command = [
         sys.executable, "-m", "moss_audio_jax.train",
-        "--config", str(CONFIGS / f"{stage}.py"), "--workdir", stage,
+        "--config", f"{CONFIGS / stage}.py:{machine}", "--workdir", stage,
         f"--config.train.seed={seed}", *([f"--config.init_from={before}/export"] if before else []),
         *overrides,
     ]  # fmt: skip
@@ -239,6 +242,27 @@ def train_stage(workdir: Path, stage: str, seed: int, overrides: Sequence[str]) 
     }  # fmt: skip
     with open(workdir / "times.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
+
+
+def compile_stage(
+    workdir: Path, stage: str, machine: str, seed: int, overrides: Sequence[str]
+) -> None:
+    """Compiles a stage's step and keeps it, so that the stage begins at once when its turn comes.
+
+    To be run beside the stage before it, in a process of its own.
+    """
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the stage that runs has most of it
+    os.chdir(workdir)
+    import jax
+
+    from moss_audio_jax import command
+    from moss_audio_jax.plan.compile import build, compile_step
+    from moss_audio_jax.train.__main__ import load_config
+
+    command.keep_compiled()
+    words = [f"--config.train.seed={seed}", *overrides]
+    config = load_config(f"{CONFIGS / stage}.py:{machine}", words)
+    compile_step(build(config, jax.devices()))
 
 
 def ship(workdir: Path, stage: str, target: Path = DEFAULT_CHECKPOINT) -> None:
@@ -263,6 +287,7 @@ def main() -> None:
     options.add_argument("--scenes", type=int, default=SCENES)
     options.add_argument("--ship", choices=TRAINING, default=TRAINING[-1], metavar="STAGE",
                          help="whose result is shipped; default the last")  # fmt: skip
+    options.add_argument("--machine", choices=("cpu", "gpu"), default="cpu")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     args, overrides = options.parse_known_args()
@@ -276,16 +301,32 @@ def main() -> None:
         "tokenizer": functools.partial(make_tokenizer, workdir),
         "joined": functools.partial(make_joined, workdir, args.processes),
         **{
-            stage: functools.partial(train_stage, workdir, stage, args.seed, overrides)
+            stage: functools.partial(
+                train_stage, workdir, stage, args.machine, args.seed, overrides
+            )
             for stage in TRAINING
         },
         "ship": functools.partial(ship, workdir, args.ship),
     }
-    for name in STEPS:
-        done = workdir / name / "export" if name in TRAINING else workdir / name / "tokenizer.model"
-        if name in args.only and not (name != "ship" and done.exists()):
-            print(f"--- {name}", flush=True)
-            steps[name]()
+    todo = [name for name in STEPS if name in args.only and not _done(workdir, name)]
+    for name, after in itertools.zip_longest(todo, todo[1:]):
+        print(f"--- {name}", flush=True)
+        ahead = None
+        if args.machine == "gpu" and after in TRAINING:
+            context = multiprocessing.get_context("spawn")
+            ahead = context.Process(
+                target=compile_stage, args=(workdir, after, args.machine, args.seed, overrides)
+            )
+            ahead.start()
+        steps[name]()
+        if ahead:
+            ahead.join()
+
+
+def _done(workdir: Path, name: str) -> bool:
+    if name in TRAINING:
+        return (workdir / name / "export").exists()
+    return name == "tokenizer" and (workdir / name / "tokenizer.model").exists()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ questions each. The adapter is also told which piece each audio token should loo
 import small
 
 
-def get_config():
+def get_config(machine="cpu"):
     c = small.get_config()
     small.answers(c)
     c.data.branches = 2
@@ -24,4 +24,4 @@ def get_config():
     c.optimizer.schedule = "constant"
     c.optimizer.warmup = 50
     c.optimizer.groups = (("audio_encoder/", 0.0), (".*", 1.0))
-    return c
+    return small.on(machine, "adapter", c)

@@ -1,21 +1,23 @@
-"""Stage 5 of the small model: answers that come after a chain of thought, beside the rest.
+"""Stage 5 of the small model: answers that come after a chain of thought, beside all others.
 
     moss-audio-jax train --config configs/small/cold_start.py --workdir DIR \
         --config.init_from=sft/export
 
-The encoder is frozen: what is heard does not change, only what is made of it.
+The last stage: its learning rate falls to nothing.
 """
 
 import small
 
 
-def get_config():
+def get_config(machine="cpu"):
     c = small.get_config()
     small.answers(c)
+    small.listen(c)
+    small.asked(c)
     c.data.pick = small.REASONING
     c.train.steps = 600
-    c.optimizer.learning_rate = 1e-3
-    c.optimizer.warmup = 100
+    c.optimizer.learning_rate = 1.5e-3
+    c.optimizer.warmup = 50
     c.optimizer.final = 0.0
-    c.optimizer.groups = (("audio_encoder/", 0.0), (".*", 1.0))
-    return c
+    c.optimizer.groups = (("audio_encoder/", 0.3), (".*", 1.0))
+    return small.on(machine, "cold_start", c)

@@ -2,24 +2,27 @@
 
     moss-audio-jax train --config configs/small/encoder.py --workdir DIR
 
-in the folder where `tools/train_small.py` made tokenizer/ and joined/ (scenes end to end): half of
-all scenes, half of those with speech alone, which takes longest to learn. The decoder does not run:
-the words, in order and at their known times, and what sounds when teach the encoder directly.
+in the folder where `tools/train_small.py` made tokenizer/ and joined/ (scenes end to end): of five
+clips two of all scenes, two with speech alone, which takes longest to learn, one with sounds alone.
+The decoder does not run: the words, in order and at their known times, and what sounds when teach
+the encoder directly.
 """
 
 import small
 
 
-def get_config():
+def get_config(machine="cpu"):
     c = small.get_config()
     c.tokenizer = "tokenizer"
     c.data.train = ()
     c.data.mixture.all = {"weight": 1.0, "paths": ("joined/all-*.array_record",)}
     c.data.mixture.speech = {"weight": 1.0, "paths": ("joined/speech-*.array_record",)}
+    c.data.mixture.sounds = {"weight": 0.5, "paths": ("joined/sounds-*.array_record",)}
     c.data.length = 768
     c.data.chunks = 8
     c.data.batch = 4
     c.data.branches = 0
+    c.data.augment.warp = 0.1
     c.train.steps = 3600
     c.train.decoder_loss = 0.0
     c.helpers.ctc = 0.1
@@ -31,4 +34,4 @@ def get_config():
     c.optimizer.warmup = 100
     c.optimizer.decay = 0.3
     c.optimizer.groups = (("audio_encoder/", 1.0), (".*", 0.0))
-    return c
+    return small.on(machine, "encoder", c)

@@ -1,7 +1,7 @@
 """Stage 3 of the small model: everything, on transcripts, timestamps, timelines and captions.
 
-Beside single scenes, whose rows ask two questions each, rows of speech joined end to end: long
-transcripts, with more words to a prompt.
+Beside single scenes, rows joined end to end: speech, with long transcripts; speech that is asked
+for the times of all its words; sounds that are asked for theirs.
 
     moss-audio-jax train --config configs/small/pretrain.py --workdir DIR \
         --config.init_from=adapter/export
@@ -10,13 +10,17 @@ transcripts, with more words to a prompt.
 import small
 
 
-def get_config():
+def get_config(machine="cpu"):
     c = small.get_config()
     small.answers(c)
     c.data.train = ()
-    c.data.mixture.scenes = {"weight": 0.6, "paths": ("scenes/train-*.array_record",)}
-    c.data.mixture.speech = {"weight": 0.4, "paths": ("joined/speech-*.array_record",)}
-    c.data.branches = 2
+    c.data.mixture.scenes = {"weight": 0.4, "paths": ("scenes/train-*.array_record",)}
+    c.data.mixture.speech = {"weight": 0.3, "paths": ("joined/speech-*.array_record",)}
+    c.data.mixture.timed = {"weight": 0.2, "paths": ("joined/timed-*.array_record",)}
+    c.data.mixture.sounds = {"weight": 0.1, "paths": ("joined/sounds-*.array_record",)}
+    c.data.length = 1664
+    c.data.batch = 2
+    c.data.branches = 4
     c.data.chunks = 12
     c.data.pick = small.PRETRAIN
     c.train.steps = 1150
@@ -26,4 +30,4 @@ def get_config():
     c.optimizer.warmup = 50
     c.optimizer.final = 0.1
     c.optimizer.groups = (("audio_encoder/", 0.3), (".*", 1.0))
-    return c
+    return small.on(machine, "pretrain", c)

@@ -10,23 +10,15 @@ words or events: times are learned from how many are seen, and a scene has ten.
 import small
 
 
-def get_config():
+def get_config(machine="cpu"):
     c = small.get_config()
     small.answers(c)
     small.listen(c)
-    c.data.train = ()
-    c.data.mixture.scenes = {"weight": 0.5, "paths": ("scenes/train-*.array_record",)}
-    c.data.mixture.timed = {"weight": 0.3, "paths": ("joined/timed-*.array_record",)}
-    c.data.mixture.sounds = {"weight": 0.2, "paths": ("joined/sounds-*.array_record",)}
+    small.asked(c)
     c.data.pick = small.SFT
-    c.data.length = 1664
-    c.data.batch = 2
-    c.data.branches = 10
-    c.data.chunks = 10
-    c.data.augment.warp = 0.1
     c.train.steps = 1300
     c.optimizer.learning_rate = 2.5e-3
     c.optimizer.warmup = 50
-    c.optimizer.final = 0.02
+    c.optimizer.final = 0.1
     c.optimizer.groups = (("audio_encoder/", 0.6), (".*", 1.0))
-    return c
+    return small.on(machine, "sft", c)

@@ -1,13 +1,16 @@
-"""What the stages of the small model share: its sizes, its data, CPU-sized batches.
+"""What the stages of the small model share: its sizes, its data, and what differs by machine.
 
 Not a run by itself: `tools/train_small.py` runs encoder, adapter, pretrain, sft and cold_start.
+Each config takes the machine as its argument: `encoder.py` is for two CPU cores, `encoder.py:gpu`
+for one GPU with a dozen cores beside it.
 """
 
 from moss_audio_jax.config import DecoderConfig, EncoderConfig, ModelConfig
 from moss_audio_jax.data.world import TAGS
 from moss_audio_jax.train import defaults
 
-# How often a scene's branches are taken, by task.
+# How often a scene's branches are taken, by task, and the weight of their words where it is not 1:
+# an answer of one word teaches little beside forty words with their times.
 READING = (
     ("^asr$", 6.0), ("asr_words", 1.0), ("events", 1.0), ("caption", 0.5), ("reason", 0.0),
     (".*", 0.05),
@@ -17,10 +20,20 @@ PRETRAIN = (
     (".*", 0.2),
 )  # fmt: skip
 SFT = (
-    ("^asr$", 4.0), ("asr_words", 6.0), ("asr", 1.0), ("events", 6.0), ("when", 3.0),
-    ("tempo", 4.0), ("choice", 2.0), ("count$", 2.0), ("reason", 0.0), (".*", 0.5),
+    ("^asr$", 4.0, 2.0), ("asr_words", 6.0), ("asr", 1.0), ("events", 6.0), ("when", 3.0, 3.0),
+    ("tempo", 4.0, 4.0), ("choice", 2.0, 5.0), ("count$", 2.0, 4.0), ("reason", 0.0),
+    ("caption", 0.5), (".*", 0.5, 3.0),
 )  # fmt: skip
-REASONING = (("reason", 4.0), ("asr", 1.0), ("events", 1.0), (".*", 0.5))
+REASONING = (("reason", 4.0), *(rule for rule in SFT if rule[0] != "reason"))
+
+# On a GPU: (steps, rows of a step) of each stage.
+GPU = {
+    "encoder": (4000, 16),
+    "adapter": (1800, 16),
+    "pretrain": (4200, 16),
+    "sft": (4000, 16),
+    "cold_start": (2500, 16),
+}
 
 
 def get_config():
@@ -50,12 +63,29 @@ def get_config():
     return c
 
 
+def on(machine, stage, c):
+    """The stage for a machine; its learning rates stay, its warmup is a share of its steps."""
+    if machine == "gpu":
+        c.train.steps, c.data.batch = GPU[stage]
+        c.data.workers = 12
+        c.train.dtype = "bfloat16"
+        c.train.encoder_chunks = 512  # all at once
+        c.train.log_every = 100
+        c.optimizer.warmup = c.train.steps // 30
+        c.checkpoint.every = c.train.steps
+        c.checkpoint.minutes = 5.0
+    elif machine != "cpu":
+        raise ValueError(f"machine is {machine!r}; expected cpu or gpu")
+    return c
+
+
 def answers(c):
     """Several questions share a clip, and rows hold one clip or two with theirs."""
     c.data.length = 768
     c.data.chunks = 4
     c.data.batch = 4
     c.data.branches = 8
+    c.data.augment.warp = 0.1
     c.data.tasks = ("asr", "asr_words", "asr_sentences", "events", "caption", "time_what",
                     "time_when", "count", "choice_letter", "tempo")  # fmt: skip
 
@@ -70,3 +100,15 @@ def listen(c):
     c.helpers.clock = 0.1
     c.helpers.adapter_tags = 0.1
     c.helpers.adapter_before = 0.2
+
+
+def asked(c):
+    """Scenes and joined rows with all of their questions, ten at a visit."""
+    c.data.train = ()
+    c.data.mixture.scenes = {"weight": 0.5, "paths": ("scenes/train-*.array_record",)}
+    c.data.mixture.timed = {"weight": 0.3, "paths": ("joined/timed-*.array_record",)}
+    c.data.mixture.sounds = {"weight": 0.2, "paths": ("joined/sounds-*.array_record",)}
+    c.data.length = 1664
+    c.data.batch = 2
+    c.data.branches = 10
+    c.data.chunks = 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import ml_dtypes  # noqa: F401  gives np.dtype the name bfloat16
@@ -14,10 +15,11 @@ from moss_audio_jax.config import EncoderConfig
 from moss_audio_jax.data import augment as augmenting
 from moss_audio_jax.data.augment import Augment
 from moss_audio_jax.data.batch import IGNORE, TrainExample, chunks_of
+from moss_audio_jax.data.loader_config import Pick
 from moss_audio_jax.data.packing import Size
 from moss_audio_jax.data.records import Branch, Clip, Rejected, Row, parse_row
 from moss_audio_jax.data.sources import Location, as_file, clip_file, read_location
-from moss_audio_jax.data.targets import Targets
+from moss_audio_jax.data.targets import Heard, Targets
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.text.prompt import build_branches, build_conversation
 from moss_audio_jax.text.tokenizer import Tokenizer
@@ -58,7 +60,7 @@ class ExampleMaker:
     augment: Augment = dataclasses.field(default_factory=Augment)
     seed: int = 0
     branches: int = 1
-    pick: tuple[tuple[str, float], ...] = ((".*", 1.0),)
+    pick: tuple[Pick, ...] = (Pick(".*", 1.0),)
     targets: Targets | None = None
 
     def __call__(self, job: Job) -> TrainExample | Rejected:
@@ -100,7 +102,7 @@ class ExampleMaker:
             row_id=job.row_id,
             index=job.index,
             seconds=sum(frames) * lengths.HOP / lengths.SAMPLE_RATE,
-            heard=self.targets.heard(row, self.tokenizer) if self.targets else None,
+            heard=self._heard(row, frames) if self.targets else None,
         )
 
     def _said(self, row: Row, job: Job, frames: list[int]) -> _Said:
@@ -118,17 +120,23 @@ class ExampleMaker:
         said = [_arrays(opening, np.zeros(len(opening), bool), 0, 0, 0, 0)]
         for number, (branch, part) in enumerate(zip(chosen, parts, strict=True), 1):
             task = self._task(branch.task or row.task or job.part)
+            weight = row.weight * branch.weight
+            if row.branches:
+                weight *= self._rule(branch).weight
             shared = len(opening)
-            said.append(
-                _arrays(*part, row.weight * branch.weight, task, shared, number if shared else 0)
-            )
+            said.append(_arrays(*part, weight, task, shared, number if shared else 0))
         return _Said(*(np.concatenate(arrays) for arrays in zip(*said, strict=True)))
+
+    def _heard(self, row: Row, frames: Sequence[int]) -> Heard:
+        size = self.encoder.chunk_frames if self.encoder.attention == "chunked" else None
+        chunks = [chunk for n in frames for chunk in lengths.chunk_frames(n, size or n)]
+        return self.targets.heard(row, self.tokenizer, [lengths.audio_tokens(n) for n in chunks])
 
     def _chosen(self, row: Row, rng: np.random.Generator) -> list[Branch]:
         """Up to `branches` of a row's, drawn without replacement by the weights of `pick`."""
         if not row.branches:
             return []
-        weights = np.array([self._often(branch.task or "") for branch in row.branches])
+        weights = np.array([self._rule(branch).often for branch in row.branches])
         # Efraimidis and Spirakis 2006: the largest u^(1/w) are a weighted sample.
         with np.errstate(divide="ignore"):
             keys = np.log(rng.random(len(weights))) / weights
@@ -137,8 +145,9 @@ class ExampleMaker:
             raise InputError("data.pick takes none of the row's branches")
         return [row.branches[i] for i in order[: self.branches]]
 
-    def _often(self, task: str) -> float:
-        return next((weight for rule, weight in self.pick if re.search(rule, task)), 0.0)
+    def _rule(self, branch: Branch) -> Pick:
+        task = branch.task or ""
+        return next((pick for pick in self.pick if re.search(pick.rule, task)), Pick("", 0.0))
 
     def _speed(self, row: Row, rng: np.random.Generator) -> float:
         if not self.augment.speeds:

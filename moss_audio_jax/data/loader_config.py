@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 from moss_audio_jax.config import EncoderConfig
 from moss_audio_jax.data.augment import Augment
@@ -10,6 +11,14 @@ from moss_audio_jax.data.batch import Shape
 from moss_audio_jax.errors import InputError
 
 _MAX_STREAMS = 8
+
+
+class Pick(NamedTuple):
+    """Branches whose task the regex `rule` finds: how `often` they are drawn, their `weight`."""
+
+    rule: str
+    often: float
+    weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +45,8 @@ class LoaderConfig:
       augment: see Augment.
       branches: of a row that has several, so many are learned at a visit, behind one clip; 0: none
         of them (for the helper losses of an encoder alone).
-      pick: (regex of a task, how often): weights by which branches are drawn; the first match
-        wins, no match is 0.
+      pick: by which weights branches are drawn, and what they weigh in the loss; the first rule
+        that matches a branch's task wins, no match is never.
       words: most pieces of words that a chunk's helper target may hold; 0: no such targets.
       tags: names of the tags that helper targets tell apart.
     """
@@ -57,7 +66,7 @@ class LoaderConfig:
     tasks: tuple[str, ...] = ()
     augment: Augment = dataclasses.field(default_factory=Augment)
     branches: int = 1
-    pick: tuple[tuple[str, float], ...] = ((".*", 1.0),)
+    pick: tuple[Pick, ...] = (Pick(".*", 1.0),)
     words: int = 0
     tags: tuple[str, ...] = ()
 

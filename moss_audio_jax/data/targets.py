@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from moss_audio_jax.audio import lengths
-from moss_audio_jax.data.records import Row
+from moss_audio_jax.data.records import Row, Span
 from moss_audio_jax.text.tokenizer import Tokenizer
 
 IGNORE, NOTHING, UNKNOWN = -100, -1, 2
@@ -30,10 +30,12 @@ _TOKEN = lengths.FRAMES_PER_TOKEN * lengths.HOP / lengths.SAMPLE_RATE  # seconds
 
 
 class Heard(NamedTuple):
-    """(id, start, end) in tokens of the clip, fractions included, by start; None: not known."""
+    """What a clip's n tokens, in their chunks, are to teach; see above. None: no such targets."""
 
-    pieces: list[tuple[int, float, float]] | None
-    tags: list[tuple[int, float, float]] | None
+    pieces: np.ndarray | None  # int32 [n]
+    before: np.ndarray | None  # int32 [n]
+    order: np.ndarray | None  # int32 [chunks, W]
+    tags: np.ndarray | None  # uint8 [n, K]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,24 +45,44 @@ class Targets:
     words: int
     tags: tuple[str, ...]
 
-    def heard(self, row: Row, tokenizer: Tokenizer) -> Heard:
-        """What a row says of its clip; a word's pieces share its time evenly."""
-        pieces = None if row.words is None else []
-        for word in sorted(row.words or (), key=lambda word: word.start):
-            ids = tokenizer.encode(word.text)
-            edges = np.linspace(word.start / _TOKEN, word.end / _TOKEN, len(ids) + 1)
-            pieces += [(i, *span) for i, span in zip(ids, itertools.pairwise(edges), strict=True)]
+    def heard(self, row: Row, tokenizer: Tokenizer, chunks: Sequence[int]) -> Heard:
+        """What a row says of its clip, whose chunks have so many tokens each."""
+        said = self._said(row, tokenizer, chunks) if self.words else (None, None, None)
+        return Heard(*said, self._tagged(row, sum(chunks)) if self.tags else None)
+
+    def _said(self, row: Row, tokenizer: Tokenizer, chunks: Sequence[int]) -> tuple:
+        length = sum(chunks)
+        order = np.full((len(chunks), self.words), IGNORE, np.int32)
+        pieces, before = np.full((2, length), IGNORE, np.int32)
+        if row.words is None:
+            return pieces, before, order
+        pieces[:] = NOTHING
+        chunk_of = np.repeat(np.arange(len(chunks)), chunks)
+        in_chunk: list[list[int]] = [[] for _ in chunks]
+        last, last_chunk = IGNORE, -1
+        for piece, start, end in _spread(row.words, tokenizer):
+            here = _covered(start, end, length)
+            pieces[here] = piece
+            before[here] = np.where(chunk_of[here] == last_chunk, last, IGNORE)
+            last, last_chunk = piece, int(chunk_of[_middle(start, end, length)])
+            in_chunk[last_chunk].append(piece)
+        for chunk, said in enumerate(in_chunk):
+            twice = sum(a == b for a, b in itertools.pairwise(said))
+            if len(said) <= self.words and len(said) + twice <= chunks[chunk]:
+                order[chunk] = NOTHING
+                order[chunk, : len(said)] = said
+        return pieces, before, order
+
+    def _tagged(self, row: Row, length: int) -> np.ndarray:
+        if row.tags is None:
+            return np.full((length, len(self.tags)), UNKNOWN, np.uint8)
+        held = np.zeros((length, len(self.tags)), np.uint8)
         known = {name: index for index, name in enumerate(self.tags)}
-        tags = (
-            None
-            if row.tags is None
-            else [
-                (known[tag.text], tag.start / _TOKEN, tag.end / _TOKEN)
-                for tag in row.tags
-                if tag.text in known
-            ]
-        )
-        return Heard(pieces, tags)
+        for tag in row.tags:
+            if tag.text in known:
+                here = _covered(tag.start / _TOKEN, tag.end / _TOKEN, length)
+                held[here, known[tag.text]] = 1
+        return held
 
     def empty(self, rows: int, chunks: int, tokens: int) -> dict[str, np.ndarray]:
         """The arrays of a batch in which nothing is to be learned; `tokens` a chunk."""
@@ -82,31 +104,24 @@ class Targets:
         Args:
           places: int [n], where the clip's audio tokens stand among the row's C * S.
         """
-        if self.words and heard.pieces is not None:
-            at = np.full(len(places), NOTHING, np.int32)
-            tokens = arrays["heard_pieces"].shape[1] // arrays["heard_order"].shape[1]
-            before, last, last_chunk = np.full(len(places), IGNORE, np.int32), IGNORE, -1
-            chunk_of = places // tokens
-            order: dict[int, list[int]] = {int(c): [] for c in np.unique(chunk_of)}
-            for piece, start, end in heard.pieces:
-                here = _covered(start, end, len(at))
-                at[here] = piece
-                before[here] = np.where(chunk_of[here] == last_chunk, last, IGNORE)
-                last, last_chunk = piece, int(chunk_of[_middle(start, end, len(at))])
-                order[last_chunk].append(piece)
-            arrays["heard_pieces"][row, places] = at
-            arrays["heard_before"][row, places] = before
-            for chunk, pieces in order.items():
-                length = int(np.sum(chunk_of == chunk))
-                twice = sum(a == b for a, b in itertools.pairwise(pieces))
-                if len(pieces) <= self.words and len(pieces) + twice <= length:
-                    arrays["heard_order"][row, chunk] = NOTHING
-                    arrays["heard_order"][row, chunk, : len(pieces)] = pieces
-        if self.tags and heard.tags is None:
-            arrays["heard_tags"][row, places] = UNKNOWN
-        for tag, start, end in (self.tags and heard.tags) or ():
-            inside = places[_covered(start, end, len(places))]
-            arrays["heard_tags"][row, inside, tag] = 1
+        if self.words:
+            arrays["heard_pieces"][row, places] = heard.pieces
+            arrays["heard_before"][row, places] = heard.before
+            size = arrays["heard_pieces"].shape[1] // arrays["heard_order"].shape[1]
+            chunk = places[0] // size
+            arrays["heard_order"][row, chunk : chunk + len(heard.order)] = heard.order
+        if self.tags:
+            arrays["heard_tags"][row, places] = heard.tags
+
+
+def _spread(words: Sequence[Span], tokenizer: Tokenizer) -> Iterator[tuple[int, float, float]]:
+    """(id, start, end) in tokens of the clip, fractions included; pieces share a word evenly."""
+    for word in sorted(words, key=lambda word: word.start):
+        ids = tokenizer.encode(word.text)
+        start, end = word.start / _TOKEN, word.end / _TOKEN
+        step = (end - start) / max(len(ids), 1)
+        for number, piece in enumerate(ids):
+            yield piece, start + number * step, start + (number + 1) * step
 
 
 def _middle(start: float, end: float, length: int) -> int:

@@ -86,15 +86,17 @@ def check(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
         raise UsageError(f"eval.every is {config.eval.every} but data.eval names no rows")
     if config.checkpoint.keep_best and not config.eval.every:
         raise UsageError("checkpoint.keep_best needs eval.every: it goes by the held-out loss")
-    for key in ("optimizer.groups", "data.pick"):
+    for key, most in (("optimizer.groups", 1), ("data.pick", 2)):
         for rule in value(key):
             try:
-                pattern, number = rule
+                pattern, first, *others = rule
                 re.compile(pattern)
-                float(number)
+                if len([float(number) for number in (first, *others)]) > most:
+                    raise ValueError(f"{len(rule)} items")
             except (TypeError, ValueError, re.error) as error:
+                more = ["", "[, number]"][most - 1]
                 raise UsageError(
-                    f"{key} holds {rule!r}; expected (regex, number) ({error})"
+                    f"{key} holds {rule!r}; expected (regex, number{more}) ({error})"
                 ) from None
     weights = [config.helpers[name] for name in NAMES]
     if not config.train.decoder_loss and not any(weights):

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from moss_audio_jax import command
 from moss_audio_jax.config import Compute
 from moss_audio_jax.data.augment import Augment
-from moss_audio_jax.data.loader_config import LoaderConfig
+from moss_audio_jax.data.loader_config import LoaderConfig, Pick
 from moss_audio_jax.data.mixture import Mixture
 from moss_audio_jax.data.pipeline import Loader, eval_batches
 from moss_audio_jax.errors import InputError
@@ -244,7 +244,7 @@ def loader_config_of(config: Any, start: Start) -> LoaderConfig:
         tasks=tuple(d.tasks),
         augment=Augment(**d.augment),
         branches=d.branches,
-        pick=tuple((str(rule), float(often)) for rule, often in d.pick),
+        pick=tuple(Pick(*rule) for rule in d.pick),
         words=config.helpers.words if any(config.helpers[n] for n in FROM_WORDS) else 0,
         tags=tuple(config.helpers.names) if any(config.helpers[n] for n in FROM_TAGS) else (),
     )

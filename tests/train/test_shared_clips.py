@@ -12,10 +12,11 @@ from tiny_model import tiny_config, tone, write_checkpoint, write_wav
 from moss_audio_jax.config import Compute
 from moss_audio_jax.data.batch import Shape, make_train_batch
 from moss_audio_jax.data.examples import ExampleMaker, Job
+from moss_audio_jax.data.loader_config import Pick
 from moss_audio_jax.data.packing import Size
-from moss_audio_jax.data.records import parse_row
+from moss_audio_jax.data.records import Row, Span, parse_row
 from moss_audio_jax.data.sources import Source
-from moss_audio_jax.data.targets import IGNORE, NOTHING, UNKNOWN, Heard, Targets
+from moss_audio_jax.data.targets import IGNORE, NOTHING, UNKNOWN, Targets
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.text import load_tokenizer
 from moss_audio_jax.train import helpers as helping
@@ -93,10 +94,14 @@ def test_a_branch_by_itself_is_an_ordinary_row(folder):
 
 
 def test_branches_are_drawn_by_weight_and_index(folder):
-    pick = (("sound|count", 1.0), (".*", 0.0))
+    pick = (Pick("sound|count", 1.0), Pick(".*", 0.0))
     seen = {tuple(make(folder, index=i, branches=1, pick=pick).ids) for i in range(20)}
     assert len(seen) == 2
     assert len(set(make(folder, branches=5, pick=pick).branches)) == 3  # the clip and two
+    heavy = make(folder, branches=3, pick=(Pick("count", 1.0, 4.0), Pick(".*", 1.0)))
+    plain = make(folder, branches=3)
+    more = heavy.weights[heavy.labels != IGNORE] / plain.weights[plain.labels != IGNORE]
+    assert sorted(set(more.tolist())) == [1.0, 4.0]
     again = [make(folder, index=7, branches=2).ids.tolist() for _ in range(2)]
     assert again[0] == again[1]
     assert (make(folder, branches=0).labels == IGNORE).all()
@@ -124,7 +129,6 @@ def test_targets_stand_where_they_are_heard(folder):
     targets = Targets(4, TAGS)
     example = make(folder, branches=0, targets=targets)
     h, i, *you = load_tokenizer(folder / "model").encode("hiyou")
-    assert [piece for piece, *_ in example.heard.pieces] == [h, i, *you]
     shape = Shape(1, 128, 2, MODEL.encoder.chunk_frames)
     batch = make_train_batch([[example]], shape, MODEL.encoder, 261, targets=targets)
     pieces = batch["heard_pieces"][0]
@@ -143,15 +147,19 @@ def test_targets_stand_where_they_are_heard(folder):
     bell = np.flatnonzero(batch["heard_tags"][0, :, 0])
     assert (bell.min(), bell.max()) == (5, 50)
     assert not batch["heard_tags"][0, :, 1].any()
-    crowded = targets.empty(1, 2, 50)
-    targets.fill(crowded, 0, Heard([(1, 0, 1)] * 5, []), np.arange(60))
-    assert (crowded["heard_order"][0, 0] == IGNORE).all()  # five pieces, room for four
-    silent = targets.empty(1, 2, 50)  # a row that says nothing of what is heard teaches nothing
-    targets.fill(silent, 0, Heard(None, None), np.arange(60))
-    assert (silent["heard_pieces"] == IGNORE).all()
-    assert (silent["heard_before"] == IGNORE).all()
-    assert (silent["heard_tags"][0, :60] == UNKNOWN).all()
-    assert not silent["heard_tags"][0, 60:].any()
+    tokenizer = load_tokenizer(folder / "model")
+    said = (Span("hi", 0.0, 0.5), Span("you", 0.5, 1.0))
+    crowded = targets.heard(Row([], words=said), tokenizer, [50, 10])
+    assert (crowded.order[0] == IGNORE).all()  # five pieces, room for four
+    assert (crowded.order[1] == NOTHING).all()
+    # A row that says nothing of what is heard teaches nothing.
+    silent, arrays = targets.heard(Row([]), tokenizer, [50, 10]), targets.empty(1, 2, 50)
+    targets.fill(arrays, 0, silent, np.arange(60))
+    assert (arrays["heard_pieces"] == IGNORE).all()
+    assert (arrays["heard_before"] == IGNORE).all()
+    assert (arrays["heard_order"] == IGNORE).all()
+    assert (arrays["heard_tags"][0, :60] == UNKNOWN).all()
+    assert not arrays["heard_tags"][0, 60:].any()
 
 
 _HEARING = ("helpers/", "audio_encoder/", "audio_adapter/", "lm_head/")
