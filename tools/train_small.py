@@ -43,7 +43,7 @@ from moss_audio_jax.weights.heads import load_heads, save_heads
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "small"
 TRAINING = ("encoder", "adapter", "pretrain", "sft", "cold_start")  # each from the one before
-STEPS = ("data", "tokenizer", "joined", *TRAINING, "ship")
+STEPS = ("data", "tokenizer", *TRAINING, "ship")
 SCENES, SHARD = 48_000, 800
 # Scenes joined end to end, up to so many mel frames (400 a chunk).
 JOINED = {"all": 3200, "speech": 3200, "timed": 1600, "sounds": 1600}
@@ -55,23 +55,33 @@ TOKENIZER_SHARDS = 6  # enough to hold every word
 VOCABULARY = 2560
 
 
-def make_data(folder: Path, split: str, scenes: int, processes: int, seed: int = 0) -> None:
-    """Log-mels and rows (`world.record`) of scenes 0 .. scenes - 1, in shards."""
-    settings = {"split": split, "scenes": scenes, "seed": seed, "world": world.VERSION}
-    shards.prepare(str(folder), settings)
+def make_data(workdir: Path, scenes: int, processes: int) -> None:
+    """Log-mels and rows (`world.record`) of scenes 0 .. scenes - 1 in shards, and joined.
+
+    Scenes end to end in whole chunks: else two chunks in five are air, and answers are short. Four
+    sets: `all`; `speech`, of the scenes in which nothing else sounds; `timed`, of the same but
+    shorter, which can also be asked for the times of its words; `sounds`, of the scenes with
+    neither speech nor music, which can be asked what happens when.
+    """
+    single, joined = workdir / "scenes", workdir / "joined"
+    settings = {"split": "train", "scenes": scenes, "seed": 0, "world": world.VERSION}
+    shards.prepare(str(single), settings)
+    joined.mkdir(exist_ok=True)
     parts = shards.plan(scenes, None, SHARD)
-    paths = [shards.shard_path(str(folder), split, i, len(parts)) for i in range(len(parts))]
-    missing = [(path, part) for path, part in zip(paths, parts, strict=True)
-               if not os.path.exists(path)]  # fmt: skip
+    paths = [shards.shard_path(str(single), "train", i, len(parts)) for i in range(len(parts))]
     context = multiprocessing.get_context("spawn")  # espeak's process must not be shared
     with concurrent.futures.ProcessPoolExecutor(processes, context) as pool:
-        made = [pool.submit(_make_shard, path, part, split, seed) for path, part in missing]
+        made = [pool.submit(_make_shard, *each, joined) for each in zip(paths, parts, strict=True)]
         for each in tqdm(concurrent.futures.as_completed(made), total=len(made), unit="shard"):
             each.result()
 
 
-def _make_shard(path: str, part: range, split: str, seed: int) -> None:
-    shards.write_shard(path, (_record(world.scene(i, split, seed)) for i in part))
+def _make_shard(path: str, part: range, joined: Path) -> None:
+    """One shard of scenes, and what is joined of them; what is there already is kept."""
+    if not os.path.exists(path):
+        shards.write_shard(path, (_record(world.scene(i, "train", seed=0)) for i in part))
+    for kind in JOINED:
+        _join_shard(path, joined / f"{kind}-{os.path.basename(path)[6:]}", kind)
 
 
 def _record(scene: world.Scene) -> bytes:
@@ -79,29 +89,10 @@ def _record(scene: world.Scene) -> bytes:
     return encode_record(row, [log_mel(scene.wav).astype(ml_dtypes.bfloat16)])
 
 
-def make_joined(workdir: Path, processes: int) -> None:
-    """Scenes end to end in whole chunks: else two chunks in five are air, and answers are short.
-
-    Four sets: `all`; `speech`, of the scenes in which nothing else sounds; `timed`, of the same,
-    shorter, which can also be asked for the times of its words; `sounds`, of the scenes with
-    neither speech nor music, which can be asked what happens when.
-    """
-    paths = sorted((workdir / "scenes").glob("train-*.array_record"))
-    (workdir / "joined").mkdir(exist_ok=True)
-    with concurrent.futures.ProcessPoolExecutor(processes) as pool:
-        made = [
-            pool.submit(_join_shard, path, workdir / "joined" / f"{kind}-{path.name[6:]}", kind)
-            for path in paths
-            for kind in JOINED
-        ]
-        for each in tqdm(concurrent.futures.as_completed(made), total=len(made), unit="shard"):
-            each.result()
-
-
-def _join_shard(source: Path, target: Path, kind: str) -> None:
+def _join_shard(source: str, target: Path, kind: str) -> None:
     if target.exists():
         return
-    scenes = Source(str(source))
+    scenes = Source(source)
     rows = (scenes[i] for i in range(len(scenes)))
     if kind == "sounds":
         rows = (row for row in rows if _events(row) and not row.words and not _music(row))
@@ -295,11 +286,8 @@ def main() -> None:
         options.error(f"unknown option {unknown[0]}; stages take --config.KEY=VALUE")
     workdir = args.workdir.resolve()
     steps = {
-        "data": functools.partial(
-            make_data, workdir / "scenes", "train", args.scenes, args.processes
-        ),
+        "data": functools.partial(make_data, workdir, args.scenes, args.processes),
         "tokenizer": functools.partial(make_tokenizer, workdir),
-        "joined": functools.partial(make_joined, workdir, args.processes),
         **{
             stage: functools.partial(
                 train_stage, workdir, stage, args.machine, args.seed, overrides
