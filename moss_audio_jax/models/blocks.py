@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from moss_audio_jax.config import Compute
+from moss_audio_jax.ops.cudnn import FORWARD
 from moss_audio_jax.ops.linear import matmul
 from moss_audio_jax.ops.norms import layer_norm, rms_norm
 from moss_audio_jax.ops.splash import RESIDUALS
@@ -92,7 +93,11 @@ def rematerialised(body: Callable, compute: Compute) -> Callable:
     the matrix products. offload: those in host memory.
     """
     policies = jax.checkpoint_policies
-    kernels = policies.save_only_these_names(RESIDUALS)
+    named = policies.save_only_these_names(RESIDUALS)
+
+    def kernels(primitive: Any, *args: Any, **params: Any) -> Any:  # cuDNN's carry no name
+        return primitive.name.startswith(FORWARD) or named(primitive, *args, **params)
+
     products = policies.dots_with_no_batch_dims_saveable
     policy = {
         "none": None,

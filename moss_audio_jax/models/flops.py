@@ -58,7 +58,32 @@ PEAK = {
 }
 
 
+# Bytes/s of its memory, likewise.
+BANDWIDTH = {
+    "TPU v4": 1.2e12,
+    "TPU v5 lite": 8.19e11,
+    "TPU v5e": 8.19e11,
+    "TPU v5p": 2.765e12,
+    "TPU v5": 2.765e12,
+    "TPU v6": 1.64e12,
+    "TPU7x": 7.38e12,
+    "NVIDIA A100-SXM4-40GB": 1.555e12,
+    "NVIDIA A100-SXM4-80GB": 2.039e12,
+    "NVIDIA H100": 3.35e12,
+    "NVIDIA H200": 4.8e12,
+}
+
+
 def peak(device_kind: str) -> float | None:
     """Peak bfloat16 FLOP/s of a device, or None where it is not known (a CPU)."""
-    matches = [name for name in PEAK if device_kind.startswith(name)]
-    return PEAK[max(matches, key=len)] if matches else None
+    return _of(PEAK, device_kind)
+
+
+def bandwidth(device_kind: str) -> float | None:
+    """Peak bytes/s of a device's memory, or None where it is not known."""
+    return _of(BANDWIDTH, device_kind)
+
+
+def _of(table: dict[str, float], device_kind: str) -> float | None:
+    matches = [name for name in table if device_kind.startswith(name)]
+    return table[max(matches, key=len)] if matches else None

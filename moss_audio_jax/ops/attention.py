@@ -19,11 +19,19 @@ import jax
 import jax.numpy as jnp
 
 from moss_audio_jax.errors import UsageError
-from moss_audio_jax.ops import splash
+from moss_audio_jax.ops import cudnn, splash
 from moss_audio_jax.ops.linear import Int8, precision
 from moss_audio_jax.sharding import platform, ways
 
-IMPLEMENTATIONS = ("auto", "xla", "splash")
+IMPLEMENTATIONS = ("auto", "xla", "splash", "cudnn")
+
+# What each kernel needs, for people.
+_NEEDS = {
+    "splash": "rows of a multiple of 128 tokens that are not split over devices, no branches and "
+    "no cache",
+    "cudnn": "an NVIDIA GPU (A100 or newer), bfloat16, rows of a multiple of 64 tokens that are "
+    "not split over devices, heads of at most 128 and no cache",
+}
 
 # Above this many scores on a device (256 MB) queries go through in blocks: memory stays linear.
 _MAX_SCORES = 2**26
@@ -55,11 +63,12 @@ def attention(
       segment_ids: int (queries' [B, T], keys' [B, S]), or None for one segment.
       branch_ids: int [B, T] of queries and keys alike, or None for no branches.
       query_slots: int [B, T], or None for 0..T-1.
-      implementation: "xla" (plain); "splash" (TPU); or "auto": splash on a TPU where it can do what
-        is asked and rows are long enough to gain, else plain.
+      implementation: "xla" (plain); "splash" (TPU); "cudnn" (NVIDIA GPU); or "auto": the kernel of
+        the TPU or GPU where it can do what is asked and rows are long enough to gain, else plain.
 
     Returns:
-      [B, T, N, H] in query's dtype. A query that sees nothing gets the mean of all values.
+      [B, T, N, H] in query's dtype. A query that sees nothing gets the mean of all values (from
+      cudnn, where causal, of those up to its own).
 
     Raises:
       UsageError: unknown implementation, or one that cannot do what is asked.
@@ -67,24 +76,40 @@ def attention(
     if implementation not in IMPLEMENTATIONS:
         raise UsageError(f"attention is {implementation!r}; expected one of {IMPLEMENTATIONS}")
     batch, length = query.shape[:2]
-    plain = branch_ids is not None or query_slots is not None or isinstance(key, Int8)
-    kernel = not plain and splash.fits(query, key)
-    if implementation == "splash" and not kernel:
+    query_segments, key_segments = segment_ids if segment_ids is not None else (None, None)
+    uncached = query_slots is None and not isinstance(key, Int8)
+    able = {
+        "splash": uncached and branch_ids is None and splash.fits(query, key),
+        "cudnn": uncached and cudnn.fits(query, key) and cudnn.present(),
+    }
+    if not able.get(implementation, True):
         raise UsageError(
-            f"attention 'splash' needs rows of a multiple of 128 tokens that are not "
-            f"split over devices, no branches and no cache; got {query.shape} queries on "
-            f"{key.shape} keys; use 'auto' or 'xla'"
+            f"attention {implementation!r} needs {_NEEDS[implementation]}; got {query.dtype} "
+            f"{query.shape} queries on {key.shape} keys, on a {platform()}; use 'auto' or 'xla'"
         )
-    if implementation == "auto" and kernel and length >= 2 * _MIN_STEP and platform() == "tpu":
-        implementation = "splash"
+    if implementation == "auto" and length >= 2 * _MIN_STEP:
+        kernel = {"tpu": "splash", "gpu": "cudnn"}.get(platform())
+        implementation = kernel if able.get(kernel) else "xla"
     if implementation == "splash":
         return splash.splash_attention(
             query, key, value, causal=causal, window=window, segment_ids=segment_ids
         )
+    if implementation == "cudnn":
+        slots = jnp.arange(length)
+        mask = visible(
+            jnp.broadcast_to(slots, (batch, length)),
+            slots,
+            causal=False,  # cuDNN's own term
+            window=window,
+            query_segments=query_segments,
+            key_segments=key_segments,
+            query_branches=branch_ids,
+            key_branches=branch_ids,
+        )
+        return cudnn.cudnn_attention(query, key, value, causal=causal, mask=mask)
     staircase = causal and window is None and query_slots is None and key.shape[1] == length
     if query_slots is None:
         query_slots = jnp.broadcast_to(jnp.arange(length), (batch, length))
-    query_segments, key_segments = segment_ids if segment_ids is not None else (None, None)
     queries = (query, query_slots, query_segments, branch_ids)
     keys = (key, value, key_segments, branch_ids)
     part = functools.partial(_in_blocks, causal=causal, window=window)

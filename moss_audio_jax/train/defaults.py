@@ -43,7 +43,8 @@ def get_config(size: str = "4b") -> ConfigDict:
     data.augment = ConfigDict(dataclasses.asdict(Augment()))  # speed, SpecAugment; none
     data.tasks = ()  # names of tasks whose losses are reported apart
     data.branches = 1  # of a row with several branches: how many share its clip at a visit; 0: none
-    data.pick = ((".*", 1.0),)  # (regex of a task, how often) for branches; the first match wins
+    # Of branches: (regex of a task, how often[, weight in the loss]); the first match wins.
+    data.pick = ((".*", 1.0),)
     data.log_rows = False  # write which rows each step saw to rows.jsonl
 
     c.train = train = ConfigDict()
@@ -57,7 +58,7 @@ def get_config(size: str = "4b") -> ConfigDict:
     train.ema = 0.0  # decay of an average of the weights; 0 = none
     train.dtype = "bfloat16"  # of compute; master weights are float32
     train.remat = "full"  # none | full | attention | projections | offload
-    train.attention = "auto"
+    train.attention = "auto"  # auto | xla | splash (TPU) | cudnn (NVIDIA GPU); see ops/attention.py
     train.encoder_chunks = 32
     train.max_skipped = 10  # non-finite updates in a row that stop the run
     train.profile = (0, 0)  # (first step, how many) to trace for the profiler

@@ -1,0 +1,88 @@
+"""cuDNN's fused attention, the kernel of NVIDIA GPUs, on every device's own rows and heads.
+
+Scores never leave the chip. cuDNN itself knows the causal term, and skips the blocks above the
+diagonal; all else that decides what a query may see is one mask for all heads, added to the scores:
+blocks that it empties are computed all the same. The backward pass adds up in no fixed order, so
+that two runs agree to rounding (XLA's --xla_gpu_deterministic_ops excludes such kernels).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from moss_audio_jax.sharding import ACTIVATIONS, fit, platform
+
+FORWARD = "dot_product_attention_fwd"  # how its primitives are called that save residuals
+_ROWS = 64  # rows are multiples of it; JAX asks for even ones, but not all of those were tried
+_HEAD = 128  # the largest head that every chip with the kernel takes
+_CAPABILITY = 8.0  # Ampere, the first with the kernel
+
+
+def present() -> bool:
+    """Is the program compiled for GPUs that have the kernel?"""
+    if platform() != "gpu":
+        return False
+    device = jax.local_devices()[0]
+    if "cuda" not in device.client.platform_version:  # AMD's are "gpu" too
+        return False
+    return float(getattr(device, "compute_capability", 0)) >= _CAPABILITY
+
+
+def fits(query: jax.Array, key: jax.Array) -> bool:
+    """Can the kernel take these arrays on the mesh in context, heads and rows split over it?"""
+    length, slots, dim = query.shape[1], key.shape[1], query.shape[3]
+    mesh = jax.sharding.get_abstract_mesh()
+    tensor = 1 if mesh.empty else mesh.shape["tensor"]
+    whole_rows = mesh.empty or mesh.shape["sequence"] == 1
+    heads = query.shape[2] % tensor == 0 and key.shape[2] % tensor == 0
+    half = query.dtype == key.dtype and query.dtype in (jnp.bfloat16, jnp.float16)
+    sizes = length == slots and length % _ROWS == 0 and dim % 8 == 0 and dim <= _HEAD
+    return half and sizes and whole_rows and heads
+
+
+def cudnn_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    causal: bool,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """`attention` (see there) of arrays that `fits` allows.
+
+    Args:
+      query: [B, T, N, H].
+      key, value: [B, T, KV, H].
+      causal: the causal term.
+      mask: bool [B, T, T], all other terms of what query t may see; None: all keys.
+
+    Returns:
+      [B, T, N, H]. What the mask leaves out is lowered by a large finite number, so that a query
+      that sees nothing gets the mean of all values (where causal, of those up to its own).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    masks = () if mask is None else (mask,)
+    here = functools.partial(_on_device, causal=causal)
+    if mesh.empty or mesh.size == 1:
+        return here(query, key, value, *masks)
+    rows = ACTIVATIONS["batch"], (), ACTIVATIONS["heads"]
+    specs = [fit(x.shape, rows, mesh) for x in (query, key, value)]
+    return jax.shard_map(
+        here,
+        in_specs=(*specs, *[P(*specs[0][:1]) for _ in masks]),
+        out_specs=specs[0],
+        check_vma=False,  # not every version of the kernel says along which axes it varies
+    )(query, key, value, *masks)
+
+
+def _on_device(
+    query: jax.Array, key: jax.Array, value: jax.Array, *masks: jax.Array, causal: bool
+) -> jax.Array:
+    mask = masks[0][:, None] if masks else None  # [B, 1, T, T]: one for all heads
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=mask, is_causal=causal, implementation="cudnn"
+    )

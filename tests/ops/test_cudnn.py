@@ -1,0 +1,199 @@
+"""cuDNN's attention: when it is taken, what it is handed. No GPU: the kernel itself is not run.
+
+XLA's own implementation stands in for it behind the same function of JAX.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moss_audio_jax.config import Compute
+from moss_audio_jax.errors import UsageError
+from moss_audio_jax.models.blocks import rematerialised
+from moss_audio_jax.ops import attention as attention_module
+from moss_audio_jax.ops import cudnn
+from moss_audio_jax.ops.attention import attention
+from moss_audio_jax.ops.linear import Int8
+from moss_audio_jax.sharding import make_mesh
+
+
+def qkv(length=256, heads=4, kv=2, dim=16, dtype=jnp.float32, rows=2):
+    rng = np.random.default_rng(0)
+    shapes = [(rows, length, n, dim) for n in (heads, kv, kv)]
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+def sorted_ids(groups, length=256, rows=2, seed=1):
+    ids = np.random.default_rng(seed).integers(0, groups, (rows, length))
+    return jnp.asarray(np.sort(ids, axis=1), jnp.int32)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine that says it has the kernel."""
+    monkeypatch.setattr(attention_module, "platform", lambda: "gpu")
+    monkeypatch.setattr(cudnn, "present", lambda: True)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What the kernel was asked for; XLA answers."""
+    real, found = jax.nn.dot_product_attention, []
+
+    def stand_in(*args, implementation, **options):
+        assert implementation == "cudnn"
+        found.append(options)
+        return real(*args, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("causal", "window", "packed", "branched", "sizes"),
+    [
+        (True, None, False, False, (1,)),
+        (True, None, True, False, (1,)),
+        (True, None, True, True, (1,)),
+        (False, (40, 20), True, False, (1,)),
+        (True, (30, 0), False, False, (1,)),
+        (False, None, False, False, (1,)),
+        (True, None, True, True, (2, 1, 2, 1)),
+    ],
+)
+def test_what_it_is_handed_equals_plain(
+    gpu, calls, monkeypatch, causal, window, packed, branched, sizes
+):
+    monkeypatch.setattr(cudnn, "fits", lambda *_: True)  # float32, to compare to rounding
+    segments, branches = sorted_ids(4), sorted_ids(3, seed=2)
+
+    def grads(implementation):
+        def loss(*arrays):
+            out = attention(
+                *arrays, causal=causal, window=window, implementation=implementation,
+                segment_ids=(segments, segments) if packed else None,
+                branch_ids=branches if branched else None,
+            )  # fmt: skip
+            return jnp.sum(jnp.sin(out)), out
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*qkv())
+
+    with jax.set_mesh(make_mesh(*sizes)):
+        found = grads("cudnn")
+    assert len(calls) >= 1
+    assert calls[0]["is_causal"] == causal
+    assert (calls[0]["mask"] is None) == (window is None and not packed and not branched)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=5e-5), found, grads("xla")
+    )
+
+
+def test_a_query_that_sees_nothing_is_finite_and_so_is_its_gradient(gpu, calls):
+    arrays = qkv(dtype=jnp.bfloat16)
+    segments = sorted_ids(3)
+    nobodys = segments.at[:, -9:].set(7)
+
+    def total(*arrays):
+        out = attention(
+            *arrays, causal=True, segment_ids=(nobodys, segments), implementation="cudnn"
+        )
+        return jnp.sum(out.astype(jnp.float32))
+
+    found = jax.value_and_grad(total, (0, 1, 2))(*arrays)
+    assert calls
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(found))
+
+
+def test_auto_takes_it_on_a_gpu_where_it_can(gpu, calls):
+    def taken(arrays, **options):
+        before = len(calls)
+        attention(*arrays, causal=True, **options)
+        return len(calls) > before
+
+    half = qkv(dtype=jnp.bfloat16)
+    slots = jnp.broadcast_to(jnp.arange(256), (2, 256))
+    assert taken(half)
+    assert taken(half, branch_ids=sorted_ids(3), segment_ids=(sorted_ids(2),) * 2)
+    assert not taken(half, implementation="xla")
+    assert not taken(qkv())  # float32
+    assert not taken(qkv(192, dtype=jnp.bfloat16))  # too short to gain
+    assert not taken(qkv(288, dtype=jnp.bfloat16))
+    assert not taken(half, query_slots=slots)
+    steps = Int8(jnp.ones(half[1].shape, jnp.int8), jnp.ones(half[1].shape[:3], jnp.bfloat16))
+    assert not taken([half[0], steps, steps])
+
+
+def test_auto_stays_plain_on_a_cpu(calls):
+    attention(*qkv(dtype=jnp.bfloat16), causal=True)
+    assert not calls
+
+
+def test_it_is_refused_what_it_cannot_do(gpu, monkeypatch):
+    half = qkv(dtype=jnp.bfloat16)
+    slots = jnp.broadcast_to(jnp.arange(256), (2, 256))
+    for arrays, options in (
+        (qkv(), {}),
+        (qkv(200, dtype=jnp.bfloat16), {}),
+        (qkv(dim=136, dtype=jnp.bfloat16), {}),
+        (half, {"query_slots": slots}),
+        ([half[0][:, :128], *half[1:]], {}),
+    ):
+        with pytest.raises(UsageError, match="bfloat16, rows of a multiple of 64"):
+            attention(*arrays, causal=True, implementation="cudnn", **options)
+    with (
+        jax.set_mesh(make_mesh(sequence=2)),
+        pytest.raises(UsageError, match="not split over devices"),
+    ):
+        attention(*half, causal=True, implementation="cudnn")
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match=r"an NVIDIA GPU .* on a cpu"):
+        attention(*half, causal=True, implementation="cudnn")
+
+
+@pytest.mark.parametrize("sizes", [(1,), (2, 1, 2, 1)])
+def test_a_program_for_cuda_holds_the_kernel(gpu, monkeypatch, sizes):
+    """As lowered for a GPU: the causal term as cuDNN's own, the rest as its bias, both passes."""
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    # Which cuDNN there is decides on sizes that are not asked for here.
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    segments = sorted_ids(3)
+
+    def loss(*arrays):
+        out = attention(*arrays, causal=True, segment_ids=(segments, segments))
+        return jnp.sum(out.astype(jnp.float32))
+
+    arrays = qkv(heads=8, dim=128, dtype=jnp.bfloat16)
+    with jax.set_mesh(make_mesh(*sizes)):
+        traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*arrays)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    kernels = [line for line in text.splitlines() if "@__cudnn$" in line]
+    assert len(kernels) == 2
+    assert "fmhaScaleBiasSoftmax(" in kernels[0]
+    assert "fmhaScaleBiasSoftmaxBackward(" in kernels[1]
+    rows, heads = (1, 4) if len(sizes) > 1 else (2, 8)  # of a device
+    for line in kernels:
+        assert r"mask_type\22: \22CAUSAL\22" in line
+        assert f"tensor<{rows}x256x{heads}x128xbf16>" in line
+        assert f"tensor<{rows}x1x256x256xbf16>" in line
+
+
+@pytest.mark.parametrize(("remat", "runs"), [("full", 2), ("attention", 1), ("projections", 1)])
+def test_remat_policies_that_keep_residuals_run_it_once(gpu, monkeypatch, remat, runs):
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+
+    def layer(x, _):
+        return x + attention(x, x, x, causal=True), None
+
+    def loss(x):
+        body = rematerialised(layer, Compute(remat=remat))
+        return jnp.sum(jax.lax.scan(body, x, None, length=3)[0].astype(jnp.float32))
+
+    x = qkv(heads=2, dim=128, dtype=jnp.bfloat16)[0]
+    with jax.set_mesh(make_mesh(1)):
+        text = jax.jit(jax.grad(loss)).trace(x).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@__cudnn$fmhaSoftmax(") == runs
+    assert text.count("@__cudnn$fmhaSoftmaxBackward(") == 1
