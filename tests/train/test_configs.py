@@ -25,6 +25,10 @@ ARGUMENTS = {
     "pretrain_adapter.py": ("8b", "model.decoder.hidden_size"),
     "pretrain_full.py": ("8b", "model.decoder.hidden_size"),
     "sft.py": ("8b", "model.decoder.hidden_size"),
+    **{
+        f"small/{stage}.py": ("gpu", "data.batch")
+        for stage in ("encoder", "adapter", "pretrain", "sft", "cold_start")
+    },
 }
 KEYS = ("train.steps", "train.log_every", "train.seed", "checkpoint.every", "data.train", "mesh",
         "init_from")  # fmt: skip
