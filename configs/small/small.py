@@ -28,11 +28,11 @@ REASONING = (("reason", 4.0), *(rule for rule in SFT if rule[0] != "reason"))
 
 # On a GPU: (steps, rows of a step) of each stage.
 GPU = {
-    "encoder": (4000, 16),
-    "adapter": (1800, 16),
-    "pretrain": (4200, 16),
-    "sft": (4000, 16),
-    "cold_start": (2500, 16),
+    "encoder": (2500, 16),
+    "adapter": (500, 16),
+    "pretrain": (1800, 16),
+    "sft": (2000, 16),
+    "cold_start": (1000, 16),
 }
 
 
