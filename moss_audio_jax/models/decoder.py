@@ -19,6 +19,7 @@ from moss_audio_jax.models.blocks import (
     RMSNorm,
     init_residual_stack,
     rematerialised,
+    settled,
 )
 from moss_audio_jax.models.cache import Cache
 from moss_audio_jax.ops.linear import Kernel, dense, matmul
@@ -59,10 +60,10 @@ class DecoderLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, angles: tuple, attend: Callable) -> tuple[jax.Array, Any]:
         cfg = self.config
-        y = RMSNorm(cfg.norm_eps, name="input_layernorm")(x)
+        y = settled(RMSNorm(cfg.norm_eps, name="input_layernorm")(x))
         y, state = SelfAttention(cfg, name="self_attn")(y, angles, attend)
         x = x + y
-        y = RMSNorm(cfg.norm_eps, name="post_attention_layernorm")(x)
+        y = settled(RMSNorm(cfg.norm_eps, name="post_attention_layernorm")(x))
         return x + GatedMLP(cfg.ffn_dim, cfg.hidden_size, name="mlp")(y), state
 
 

@@ -28,7 +28,7 @@ def shift_labels(labels: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def cross_entropy(
-    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, chunk: int = 512
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, chunk: int = 1024
 ) -> tuple[jax.Array, jax.Array]:
     """Next-token cross entropy of each position.
 
@@ -37,7 +37,8 @@ def cross_entropy(
       kernel: the output head [D, V]; rounded to hidden's dtype, its gradient is float32 until the
         end.
       targets: int [B, T], the token each position must predict, or IGNORE.
-      chunk: labelled positions that a device takes at a time.
+      chunk: labelled positions that a device takes at a time. Each chunk reads and writes the
+        head's whole gradient, so few are fast; each holds chunk * V scores.
 
     Returns:
       float32 [B, T] each: -log p(target), 0 where ignored; and log Z (for a z-loss), 0 likewise.
