@@ -79,11 +79,14 @@ def _on_device(
         lower = splash.CausalMask((length, length))
         mask = lower if window is None else mask & lower
     block = math.gcd(length, _BLOCK)
+    # Gradients of queries by a kernel of their own: the fused one computes two products of seven
+    # less, but leaves a partial gradient for each block of keys, which are then added up in memory
+    # (as modelled for v5e twice of what it gains).
+    names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
     sizes = splash.BlockSizes(
-        **dict.fromkeys(("block_q", "block_kv", "block_q_dkv", "block_kv_dkv"), block),
+        **dict.fromkeys(names, block),
         block_kv_compute=min(block, 512),
         block_kv_dkv_compute=min(block, 512),
-        use_fused_bwd_kernel=True,
     )
     kernel = splash.make_splash_mha(
         splash.MultiHeadMask([mask] * heads),

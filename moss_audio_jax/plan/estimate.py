@@ -25,9 +25,9 @@ METHOD = (
     "compiler's estimated cycles x loop trips / clock + Pallas attention FLOPs at peak + bytes of "
     "collectives that do not overlap / link bandwidth (all-reduce twice); modelled, not measured"
 )
-# How often attention runs in a step: forward, backward (2.5: it forms the scores again), and once
-# more where a layer is rematerialised.
-_ATTENTION_PASSES = {"full": 4.5, "offload": 4.5}  # the others keep what the backward pass needs
+# How often attention runs in a step: forward, backward (3.5: both of its kernels form the scores
+# again), and once more where a layer is rematerialised.
+_ATTENTION_PASSES = {"full": 5.5, "offload": 5.5}  # the others keep what the backward pass needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +194,7 @@ def attention_flops(run: Run) -> float:
     """What attention kernels of the decoder compute in a step, over all devices."""
     decoder, tokens = run.model.decoder, run.shape.rows * run.shape.tokens
     forward = 4 * decoder.heads * decoder.head_dim * run.shape.tokens / 2 * tokens * decoder.layers
-    return forward * _ATTENTION_PASSES.get(run.recipe.compute.remat, 3.5)
+    return forward * _ATTENTION_PASSES.get(run.recipe.compute.remat, 4.5)
 
 
 def full_gathers(run: Run, module: Module) -> list[str]:
