@@ -1,0 +1,138 @@
+"""Decoding and prefill by the engine's own programs, of the released 4B."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from device.measure import Clock, compiled, kernel, memory, seconds, share
+
+from moss_audio_jax.config import Compute, ModelConfig, ProcessorConfig
+from moss_audio_jax.data.batch import Example, bucket_shape, make_batch
+from moss_audio_jax.generate import slots as serving
+from moss_audio_jax.generate.sampling import Sampling
+from moss_audio_jax.generate.vocabulary import Vocabulary, vocabulary
+from moss_audio_jax.models import flops, moss_audio
+from moss_audio_jax.models.quantize import quantize
+from moss_audio_jax.sharding import as_mesh
+
+
+@functools.cache
+def released(model: ModelConfig) -> Any:
+    """Random bfloat16 weights, made on the device."""
+    init = jax.jit(lambda key: moss_audio.init_params(key, model, "bfloat16"))
+    return jax.block_until_ready(init(jax.random.key(0)))
+
+
+def _static(model: ModelConfig, how: str) -> dict[str, Any]:
+    vocab: Vocabulary = vocabulary(model, None, ProcessorConfig())
+    vocab = dataclasses.replace(vocab, stop=())  # no answer ends before its time
+    return {"config": model, "compute": Compute("bfloat16", quantize=how), "vocab": vocab}
+
+
+def bench_decode(args: argparse.Namespace, clock: Clock) -> None:
+    model, quantised = args.whole, {}
+
+    def weights(how: str) -> Any:
+        if how == "none":
+            return released(model)
+        if not quantised:
+            make = jax.jit(functools.partial(quantize, config=model))
+            quantised.update(jax.block_until_ready(make(released(model))))
+        return quantised
+
+    def one(setting: str) -> dict[str, Any]:
+        how, _, count = setting.partition(":")
+        params, static = weights(how), _static(model, how)
+        size, steps = args.slots, args.decode_steps
+        room = 16 * steps
+        slots = serving.empty_slots(**static, count=int(count), room=room, size=size)
+        full = jnp.full((int(count),), size // 2)
+        slots = slots._replace(
+            rows=slots.rows._replace(
+                state=jnp.full_like(slots.rows.state, serving.RUNNING),
+                position=full.astype(slots.rows.position.dtype),
+                limit=jnp.full_like(slots.rows.limit, room),
+            )
+        )
+        numbers = jnp.int32(steps), jnp.int32(1)
+        lowered = serving.decode_until.lower(params, slots, *numbers, reach=size, **static)
+        program, compile_seconds = compiled(lowered)
+        held = {"slots": slots}
+        del slots
+
+        def call() -> Any:
+            held["slots"] = program(params, held["slots"], *numbers)
+            return held["slots"].rows.count
+
+        spent = seconds(call, 5) / steps
+        done = int(held["slots"].rows.count.min())
+        if done != 6 * steps:
+            raise RuntimeError(f"{done} tokens in {6 * steps} steps: answers have ended")
+        # Every weight of layers, norm and head once; of the embedding a row an answer.
+        read = {"layers": params["language_model"]["layers"], "head": params["lm_head"]}
+        weight_bytes = sum(x.nbytes for x in jax.tree.leaves(read))
+        cache_bytes = sum(x.nbytes for x in jax.tree.leaves(held["slots"].cache))
+        total = weight_bytes + cache_bytes
+        most = flops.bandwidth(jax.devices()[0].device_kind)
+        return {
+            "quantize": how, "batch": int(count), "slots": size,
+            "compile_seconds": compile_seconds, "ms_per_step": round(1e3 * spent, 3),
+            "tokens_per_second": round(int(count) / spent, 1),
+            "weight_gb": round(weight_bytes / 1e9, 3), "cache_gb": round(cache_bytes / 1e9, 3),
+            "gb_per_second": round(total / spent / 1e9, 1),
+            "of_bandwidth": share(total / spent, most), **memory(program),
+        }  # fmt: skip
+
+    with jax.set_mesh(as_mesh(None)):
+        for setting in clock.settings("decode", args.decode):
+            clock.guarded("decode", setting, functools.partial(one, setting))
+
+
+def bench_prefill(args: argparse.Namespace, clock: Clock) -> None:
+    model, rows = args.whole, args.prefill_rows
+    rng = np.random.default_rng(0)
+    frames, static = round(100 * args.prefill_seconds), _static(model, "none")
+    placeholder = static["vocab"].audio_token_id % model.decoder.vocab_size
+
+    def one(implementation: str) -> dict[str, Any]:
+        compute = dataclasses.replace(static["compute"], attention=implementation)
+        mel = rng.standard_normal((model.encoder.mel_bins, frames), np.float32)
+        ids = rng.integers(0, placeholder, args.prefill_tokens).astype(np.int32)
+        ids[8 : 8 + -(-frames // 8)] = placeholder
+        examples = [Example(ids, (mel,))] * rows
+        shape = bucket_shape(examples, model.encoder, rows)
+        batch = make_batch([[e] for e in examples], shape, model.encoder, placeholder)
+        requests = [(e, Sampling(64)) for e in examples]
+        fresh = serving.new_rows(requests, [64] * rows, 64, rows, static["vocab"])
+        batch, fresh = jax.device_put((batch, fresh))
+        params = released(model)
+        lowered = serving.start.lower(params, batch, fresh, **static | {"compute": compute})
+        program, compile_seconds = compiled(lowered, args.xla)
+        spent = seconds(lambda: program(params, batch, fresh), args.steps)
+        tokens = rows * shape.tokens
+        # The head works for each prompt's last token alone.
+        headless = dataclasses.replace(model.decoder, vocab_size=0)
+        work = (
+            flops.decoder_forward(headless, tokens, shape.tokens)
+            + flops.encoder_forward(model.encoder, rows * shape.chunks, shape.frames)
+            + flops.adapter_forward(model, rows * shape.chunks * shape.frames // 8)
+        )
+        return {
+            "shape": [rows, shape.tokens, shape.chunks], "attention": implementation,
+            "compile_seconds": compile_seconds, "seconds": round(spent, 4),
+            "tokens_per_second": round(rows * args.prefill_tokens / spent),
+            "audio_seconds_per_second": round(rows * args.prefill_seconds / spent),
+            "tflop": round(work / 1e12, 2),
+            "mfu": share(work / spent, flops.peak(jax.devices()[0].device_kind)),
+            **memory(program),
+        }  # fmt: skip
+
+    with jax.set_mesh(as_mesh(None)):
+        for name in clock.settings("prefill", list(dict.fromkeys((kernel(), "xla")))):
+            clock.guarded("prefill", name, functools.partial(one, name))
