@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -198,6 +198,41 @@ def constrain(x: jax.Array, *dimensions: str | None) -> jax.Array:
         return x
     spec = fit(x.shape, [ACTIVATIONS[name] for name in dimensions], mesh)
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def splits_whole(query: jax.Array, key: jax.Array) -> bool:
+    """Does the mesh in context leave each device whole rows, and whole groups of heads, of these?
+
+    [B, T, N, H] and [B, S, KV, H], as attention takes them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return True
+    tensor = mesh.shape["tensor"]
+    heads = query.shape[2] % tensor == 0 and key.shape[2] % tensor == 0
+    return heads and mesh.shape["sequence"] == 1
+
+
+def on_each_device(
+    attend: Callable[..., jax.Array],
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *of_rows: jax.Array,
+) -> jax.Array:
+    """attend(query, key, value, *of_rows) on every device's own rows and heads, for kernels that
+    the compiler cannot split. `of_rows`: arrays [B, ...]."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return attend(query, key, value, *of_rows)
+    axes = ACTIVATIONS["batch"], (), ACTIVATIONS["heads"]
+    specs = [fit(x.shape, axes, mesh) for x in (query, key, value)]
+    return jax.shard_map(
+        attend,
+        in_specs=(*specs, *[P(*specs[0][:1]) for _ in of_rows]),
+        out_specs=specs[0],
+        check_vma=False,  # kernels do not say along which axes they vary
+    )(query, key, value, *of_rows)
 
 
 def platform() -> str:

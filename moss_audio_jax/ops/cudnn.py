@@ -12,9 +12,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
-from moss_audio_jax.sharding import ACTIVATIONS, fit, platform
+from moss_audio_jax.sharding import on_each_device, platform, splits_whole
 
 FORWARD = "dot_product_attention_fwd"  # how its primitives are called that save residuals
 _ROWS = 64  # rows are multiples of it; JAX asks for even ones, but not all of those were tried
@@ -35,13 +34,9 @@ def present() -> bool:
 def fits(query: jax.Array, key: jax.Array) -> bool:
     """Can the kernel take these arrays on the mesh in context, heads and rows split over it?"""
     length, slots, dim = query.shape[1], key.shape[1], query.shape[3]
-    mesh = jax.sharding.get_abstract_mesh()
-    tensor = 1 if mesh.empty else mesh.shape["tensor"]
-    whole_rows = mesh.empty or mesh.shape["sequence"] == 1
-    heads = query.shape[2] % tensor == 0 and key.shape[2] % tensor == 0
     half = query.dtype == key.dtype and query.dtype in (jnp.bfloat16, jnp.float16)
     sizes = length == slots and length % _ROWS == 0 and dim % 8 == 0 and dim <= _HEAD
-    return half and sizes and whole_rows and heads
+    return half and sizes and splits_whole(query, key)
 
 
 def cudnn_attention(
@@ -64,19 +59,8 @@ def cudnn_attention(
       [B, T, N, H]. What the mask leaves out is lowered by a large finite number, so that a query
       that sees nothing gets the mean of all values (where causal, of those up to its own).
     """
-    mesh = jax.sharding.get_abstract_mesh()
     masks = () if mask is None else (mask,)
-    here = functools.partial(_on_device, causal=causal)
-    if mesh.empty or mesh.size == 1:
-        return here(query, key, value, *masks)
-    rows = ACTIVATIONS["batch"], (), ACTIVATIONS["heads"]
-    specs = [fit(x.shape, rows, mesh) for x in (query, key, value)]
-    return jax.shard_map(
-        here,
-        in_specs=(*specs, *[P(*specs[0][:1]) for _ in masks]),
-        out_specs=specs[0],
-        check_vma=False,  # not every version of the kernel says along which axes it varies
-    )(query, key, value, *masks)
+    return on_each_device(functools.partial(_on_device, causal=causal), query, key, value, *masks)
 
 
 def _on_device(

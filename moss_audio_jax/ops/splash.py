@@ -11,9 +11,8 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
-from moss_audio_jax.sharding import ACTIVATIONS, fit
+from moss_audio_jax.sharding import on_each_device, splits_whole
 
 RESIDUALS = "attention_residuals"
 _LANES = 128  # blocks are multiples of it
@@ -23,11 +22,7 @@ _BLOCK = 1024  # at most so many queries or keys at a time; not tuned on a chip
 def fits(query: jax.Array, key: jax.Array) -> bool:
     """Can the kernel take these shapes on the mesh in context, heads and rows split over it?"""
     length, slots = query.shape[1], key.shape[1]
-    mesh = jax.sharding.get_abstract_mesh()
-    tensor = 1 if mesh.empty else mesh.shape["tensor"]
-    whole_rows = mesh.empty or mesh.shape["sequence"] == 1
-    heads = query.shape[2] % tensor == 0 and key.shape[2] % tensor == 0
-    return length == slots and length % _LANES == 0 and whole_rows and heads
+    return length == slots and length % _LANES == 0 and splits_whole(query, key)
 
 
 def splash_attention(
@@ -45,19 +40,8 @@ def splash_attention(
     Args:
       interpret: run the kernel's program on any machine, slowly.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    segments = segment_ids or ()
     here = functools.partial(_on_device, causal=causal, window=window, interpret=interpret)
-    if mesh.empty or mesh.size == 1:
-        return here(query, key, value, *segments)
-    rows = ACTIVATIONS["batch"], (), ACTIVATIONS["heads"]
-    specs = [fit(x.shape, rows, mesh) for x in (query, key, value)]
-    return jax.shard_map(
-        here,
-        in_specs=(*specs, *[P(*spec[:1]) for spec in specs[: len(segments)]]),
-        out_specs=specs[0],
-        check_vma=False,  # the kernel does not say along which axes it varies
-    )(query, key, value, *segments)
+    return on_each_device(here, query, key, value, *(segment_ids or ()))
 
 
 def _on_device(
