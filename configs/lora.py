@@ -15,6 +15,8 @@ from moss_audio_jax.models import lora
 
 def get_config(options="4b"):
     options = options.split(",")
+    if unknown := set(options) - {"", "4b", "8b", "encoder"}:
+        raise ValueError(f"unknown option {min(unknown)!r}; expected 4b, 8b, encoder")
     c = common.get_config("8b" if "8b" in options else "4b")
     c.train.steps = 2000
     c.optimizer.learning_rate = 1e-4

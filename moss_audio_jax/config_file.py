@@ -35,8 +35,11 @@ def read_config_file(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
         values(words)
         return values.config
     except Exception as error:  # whatever a user's Python file may raise
+        text = f"{error} ({type(error).__name__})"
+        if "Traceback (most recent call last)" in text:  # of get_config: what it raised comes last
+            text = str(error).strip().splitlines()[-1]
         # KeyErrors hold the repr of a message of two lines.
-        text = " ".join(str(error).replace("\\n", " ").replace("\\'", "'").split())[:300]
-        raise UsageError(f"{name}: {text} ({type(error).__name__})") from None
+        text = " ".join(text.replace("\\n", " ").replace("\\'", "'").split())[:300]
+        raise UsageError(f"{name}: {text}") from None
     finally:
         sys.path.remove(str(file.parent.resolve()))

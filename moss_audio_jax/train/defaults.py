@@ -15,6 +15,8 @@ from moss_audio_jax.data.augment import Augment
 
 
 def get_config(size: str = "4b") -> ConfigDict:
+    if size not in ("", *RELEASED):
+        raise ValueError(f"size is {size!r}; expected one of {', '.join(RELEASED)}")
     c = ConfigDict()
 
     # What to start from: a checkpoint folder (official or native); "" for a fresh model of

@@ -163,6 +163,14 @@ def test_a_config_file_that_cannot_be_loaded_is_named(text, tmp_path):
         load_config(str(tmp_path / "none.py"))
 
 
+@pytest.mark.parametrize("name", ["sft.py:9b", "lora.py:9b", "lora.py:8b,all", "small/sft.py:tpu"])
+def test_an_argument_that_a_config_does_not_know_is_named(name):
+    word = name.rpartition(":")[2].split(",")[-1]
+    with pytest.raises(UsageError, match=rf"'{word}'; expected ") as error:
+        load(name)
+    assert "Traceback" not in str(error.value)
+
+
 # --- impossible combinations ---------------------------------------------------------------------
 
 
