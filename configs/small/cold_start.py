@@ -16,8 +16,8 @@ def get_config(machine="cpu"):
     small.asked(c)
     c.data.pick = small.REASONING
     c.train.steps = 600
-    c.optimizer.learning_rate = 1.5e-3
-    c.optimizer.warmup = 50
+    c.optimizer.learning_rate = 4e-4
+    c.optimizer.warmup = 30
     c.optimizer.final = 0.0
     c.optimizer.groups = (("audio_encoder/", 0.3), (".*", 1.0))
     return small.on(machine, "cold_start", c)

@@ -24,8 +24,7 @@ def settled(x: Any) -> Any:
     """A tree of arrays as it is, whose gradients are written out once, in the backward pass.
 
     A TPU's compiler would make them anew inside each product that reads them, or join a norm's
-    sums to a product and lose more in its tiling than a pass over memory costs: 5% of a step of
-    the 4B decoder on v5e, as the compiler counts.
+    sums to a product and lose more in its tiling than a pass over memory costs (docs/scaling.md).
     """
     return x
 
