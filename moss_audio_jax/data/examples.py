@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -146,8 +147,7 @@ class ExampleMaker:
         return [row.branches[i] for i in order[: self.branches]]
 
     def _rule(self, branch: Branch) -> Pick:
-        task = branch.task or ""
-        return next((pick for pick in self.pick if re.search(pick.rule, task)), Pick("", 0.0))
+        return _rule(self.pick, branch.task or "")
 
     def _speed(self, row: Row, rng: np.random.Generator) -> float:
         if not self.augment.speeds:
@@ -169,6 +169,12 @@ class ExampleMaker:
 
     def _task(self, name: str) -> int:
         return self.tasks.index(name) + 1 if name in self.tasks else 0
+
+
+@functools.lru_cache(4096)
+def _rule(pick: tuple[Pick, ...], task: str) -> Pick:
+    """The first rule that finds a task."""
+    return next((rule for rule in pick if re.search(rule.rule, task)), Pick("", 0.0))
 
 
 class _Said(NamedTuple):

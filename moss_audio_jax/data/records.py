@@ -63,6 +63,9 @@ class Branch(NamedTuple):
     weight: float = 1.0
 
 
+_NUMBER = (int, float)
+
+
 class Span(NamedTuple):
     """A word or a tag, and when it is heard, in seconds."""
 
@@ -183,17 +186,17 @@ def _branch(index: int, raw: Mapping[str, Any]) -> Branch:
 def _spans(raw: Mapping[str, Any], key: str, name: str) -> tuple[Span, ...] | None:
     if key not in raw:
         return None
-    return tuple(_span(key, i, each, name) for i, each in enumerate(_objects(raw, key)))
-
-
-def _span(key: str, index: int, raw: Mapping[str, Any], name: str) -> Span:
-    text, start, end = (raw.get(k) for k in (name, "start", "end"))
-    times = all(isinstance(t, (int, float)) and not isinstance(t, bool) for t in (start, end))
-    if not isinstance(text, str) or not times or not 0 <= start <= end < math.inf:
-        raise InputError(
-            f'{key}[{index}] is {dict(raw)!r}; expected "{name}" and 0 <= "start" <= "end"'
-        )
-    return Span(text, float(start), float(end))
+    spans = []
+    for index, each in enumerate(_objects(raw, key)):
+        text, start, end = each.get(name), each.get("start"), each.get("end")
+        # By exact types, since True is an int; a row has hundreds of spans, so it must be quick.
+        times = type(start) in _NUMBER and type(end) in _NUMBER
+        if type(text) is not str or not times or not 0 <= start <= end < math.inf:
+            raise InputError(
+                f'{key}[{index}] is {dict(each)!r}; expected "{name}" and 0 <= "start" <= "end"'
+            )
+        spans.append(Span(text, float(start), float(end)))
+    return tuple(spans)
 
 
 def audio_names(messages: Sequence[Any]) -> list[str]:

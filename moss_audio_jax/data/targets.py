@@ -79,9 +79,9 @@ class Targets:
         held = np.zeros((length, len(self.tags)), np.uint8)
         known = {name: index for index, name in enumerate(self.tags)}
         for tag in row.tags:
-            if tag.text in known:
-                here = _covered(tag.start / _TOKEN, tag.end / _TOKEN, length)
-                held[here, known[tag.text]] = 1
+            index = known.get(tag.text)
+            if index is not None:
+                held[_covered(tag.start / _TOKEN, tag.end / _TOKEN, length), index] = 1
         return held
 
     def empty(self, rows: int, chunks: int, tokens: int) -> dict[str, np.ndarray]:
@@ -130,6 +130,8 @@ def _middle(start: float, end: float, length: int) -> int:
 
 def _covered(start: float, end: float, length: int) -> slice:
     """Tokens whose centre a span covers; of a short one, the token it is in."""
-    here = slice(max(round(start), 0), max(round(end), 0))
-    middle = _middle(start, end, length)
-    return here if here.stop > here.start else slice(middle, middle + 1)
+    first, last = max(round(start), 0), max(round(end), 0)
+    if last <= first:
+        first = _middle(start, end, length)
+        last = first + 1
+    return slice(first, last)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -30,7 +31,7 @@ _ONE_OF = {
 _AT_LEAST_ONE = (
     "train.steps", "train.log_every", "train.accumulate", "train.encoder_chunks",
     "train.max_skipped", "checkpoint.every", "checkpoint.keep_last", "data.batch", "data.length",
-    "data.window", "helpers.words",
+    "data.window", "data.echo", "helpers.words",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "train.clip_norm", "train.z_loss", "train.ema", "optimizer.learning_rate", "optimizer.warmup",
@@ -82,6 +83,13 @@ def check(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
             f"data.batch {config.data.batch} is not a multiple of mesh.data * mesh.fsdp * "
             f"train.accumulate = {ways} * {config.train.accumulate}"
         )
+    echo, kept = config.data.echo, config.data.echo_rows
+    if echo > 1 and jax.process_count() > 1:
+        raise UsageError(f"data.echo is {echo}; with several processes it must be 1")
+    if config.data.batch % echo:
+        raise UsageError(f"data.echo {echo} does not divide data.batch {config.data.batch}")
+    if echo > 1 and kept < config.data.batch:
+        raise UsageError(f"data.echo_rows is {kept}; expected at least data.batch")
     if config.eval.every and not config.data.eval:
         raise UsageError(f"eval.every is {config.eval.every} but data.eval names no rows")
     if config.checkpoint.keep_best and not config.eval.every:

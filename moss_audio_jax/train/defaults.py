@@ -40,6 +40,9 @@ def get_config(size: str = "4b") -> ConfigDict:
     data.streams = 0  # independent orders; 0 = chosen; divides the batch
     data.window = 64  # examples that are packed with one another
     data.workers = 0  # decoding processes; 0 = in this one
+    # Steps that see a row, on average: more than 1 where a device outruns its host; train/echo.py.
+    data.echo = 1
+    data.echo_rows = 1024  # newest rows, kept on the device, of which they are drawn
     data.time_markers = True
     data.max_bad_share = 0.05  # more unusable rows than this stop the run
     data.augment = ConfigDict(dataclasses.asdict(Augment()))  # speed, SpecAugment; none

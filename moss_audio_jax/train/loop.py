@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -28,6 +29,7 @@ from moss_audio_jax.sharding import make_mesh, param_shardings
 from moss_audio_jax.train import export, samples
 from moss_audio_jax.train.check import check
 from moss_audio_jax.train.checkpoints import Checkpoints
+from moss_audio_jax.train.echo import Echo
 from moss_audio_jax.train.helpers import FROM_TAGS, FROM_WORDS, NAMES, Helpers, init_helpers
 from moss_audio_jax.train.metrics import Metrics, cut_back
 from moss_audio_jax.train.optimizer import factors, make_optimizer, schedule
@@ -110,17 +112,21 @@ def train(config: Any, workdir: Path) -> int:
     stop = _StopSignal()
     overdue = _Overdue(60 * config.checkpoint.minutes)
 
+    fresh_rows = dataclasses.replace(loader_config, batch=loader_config.batch // config.data.echo)
     loader = Loader(
-        mixture, start.tokenizer, start.model.encoder, loader_config,
+        mixture, start.tokenizer, start.model.encoder, fresh_rows,
         jax.process_index(), jax.process_count(), str(workdir),
     )  # fmt: skip
     if saved_data is not None:
         loader.restore(saved_data)
-    waiting: list[tuple[int, dict, float]] = []  # steps whose numbers are still on the device
+    echo = None
+    if config.data.echo > 1:
+        echo = Echo(loader_config.batch, config.data.echo_rows, config.train.seed, mesh)
+    waiting: list[dict] = []  # numbers of steps, still on the device
     eval_loss = None
 
     def save(step: int) -> None:
-        _collect(waiting, totals)
+        _collect(waiting, totals, rows.rows * rows.tokens)
         run = {"totals": totals, "config": json.loads(config.to_json_best_effort())}
         checkpoints.save(step, state, run, loader.state(), eval_loss)
         overdue.saved()
@@ -135,12 +141,14 @@ def train(config: Any, workdir: Path) -> int:
                     with rows_log.open("a") as file:
                         file.write(json.dumps({"step": step + 1, "rows": batch.row_ids}) + "\n")
                 placed = _place(batch.arrays, mesh)
+                if echo:
+                    placed = echo(step, placed)
                 state, numbers = step_fn(state, placed)
                 step += 1
-                waiting.append((step, numbers, batch.stats["room"] * jax.process_count()))
+                waiting.append(numbers)
 
                 if step % config.train.log_every == 0 or step == config.train.steps:
-                    values = _collect(waiting, totals)
+                    values = _collect(waiting, totals, rows.rows * rows.tokens)
                     metrics.write(step, values | _task_losses(values, config.data.tasks))
                     if int(state["skipped"]) >= config.train.max_skipped:
                         save(step)
@@ -264,10 +272,13 @@ def _place(arrays: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, 
     }
 
 
-def _collect(waiting: list, totals: dict[str, Any]) -> dict[str, Any]:
-    """Fetches the numbers of all steps since the last time; returns those of the newest."""
+def _collect(waiting: list, totals: dict[str, Any], room: int) -> dict[str, Any]:
+    """Fetches the numbers of all steps since the last time; returns those of the newest.
+
+    `room`: tokens of a batch, padding included.
+    """
     values: dict[str, Any] = {}
-    for _, numbers, room in waiting:
+    for numbers in waiting:
         n = jax.device_get(numbers)
         seconds = float(n["audio_frames"]) / 100
         totals["tokens_seen"] += int(n["tokens"])
