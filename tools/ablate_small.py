@@ -6,13 +6,16 @@
 Every variant gets the same budget and at least two seeds. `baseline`, `no_deepstack` and
 `no_markers` read the same trained encoder, frozen: the adapter, mergers and decoder learn from
 nothing for --steps. `chunked`, `full` and `sliding` first train an encoder of their own for
-`--encoder-steps`. Each model then answers --scenes held-out scenes. Prints a table, mean and range
-over the seeds, and writes WORKDIR/ablations/table.md. What is finished is kept.
+--encoder-steps. Each model then answers --scenes held-out scenes. Prints a table, mean and range
+over the seeds, and writes WORKDIR/ablations/table.md. What is finished is kept; --jobs trains so
+many at a time, and --train-only leaves the answers to another machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import itertools
 import json
 import subprocess
 import sys
@@ -22,6 +25,11 @@ from pathlib import Path
 import numpy as np
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "small"
+# A clip is one chunk there: room for joined clips of 32 s, and for scenes.
+WHOLE_CLIPS = {
+    "encoder": ("--config.data.frames=3200", "--config.data.chunks=2"),
+    "adapter": ("--config.data.frames=1280", "--config.data.chunks=8"),
+}
 # variant -> (config overrides, the encoder's attention where it trains one of its own)
 VARIANTS: Mapping[str, tuple[Sequence[str], str | None]] = {
     "baseline": ((), None),
@@ -43,7 +51,7 @@ FIGURES = (  # (what it hears, key of the score's "strict")
 
 
 def train(workdir: Path, run: Path, config: str, seed: int, words: Sequence[str]) -> Path:
-    """A stage, run or continued in `run`; its export."""
+    """A stage ("encoder.py:gpu"), run or continued in `run`; its export."""
     if not (run / "export" / "config.json").exists():
         command = [
             sys.executable, "-m", "moss_audio_jax.train", "--config", str(CONFIGS / config),
@@ -69,28 +77,26 @@ def scored(data: Path, export: Path, run: Path) -> dict[str, float]:
     return json.loads(score.read_text(encoding="utf-8"))["strict"]
 
 
-def variant(
-    workdir: Path, name: str, seed: int, steps: int, encoder_steps: int, data: Path
-) -> dict[str, float]:
+def trained(workdir: Path, name: str, seed: int, args: argparse.Namespace) -> Path:
+    """A variant's model; its folder is named for the seed."""
     overrides, layout = VARIANTS[name]
     folder = workdir / "ablations" / f"{name}-{seed}"
     encoder = workdir / "encoder" / "export"
-    attention = []
+    shape: dict[str, Sequence[str]] = dict.fromkeys(WHOLE_CLIPS, ())
     if layout:
-        attention = [f"--config.encoder_attention={layout}"]
-        words = [f"--config.train.steps={encoder_steps}", *attention]
-        if layout != "chunked":  # a clip is one row of attention: as long as a chunked row holds
-            words.append("--config.data.frames=3200")
-        encoder = train(workdir, folder / "encoder", "encoder.py", seed, words)
+        attention = f"--config.encoder_attention={layout}"
+        shape = {
+            stage: (attention, *(words if layout != "chunked" else ()))
+            for stage, words in WHOLE_CLIPS.items()
+        }
+        words = [f"--config.train.steps={args.encoder_steps}", *shape["encoder"], *args.overrides]
+        encoder = train(workdir, folder / "encoder", f"encoder.py:{args.machine}", seed, words)
     words = [
         f"--config.init_from=encoder={encoder}", "--config.tokenizer=tokenizer",
-        f"--config.train.steps={steps}", "--config.optimizer.schedule=cosine", *overrides,
-        *attention,
+        f"--config.train.steps={args.steps}", "--config.optimizer.schedule=cosine", *overrides,
+        *shape["adapter"], *args.overrides,
     ]  # fmt: skip
-    if layout in ("full", "sliding"):
-        words.append("--config.data.frames=1280")
-    export = train(workdir, folder / "answers", "adapter.py", seed, words)
-    return scored(data, export, folder)
+    return train(workdir, folder / "answers", f"adapter.py:{args.machine}", seed, words)
 
 
 def main() -> None:
@@ -100,24 +106,32 @@ def main() -> None:
     options.add_argument("--workdir", type=Path, required=True, metavar="DIR")
     options.add_argument("--only", nargs="+", choices=tuple(VARIANTS), default=tuple(VARIANTS))
     options.add_argument("--seeds", nargs="+", type=int, default=(0, 1))
+    options.add_argument("--machine", choices=("cpu", "gpu"), default="cpu")
+    options.add_argument("--jobs", type=int, default=1)
+    options.add_argument("--train-only", action="store_true")
     options.add_argument("--steps", type=int, default=400)
     options.add_argument("--encoder-steps", type=int, default=1200)
     options.add_argument("--scenes", type=int, default=100)
-    args = options.parse_args()
+    args, args.overrides = options.parse_known_args()
+    if unknown := [word for word in args.overrides if not word.startswith("--config.")]:
+        options.error(f"unknown option {unknown[0]}; all stages take --config.KEY=VALUE")
     workdir = args.workdir.resolve()
+    runs = list(itertools.product(args.only, args.seeds))
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        exports = list(pool.map(lambda run: trained(workdir, *run, args), runs))
+    if args.train_only:
+        return
     data = workdir / f"test-{args.scenes}"
     if not (data / "rows.jsonl").exists():
         subprocess.run(
             [sys.executable, "-m", "moss_audio_jax.world", "--count", str(args.scenes),
              "--output", str(data), "--split", "test"], check=True,
         )  # fmt: skip
-    found = {
-        name: [
-            variant(workdir, name, seed, args.steps, args.encoder_steps, data)
-            for seed in args.seeds
-        ]
-        for name in args.only
-    }
+    found: dict[str, list] = {name: [] for name in args.only}
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        scores = pool.map(lambda export: scored(data, export, export.parents[1]), exports)
+        for (name, _), score in zip(runs, scores, strict=True):
+            found[name].append(score)
     lines = [f"| what | {' | '.join(found)} |", "|---" * (1 + len(found)) + "|"]
     for what, key in FIGURES:
         cells = []

@@ -69,6 +69,8 @@ def on(machine, stage, c):
         c.train.steps, c.optimizer.warmup = GPU[stage]
         c.data.batch = 16
         c.data.workers = 12
+        c.data.echo = 4  # a GPU trains on rows faster than its host makes them
+        c.data.echo_rows = 2048
         c.train.dtype = "bfloat16"
         c.train.encoder_chunks = 512  # all at once
         c.train.log_every = 100

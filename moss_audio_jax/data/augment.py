@@ -48,6 +48,10 @@ class Augment:
             if not 0 <= getattr(self, key) <= most:
                 raise InputError(f"augment.{key} is {getattr(self, key)!r}; expected 0 to {most:g}")
 
+    @property
+    def masked(self) -> bool:
+        return bool(self.freq_masks or self.time_masks)
+
 
 def rng_for(seed: int, index: int) -> np.random.Generator:
     """The generator of one example's random choices."""
@@ -63,7 +67,7 @@ def change_speed(wav: np.ndarray, speed: float) -> np.ndarray:
 
 def mask_mel(mel: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:
     """SpecAugment on a log-mel [bins, frames]: a copy with bands and stretches at its minimum."""
-    if not augment.freq_masks and not augment.time_masks:
+    if not augment.masked:
         return mel
     bins, frames = mel.shape
     blank = mel.min()

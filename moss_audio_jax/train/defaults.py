@@ -45,7 +45,8 @@ def get_config(size: str = "4b") -> ConfigDict:
     data.echo_rows = 1024  # newest rows, kept on the device, of which they are drawn
     data.time_markers = True
     data.max_bad_share = 0.05  # more unusable rows than this stop the run
-    data.augment = ConfigDict(dataclasses.asdict(Augment()))  # speed, SpecAugment; none
+    # Speed, warp, SpecAugment; none. With `echo`, masks are drawn anew each time a row is seen.
+    data.augment = ConfigDict(dataclasses.asdict(Augment()))
     data.tasks = ()  # names of tasks whose losses are reported apart
     data.branches = 1  # of a row with several branches: how many share its clip at a visit; 0: none
     # Of branches: (regex of a task, how often[, weight in the loss]); the first match wins.

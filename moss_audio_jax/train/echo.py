@@ -2,11 +2,12 @@
 
 For an accelerator that takes rows faster than its host makes them. Each step brings batch / k new
 rows and draws the others of its batch among the newest rows, without drawing one twice, so that a
-row is seen k times on average, far apart.
+row is seen k times on average, far apart, each time behind other masks (SpecAugment).
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from moss_audio_jax.data.augment import Augment
 from moss_audio_jax.train.step import batch_shardings
 
 Batch = dict[str, jax.Array]
@@ -26,9 +28,10 @@ class Echo:
     it has until then.
     """
 
-    def __init__(self, batch: int, kept: int, seed: int, mesh: Mesh):
-        """`batch`: rows of a step; `kept`: so many rows are drawn from."""
+    def __init__(self, batch: int, kept: int, seed: int, mesh: Mesh, masks: Augment | None = None):
+        """`batch`: rows of a step; `kept`: so many rows are drawn from; `masks` of their mels."""
         self._batch, self._kept, self._seed, self._mesh = batch, kept, seed, mesh
+        self._masks = masks or Augment()
         self._rows: Batch | None = None
         self._seen = 0
 
@@ -44,7 +47,7 @@ class Echo:
                 for name, x in fresh.items()
             }
             self._exchange = jax.jit(
-                _exchange, donate_argnums=0,
+                functools.partial(_exchange, self._masks), donate_argnums=0,
                 out_shardings=(None, batch_shardings(shapes, self._mesh)),
             )  # fmt: skip
         at = (self._seen + np.arange(count)) % self._kept
@@ -58,10 +61,45 @@ class Echo:
         else:  # the first steps: there are not enough yet
             drawn = draw.choice(held, needed)
         places = np.concatenate([at, drawn]).astype(np.int32)
-        self._rows, batch = self._exchange(self._rows, fresh, at.astype(np.int32), places)
+        key = jax.random.fold_in(jax.random.key(self._seed), step)
+        self._rows, batch = self._exchange(self._rows, fresh, at.astype(np.int32), places, key)
         return batch
 
 
-def _exchange(rows: Batch, fresh: Batch, at: Any, places: Any) -> tuple[Batch, Batch]:
+def _exchange(
+    masks: Augment, rows: Batch, fresh: Batch, at: Any, places: Any, key: jax.Array
+) -> tuple[Batch, Batch]:
     rows = {name: x.at[at].set(fresh[name]) for name, x in rows.items()}
-    return rows, {name: x[places] for name, x in rows.items()}
+    batch = {name: x[places] for name, x in rows.items()}
+    if masks.masked:
+        batch["mels"] = mask_mels(batch["mels"], batch["frames"], masks, key)
+    return rows, batch
+
+
+def mask_mels(mels: jax.Array, frames: jax.Array, masks: Augment, key: jax.Array) -> jax.Array:
+    """`data.augment.mask_mel` of each chunk, on the device.
+
+    Args:
+      mels: [B, C, F, bins]; frames: int [B, C], how many of a chunk's F are sound.
+    """
+    *chunks, size, bins = mels.shape
+    inside = jnp.arange(size) < frames[..., None]  # [B, C, F]
+    blank = jnp.min(jnp.where(inside[..., None], mels, jnp.inf), axis=(-1, -2), keepdims=True)
+    freq, time = jax.random.split(key)
+    widest = jnp.full(chunks, min(masks.freq_width, bins))
+    hidden = _stretches(freq, masks.freq_masks, widest, jnp.full(chunks, bins), bins)[..., None, :]
+    longest = jnp.minimum(masks.time_width, (frames * masks.time_share).astype(int))
+    late = _stretches(time, masks.time_masks, longest, frames, size)[..., None]
+    return jnp.where((hidden | late) & inside[..., None], blank, mels).astype(mels.dtype)
+
+
+def _stretches(
+    key: jax.Array, count: int, longest: jax.Array, room: jax.Array, size: int
+) -> jax.Array:
+    """bool [..., size]: in `count` stretches of 0 to `longest` places somewhere in `room`."""
+    width, start = jax.random.uniform(key, (2, count, *longest.shape))
+    width = jnp.floor(width * (longest + 1))
+    start = jnp.floor(start * (room - width + 1))
+    places = jnp.arange(size)
+    stretches = (places >= start[..., None]) & (places < (start + width)[..., None])
+    return jnp.any(stretches, axis=0)

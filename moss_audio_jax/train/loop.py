@@ -112,16 +112,20 @@ def train(config: Any, workdir: Path) -> int:
     stop = _StopSignal()
     overdue = _Overdue(60 * config.checkpoint.minutes)
 
-    fresh_rows = dataclasses.replace(loader_config, batch=loader_config.batch // config.data.echo)
+    fresh_rows, echo = loader_config, None
+    if config.data.echo > 1:
+        masks = loader_config.augment
+        unmasked = dataclasses.replace(masks, freq_masks=0, time_masks=0)
+        fresh_rows = dataclasses.replace(
+            loader_config, batch=loader_config.batch // config.data.echo, augment=unmasked
+        )
+        echo = Echo(loader_config.batch, config.data.echo_rows, config.train.seed, mesh, masks)
     loader = Loader(
         mixture, start.tokenizer, start.model.encoder, fresh_rows,
         jax.process_index(), jax.process_count(), str(workdir),
     )  # fmt: skip
     if saved_data is not None:
         loader.restore(saved_data)
-    echo = None
-    if config.data.echo > 1:
-        echo = Echo(loader_config.batch, config.data.echo_rows, config.train.seed, mesh)
     waiting: list[dict] = []  # numbers of steps, still on the device
     eval_loss = None
 

@@ -215,6 +215,8 @@ def test_a_run_that_can_be_is_not_refused(run_config, tmp_path):
         (["model.encoder.tap_layers=[9]"], r"config\.model: encoder\.tap_layers"),
         (["model.inject_layers=9"], r"config\.model: inject_layers 9"),
         (["data.streams=3"], r"data\.streams 3 .* data\.batch 8"),
+        (["data.echo=3"], r"data\.echo 3 does not divide data\.batch 8"),
+        (["data.echo=2", "data.echo_rows=4"], r"data\.echo_rows is 4"),
         # names
         (["train.remat=half"], r"train\.remat is 'half'; expected one of none"),
         (["train.attention=flash"], r"train\.attention is 'flash'; expected one of auto"),

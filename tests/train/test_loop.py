@@ -40,6 +40,16 @@ def test_it_learns_by_heart_and_the_export_says_so(run_config, corpus, tmp_path)
         assert (reply.text, reply.finish_reason) == (answer, "stop")
 
 
+def test_with_echo_fewer_rows_are_made_and_all_are_learned(run_config, tmp_path):
+    config = run_config("train.steps=60", "optimizer.learning_rate=1e-2", "data.echo=4",
+                        "data.echo_rows=8", "data.batch=4", "train.log_every=20",
+                        "data.log_rows=true")  # fmt: skip
+    assert train(config, tmp_path) == 0
+    assert log(tmp_path)[-1]["loss"] < 0.05
+    made = log(tmp_path, "rows-0.jsonl")
+    assert [len(step["rows"]) for step in made] == [1] * 60  # of 4 that a step takes
+
+
 def test_lora_is_saved_alone_and_merged_in_the_export(run_config, corpus, tmp_path):
     config = run_config("lora.rank=2", "lora.alpha=4", "train.steps=3", "optimizer.warmup=1",
                         "optimizer.learning_rate=1e-2", "checkpoint.export=official")  # fmt: skip
