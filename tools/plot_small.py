@@ -79,10 +79,11 @@ def main() -> None:
                     colour = f"C{[k for k, _ in curves].index(key)}"
                     first = label not in axis.get_legend_handles_labels()[1]
                     axis.plot(x, smooth(y), colour, label=label if first else None, lw=1.4)
-        for stage, start in starts.items():
+        for number, (stage, start) in enumerate(starts.items()):
             axis.axvline(start, color="0.8", lw=0.8, zorder=0)
-            if axis is axes[0]:
-                axis.text(start, 1.02, f" {stage}", transform=axis.get_xaxis_transform(), size=8)
+            if axis is axes[0]:  # a short stage's name must not meet the next one's
+                place = axis.get_xaxis_transform()
+                axis.text(start, (1.01, 1.07)[number % 2], f" {stage}", transform=place, size=8)
         axis.set_ylabel(f"{title}\nnats", size=9)
         axis.set_ylim(bottom=0)
         axis.legend(fontsize=8, ncols=2, frameon=False)

@@ -1,6 +1,7 @@
 """Scores the small model on held-out scenes; prints a table and writes WORKDIR/scores.
 
     python tools/score_small.py --workdir small [--checkpoint DIR] [--scenes 300]
+    python tools/score_small.py --workdir small --splits train      scenes that it was trained on
 
 Makes the scenes of each split (`moss-audio-jax world`), asks (`evaluate infer`) and scores
 (`evaluate score --benchmark world`). Asking goes on where it was stopped. Needs the extras `world`
@@ -24,7 +25,9 @@ SPLITS = {
     "test_random_order": "asr",
     "test_voices": "asr,asr_words",
     "test_combinations": "events",
+    "train": "asr,events,choice_letter,choice_text,tempo",
 }
+HELD_OUT = tuple(split for split in SPLITS if split != "train")
 FIGURES = (  # (what, split, key of the score's "strict", what the issue asks for)
     ("WER, held-out sentences, %", "test", "wer", "<= 3"),
     ("WER, random order, %", "test_random_order", "wer", "<= 10"),
@@ -37,6 +40,10 @@ FIGURES = (  # (what, split, key of the score's "strict", what the issue asks fo
     ("multiple choice, %", "test", "choice_accuracy", ">= 90"),
     ("tempo within 5%, %", "test", "tempo_accuracy", ">= 85"),
     ("other short answers, %", "test", "open_accuracy", ""),
+    ("WER, scenes of the training, %", "train", "wer", ""),
+    ("event timeline F1, scenes of the training", "train", "event_f1", ""),
+    ("multiple choice, scenes of the training, %", "train", "choice_accuracy", ""),
+    ("tempo within 5%, scenes of the training, %", "train", "tempo_accuracy", ""),
 )
 
 
@@ -51,7 +58,7 @@ def main() -> None:
     options.add_argument("--workdir", type=Path, required=True, metavar="DIR")
     options.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, metavar="DIR")
     options.add_argument("--scenes", type=int, default=300)
-    options.add_argument("--splits", nargs="+", choices=tuple(SPLITS), default=tuple(SPLITS))
+    options.add_argument("--splits", nargs="+", choices=tuple(SPLITS), default=HELD_OUT)
     options.add_argument("--output", type=Path, help="default WORKDIR/scores")
     args = options.parse_args()
     output = args.output or args.workdir / "scores"

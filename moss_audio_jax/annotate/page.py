@@ -21,13 +21,17 @@ _STYLE = "td:first-child { white-space: nowrap; color: #666; }\n.small { color: 
 _SEGMENTS, _VOICES = "#555555", "#7a6aa8"
 
 
-def page(clips: Sequence[Sequence[Record]], out: Path, seconds: float) -> str:
+def page(
+    clips: Sequence[Sequence[Record]], out: Path, seconds: float, warnings: Sequence[str] = ()
+) -> str:
     """The HTML of files given by their records; of each its first `seconds`, more or less.
 
     Args:
       out: the folder that the records' clips are relative to.
+      warnings: about the whole run, shown first.
     """
     intro = "<p>Click into a spectrogram to play from there.</p>"
+    intro += "".join(f"<p><b>Warning:</b> {html.escape(each)}</p>" for each in warnings)
     parts = [_section(records, out, seconds) for records in clips if records]
     return timeline.document(f"{len(parts)} annotated files", [intro, *parts], _STYLE)
 

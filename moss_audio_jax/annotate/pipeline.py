@@ -45,6 +45,9 @@ from moss_audio_jax.weights.convert import read_config
 from moss_audio_jax.weights.heads import load_heads
 
 
+_SPOKEN = 4  # segments with speech before it is judged whether systems agree on them
+
+
 @dataclasses.dataclass(frozen=True)
 class Summary:
     """sources, segments, rows: how many. failed: (path, why). dropped: reason -> how often."""
@@ -211,6 +214,8 @@ def _gathered(
     def segments() -> Iterator[Record]:
         for _, record in records():
             counts["segments"] += 1
+            counts["spoken"] += any(each["text"] for each in record["asr"])
+            counts["agreed"] += bool(record["transcript"])
             if record["end"] - record["start"] < config.rows.min_seconds:
                 at = {key: record[key] for key in ("audio", "start", "end")}
                 why = f"dropped: shorter than {config.rows.min_seconds:g} s"
@@ -231,6 +236,13 @@ def _gathered(
                     note(**at, field=f"row {row['id']}", reason=f"dropped: {why}")
 
     write_lines(out / _named("segments.jsonl", shard), segments())
+    if counts["spoken"] >= _SPOKEN and counts["agreed"] < counts["spoken"] / 2:
+        warnings.append(
+            f"only {counts['agreed']} of {counts['spoken']} segments with speech have a transcript "
+            "that the systems agree on: this may be sound that they do not know, and what they say "
+            "of its sounds and music a guess. Name experts that know it: experts and "
+            "speech.systems of the config (docs/annotate.md)"
+        )
     write_lines(out / _named(rows_name, shard), rows())
     write_lines(out / _named("dropped.jsonl", shard), notes)
     seconds = sum(done[source.id]["seconds"] for source in whole)
@@ -256,7 +268,7 @@ def _gathered(
     shown = [(s, list(read_records(out, s))) for s in whole[: config.page_clips]]
     _whole(
         out / _named("index.html", shard),
-        page.page([records for _, records in shown], out, config.page_seconds),
+        page.page([records for _, records in shown], out, config.page_seconds, warnings),
     )
     return Summary(
         len(sources), counts["segments"], counts["rows"], seconds, failed, dropped, warnings

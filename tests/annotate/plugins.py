@@ -12,6 +12,10 @@ def transcribe(request):
     return {"text": "hello there my friend", "language": "en"}
 
 
+def mishear(request):
+    return {"text": "nothing of the kind at all", "language": "en"}
+
+
 def align(request):
     words = request["evidence"]["text"].split()
     step = request["duration"] / (len(words) + 1)

@@ -129,6 +129,18 @@ def test_the_same_file_twice_gives_its_rows_once(corpus, tmp_path):
     assert reasons[f"dropped: the same sound as in {tmp_path / 'a.wav'}"] >= len(rows)
 
 
+def test_a_run_on_sound_that_the_systems_do_not_know_says_so(corpus, tmp_path):
+    folder, _, agreed = corpus
+    assert json.loads((agreed / "manifest.json").read_text())["warnings"] == []
+    config = runs.config()
+    runs.expert("two", "plugins:mishear", config)
+    summary = runs.run(folder, tmp_path, config)
+    (warning,) = summary.warnings
+    assert warning.startswith("only 0 of 4 segments with speech have a transcript")
+    assert json.loads((tmp_path / "manifest.json").read_text())["warnings"] == [warning]
+    assert "only 0 of 4 segments" in (tmp_path / "index.html").read_text()
+
+
 def test_shards_and_workers_make_one_run(corpus, tmp_path):
     folder, _, out = corpus
     for index in (1, 0):
