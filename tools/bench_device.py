@@ -79,15 +79,14 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--xla", type=names, default=None, metavar="KEY=VALUE,..",
                         help="compiler options of all but decode; '' for none; default on a GPU "
                         "xla_gpu_enable_triton_gemm=false: fewer to try")  # fmt: skip
+    parser.add_argument("--decode-xla", type=names, default=[], metavar="KEY=VALUE,..")
     args = parser.parse_args()
     if wrong := set(args.parts) - set(PARTS):
         parser.error(f"--parts: {sorted(wrong)[0]!r}; expected some of {', '.join(PARTS)}")
     args.parts = [part for part in PARTS if part in args.parts]
     if args.xla is None:
         args.xla = ["xla_gpu_enable_triton_gemm=false"] if kernel() == "cudnn" else []
-    options = dict(option.split("=", 1) for option in args.xla if option)
-    # As JSON where it is JSON: XLA takes no "false" for a truth value.
-    args.xla = {key: _value(text) for key, text in options.items()}
+    args.xla, args.decode_xla = _options(args.xla), _options(args.decode_xla)
     stats = jax.local_devices()[0].memory_stats() or {}
     args.tokens = args.tokens or (32768 if stats.get("bytes_limit", 0) > 100 * GIB else 16384)
     args.whole, args.lengths, args.attention_tokens = RELEASED["4b"], [4096, 8192], 16384
@@ -106,6 +105,12 @@ def parsed() -> argparse.Namespace:
     return args
 
 
+def _options(words: list[str]) -> dict[str, Any]:
+    """{key: value} of KEY=VALUE; as JSON where it is: XLA takes no "false" for a truth value."""
+    pairs = (word.split("=", 1) for word in words if word)
+    return {key: _value(text) for key, text in pairs}
+
+
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
@@ -117,9 +122,10 @@ def main() -> None:
     args = parsed()
     clock = Clock(args.budget, args.parts)
     device = jax.devices()[0]
+    stats = device.memory_stats()
     clock.emit("device", kind=device.device_kind, count=jax.device_count(), jax=jax.__version__,
-               kernel=kernel(), xla=args.xla, memory=device.memory_stats() and round(
-                   device.memory_stats().get("bytes_limit", 0) / GIB, 1))  # fmt: skip
+               kernel=kernel(), xla=args.xla, decode_xla=args.decode_xla,
+               memory=stats and round(stats.get("bytes_limit", 0) / GIB, 1))  # fmt: skip
     for part in args.parts:
         clock.guarded(part, None, functools.partial(PARTS[part], args, clock))
         gc.collect()

@@ -62,7 +62,7 @@ def bench_decode(args: argparse.Namespace, clock: Clock) -> None:
         )
         numbers = jnp.int32(steps), jnp.int32(1)
         lowered = serving.decode_until.lower(params, slots, *numbers, reach=size, **static)
-        program, compile_seconds = compiled(lowered)
+        program, compile_seconds = compiled(lowered, args.decode_xla)
         held = {"slots": slots}
         del slots
 
