@@ -26,7 +26,8 @@ SFT = (
 )  # fmt: skip
 REASONING = (("reason", 4.0), *(rule for rule in SFT if rule[0] != "reason"))
 
-# On a GPU, in steps of 16 rows: (steps, warmup) of each stage; the last was not run there.
+# On a GPU, in steps of 16 rows: (steps, warmup) of each stage, those of the shipped model; its last
+# stage ran on CPUs.
 GPU = {
     "encoder": (2500, 133),
     "adapter": (500, 60),
@@ -69,8 +70,6 @@ def on(machine, stage, c):
         c.train.steps, c.optimizer.warmup = GPU[stage]
         c.data.batch = 16
         c.data.workers = 12
-        c.data.echo = 4  # a GPU trains on rows faster than its host makes them
-        c.data.echo_rows = 2048
         c.train.dtype = "bfloat16"
         c.train.encoder_chunks = 512  # all at once
         c.train.log_every = 100
