@@ -39,7 +39,7 @@ VARIANTS: Mapping[str, tuple[Sequence[str], str | None]] = {
     "full": ((), "full"),
     "sliding": ((), "sliding"),
 }
-TASKS = "asr,asr_words,events,time_what,time_when,choice_text,tempo"
+TASKS = "asr,asr_words,events,time_when,tempo"
 FIGURES = (  # (what it hears, key of the score's "strict")
     ("speech: WER, %", "wer"),
     ("speech: AAS, ms a slot", "aas_slot_ms"),

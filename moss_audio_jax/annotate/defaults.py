@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     c.silence_dbfs = -70.0  # a segment whose loudest 50 ms lies below is silent
 
     s = c.speech = ConfigDict()
-    s.systems = ("ctc", "decoder")  # of the small model, or names of experts
+    s.systems = ("decoder", "ctc")  # or names of experts; of two the first counts
     s.min_systems = 2  # transcripts that must be there
     s.threshold = 0.3  # of the WER (zh: CER) between them
     s.gate = 0.25  # profile's speech or human voice from which systems are asked

@@ -44,7 +44,6 @@ from moss_audio_jax.evaluate.journal import write_lines
 from moss_audio_jax.weights.convert import read_config
 from moss_audio_jax.weights.heads import load_heads
 
-
 _SPOKEN = 4  # segments with speech before it is judged whether systems agree on them
 
 
