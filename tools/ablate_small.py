@@ -81,6 +81,8 @@ def trained(workdir: Path, name: str, seed: int, args: argparse.Namespace) -> Pa
     """A variant's model; its folder is named for the seed."""
     overrides, layout = VARIANTS[name]
     folder = workdir / "ablations" / f"{name}-{seed}"
+    if (folder / "answers" / "export" / "config.json").exists():  # its encoder may lie elsewhere
+        return folder / "answers" / "export"
     encoder = workdir / "encoder" / "export"
     shape: dict[str, Sequence[str]] = dict.fromkeys(WHOLE_CLIPS, ())
     if layout:

@@ -68,11 +68,12 @@ def main() -> None:
     run("moss_audio_jax.annotate", "--input", scenes / "wav", "--output", annotated)
     found: dict[str, list[float]] = {}
     for name, folder in (("exact", scenes), ("annotated", annotated)):
-        count = sum(1 for _ in rows(folder).open(encoding="utf-8"))
+        trained, tested = rows(folder), rows(held_out)
         found[name] = [
-            loss(workdir / f"{name}-{seed}", rows(folder), rows(held_out), seed, args.steps)
+            loss(workdir / f"{name}-{seed}", trained, tested, seed, args.steps)
             for seed in args.seeds
         ]
+        count = len(trained.read_text(encoding="utf-8").splitlines())
         print(f"{name}: {count} rows, held-out loss {[round(x, 3) for x in found[name]]}")
     exact, made = (np.mean(found[name]) for name in ("exact", "annotated"))
     print(f"{exact:.3f} on exact labels, {made:.3f} on annotated rows: {made / exact - 1:+.1%}")

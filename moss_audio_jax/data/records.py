@@ -42,6 +42,7 @@ from moss_audio_jax.errors import InputError
 MAGIC = b"MAJ1"
 _HEADER = struct.Struct("<4sI")
 MEL_DTYPES = ("bfloat16", "float16", "float32")
+_NUMBER = (int, float)
 
 
 class AudioFile(NamedTuple):
@@ -61,9 +62,6 @@ class Branch(NamedTuple):
     messages: Sequence[Mapping[str, Any]]
     task: str | None = None
     weight: float = 1.0
-
-
-_NUMBER = (int, float)
 
 
 class Span(NamedTuple):
