@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,17 +34,25 @@ settled.defvjp(lambda x: (x, None), lambda _, grads: (jax.lax.optimization_barri
 
 
 class Linear(nn.Module):
-    """x [..., in] -> x @ kernel [in, out] (+ bias [out])."""
+    """x [..., in] -> x @ kernel [in, out] (+ bias [out]).
 
-    features: int
+    With `features` (N, H) the output is [..., N, H]; with `axes` 2 so is the input. The kernel is
+    a matrix all the same.
+    """
+
+    features: int | tuple[int, ...]
     use_bias: bool = False
+    axes: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (x.shape[-1], self.features)
-        y = matmul(x, self.param("kernel", nn.initializers.lecun_normal(), shape))
+        shape = self.features if isinstance(self.features, tuple) else (self.features,)
+        n_in, n_out = math.prod(x.shape[-self.axes :]), math.prod(shape)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (n_in, n_out))
+        y = matmul(x, kernel, axes=self.axes, shape=shape)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (n_out,))
+            y = y + bias.astype(x.dtype).reshape(shape)
         return y
 
 

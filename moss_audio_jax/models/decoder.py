@@ -40,16 +40,14 @@ class SelfAttention(nn.Module):
         cfg = self.config
 
         def heads(name: str, count: int) -> jax.Array:
-            y = Linear(count * cfg.head_dim, name=name)(x)
-            y = y.reshape(*x.shape[:2], count, cfg.head_dim)
+            y = Linear((count, cfg.head_dim), name=name)(x)
             return constrain(y, "batch", "tokens", "heads", None)
 
         query = RMSNorm(cfg.norm_eps, name="q_norm")(heads("q_proj", cfg.heads))
         key = RMSNorm(cfg.norm_eps, name="k_norm")(heads("k_proj", cfg.kv_heads))
         value = heads("v_proj", cfg.kv_heads)
         out, state = attend(rotate(query, angles), rotate(key, angles), value)
-        out = out.reshape(*x.shape[:2], cfg.heads * cfg.head_dim)
-        return Linear(cfg.hidden_size, name="o_proj")(out), state
+        return Linear(cfg.hidden_size, axes=2, name="o_proj")(out), state
 
 
 class DecoderLayer(nn.Module):

@@ -65,7 +65,8 @@ def attached(alpha: float) -> Iterator[None]:
         if not is_linear or not module.has_variable("params", "lora_a"):
             return y
         a, b = (module.get_variable("params", name) for name in ("lora_a", "lora_b"))
-        return y + matmul(matmul(args[0], a), b) * (alpha / a.shape[-1])
+        inner = matmul(args[0], a, axes=module.axes)
+        return y + matmul(inner, b, shape=y.shape[inner.ndim - 1 :]) * (alpha / a.shape[-1])
 
     with nn.intercept_methods(add):
         yield

@@ -40,19 +40,35 @@ def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
-def matmul(x: jax.Array, kernel: Kernel, dtype: jnp.dtype | None = None) -> jax.Array:
+def matmul(
+    x: jax.Array,
+    kernel: Kernel,
+    dtype: jnp.dtype | None = None,
+    *,
+    axes: int = 1,
+    shape: tuple[int, ...] = (-1,),
+) -> jax.Array:
     """[..., in] @ [in, out] -> [..., out] in `dtype`, by default x's.
 
     Of an int8 kernel the product meets the steps themselves, which every dtype holds exactly, and
     is scaled afterwards: the conversion can take place inside the product, and memory is read as
     int8.
+
+    Args:
+      axes: how many of x's last axes are `in`: 2 of heads [..., N, H].
+      shape: of `out`, (N, H) for heads. Both are taken apart in the kernel: activations that are
+        reshaped beside the product a TPU's compiler copies (docs/scaling.md).
     """
     values = kernel.values if isinstance(kernel, Int8) else kernel
-    y = jnp.matmul(
-        x, values.astype(x.dtype), precision=precision(x.dtype), preferred_element_type=dtype
+    y = jnp.tensordot(
+        x,
+        values.astype(x.dtype).reshape(*x.shape[-axes:], *shape),
+        axes,
+        precision=precision(x.dtype),
+        preferred_element_type=dtype,
     )
     if isinstance(kernel, Int8):
-        y = (y * kernel.scale[0]).astype(y.dtype)
+        y = (y * kernel.scale[0].reshape(shape)).astype(y.dtype)
     return y
 
 

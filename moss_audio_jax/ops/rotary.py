@@ -7,6 +7,9 @@ import math
 import jax
 import jax.numpy as jnp
 
+from moss_audio_jax.ops.linear import precision
+from moss_audio_jax.sharding import platform
+
 
 def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
     """cos and sin, float32 [B, T, head_dim / 2], for positions [B, T] (arXiv 2104.09864)."""
@@ -17,10 +20,34 @@ def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[ja
 
 def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Turns x [B, T, N, H] by `rotary_angles`, half-split: dimension i pairs with i + H/2."""
-    cos, sin = (a[:, :, None, :] for a in angles)
+    turn = rotate_by_product if platform() == "tpu" else rotate_by_halves
+    return turn(x, *(a[:, :, None, :] for a in angles))
+
+
+def rotate_by_halves(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """`rotate` in two halves; cos and sin [B, T, 1, H / 2]."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
+
+
+def rotate_by_product(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """`rotate` where the halves trade places in a product with a signed permutation [H, H].
+
+    A TPU keeps a head in 128 lanes: halves of it are copied between layouts, while the product,
+    exact in any dtype, is a step of the matrix unit and takes norm and scaling with it.
+    """
+    half = jnp.eye(x.shape[-1] // 2, dtype=x.dtype)
+    none = jnp.zeros_like(half)
+    traded = jnp.einsum(
+        "btnh,hk->btnk",
+        x,
+        jnp.block([[none, half], [-half, none]]),  # (first, second) -> (-second, first)
+        precision=precision(x.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    cos, sin = (jnp.concatenate([a, a], axis=-1) for a in (cos, sin))
+    return (x.astype(jnp.float32) * cos + traded * sin).astype(x.dtype)
 
 
 def sinusoids(length: int, dim: int) -> jax.Array:

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.ops import attention as attention_module
+from moss_audio_jax.ops import rotary
 from moss_audio_jax.ops.attention import attention
 from moss_audio_jax.ops.conv import _as_conv, _as_matmul, conv3x3_stride2
 from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
@@ -159,6 +160,19 @@ def test_splash_is_refused_what_it_cannot_do():
     ids = jnp.zeros((1, 256), jnp.int32)
     with pytest.raises(UsageError, match="no branches"):
         attention(query, key, value, causal=True, branch_ids=ids, implementation="splash")
+
+
+def test_rotary_by_product_equals_by_halves():
+    x, gradient = arrays((2, 7, 3, 8), (2, 7, 3, 8))
+    places = jnp.arange(14.0).reshape(2, 7)
+    cos, sin = (a[:, :, None] for a in rotary.rotary_angles(places, 8, 1e4))
+    for dtype in (jnp.float32, jnp.bfloat16):
+        ours, back = jax.vjp(lambda x: rotary.rotate_by_product(x, cos, sin), x.astype(dtype))
+        halves, theirs = jax.vjp(lambda x: rotary.rotate_by_halves(x, cos, sin), x.astype(dtype))
+        step = jnp.finfo(dtype).eps
+        np.testing.assert_allclose(*(a.astype(jnp.float32) for a in (ours, halves)), atol=4 * step)
+        pair = (f(gradient.astype(dtype))[0].astype(jnp.float32) for f in (back, theirs))
+        np.testing.assert_allclose(*pair, atol=8 * step)
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 16, 1), (1, 7, 5, 3), (3, 1, 1, 2)])
