@@ -33,6 +33,7 @@ from moss_audio_jax.train.step import (
     state_shardings,
 )
 
+FLAGS = "LIBTPU_INIT_ARGS"
 # Outside a TPU machine: ask no metadata server; the default backend stays the CPU.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -78,6 +79,7 @@ class Compiled:
       limit: bytes it would allow, where it refused; else None.
       module: the compiled module; None where it refused.
       refusal: the compiler's words; "" where the step fits.
+      flags: the compiler's, of the environment (launch/xla_flags.py has those to start from).
     """
 
     seconds: float
@@ -85,6 +87,7 @@ class Compiled:
     limit: int | None = None
     module: Module | None = None
     refusal: str = ""
+    flags: str = dataclasses.field(default_factory=lambda: os.environ.get(FLAGS, ""))
 
 
 def prepare_environment() -> None:

@@ -92,7 +92,8 @@ class Plan:
     length: int
     collectives: tuple[Collective, ...] = ()
     kernels: int = 0
-    flags: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    compiler_flags: str = ""
     estimate: Estimate | None = None
     refusal: str = ""
 
@@ -114,7 +115,7 @@ def plan(run: Run, compiled: Compiled, topology: Topology) -> Plan:
         found = {
             "collectives": collectives,
             "kernels": len(kernels),
-            "flags": tuple(full_gathers(run, module)),
+            "warnings": tuple(full_gathers(run, module)),
             "estimate": seconds,
         }
     return Plan(
@@ -124,6 +125,7 @@ def plan(run: Run, compiled: Compiled, topology: Topology) -> Plan:
         tokens=shape.rows * shape.tokens,
         flops=work,
         compile_seconds=compiled.seconds,
+        compiler_flags=compiled.flags,
         mesh=dict(run.mesh.shape),
         remat=run.recipe.compute.remat,
         rows=shape.rows,

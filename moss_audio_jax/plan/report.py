@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
+from moss_audio_jax.plan.compile import FLAGS
 from moss_audio_jax.plan.estimate import METHOD, Plan, by_kind
 from moss_audio_jax.plan.topologies import GIB
 
@@ -38,6 +39,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "collectives": by_kind(plan.collectives),
         "compile_seconds": plan.compile_seconds,
         "estimate": estimate,
+        "compiler_flags": plan.compiler_flags,
     }
 
 
@@ -55,13 +57,14 @@ def table(plan: Plan) -> str:
         *(f"    {name:<13}{readable(size):>11}" for name, size in rows.items()),
         f"  a step: {plan.tokens:,} tokens, {plan.flops / 1e12:,.1f} model TFLOP",
         f"  compiled in {plan.compile_seconds:.0f} s; {plan.kernels} Pallas kernel(s)",
+        f"  {FLAGS}: {plan.compiler_flags or 'none; launch/xla_flags.py has some to start from'}",
     ]
     for kind, entry in sorted(by_kind(plan.collectives).items()):
         lines.append(
             f"  {kind}: {entry['count']:,} a step, {readable(entry['bytes'])} a device, of which "
             f"{readable(entry['exposed_bytes'])} overlap no compute"
         )
-    lines += [f"  warning: {flag}" for flag in plan.flags]
+    lines += [f"  warning: {warning}" for warning in plan.warnings]
     if plan.estimate:
         e = plan.estimate
         lines += [

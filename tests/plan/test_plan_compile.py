@@ -57,4 +57,4 @@ def test_neither_embedding_nor_logits_nor_optimizer_are_gathered(planned):
     run, compiled, plan = planned
     decoder, shape = run.model.decoder, run.shape
     assert not compiled.module.holds(shape.rows, shape.tokens, decoder.vocab_size)
-    assert not any("optimizer" in flag or "logits" in flag for flag in plan.flags)
+    assert not any("optimizer" in flag or "logits" in flag for flag in plan.warnings)

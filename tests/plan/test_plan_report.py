@@ -115,6 +115,7 @@ def test_json_has_the_promised_keys(run):
     assert list(found) == [
         "topology", "chips", "fits", "hbm_bytes", "peak_bytes", "tokens_per_step",
         "model_flops_per_step", "collectives", "compile_seconds", "estimate",
+        "compiler_flags",
     ]  # fmt: skip
     assert found["tokens_per_step"] == 8 * 512
     assert found["estimate"]["step_seconds"] == 2.75
