@@ -228,6 +228,7 @@ class Branches:
             except InputError as error:
                 work.notes.append(("words", f"dropped: {error}"))
             else:
+                words = speech.at_changes(words, work.wav, work.start)
                 last = work.last()
                 work.record["words"] = [
                     {**w, "start": min(w["start"], last), "end": min(w["end"], last)} for w in words
@@ -255,6 +256,9 @@ class Branches:
         who, record["speakers"] = speech.voices(features, spans, words)
         for sentence, speaker in zip(record["sentences"], who, strict=False):
             sentence["speaker"] = speaker
+        for speaker in record["speakers"]:
+            own = [(t["start"] - work.start, t["end"] - work.start) for t in speaker["turns"]]
+            speaker["sex"] = sound.tag_sex(work.tags, own) if work.tags is not None else None
         work.told("speakers", "measured")
 
     # --- music -----------------------------------------------------------------------------------

@@ -63,6 +63,7 @@ SCHEMA: dict[str, Any] = {
                     {
                         "speaker": {"type": "integer", "minimum": 0},
                         "turns": _list(_object(_SPAN)),
+                        "sex": _MAYBE_TEXT,
                         "pitch_hz": _MAYBE,
                         "pitch_range_semitones": _MAYBE,
                         "words_per_minute": _MAYBE,

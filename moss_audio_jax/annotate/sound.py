@@ -63,6 +63,21 @@ def tag_instruments(given: Posteriors, least: float) -> list[str]:
     return [name for name in sorted(found, key=lambda n: (-found[n], n)) if found[name] >= least]
 
 
+def tag_sex(given: Posteriors, spans: Sequence[tuple[float, float]]) -> str | None:
+    """ "female" or "male", where the tags are sure of it over a speaker's turns; else None.
+
+    Args:
+      spans: seconds from the first frame.
+    """
+    parts = [given.frames[round(a * given.fps) : round(b * given.fps)] for a, b in spans]
+    mean = dict(zip(given.labels, np.concatenate(parts).mean(axis=0), strict=True)) if sum(
+        map(len, parts)) else {}  # fmt: skip
+    female, male = (float(mean.get(f"sex:{name}", 0.0)) for name in ("female", "male"))
+    if max(female, male) < _SURE or min(female, male) > 1 - _SURE:
+        return None
+    return "female" if female > male else "male"
+
+
 def without_branches(given: Posteriors, classes: Mapping[str, str]) -> Posteriors:
     """A detector's columns but for speech, voices and music, which have branches of their own."""
     columns = [i for i, name in enumerate(given.labels) if classes.get(name) not in SPOKEN]
@@ -121,3 +136,4 @@ def mixed(signal: Mapping[str, float], tags: Mapping[str, float]) -> dict[str, f
 
 
 _TAGS = 0.75  # their weight
+_SURE = 0.6  # mean of the tag over all turns, pauses included

@@ -16,6 +16,7 @@ from moss_audio_jax.annotate.features import FINE, ClipFeatures
 from moss_audio_jax.annotate.record import centi
 from moss_audio_jax.annotate.segment import quiet_runs
 from moss_audio_jax.annotate.speakers import describe_voice, speaker_turns
+from moss_audio_jax.audio.features import log_mel
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.evaluate import text_norm
 from moss_audio_jax.evaluate.metrics.error_rate import transcript_errors
@@ -26,6 +27,7 @@ _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _STOPS = "，。！？、；：…"
 _UNIT = re.compile(rf"[{_HAN}]|[{_STOPS}]+|[^\s{_HAN}{_STOPS}]+")
 _ENDS = tuple(".!?。！？…")
+_REACH = 3  # frames of 10 ms that an edge of a word may move
 
 
 def heard_text(heard: Heard, tokenizer: Tokenizer) -> tuple[str, float]:
@@ -142,6 +144,40 @@ def aligned(
         )
         at += len(of_word)
     return timed
+
+
+def at_changes(words: Sequence[Word], wav: np.ndarray, start: float) -> list[Word]:
+    """Words whose edges lie where the spectrum changes most, at most 30 ms from where they were.
+
+    Tokens are 80 ms apart, so that aligned edges are up to 40 ms off. Two words that meet still do.
+
+    Args:
+      wav: float32 at 16 kHz, from `start` of the file on.
+    """
+    mel = log_mel(wav).T  # [F, 128], 100 a second
+    side = 2  # frames compared before and after an edge
+
+    def moved(time: float) -> float:
+        at = round(100 * (time - start))
+        best, most = time, -np.inf
+        for step in range(-_REACH, _REACH + 1):
+            before, after = mel[max(at + step - side, 0) : at + step], mel[at + step :][:side]
+            if at + step < side or len(after) < side:
+                continue
+            change = np.abs(after.mean(axis=0) - before.mean(axis=0)).mean()
+            # A tenth of a decade of the spectrum is worth a step of the aligner.
+            score = change - 0.1 * (step / 4) ** 2
+            if score > most:
+                best, most = centi(time + step / 100), score
+        return best
+
+    edges = {time: moved(time) for word in words for time in (word["start"], word["end"])}
+    found: list[Word] = []
+    for word in words:
+        first = max(edges[word["start"]], found[-1]["end"] if found else 0.0)
+        last = max(edges[word["end"]], centi(first + 0.01))
+        found.append({**word, "start": first, "end": last})
+    return found
 
 
 def sentences(words: Sequence[Word], pause: float) -> list[Word]:

@@ -18,12 +18,14 @@ from moss_audio_jax.annotate.record import Record, centi, times
 from moss_audio_jax.annotate.sound import clause, kinds_by_label
 from moss_audio_jax.data.world.describe import joined, span, stamped
 from moss_audio_jax.data.world.draw import Draw
+from moss_audio_jax.data.world.instruments import DRUMS
 from moss_audio_jax.data.world.music import SCALES, TONICS
 from moss_audio_jax.data.world.questions import Question
 from moss_audio_jax.data.world.tasks import NO_SPEECH, PROMPTS
 from moss_audio_jax.text.tasks import MULTIPLE_CHOICE
 
 Row = dict[str, Any]
+_PERSONS = {"female": "woman", "male": "man", None: "person"}
 _EDGE = 0.15  # seconds about a time that is asked for in which nothing may begin or end
 # Answers of these tasks are balanced: none more often than 3 to 2 against the next.
 BALANCED = {
@@ -93,13 +95,15 @@ def _local(record: Record) -> Record:
 def sources(record: Record) -> list[tuple[str, dict[str, Any]]]:
     """(what a timeline says, span) of all that is known to sound, in order of start."""
     found = [(event["label"], event) for event in record["events"]]
+    voices = {s["speaker"]: f"{_PERSONS[s['sex']]} speaking" for s in record["speakers"]}
     if record["sentences"]:
-        found += [("person speaking", s) for s in record["sentences"]]
+        found += [(voices[s["speaker"]], s) for s in record["sentences"]]
     else:
-        turns = (turn for speaker in record["speakers"] for turn in speaker["turns"])
-        found += [("person speaking", turn) for turn in turns]
+        found += [(voices[s["speaker"]], turn) for s in record["speakers"] for turn in s["turns"]]
     if record["music"]:
-        found.append(("music playing", record["music"]))
+        melodic = [name for name in record["music"].get("instruments", ()) if name not in DRUMS]
+        name = f"{melodic[0]} music" if len(melodic) == 1 else "music"
+        found.append((f"{name} playing", record["music"]))
     return sorted(found, key=lambda item: (item[1]["start"], item[0]))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from moss_audio_jax.annotate.align import align, greedy
+from moss_audio_jax.annotate.speech import at_changes
 from moss_audio_jax.errors import InputError
 
 
@@ -45,3 +46,28 @@ def test_greedy_and_what_cannot_be():
     assert align(log_probs, []).spans == []
     with pytest.raises(InputError, match="outside"):
         align(log_probs, [2])  # the blank is no piece
+
+
+def test_words_begin_and_end_where_the_sound_changes():
+    rng = np.random.default_rng(0)
+    wav = 0.001 * rng.standard_normal(2 * 16_000).astype(np.float32)
+    true = [("a", 0.50, 0.81), ("b", 0.81, 1.23), ("c", 1.40, 1.62)]
+    for number, (_, first, last) in enumerate(true):
+        part = slice(round(16_000 * first), round(16_000 * last))
+        hiss = rng.standard_normal(part.stop - part.start)
+        wav[part] += 0.1 * np.convolve(hiss, [1, (-0.9, 0.9)[number % 2]], "same")
+    off = iter((-0.03, 0.02, -0.02, 0.03, 0.02))  # "a" ends where "b" begins
+    moved = {t: round(10 + t + next(off), 2) for t in (0.50, 0.81, 1.23, 1.40, 1.62)}
+    words = [{"text": w, "start": moved[a], "end": moved[b]} for w, a, b in true]
+    found = at_changes(words, wav, 10.0)
+    assert [word["text"] for word in found] == ["a", "b", "c"]
+    for word, (_, first, last) in zip(found, true, strict=True):
+        assert word["start"] == pytest.approx(10 + first, abs=0.011)
+        assert word["end"] == pytest.approx(10 + last, abs=0.011)
+    assert found[0]["end"] == found[1]["start"]
+    # Nothing to go by, or hardly room: the order stays, and no word is empty.
+    short = [{"text": w, "start": 10 + a, "end": 10 + b} for w, a, b in
+             [("a", 0.0, 0.02), ("b", 0.03, 0.04), ("c", 1.95, 2.0)]]  # fmt: skip
+    times = [t for word in at_changes(short, wav, 10.0) for t in (word["start"], word["end"])]
+    assert times == sorted(times)
+    assert all(a < b for a, b in zip(times[::2], times[1::2], strict=True))

@@ -5,7 +5,10 @@ import pytest
 from moss_audio_jax.annotate.features import clip_features
 from moss_audio_jax.annotate.posteriors import Posteriors
 from moss_audio_jax.annotate.profile import CLASSES, profile, profile_posteriors
+from moss_audio_jax.annotate.sound import tag_sex
 from moss_audio_jax.annotate.speakers import describe_voice, speaker_turns
+from moss_audio_jax.annotate.tasks import sources
+from moss_audio_jax.annotate.work import new_record
 from moss_audio_jax.data import world
 from moss_audio_jax.data.world.sounds import KINDS
 from moss_audio_jax.errors import InputError
@@ -78,3 +81,29 @@ def test_turns_between_a_low_and_a_high_voice():
     features = clip_features(np.concatenate(parts).astype(np.float32))
     turns = speaker_turns(features, [(1.5 * i, 1.5 * i + 1.5) for i in range(4)])
     assert [turn["speaker"] for turn in turns] == [0, 1, 0, 1]
+
+
+def test_a_timeline_names_voices_and_music_as_far_as_they_are_known():
+    frames = np.zeros((100, 3), np.float32)  # 4 s
+    frames[:50, 0], frames[50:, 1], frames[50:75, 0] = 0.9, 0.8, 0.5
+    tags = Posteriors(frames, 25.0, ("sex:female", "sex:male", "speech"))
+    assert tag_sex(tags, [(0, 1), (1.2, 2)]) == "female"
+    assert tag_sex(tags, [(3, 4)]) == "male"
+    assert tag_sex(tags, [(2, 3)]) is None  # the tags contradict each other
+    assert tag_sex(tags, [(0, 4)]) is None
+    assert tag_sex(tags, [(9, 10)]) is None
+    assert tag_sex(Posteriors(frames, 25.0, ("a", "b", "c")), [(0, 1)]) is None
+    record = new_record("a", "a.wav", "a.flac", 0.0, 4.0)
+    spans = [{"start": a, "end": a + 1.0} for a in (0.0, 1.5, 3.0)]
+    record["speakers"] = [
+        {"speaker": number, "sex": sex, "turns": [span]}
+        for number, (sex, span) in enumerate(zip(("female", "male", None), spans, strict=True))
+    ]
+    record["music"] = {"start": 0.5, "end": 3.5, "instruments": ["kick", "piano"]}
+    assert [name for name, _ in sources(record)] == [
+        "woman speaking", "piano music playing", "man speaking", "person speaking",
+    ]  # fmt: skip
+    record["music"]["instruments"].append("flute")
+    assert "music playing" in [name for name, _ in sources(record)]
+    record["sentences"] = [{"text": "b", "speaker": 1, **spans[0]}]
+    assert [name for name, _ in sources(record)] == ["man speaking", "music playing"]
