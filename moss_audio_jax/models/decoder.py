@@ -28,8 +28,6 @@ from moss_audio_jax.sharding import constrain
 
 # (query [B,T,N,H], key [B,T,KV,H], value [B,T,KV,H], cache, layer) -> (out [B,T,N,H], cache)
 Attend = Callable[..., tuple[jax.Array, Cache | None]]
-# (x [B,T,D], layer) -> x: what is added behind a layer (DeepStack)
-Inject = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class SelfAttention(nn.Module):
@@ -93,7 +91,7 @@ def decode(
     positions: jax.Array,
     attend: Attend,
     cache: Cache | None = None,
-    inject: Inject | None = None,
+    injected: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache | None]:
     """Runs all layers and the final norm.
 
@@ -103,7 +101,7 @@ def decode(
       positions: int [B, T], for the rotary embedding.
       attend: how queries meet keys; given the cache and the layer's number, returns the cache.
       cache: goes through `attend` in every layer; None where nothing is cached.
-      inject: applied to each layer's output.
+      injected: [K, B, T, D], added to the outputs of layers 0..K-1 (DeepStack), or None.
 
     Returns:
       (hidden [B, T, D], cache).
@@ -112,21 +110,47 @@ def decode(
     layer = DecoderLayer(config)
 
     def body(carry: tuple, xs: tuple) -> tuple[tuple, None]:
-        x, cache = carry
+        x, cache, gradients_of = carry
         layer_params, index = xs
 
         def attend_here(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple:
             return attend(query, key, value, cache, index)
 
         x, cache = layer.apply({"params": layer_params}, x, angles, attend_here)
-        if inject is not None:
-            x = inject(x, index)
-        return (constrain(x, "batch", "tokens", None), cache), None
+        if injected is not None:
+            x, gradients_of = _inject(x, jax.lax.stop_gradient(injected), gradients_of, index)
+        return (constrain(x, "batch", "tokens", None), cache, gradients_of), None
 
     x = constrain(x, "batch", "tokens", None)
     body = rematerialised(body, compute)
-    (x, cache), _ = jax.lax.scan(body, (x, cache), (params["layers"], jnp.arange(config.layers)))
+    (x, cache, _), _ = jax.lax.scan(
+        body, (x, cache, injected), (params["layers"], jnp.arange(config.layers))
+    )
     return RMSNorm(config.norm_eps).apply({"params": params["norm"]}, x), cache
+
+
+# One scan over all layers: a loop over layers[:K] and one over layers[K:] would first copy a slice
+# of nearly all weights. Reached from within the loop, `injected` would get a gradient of its own
+# size added in every layer. So its gradients travel backwards with the loop's carry instead: each
+# layer writes one slot, and the last to write slot K - 1 of those that share it is layer K - 1.
+@jax.custom_vjp
+def _inject(
+    x: jax.Array, injected: jax.Array, gradients_of: jax.Array, layer: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(x + injected[layer], where there is one, and `gradients_of`: `injected` as the carry)."""
+    last = injected.shape[0] - 1
+    here = jax.lax.dynamic_index_in_dim(injected, jnp.minimum(layer, last), keepdims=False)
+    return x + jnp.where(layer <= last, here, 0), gradients_of
+
+
+def _inject_backward(layer: jax.Array, gradients: tuple[jax.Array, jax.Array]) -> tuple:
+    of_x, of_injected = gradients
+    slot = jnp.minimum(layer, of_injected.shape[0] - 1)
+    written = jax.lax.dynamic_update_index_in_dim(of_injected, of_x, slot, axis=0)
+    return of_x, None, written, None
+
+
+_inject.defvjp(lambda *args: (_inject(*args), args[-1]), _inject_backward)
 
 
 def embed_tokens(params: Any, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -28,6 +28,7 @@ from moss_audio_jax.models import adapter, cache, decoder, encoder
 from moss_audio_jax.models.blocks import as_dtype
 from moss_audio_jax.models.cache import Cache
 from moss_audio_jax.ops.attention import attention
+from moss_audio_jax.sharding import constrain
 
 Batch = dict[str, jax.Array]
 
@@ -78,7 +79,7 @@ def hidden_states(
     `audio` is `encode_audio` of the same batch, where that is known already.
     """
     audio = encode_audio(params, config, compute, batch) if audio is None else audio
-    x, inject = _embed(params, config, compute, batch, audio)
+    x, injected = _embed(params, config, compute, batch, audio)
     segments = batch["segment_ids"]
 
     def attend(query, key, value, cache, layer):
@@ -95,7 +96,7 @@ def hidden_states(
 
     hidden, _ = decoder.decode(
         params["language_model"], config.decoder, compute, x, batch["positions"], attend,
-        inject=inject,
+        injected=injected,
     )  # fmt: skip
     return hidden
 
@@ -113,7 +114,7 @@ def prefill(
       float32 logits [B, V] after each row's last token, and the cache, `slots` wide.
     """
     audio = encode_audio(params, config, compute, batch)
-    x, inject = _embed(params, config, compute, batch, audio)
+    x, injected = _embed(params, config, compute, batch, audio)
     batch_size, _ = batch["tokens"].shape
 
     def attend(query, key, value, kv, layer):
@@ -124,7 +125,7 @@ def prefill(
     hidden, kv = decoder.decode(
         params["language_model"], config.decoder, compute, x, batch["positions"], attend,
         cache=cache.init_cache(config.decoder, batch_size, slots, compute),
-        inject=inject,
+        injected=injected,
     )  # fmt: skip
     return decoder.logits(params, _last(hidden, batch)), cache.pin(kv)
 
@@ -200,8 +201,9 @@ def _last(hidden: jax.Array, batch: Batch) -> jax.Array:
 
 def _embed(
     params: Any, config: ModelConfig, compute: Compute, batch: Batch, audio: Audio | None
-) -> tuple[jax.Array, decoder.Inject | None]:
-    """Embeddings with the audio in its places [B, T, D], and DeepStack's injection."""
+) -> tuple[jax.Array, jax.Array | None]:
+    """Embeddings with the audio in its places [B, T, D], and what DeepStack injects there
+    [K, B, T, D], if anything."""
     x = decoder.embed_tokens(params["language_model"], batch["tokens"], as_dtype(compute))
     if audio is None:
         return x, None
@@ -217,16 +219,5 @@ def _embed(
     if count == 0:
         return x, None
     merged = adapter.merge(params["mergers"], config, taps[:count])
-
-    # A branch inside the one scan, rather than a scan for layers[:K] and one for layers[K:]: a
-    # loop over a slice of the stack would first copy that slice, nearly all of the weights.
-    def inject(x: jax.Array, layer: jax.Array) -> jax.Array:
-        def add(x: jax.Array) -> jax.Array:
-            here = jax.lax.dynamic_index_in_dim(
-                merged, jnp.minimum(layer, count - 1), keepdims=False
-            )
-            return x + jnp.where(is_audio, place(here), 0)
-
-        return jax.lax.cond(layer < count, add, lambda x: x, x)
-
-    return x, inject
+    placed = jnp.where(is_audio, jax.vmap(place)(merged), 0)
+    return x, constrain(placed, None, "batch", "tokens", None)

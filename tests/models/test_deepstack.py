@@ -1,0 +1,83 @@
+"""What DeepStack adds behind the first layers, and where its gradients go."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_model import tiny_config
+
+from moss_audio_jax.config import Compute
+from moss_audio_jax.models import decoder
+from moss_audio_jax.models.blocks import REMAT, RMSNorm
+from moss_audio_jax.ops.attention import attention
+from moss_audio_jax.ops.rotary import rotary_angles
+
+B, T, K = 2, 6, 2
+
+
+@pytest.fixture(scope="module")
+def given():
+    config = tiny_config().decoder
+    assert config.layers > K
+    params = decoder.init_decoder(jax.random.key(0), config)
+    keys = jax.random.split(jax.random.key(1), 2)
+    x = jax.random.normal(keys[0], (B, T, config.hidden_size))
+    return config, params, x, jax.random.normal(keys[1], (K, B, T, config.hidden_size))
+
+
+def attend(query, key, value, cache, layer):
+    return attention(query, key, value, causal=True, implementation="xla"), cache
+
+
+POSITIONS = jnp.broadcast_to(jnp.arange(T), (B, T))
+
+
+def one_by_one(config, params, x, injected):
+    """`decode`, layer after layer."""
+    angles = rotary_angles(POSITIONS, config.head_dim, config.rope_theta)
+    for index in range(config.layers):
+        own = jax.tree.map(lambda p: p[index], params["layers"])  # noqa: B023  used at once
+        layer = decoder.DecoderLayer(config)
+        x, _ = layer.apply({"params": own}, x, angles, lambda *qkv: attend(*qkv, None, None))
+        if index < len(injected):
+            x = x + injected[index]
+    return RMSNorm(config.norm_eps).apply({"params": params["norm"]}, x)
+
+
+@pytest.mark.parametrize("remat", [name for name in REMAT if name != "offload"])
+def test_values_and_gradients_are_those_of_layers_one_by_one(given, remat):
+    config, params, x, injected = given
+    compute = Compute("float32", remat=remat)
+
+    def ours(params, x, injected):
+        return decoder.decode(
+            params, config, compute, x, POSITIONS, attend, injected=injected
+        )[0]  # fmt: skip
+
+    def loss(run):
+        return lambda *args: jnp.sum(jnp.sin(run(*args)))
+
+    value, gradients = jax.jit(jax.value_and_grad(loss(ours), (0, 1, 2)))(params, x, injected)
+    plain = jax.jit(jax.value_and_grad(loss(lambda *a: one_by_one(config, *a)), (0, 1, 2)))
+    expected, theirs = plain(params, x, injected)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for ours_, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(ours_, other, atol=2e-4, rtol=1e-4)
+    assert float(jnp.abs(gradients[2]).max(axis=(1, 2, 3)).min()) > 0
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_no_layer_keeps_or_adds_up_what_is_injected(given, remat):
+    config, params, x, injected = given
+    compute = Compute("float32", remat=remat)
+
+    def loss(params, x, injected):
+        out, _ = decoder.decode(params, config, compute, x, POSITIONS, attend, injected=injected)
+        return jnp.sum(out)
+
+    text = str(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(params, x, injected))
+    of_all = ",".join(map(str, injected.shape))
+    assert f"f32[{of_all}]" in text
+    assert f"f32[{config.layers},{of_all}]" not in text
+    # Nothing of its size is summed within the loops.
+    assert not any("add_any" in line and f"f32[{of_all}]" in line for line in text.splitlines())
