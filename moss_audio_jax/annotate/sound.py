@@ -70,8 +70,10 @@ def tag_sex(given: Posteriors, spans: Sequence[tuple[float, float]]) -> str | No
       spans: seconds from the first frame.
     """
     parts = [given.frames[round(a * given.fps) : round(b * given.fps)] for a, b in spans]
-    mean = dict(zip(given.labels, np.concatenate(parts).mean(axis=0), strict=True)) if sum(
-        map(len, parts)) else {}  # fmt: skip
+    frames = np.concatenate(parts)
+    if not len(frames):
+        return None
+    mean = dict(zip(given.labels, frames.mean(axis=0), strict=True))
     female, male = (float(mean.get(f"sex:{name}", 0.0)) for name in ("female", "male"))
     if max(female, male) < _SURE or min(female, male) > 1 - _SURE:
         return None
