@@ -153,6 +153,7 @@ class Compute:
     remat: str = "none"  # see models.remat
     encoder_chunks: int = 32  # chunks the encoder takes at a time: bounds its memory
     quantize: Quantize = "none"  # of generation: int8 decoder weights, and keys and values
+    loss_chunk: int = 1024  # labelled positions that meet the output head at a time, a device
 
 
 RELEASED = {

@@ -71,7 +71,6 @@ def on(machine, stage, c):
         c.data.batch = 16
         c.data.workers = 12
         c.train.dtype = "bfloat16"
-        c.train.encoder_chunks = 512  # all at once
         c.train.log_every = 100
         c.checkpoint.every = c.train.steps
         c.checkpoint.minutes = 5.0

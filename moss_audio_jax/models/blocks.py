@@ -9,12 +9,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from moss_audio_jax.config import Compute
 from moss_audio_jax.ops.cudnn import FORWARD
 from moss_audio_jax.ops.linear import matmul
 from moss_audio_jax.ops.norms import layer_norm, rms_norm
 from moss_audio_jax.ops.splash import RESIDUALS
+from moss_audio_jax.sharding import platform
 
 REMAT = ("none", "full", "attention", "projections", "offload")  # see `rematerialised`
 _ADDED = ("out_proj", "fc2", "o_proj", "down_proj")  # whose outputs join the residual stream
@@ -31,6 +33,15 @@ def settled(x: Any) -> Any:
 
 
 settled.defvjp(lambda x: (x, None), lambda _, grads: (jax.lax.optimization_barrier(grads),))
+
+
+def row_major(x: jax.Array) -> jax.Array:
+    """x, on TPUs with its last axis innermost in memory.
+
+    Left to itself the compiler keeps a decoder's residual stream with its tokens innermost, and
+    turns it over on its way back (docs/scaling.md).
+    """
+    return with_layout_constraint(x, Layout(range(x.ndim))) if platform() == "tpu" else x
 
 
 class Linear(nn.Module):

@@ -19,6 +19,7 @@ from moss_audio_jax.models.blocks import (
     RMSNorm,
     init_residual_stack,
     rematerialised,
+    row_major,
     settled,
 )
 from moss_audio_jax.models.cache import Cache
@@ -119,7 +120,8 @@ def decode(
         x, cache = layer.apply({"params": layer_params}, x, angles, attend_here)
         if injected is not None:
             x, gradients_of = _inject(x, jax.lax.stop_gradient(injected), gradients_of, index)
-        return (constrain(x, "batch", "tokens", None), cache, gradients_of), None
+        x = row_major(constrain(x, "batch", "tokens", None))
+        return (x, cache, gradients_of), None
 
     x = constrain(x, "batch", "tokens", None)
     body = rematerialised(body, compute)

@@ -5,6 +5,8 @@ Letters: N chunks, F mel frames of a chunk, M mel bins, S = F / 8 tokens, D widt
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -26,6 +28,7 @@ from moss_audio_jax.ops.rotary import sinusoids
 from moss_audio_jax.sharding import constrain, ways
 
 _LAYER_EPS = 1e-5  # Whisper's; config's norm_eps is that of the final norm alone
+_STEM_BYTES = 2**29  # of its first convolution's output at a time: 12 MB a chunk, as released
 
 
 class Conv(nn.Module):
@@ -68,8 +71,8 @@ class SelfAttention(nn.Module):
         cfg = self.config
 
         def heads(name: str, use_bias: bool) -> jax.Array:
-            y = Linear(cfg.d_model, use_bias, name=name)(x)
-            return constrain(y.reshape(*x.shape[:2], cfg.heads, -1), "batch", None, "heads", None)
+            y = Linear((cfg.heads, cfg.d_model // cfg.heads), use_bias, name=name)(x)
+            return constrain(y, "batch", None, "heads", None)
 
         causal, window = False, None
         if cfg.attention == "sliding":
@@ -86,7 +89,7 @@ class SelfAttention(nn.Module):
             # A chunk's 50 tokens are too few for a kernel.
             implementation="xla" if cfg.attention == "chunked" else self.compute.attention,
         )
-        return Linear(cfg.d_model, use_bias=True, name="out_proj")(out.reshape(x.shape))
+        return Linear(cfg.d_model, use_bias=True, axes=2, name="out_proj")(out)
 
 
 class EncoderLayer(nn.Module):
@@ -142,6 +145,49 @@ def encode(
       features [N, F / 8, output_dim] and taps [K, N, F / 8, output_dim], in compute's dtype. Rows
       beyond ceil(frames / 8) are meaningless.
     """
+    x = _convolve(params, config, compute, mels, padded)
+    return _attend(params, config, compute, x, frames)
+
+
+def encode_rows(
+    params: Any,
+    config: EncoderConfig,
+    compute: Compute,
+    mels: jax.Array,
+    frames: jax.Array,
+    padded: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """`encode` for a batch of rows with C chunks each, `compute.encoder_chunks` at a time.
+
+    The bound holds for each device: rows split over devices count once.
+
+    Args:
+      mels: [B, C, F, M].
+      frames, padded: int [B, C].
+
+    Returns:
+      features [B, C * F / 8, output_dim], taps [K, B, C * F / 8, output_dim].
+    """
+    batch = len(frames)
+    on_device = batch // ways((batch,), "batch")
+    _, _, length, bins = mels.shape
+    a_chunk = (length // 2) * (bins // 2) * config.conv_channels * as_dtype(compute).itemsize
+    convolve = _of_rows(functools.partial(_convolve, params, config, compute))
+    attend = _of_rows(functools.partial(_attend, params, config, compute))
+
+    def block(mels: jax.Array, frames: jax.Array, padded: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = _in_pieces(convolve, _STEM_BYTES // a_chunk // on_device, mels, padded)
+        return attend(x, frames)
+
+    features, taps = _in_pieces(block, compute.encoder_chunks // on_device, mels, frames, padded)
+    shape = batch, -1, features.shape[-1]
+    return features.reshape(shape), taps.reshape(taps.shape[0], *shape)
+
+
+def _convolve(
+    params: Any, config: EncoderConfig, compute: Compute, mels: jax.Array, padded: jax.Array
+) -> jax.Array:
+    """Log-mel [N, F, M], padded [N] -> tokens with their places [N, S, D]."""
 
     def stem(params: Any, mels: jax.Array) -> jax.Array:
         return Stem(config).apply({"params": params}, mels.astype(as_dtype(compute)), padded)
@@ -151,9 +197,14 @@ def encode(
     with jax.named_scope("stem"):
         x = stem(params["stem"], mels)
         x = x + sinusoids(x.shape[1], config.d_model).astype(x.dtype)
-        x = constrain(x, "batch", None, None)
-    valid = (8 * jnp.arange(x.shape[1]) < frames[:, None]).astype(jnp.int32)
+        return constrain(x, "batch", None, None)
 
+
+def _attend(
+    params: Any, config: EncoderConfig, compute: Compute, x: jax.Array, frames: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Tokens [N, S, D], frames [N] -> features [N, S, output_dim], taps [K, N, S, output_dim]."""
+    valid = (8 * jnp.arange(x.shape[1]) < frames[:, None]).astype(jnp.int32)
     layer = EncoderLayer(config, compute)
 
     def body(x: jax.Array, layer_params: Any) -> tuple[jax.Array, None]:
@@ -179,51 +230,39 @@ def encode(
     return features, taps
 
 
-def encode_rows(
-    params: Any,
-    config: EncoderConfig,
-    compute: Compute,
-    mels: jax.Array,
-    frames: jax.Array,
-    padded: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """`encode` for a batch of rows with C chunks each, `compute.encoder_chunks` at a time.
+def _of_rows(function: Callable) -> Callable:
+    """A function of chunks, [N, ...] -> [..., N, S, D], as one of rows of c chunks each:
+    [B, c, ...] -> [..., B, c, S, D]."""
 
-    The bound holds for each device: rows split over devices count once.
+    def of_rows(*arrays: jax.Array) -> Any:
+        rows = arrays[0].shape[:2]
+        made = function(*(x.reshape(-1, *x.shape[2:]) for x in arrays))
+        return jax.tree.map(lambda y: y.reshape(*y.shape[:-3], *rows, *y.shape[-2:]), made)
 
-    Args:
-      mels: [B, C, F, M].
-      frames, padded: int [B, C].
+    return of_rows
 
-    Returns:
-      features [B, C * F / 8, output_dim], taps [K, B, C * F / 8, output_dim].
+
+def _in_pieces(function: Callable, at_most: int, *arrays: jax.Array) -> Any:
+    """A function of rows, [B, c, ...] -> [..., B, c, S, D], given so many chunks a row at a time.
+
+    A piece is cut out where it is needed: a loop over pieces would first hold a copy of them all.
+    It is cut along the chunks, so that the batch axis keeps its sharding.
     """
-    batch, chunks = frames.shape
-    on_device = batch // ways((batch,), "batch")
-    step = _divisor(chunks, max(1, compute.encoder_chunks // on_device))
+    chunks = arrays[0].shape[1]
+    size = _divisor(chunks, max(1, at_most))
+    if size == chunks:
+        return function(*arrays)
 
-    def part(number: jax.Array | int) -> tuple[jax.Array, jax.Array]:
-        # Cut out where it is needed: a loop over pieces would first hold a copy of them all. Cut
-        # along C, so that the batch axis keeps its sharding.
-        flat = [
-            jax.lax.dynamic_slice_in_dim(x, number * step, step, axis=1)
-            .reshape(batch * step, *x.shape[2:])
-            for x in (mels, frames, padded)
-        ]  # fmt: skip
-        features, taps = encode(params, config, compute, *flat)
-        return (
-            features.reshape(batch, step, *features.shape[1:]),
-            taps.reshape(taps.shape[0], batch, step, *taps.shape[2:]),
+    def piece(number: jax.Array) -> Any:
+        return function(
+            *(jax.lax.dynamic_slice_in_dim(x, number * size, size, axis=1) for x in arrays)
         )
 
-    if step == chunks:
-        features, taps = part(0)
-    else:
-        features, taps = jax.lax.map(part, jnp.arange(chunks // step))
-        features = jnp.moveaxis(features, 0, 1)  # [C/step, B, step, S, D] -> [B, C/step, ...]
-        taps = jnp.moveaxis(taps, 0, 2)
-    dim = features.shape[-1]
-    return features.reshape(batch, -1, dim), taps.reshape(taps.shape[0], batch, -1, dim)
+    def joined(pieces: jax.Array) -> jax.Array:  # [P, ..., B, c, S, D]
+        x = jnp.moveaxis(pieces, 0, -4)
+        return x.reshape(*x.shape[:-4], chunks, *x.shape[-2:])
+
+    return jax.tree.map(joined, jax.lax.map(piece, jnp.arange(chunks // size)))
 
 
 def _layers(stacked: Any, start: int, stop: int) -> Any:

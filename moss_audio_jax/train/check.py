@@ -30,8 +30,8 @@ _ONE_OF = {
 }
 _AT_LEAST_ONE = (
     "train.steps", "train.log_every", "train.accumulate", "train.encoder_chunks",
-    "train.max_skipped", "checkpoint.every", "checkpoint.keep_last", "data.batch", "data.length",
-    "data.window", "data.echo", "helpers.words",
+    "train.loss_chunk", "train.max_skipped", "checkpoint.every", "checkpoint.keep_last",
+    "data.batch", "data.length", "data.window", "data.echo", "helpers.words",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "train.clip_norm", "train.z_loss", "train.ema", "optimizer.learning_rate", "optimizer.warmup",

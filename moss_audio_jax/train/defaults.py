@@ -65,7 +65,8 @@ def get_config(size: str = "4b") -> ConfigDict:
     train.dtype = "bfloat16"  # of compute; master weights are float32
     train.remat = "full"  # none | full | attention | projections | offload
     train.attention = "auto"  # auto | xla | splash (TPU) | cudnn (NVIDIA GPU); see ops/attention.py
-    train.encoder_chunks = 32
+    train.encoder_chunks = 512  # at a time on a device, and their gradients summed over devices
+    train.loss_chunk = 1024  # labelled positions that meet the output head at a time, on a device
     train.max_skipped = 10  # non-finite updates in a row that stop the run
     train.profile = (0, 0)  # (first step, how many) to trace for the profiler
 

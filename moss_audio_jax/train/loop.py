@@ -228,7 +228,7 @@ def recipe_of(config: Any, start: Start) -> Recipe:
                       pieces=start.model.decoder.vocab_size)  # fmt: skip
     return Recipe(
         model=start.model,
-        compute=Compute(t.dtype, t.attention, t.remat, t.encoder_chunks),
+        compute=Compute(t.dtype, t.attention, t.remat, t.encoder_chunks, loss_chunk=t.loss_chunk),
         accumulate=t.accumulate,
         clip_norm=t.clip_norm,
         z_loss=t.z_loss,

@@ -147,7 +147,8 @@ def loss_sums(
         weights = jnp.pad(batch["weights"][:, 1:], ((0, 0), (0, 1))) * (targets != IGNORE)
         if recipe.decoder_loss:
             hidden = moss_audio.hidden_states(params, recipe.model, recipe.compute, batch, audio)
-            losses, log_z = cross_entropy(hidden, decoder.head_kernel(params), targets)
+            head = decoder.head_kernel(params)
+            losses, log_z = cross_entropy(hidden, head, targets, recipe.compute.loss_chunk)
         else:
             losses = log_z = jnp.zeros(targets.shape)
     decoded = jnp.sum(weights * (losses + recipe.z_loss * log_z**2))
