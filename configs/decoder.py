@@ -13,7 +13,6 @@ def get_config(size="4b"):
     c.data.length = 4096
     c.data.chunks = 0
     c.train.steps = 2000
-    c.train.loss_chunk = 4096  # every position is labelled
     c.optimizer.learning_rate = 1e-5
     c.optimizer.warmup = 60
     c.optimizer.groups = (("^(language_model|lm_head)/", 1.0), (".*", 0.0))
