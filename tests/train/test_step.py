@@ -56,8 +56,9 @@ def examples():
     return made
 
 
-def batch_of(rows, tokens=256, chunks=8, count=None):
-    shape = Shape(count or len(rows), tokens, chunks, MODEL.encoder.chunk_frames)
+def batch_of(rows):
+    """Always of one shape, with empty rows behind: programs are compiled once for all tests."""
+    shape = Shape(8, 256, 8, MODEL.encoder.chunk_frames)
     return make_train_batch(rows, shape, MODEL.encoder, 445)
 
 
@@ -74,7 +75,7 @@ def assert_same(found, expected, tolerance=1e-5):
 
 
 def test_packing_changes_neither_loss_nor_gradient(params, examples):
-    alone = grad_fn()(params, {}, batch=batch_of([[e] for e in examples], count=8))
+    alone = grad_fn()(params, {}, batch=batch_of([[e] for e in examples]))
     packed = grad_fn()(
         params,
         {},
@@ -85,7 +86,7 @@ def test_packing_changes_neither_loss_nor_gradient(params, examples):
 
 
 def test_micro_batches_change_nothing(params, examples):
-    batch = batch_of([[e] for e in examples], count=8)
+    batch = batch_of([[e] for e in examples])
     whole = grad_fn()(params, {}, batch=batch)
     parts = grad_fn(dataclasses.replace(RECIPE, accumulate=4))(params, {}, batch=batch)
     assert_same(parts[1], whole[1])
@@ -103,7 +104,7 @@ def test_rematerialisation_changes_nothing(params, examples, remat):
 
 @pytest.mark.parametrize("mesh", [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)], ids=str)
 def test_meshes_change_nothing(params, examples, mesh):
-    batch = batch_of([[e] for e in examples], count=8)
+    batch = batch_of([[e] for e in examples])
     expected, sums = jax.device_get(grad_fn()(params, {}, batch=batch))
     mesh = make_mesh(*mesh)
     optimizer = optax.sgd(0.1)
@@ -121,19 +122,20 @@ def test_meshes_change_nothing(params, examples, mesh):
     assert_same(moved, expected, 1e-3)  # a difference of two nearly equal numbers
 
 
-def small_optimizer(paths, name="adamw"):
+@functools.cache
+def small_step(paths, trained, recipe=RECIPE, name="adamw"):
+    """An optimizer and its jitted step."""
     from moss_audio_jax.train.defaults import get_config
 
     config = get_config().optimizer
     config.name, config.learning_rate, config.warmup = name, 1e-2, 1
-    return make_optimizer(config, 10, paths)
+    optimizer = make_optimizer(config, 10, {path: float(path in trained) for path in paths})
+    return optimizer, jax.jit(make_train_step(recipe, optimizer, lambda _: 0.0))
 
 
 def run_steps(params, trained, batch, recipe=RECIPE, steps=2, name="adamw"):
-    factor = {path: float(path in trained) for path in params}
-    optimizer = small_optimizer(factor, name)
+    optimizer, step = small_step(frozenset(params), frozenset(trained), recipe, name)
     state = init_state(params, trained, optimizer, recipe)
-    step = jax.jit(make_train_step(recipe, optimizer, lambda _: 0.0))
     for _ in range(steps):
         state, metrics = step(state, batch)
     return state, metrics
@@ -189,10 +191,8 @@ def test_encoder_targets_and_targets_that_match_nothing(params):
 def test_an_update_that_is_not_finite_is_skipped_and_counted(params, examples):
     batch = batch_of([[examples[0]]])
     broken = {**batch, "mels": np.where(batch["mels"] == batch["mels"], np.nan, 0).astype("f4")}
-    factor = dict.fromkeys(params, 1.0)
-    optimizer = small_optimizer(factor)
+    optimizer, step = small_step(frozenset(params), frozenset(params))
     state = init_state(params, set(params), optimizer, RECIPE)
-    step = jax.jit(make_train_step(RECIPE, optimizer, lambda _: 0.0))
     for count in (1, 2):
         state, metrics = step(state, broken)
         assert not metrics["finite"]
