@@ -9,9 +9,10 @@ example:
 Compiles the very train step of the config for the slice and reports one device's memory by owner,
 the collectives, and a modelled step time (a way to rank settings, not a measurement). No weights
 are read; --config.KEY=VALUE overrides a key as in `train`. --sweep tries numbers of rows per
-device, lengths, remat policies and tensor splits, and reports the best that fits. --budget is the
-whole run on paper, without the compiler. --generate compiles what answers questions instead of the
-train step, for a model of the config's sizes: does it fit, and what must a token read?
+device, lengths, remat policies and tensor splits, and reports the best that fits; with --output a
+killed one goes on where it was. --budget is the whole run on paper, without the compiler.
+--generate compiles what answers questions instead of the train step, for a model of the config's
+sizes: does it fit, and what must a token read?
 
 needs the extra [plan] (libtpu): pip install 'moss_audio_jax[plan]'. Exit code 1: it does not fit.
 """
@@ -106,8 +107,13 @@ def main(argv: Sequence[str]) -> int:
             config.model.decoder.kv_heads,
         )
 
+        kept = sweep.Kept(args.output)
+        compiler = compiling.versions()
+
         def tried(setting: sweep.Setting) -> estimate.Plan:
-            plan = planned(setting.apply(config, len(devices)))
+            applied = setting.apply(config, len(devices))
+            question = {"config": applied.to_dict(), "topology": topology, **compiler}
+            plan = kept.plan(question, lambda: planned(applied))
             command.say(_line(setting, plan))
             return plan
 
@@ -126,6 +132,8 @@ def main(argv: Sequence[str]) -> int:
     print(report.table(result))
     if args.output:
         args.output.write_text(json.dumps(written, indent=1) + "\n")
+        if args.sweep:
+            kept.drop()
     if args.picture:
         args.picture.write_text(report.picture(result))
     return 0 if result.fits else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -18,6 +19,7 @@ from moss_audio_jax.config import ModelConfig
 from moss_audio_jax.data.batch import Shape, make_train_batch
 from moss_audio_jax.data.pipeline import targets_of
 from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.evaluate import code_version
 from moss_audio_jax.plan.hlo import Module
 from moss_audio_jax.plan.topologies import GIB, Topology
 from moss_audio_jax.sharding import make_mesh
@@ -101,6 +103,13 @@ def prepare_environment() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
+
+
+def versions() -> dict[str, str]:
+    """What a compiled step depends on besides its config and its slice."""
+    libtpu = importlib.metadata.version("libtpu")
+    flags = os.environ.get(FLAGS, "")
+    return {"code": code_version(), "jax": jax.__version__, "libtpu": libtpu, "flags": flags}
 
 
 def slice_devices(topology: Topology) -> list[Any]:

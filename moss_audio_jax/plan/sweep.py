@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from moss_audio_jax.plan.estimate import Plan
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.evaluate.journal import Journal
+from moss_audio_jax.plan.estimate import Estimate, Memory, Plan
+from moss_audio_jax.plan.hlo import Collective
+from moss_audio_jax.plan.topologies import Topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,3 +71,53 @@ def best(found: Sequence[tuple[Setting, Plan]]) -> tuple[Setting, Plan] | None:
     """The setting that fits with the highest modelled MFU; None where none fits."""
     fitting = [pair for pair in found if pair[1].fits]
     return max(fitting, key=lambda pair: pair[1].estimate.mfu, default=None)
+
+
+class Kept:
+    """Plans in a file beside the sweep's output while it lasts: a killed sweep goes on with them.
+
+    Without an output nothing is kept.
+    """
+
+    def __init__(self, output: Path | None) -> None:
+        self._path = output and output.with_name(f"{output.name}.partial.jsonl")
+        self._found: dict[str, Plan] = {}
+        if self._path is None or not self._path.exists():
+            return
+        # A line that a killed process left half-written has no end.
+        for line in self._path.read_text().splitlines(keepends=True):
+            if line.endswith("\n"):
+                try:
+                    row = json.loads(line)
+                    self._found[row["question"]] = _plan(row["plan"])
+                except (ValueError, TypeError, KeyError):
+                    raise InputError(f"{self._path}: not what a sweep keeps; remove it") from None
+
+    def plan(self, question: Mapping[str, Any], make: Callable[[], Plan]) -> Plan:
+        """The plan that answers a question (all that a plan depends on): kept, or made and kept."""
+        words = json.dumps(question, sort_keys=True, default=str)
+        digest = hashlib.sha256(words.encode()).hexdigest()
+        if digest not in self._found:
+            self._found[digest] = plan = make()
+            with Journal(self._path) as journal:
+                journal.write({"question": digest, "plan": dataclasses.asdict(plan)})
+        return self._found[digest]
+
+    def drop(self) -> None:
+        """After the output is written."""
+        if self._path:
+            self._path.unlink(missing_ok=True)
+
+
+def _plan(row: dict[str, Any]) -> Plan:
+    """What `dataclasses.asdict` and JSON made of a plan, as it was."""
+    return Plan(
+        **row
+        | {
+            "topology": Topology(**row["topology"]),
+            "memory": Memory(**row["memory"]),
+            "collectives": tuple(Collective(**entry) for entry in row["collectives"]),
+            "warnings": tuple(row["warnings"]),
+            "estimate": row["estimate"] and Estimate(**row["estimate"]),
+        }
+    )

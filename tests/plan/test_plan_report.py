@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from moss_audio_jax import cli
-from moss_audio_jax.errors import UsageError
+from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.plan import compile as compiling
 from moss_audio_jax.plan import estimate, report, sweep, topologies
 from moss_audio_jax.plan.compile import Compiled
@@ -148,6 +148,30 @@ def test_sweep_stops_at_what_does_not_fit_and_picks_the_fastest(run):
                      ("projections", 1), ("projections", 2), ("projections", 4)]  # fmt: skip
     assert sweep.best(found)[0] == sweep.Setting(4, 512, "full", 1)
     assert sweep.best([pair for pair in found if not pair[1].fits]) is None
+
+
+def test_a_killed_sweep_goes_on_with_the_plans_it_has(run, tmp_path):
+    output = tmp_path / "plan.json"
+    seconds = estimate.Estimate(1.0, 0.5, 0.25, 0.4)
+    plans = [_plan(run, estimate=seconds, collectives=(BIG, HIDDEN), warnings=("head",)),
+             _plan(run, fits=False, refusal="too large")]  # fmt: skip
+    kept = sweep.Kept(output)
+    for rows, plan in enumerate(plans):
+        assert kept.plan({"rows": rows}, lambda plan=plan: plan) == plan
+    partial = tmp_path / "plan.json.partial.jsonl"
+    with open(partial, "a") as file:
+        file.write('{"question": "half')  # what a kill leaves
+
+    again = sweep.Kept(output)
+    for rows, plan in enumerate(plans):
+        assert again.plan({"rows": rows}, lambda: pytest.fail("compiled again")) == plan
+    assert again.plan({"rows": 0, "flags": "other"}, lambda: plans[1]) == plans[1]
+    assert len(partial.read_text().splitlines()) == 3
+    again.drop()
+    assert not partial.exists()
+    partial.write_text("{}\n")
+    with pytest.raises(InputError, match="remove it"):
+        sweep.Kept(output)
 
 
 def test_setting_changes_the_config_it_is_given_only_by_copy():
