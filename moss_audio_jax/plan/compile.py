@@ -80,7 +80,7 @@ class Compiled:
         named (with `refusal` "temporaries", they alone).
       limit: bytes it would allow, where it refused; else None.
       module: the compiled module; None where it refused.
-      refusal: the compiler's words; "" where the step fits.
+      refusal: the compiler's words (see `refusal`); "" where the step fits.
       flags: the compiler's, of the environment (launch/xla_flags.py has those to start from).
     """
 
@@ -196,11 +196,10 @@ def compile_lowered(lowered: Any, given: int, devices: int) -> Compiled:
         if found is None:
             raise
         peak, limit = found
-        words = " ".join(str(error).split())
         # Temporaries alone: what the step is given comes on top.
-        if "HLO temporaries" in words:
+        if "HLO temporaries" in str(error):
             peak += given
-        return Compiled(time.perf_counter() - begun, peak, limit, refusal=words[:300])
+        return Compiled(time.perf_counter() - begun, peak, limit, refusal=refusal(str(error)))
     seconds = time.perf_counter() - begun
     memory = compiled.memory_analysis()
     peak = getattr(memory, "peak_memory_in_bytes", 0) or (
@@ -227,6 +226,20 @@ def out_of_memory(message: str) -> tuple[int, int] | None:
             needed, unit, allowed, allowed_unit = found.groups()
             return int(float(needed) * _UNITS[unit]), int(float(allowed) * _UNITS[allowed_unit])
     return None
+
+
+def refusal(message: str) -> str:
+    """The compiler's words in brief: why, and on lines of their own the five largest arrays that it
+    lists (size, shape, the operation that asked for it)."""
+    why, *entries = re.split(r"\n\s+\d+\. Size: ", message)
+    lines = [" ".join(why.split())[:300]]
+    for entry in entries[:5]:
+        size, *_ = entry.split(maxsplit=1)
+        found = [
+            re.search(pattern, entry) for pattern in (r"Shape: (\w+\[.*?\])", r'op_name="(.*?)"')
+        ]
+        lines.append(" ".join(["   ", size, *(match[1] for match in found if match)]))
+    return "\n".join(lines)
 
 
 def _start(config: Any) -> Start:

@@ -60,6 +60,33 @@ def test_refusals_are_read():
     assert compiling.out_of_memory("INVALID_ARGUMENT: no such flag") is None
 
 
+def test_refusals_name_the_largest_arrays():
+    message = """Ran out of memory in memory space hbm. Used 15.80G of 15.75G hbm.
+
+Program hbm requirement 15.32G:
+    global           12.27M
+
+  Largest program allocations in hbm:
+
+  1. Size: 4.50G
+     Operator: op_name="jit(train_step)/jvp()/broadcast_in_dim"
+     Shape: bf16[36,2,8192,4096]{3,2,1,0:T(8,128)(2,1)}
+     Unpadded size: 4.50G
+     XLA label: custom-call.53 = custom-call(), custom_call_target="AllocateBuffer"
+     Allocation type: HLO temp
+     ==========================
+
+  2. Size: 226.18M
+     XLA label: overlays
+     ==========================
+"""
+    why, first, second = compiling.refusal(message).splitlines()
+    assert why.startswith("Ran out of memory in memory space hbm. Used 15.80G")
+    assert first == "    4.50G bf16[36,2,8192,4096] jit(train_step)/jvp()/broadcast_in_dim"
+    assert second == "    226.18M"
+    assert compiling.refusal("too large\nfor it") == "too large for it"
+
+
 def test_planning_needs_no_tokenizer_and_no_rows(run):
     assert run.shape.rows == 8
     assert run.batch["tokens"].shape == (8, 512)
