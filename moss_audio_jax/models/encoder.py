@@ -24,6 +24,7 @@ from moss_audio_jax.models.blocks import (
 )
 from moss_audio_jax.ops.attention import attention
 from moss_audio_jax.ops.conv import conv3x3_stride2
+from moss_audio_jax.ops.gelu import gelu
 from moss_audio_jax.ops.rotary import sinusoids
 from moss_audio_jax.sharding import constrain, platform, ways
 
@@ -42,7 +43,7 @@ class Conv(nn.Module):
         shape = (3, 3, x.shape[-1], self.channels)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.channels,))
-        return jax.nn.gelu(conv3x3_stride2(x, kernel, bias), approximate=False)
+        return gelu(conv3x3_stride2(x, kernel, bias))
 
 
 class Stem(nn.Module):
@@ -106,8 +107,7 @@ class EncoderLayer(nn.Module):
         x = x + SelfAttention(cfg, self.compute, name="self_attn")(y, segments)
         y = LayerNorm(_LAYER_EPS, name="final_layer_norm")(x)
         y = constrain(Linear(cfg.ffn_dim, use_bias=True, name="fc1")(y), "batch", None, "hidden")
-        y = jax.nn.gelu(y, approximate=False)
-        return x + Linear(cfg.d_model, use_bias=True, name="fc2")(y)
+        return x + Linear(cfg.d_model, use_bias=True, name="fc2")(gelu(y))
 
 
 def init_encoder(key: jax.Array, config: EncoderConfig) -> Any:

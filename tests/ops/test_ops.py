@@ -1,5 +1,6 @@
 """The plain operations: attention's one mask, the loss in chunks, the convolution."""
 
+import math
 import re
 
 import jax
@@ -14,6 +15,7 @@ from moss_audio_jax.ops import attention as attention_module
 from moss_audio_jax.ops import rotary
 from moss_audio_jax.ops.attention import attention
 from moss_audio_jax.ops.conv import _as_conv, _as_matmul, conv3x3_stride2
+from moss_audio_jax.ops.gelu import gelu
 from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
 from moss_audio_jax.ops.splash import splash_attention
 from moss_audio_jax.sharding import make_mesh
@@ -241,3 +243,17 @@ def test_the_head_is_gathered_once_and_its_gradient_reduced_once():
         text = step.lower(hidden, kernel, targets).as_text()
     collectives = re.findall(r"stablehlo\.(all_gather|reduce_scatter|all_reduce)", text)
     assert sorted(collectives) == ["all_gather"] * 2 + ["all_reduce"] * 2 + ["reduce_scatter"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gelu_and_its_gradient_by_the_error_function(dtype):
+    x = jnp.linspace(-12, 12, 999).astype(dtype)
+    exact = np.asarray(x, np.float64)
+    below = np.array([0.5 * math.erfc(-v / math.sqrt(2)) for v in exact])
+    slope = below + exact * np.exp(-exact * exact / 2) / math.sqrt(2 * math.pi)
+    out, backward = jax.vjp(gelu, x)
+    (gradient,) = backward(jnp.full_like(x, 2))
+    assert out.dtype == gradient.dtype == x.dtype
+    step = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(np.float64(out), exact * below, rtol=step, atol=1e-6)
+    np.testing.assert_allclose(np.float64(gradient), 2 * slope, rtol=step, atol=1e-6)
