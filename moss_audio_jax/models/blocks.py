@@ -36,12 +36,14 @@ settled.defvjp(lambda x: (x, None), lambda _, grads: (jax.lax.optimization_barri
 
 
 def row_major(x: jax.Array) -> jax.Array:
-    """x, on TPUs with its last axis innermost in memory.
+    """x [..., T, D], on TPUs with its last axis innermost in memory, unless T is 1.
 
     Left to itself the compiler keeps a decoder's residual stream with its tokens innermost, and
-    turns it over on its way back (docs/scaling.md).
+    turns it over on its way back. A single token would be padded to 8 (docs/scaling.md).
     """
-    return with_layout_constraint(x, Layout(range(x.ndim))) if platform() == "tpu" else x
+    if platform() != "tpu" or x.shape[-2] == 1:
+        return x
+    return with_layout_constraint(x, Layout(range(x.ndim)))
 
 
 class Linear(nn.Module):

@@ -120,9 +120,7 @@ def decode(
         x, cache = layer.apply({"params": layer_params}, x, angles, attend_here)
         if injected is not None:
             x, gradients_of = _inject(x, jax.lax.stop_gradient(injected), gradients_of, index)
-        x = constrain(x, "batch", "tokens", None)
-        if x.shape[1] > 1:  # of single tokens it would be padded to 8
-            x = row_major(x)
+        x = row_major(constrain(x, "batch", "tokens", None))
         return (x, cache, gradients_of), None
 
     x = constrain(x, "batch", "tokens", None)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 def gelu(x: jax.Array) -> jax.Array:
     """x * P(N(0, 1) < x), in float32, of x's dtype and shape.
 
-    By erf: the erfc of `jax.nn.gelu`, which keeps the digits of results near 0, costs a processor
-    of vectors twice as much and more. The backward pass keeps x alone.
+    By erf: the erfc of `jax.nn.gelu`, which keeps the digits of results near 0, takes a TPU more
+    steps (docs/scaling.md). The backward pass keeps x alone.
     """
     wide = x.astype(jnp.float32)
     return (wide * _below(wide)).astype(x.dtype)
