@@ -84,7 +84,6 @@ class MossAudio:
 
     Attributes:
       config: what the model is made of.
-      params: nested dict of arrays, layers stacked on axis 0.
       tokenizer: None where the folder has none.
       processor: the special ids and how audio is prepared.
       random_weights: config.json says that nothing was ever trained: answers are noise.
@@ -102,7 +101,7 @@ class MossAudio:
         stop_ids: Sequence[int] = (),
         random_weights: bool = False,
     ) -> None:
-        self.params = params
+        self._params = params
         self.config = config
         self.compute = compute
         self.mesh = mesh
@@ -157,10 +156,11 @@ class MossAudio:
         shardings = param_shardings(moss_audio.abstract_params(config, dtype), config, mesh)
 
         def then(path: str, leaf: jax.Array) -> Any:  # no two leaves are there in both forms
-            return leaf if quantize == "none" else _quantize(path, leaf, config)
+            leaf = leaf if quantize == "none" else _quantize(path, leaf, config)
+            return decoder.unstack(leaf) if path.startswith(_LAYERS) else leaf
 
         return cls(
-            load_params(path, config, dtype, shardings, lora, then),
+            _by_layer(load_params(path, config, dtype, shardings, lora, then)),
             config,
             compute=Compute(dtype=dtype, quantize=quantize),
             mesh=mesh,
@@ -169,6 +169,25 @@ class MossAudio:
             stop_ids=_stop_ids(path),
             random_weights=bool(read_json(path / "config.json").get("random_weights")),
         )
+
+    @property
+    def params(self) -> Any:
+        """Nested dict of arrays, layers stacked on axis 0.
+
+        The model itself holds its decoder's layers one by one, the quickest to generate with. They
+        are stacked at each call, and then in memory twice.
+        """
+        language_model = self._params["language_model"]
+        if not decoder.is_unstacked(language_model):
+            return self._params
+        with jax.set_mesh(self.mesh):
+            layers = decoder.stack(language_model["layers"])
+        return self._params | {"language_model": language_model | {"layers": layers}}
+
+    @property
+    def encoder_params(self) -> Any:
+        """The part of `params` that hears."""
+        return self._params["audio_encoder"]
 
     # --- from ids and mels ---------------------------------------------------------------------
 
@@ -190,7 +209,7 @@ class MossAudio:
         check(example, self.config.encoder, self.processor.audio_token_id)
         batch = self._batch([example])
         with jax.set_mesh(self.mesh):
-            features, taps = _encode(self.params, batch, self.config, self.compute)
+            features, taps = _encode(self._params, batch, self.config, self.compute)
         places = batch["audio_index"][0]
         places = places[places >= 0]
         features = np.asarray(features[0], np.float32)[places]
@@ -210,7 +229,7 @@ class MossAudio:
             return []
         examples = [self._example(ids, mels) for ids, mels in prompts]
         with jax.set_mesh(self.mesh):
-            logits = _logits(self.params, self._batch(examples), self.config, self.compute)
+            logits = _logits(self._params, self._batch(examples), self.config, self.compute)
         logits = np.asarray(logits)
         return [logits[row, : len(example.ids)].copy() for row, example in enumerate(examples)]
 
@@ -241,7 +260,7 @@ class MossAudio:
         padded = np.full(batch["tokens"].shape, IGNORE, np.int32)
         padded[0, : len(labels)] = labels
         with jax.set_mesh(self.mesh):
-            return float(_loss(self.params, batch, padded, self.config, self.compute))
+            return float(_loss(self._params, batch, padded, self.config, self.compute))
 
     def generate_ids(
         self,
@@ -378,7 +397,9 @@ class MossAudio:
 
     def _engine(self, slots: int) -> Engine:
         decode = self.tokenizer.decode if self.tokenizer else None
-        return Engine(self.params, self.config, self.compute, self._vocab, self.mesh, decode, slots)
+        return Engine(
+            self._params, self.config, self.compute, self._vocab, self.mesh, decode, slots
+        )
 
     def _example(self, ids: Sequence[int], mels: Sequence[np.ndarray]) -> Example:
         ids = np.asarray(ids)
@@ -427,7 +448,20 @@ class MossAudio:
         return mel.astype(ml_dtypes.finfo(self.processor.mel_dtype).dtype).astype(np.float32)
 
 
+_LAYERS = "language_model/layers/"
 _quantize = jax.jit(quantize_leaf, static_argnums=(0, 2))
+
+
+def _by_layer(params: Any) -> Any:
+    """Turns a tuple of layers at each of the decoder's leaves into a tuple of trees."""
+    language_model = params["language_model"]
+    apart = {"is_leaf": lambda x: type(x) is tuple}  # Int8 is another
+    count = len(jax.tree.leaves(language_model["layers"], **apart)[0])
+    layers = tuple(
+        jax.tree.map(lambda leaf: leaf[index], language_model["layers"], **apart)  # noqa: B023
+        for index in range(count)
+    )
+    return params | {"language_model": language_model | {"layers": layers}}
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

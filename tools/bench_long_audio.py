@@ -30,7 +30,7 @@ def main() -> None:
     options.add_argument("--plot", type=Path, metavar="FILE.png")
     args = options.parse_args()
     model = MossAudio.load(args.checkpoint, "float32")
-    config, params = model.config.encoder, model.params["audio_encoder"]
+    config, params = model.config.encoder, model.encoder_params
 
     @jax.jit
     def encode(params, mels, frames):

@@ -94,7 +94,7 @@ class Ears:
                 mels[i, : len(mel)], frames[i] = mel, len(mel)
             with jax.set_mesh(self.model.mesh):
                 made = _heads(
-                    self.model.params["audio_encoder"], self._heads, mels, frames,
+                    self.model.encoder_params, self._heads, mels, frames,
                     self.model.config.encoder, self.model.compute,
                 )  # fmt: skip
             made = {name: np.asarray(value) for name, value in made.items()}

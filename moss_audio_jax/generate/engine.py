@@ -39,7 +39,8 @@ from moss_audio_jax.generate.slots import (
     take_rows,
 )
 from moss_audio_jax.generate.vocabulary import Vocabulary
-from moss_audio_jax.models.cache import Cache
+from moss_audio_jax.models.cache import Caches, rows_of, slots_of
+from moss_audio_jax.models.decoder import is_unstacked
 
 FINISH_REASON = {STOP: "stop", LENGTH: "length", LOOP: "loop"}
 
@@ -60,7 +61,7 @@ class Engine:
     """Generates answers with one set of parameters.
 
     Args:
-      params: the model's tree, placed on `mesh`.
+      params: the model's tree, placed on `mesh`; fastest with the decoder's layers unstacked.
       vocab: ids to know; its `size` is the model's vocabulary.
       mesh: as `sharding.serving_mesh` makes it.
       decode: ids -> text, for stop strings; None where there is no tokenizer.
@@ -117,7 +118,9 @@ class Engine:
         slots_count = bucket(min(self._slots, len(requests)))
         room = bucket(max(limits), 64)
         size = bucket(max(len(e.ids) + n for (e, _), n in zip(requests, limits, strict=True)), 128)
-        slots = empty_slots(**self._static, count=slots_count, room=room, size=size)
+        unstacked = is_unstacked(self._params["language_model"])
+        sizes = {"count": slots_count, "room": room, "size": size}
+        slots = empty_slots(**self._static, **sizes, unstacked=unstacked)
         prefiller = _Prefiller(self._params, self._static, requests, limits, room, size)
         watched = [bool(s.stop) and self._decode is not None for _, s in requests]
         results: list[Output | None] = [None] * len(requests)
@@ -224,7 +227,7 @@ class _Prefiller:
         self._room, self._size = room, size
         examples = [example for example, _ in requests]
         self._queue = Queue(examples, self._config.encoder, self._vocab.audio_token_id)
-        self._prefixes: Cache | None = None  # of the families that have members waiting
+        self._prefixes: Caches | None = None  # of the families that have members waiting
         self._waiting: list[_Waiting] = []
 
     def __bool__(self) -> bool:
@@ -271,7 +274,7 @@ class _Prefiller:
         """Prefills the rests of up to `free` prompts that wait."""
         rests = [len(self._ids(each.number)) - each.begin for each in self._waiting[:free]]
         tokens = bucket(max(rests), _MIN_REST)
-        slots = min(self._prefixes.slots + tokens, self._size)
+        slots = min(slots_of(self._prefixes) + tokens, self._size)
         together = min(free, max(1, PREFILL_TOKENS // slots))
         taken, self._waiting = self._waiting[:together], self._waiting[together:]
         shape = Shape(bucket(len(taken)), tokens, 0, self._config.encoder.chunk_frames)
@@ -291,10 +294,10 @@ class _Prefiller:
         needed = sorted({each.row for each in self._waiting})
         if not needed:
             self._prefixes = None
-        elif bucket(len(needed)) < self._prefixes.key.shape[1]:
+        elif bucket(len(needed)) < rows_of(self._prefixes):
             row = np.zeros(bucket(len(needed)), np.int32)
             row[: len(needed)] = needed
-            slots = self._prefixes.slots
+            slots = slots_of(self._prefixes)
             self._prefixes = take_rows(self._prefixes, row, slots=slots)
             self._waiting = [each._replace(row=needed.index(each.row)) for each in self._waiting]
 

@@ -22,7 +22,7 @@ from moss_audio_jax.generate.sampling import MAX_STOP_IDS, Knobs, Sampling, choo
 from moss_audio_jax.generate.vocabulary import Vocabulary
 from moss_audio_jax.models import cache as kv_cache
 from moss_audio_jax.models import moss_audio
-from moss_audio_jax.models.cache import Cache
+from moss_audio_jax.models.cache import Caches
 from moss_audio_jax.sharding import replicate
 
 # Why an answer ended. RUNNING and EMPTY are states of a slot; the others reach the user.
@@ -56,7 +56,7 @@ class Rows(NamedTuple):
 
 class Slots(NamedTuple):
     rows: Rows
-    cache: Cache
+    cache: Caches
 
 
 def accept(rows: Rows, logits: jax.Array, vocab: Vocabulary) -> Rows:
@@ -127,7 +127,7 @@ def start(
     jax.jit, static_argnames=("config", "compute", "vocab"), donate_argnames=("cache",)
 )
 def resume(
-    params: Any, batch: moss_audio.Batch, rows: Rows, cache: Cache, begin: jax.Array, *,
+    params: Any, batch: moss_audio.Batch, rows: Rows, cache: Caches, begin: jax.Array, *,
     config: ModelConfig, compute: Compute, vocab: Vocabulary,
 ) -> Slots:  # fmt: skip
     """`start` for prompts whose first `begin` [b] tokens are in `cache`; `batch` holds the rest."""
@@ -182,11 +182,16 @@ def finish(slots: Slots, at: jax.Array, state: jax.Array) -> Slots:
     return slots._replace(rows=slots.rows._replace(state=slots.rows.state.at[at].set(state)))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute", "vocab", "count", "room", "size"))
+@functools.partial(
+    jax.jit,
+    static_argnames=("config", "compute", "vocab", "count", "room", "size", "unstacked"),
+)
 def empty_slots(
-    *, config: ModelConfig, compute: Compute, vocab: Vocabulary, count: int, room: int, size: int
-) -> Slots:
-    """`count` empty slots: `size` cache slots and `room` new tokens each."""
+    *, config: ModelConfig, compute: Compute, vocab: Vocabulary, count: int, room: int, size: int,
+    unstacked: bool,
+) -> Slots:  # fmt: skip
+    """`count` empty slots: `size` cache slots and `room` new tokens each; `unstacked` as the
+    decoder's layers are."""
     zero = jnp.zeros((count,), jnp.int32)
     knobs = Knobs(*(zero.astype(dtype) for dtype in (float, int, float, float, float, int)))
     rows = Rows(
@@ -205,7 +210,7 @@ def empty_slots(
         budget=zero,
         forced=zero,
     )
-    cache = kv_cache.init_cache(config.decoder, count, size, compute)
+    cache = kv_cache.init_cache(config.decoder, count, size, compute, unstacked)
     return Slots(replicate(rows), cache)
 
 

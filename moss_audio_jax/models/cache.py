@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ DIMENSIONS = (None, "batch", "heads", None, None)  # of every leaf, on the mesh
 
 
 class Cache(NamedTuple):
-    """Keys (rotated) and values of every layer: [L, B, KV, S, H] each.
+    """Keys (rotated) and values of L layers: [L, B, KV, S, H] each.
 
     In int8 each token's head has a scale, [L, B, KV, S], in compute's dtype; else None. Slots stand
     beside H, as the products read them: heads there, of which a device may have two, would make
@@ -29,22 +30,34 @@ class Cache(NamedTuple):
     key_scale: jax.Array | None = None
     value_scale: jax.Array | None = None
 
-    @property
-    def slots(self) -> int:
-        return self.key.shape[3]
+
+Caches = Cache | tuple[Cache, ...]  # of all layers together, or one of each (decoder.unstack)
 
 
-def init_cache(config: DecoderConfig, batch: int, slots: int, compute: Compute) -> Cache:
+def init_cache(
+    config: DecoderConfig, batch: int, slots: int, compute: Compute, unstacked: bool = False
+) -> Caches:
     """An empty cache, in compute's dtype or, where it says so, in int8."""
+    if unstacked:
+        one = dataclasses.replace(config, layers=1)
+        return tuple(init_cache(one, batch, slots, compute) for _ in range(config.layers))
     shape = (config.layers, batch, config.kv_heads, slots, config.head_dim)
     dtype = as_dtype(compute)
     if compute.quantize != "weights+cache":
         return pin(Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)))
-    steps, scale = jnp.zeros(shape, jnp.int8), jnp.zeros(shape[:-1], dtype)
-    return pin(Cache(steps, steps, scale, scale))
+    scale = jnp.zeros(shape[:-1], dtype)
+    return pin(Cache(jnp.zeros(shape, jnp.int8), jnp.zeros(shape, jnp.int8), scale, scale))
 
 
-def pin(cache: Cache) -> Cache:
+def rows_of(cache: Caches) -> int:
+    return jax.tree.leaves(cache)[0].shape[1]
+
+
+def slots_of(cache: Caches) -> int:
+    return jax.tree.leaves(cache)[0].shape[3]
+
+
+def pin(cache: Caches) -> Caches:
     """The cache's place on the mesh: rows over `data`, heads over `tensor`."""
     return jax.tree.map(lambda x: constrain(x, *DIMENSIONS[: x.ndim]), cache)
 
@@ -102,24 +115,26 @@ def read(
     return Int8(key, key_scale), Int8(value, value_scale)
 
 
-def insert_rows(cache: Cache, rows: Cache, slots: jax.Array) -> Cache:
+def insert_rows(cache: Caches, rows: Caches, slots: jax.Array) -> Caches:
     """Copies `rows` of T slots over the first T slots of the batch rows `slots` [b].
 
     A row number beyond the cache's batch is dropped.
     """
 
     def insert(old: jax.Array, new: jax.Array) -> jax.Array:
-        return old.at[:, slots, :, : rows.slots].set(new, mode="drop")
+        return old.at[:, slots, :, : new.shape[3]].set(new, mode="drop")
 
     return pin(jax.tree.map(insert, cache, rows))
 
 
-def store_as(cache: Cache, rows: Cache) -> Cache:
+def store_as(cache: Caches, rows: Caches) -> Caches:
     """`rows`, whose keys and values are in compute's dtype, as `cache` stores them."""
-    return _stored(cache, rows.key, rows.value)
+    if isinstance(cache, Cache):
+        return _stored(cache, rows.key, rows.value)
+    return tuple(map(store_as, cache, rows))
 
 
-def take_rows(cache: Cache, rows: jax.Array, slots: int) -> Cache:
+def take_rows(cache: Caches, rows: jax.Array, slots: int) -> Caches:
     """A cache of the batch rows `rows` [b], any of them any number of times, with `slots` slots
     (at least as many as `cache` has)."""
 

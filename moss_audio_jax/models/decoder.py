@@ -1,6 +1,11 @@
-"""Qwen3 decoder: one scan over stacked layers, for training, prefill and decoding alike.
+"""Qwen3 decoder, for training, prefill and decoding alike.
 
-Letters: B rows, T tokens, N query heads, KV key/value heads, H head size, D width, V vocabulary.
+Its layers are stacked and scanned: compile time does not grow with depth. To generate they are
+unstacked, a tuple of trees, and unrolled: a scan copies each layer's weights out of the stack
+before it multiplies, and a token's step is hardly more than reading them (docs/design.md).
+
+Letters: L layers, B rows, T tokens, N query heads, KV key/value heads, H head size, D width,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,12 +27,12 @@ from moss_audio_jax.models.blocks import (
     row_major,
     settled,
 )
-from moss_audio_jax.models.cache import Cache
+from moss_audio_jax.models.cache import Cache, Caches
 from moss_audio_jax.ops.linear import Kernel, dense, matmul
 from moss_audio_jax.ops.rotary import rotary_angles, rotate
 from moss_audio_jax.sharding import constrain
 
-# (query [B,T,N,H], key [B,T,KV,H], value [B,T,KV,H], cache, layer) -> (out [B,T,N,H], cache)
+# (query [B,T,N,H], key [B,T,KV,H], value [B,T,KV,H], cache, layer of it) -> (out [B,T,N,H], cache)
 Attend = Callable[..., tuple[jax.Array, Cache | None]]
 
 
@@ -84,6 +89,28 @@ def init_head(key: jax.Array, config: DecoderConfig) -> Any:
     return Linear(config.vocab_size).init(key, x)["params"]
 
 
+def is_unstacked(params: Any) -> bool:
+    """Are the layers of a `language_model` subtree a tuple of trees?"""
+    return isinstance(params["layers"], tuple)
+
+
+def unstack(layers: Any) -> tuple[Any, ...]:
+    """Stacked layers, or one leaf of them: leaves [L, ...] as L trees of leaves [...]."""
+    count = jax.tree.leaves(layers)[0].shape[0]
+    return tuple(_layer(layers, jnp.int32(index)) for index in range(count))
+
+
+@jax.jit
+def stack(layers: tuple[Any, ...]) -> Any:
+    """The inverse of `unstack`."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+
+
+@jax.jit  # of any index: one program for all layers
+def _layer(layers: Any, index: jax.Array) -> Any:
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), layers)
+
+
 def decode(
     params: Any,
     config: DecoderConfig,
@@ -91,31 +118,32 @@ def decode(
     x: jax.Array,
     positions: jax.Array,
     attend: Attend,
-    cache: Cache | None = None,
+    cache: Caches | None = None,
     injected: jax.Array | None = None,
-) -> tuple[jax.Array, Cache | None]:
+) -> tuple[jax.Array, Caches | None]:
     """Runs all layers and the final norm.
 
     Args:
-      params: the `language_model` subtree.
+      params: the `language_model` subtree, its layers stacked or `unstacked`.
       x: embeddings [B, T, D].
       positions: int [B, T], for the rotary embedding.
-      attend: how queries meet keys; given the cache and the layer's number, returns the cache.
-      cache: goes through `attend` in every layer; None where nothing is cached.
+      attend: how queries meet keys; given a cache and which of its layers this is, returns it.
+      cache: goes through `attend` in every layer, of which unstacked ones have one each; None where
+        nothing is cached.
       injected: [K, B, T, D], added to the outputs of layers 0..K-1 (DeepStack), or None.
 
     Returns:
       (hidden [B, T, D], cache).
     """
     angles = rotary_angles(positions, config.head_dim, config.rope_theta)
-    layer = DecoderLayer(config)
+    layer, apart = DecoderLayer(config), is_unstacked(params)
 
     def body(carry: tuple, xs: tuple) -> tuple[tuple, None]:
         x, cache, gradients_of = carry
         layer_params, index = xs
 
         def attend_here(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple:
-            return attend(query, key, value, cache, index)
+            return attend(query, key, value, cache, 0 if apart else index)
 
         x, cache = layer.apply({"params": layer_params}, x, angles, attend_here)
         if injected is not None:
@@ -125,9 +153,17 @@ def decode(
 
     x = constrain(x, "batch", "tokens", None)
     body = rematerialised(body, compute)
-    (x, cache, _), _ = jax.lax.scan(
-        body, (x, cache, injected), (params["layers"], jnp.arange(config.layers))
-    )
+    if apart:
+        updated = []
+        for index, own in enumerate(params["layers"]):
+            kv = None if cache is None else cache[index]
+            (x, kv, injected), _ = body((x, kv, injected), (own, jnp.int32(index)))
+            updated.append(kv)
+        cache = None if cache is None else tuple(updated)
+    else:
+        (x, cache, _), _ = jax.lax.scan(
+            body, (x, cache, injected), (params["layers"], jnp.arange(config.layers))
+        )
     return RMSNorm(config.norm_eps).apply({"params": params["norm"]}, x), cache
 
 

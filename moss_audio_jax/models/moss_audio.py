@@ -26,9 +26,9 @@ import jax.numpy as jnp
 from moss_audio_jax.config import Compute, ModelConfig
 from moss_audio_jax.models import adapter, cache, decoder, encoder
 from moss_audio_jax.models.blocks import as_dtype
-from moss_audio_jax.models.cache import Cache
-from moss_audio_jax.ops.attention import attention
-from moss_audio_jax.sharding import constrain
+from moss_audio_jax.models.cache import Caches
+from moss_audio_jax.ops.attention import attention, decode_attention
+from moss_audio_jax.sharding import constrain, platform
 
 Batch = dict[str, jax.Array]
 
@@ -103,7 +103,7 @@ def hidden_states(
 
 def prefill(
     params: Any, config: ModelConfig, compute: Compute, batch: Batch, slots: int
-) -> tuple[jax.Array, Cache]:
+) -> tuple[jax.Array, Caches]:
     """Runs prompts and keeps their keys and values.
 
     Args:
@@ -115,6 +115,7 @@ def prefill(
     """
     audio = encode_audio(params, config, compute, batch)
     x, injected = _embed(params, config, compute, batch, audio)
+    unstacked = decoder.is_unstacked(params["language_model"])
     batch_size, _ = batch["tokens"].shape
 
     def attend(query, key, value, kv, layer):
@@ -124,15 +125,15 @@ def prefill(
 
     hidden, kv = decoder.decode(
         params["language_model"], config.decoder, compute, x, batch["positions"], attend,
-        cache=cache.init_cache(config.decoder, batch_size, slots, compute),
+        cache=cache.init_cache(config.decoder, batch_size, slots, compute, unstacked),
         injected=injected,
     )  # fmt: skip
     return decoder.logits(params, _last(hidden, batch)), cache.pin(kv)
 
 
 def extend(
-    params: Any, config: ModelConfig, compute: Compute, batch: Batch, kv: Cache, start: jax.Array
-) -> tuple[jax.Array, Cache]:
+    params: Any, config: ModelConfig, compute: Compute, batch: Batch, kv: Caches, start: jax.Array
+) -> tuple[jax.Array, Caches]:
     """Runs text that goes on behind what a cache holds, in one pass.
 
     Args:
@@ -165,9 +166,9 @@ def decode_step(
     compute: Compute,
     tokens: jax.Array,
     positions: jax.Array,
-    kv: Cache,
+    kv: Caches,
     reach: int | None = None,
-) -> tuple[jax.Array, Cache]:
+) -> tuple[jax.Array, Caches]:
     """One token for each row.
 
     Args:
@@ -183,9 +184,11 @@ def decode_step(
     slots = positions[:, None]
 
     def attend(query, key, value, kv, layer):
-        kv = cache.write_token(kv, layer, positions, key, value)
-        out = attention(query, *cache.read(kv, layer, reach), causal=True, query_slots=slots)
-        return out, kv
+        # Read before it is written or after, the values are the same. After, a TPU's compiler takes
+        # all of it into its core's memory and back; before, a CPU's would copy it.
+        written = cache.write_token(kv, layer, positions, key, value)
+        held = cache.read(kv if platform() == "tpu" else written, layer, reach)
+        return decode_attention(query, key, value, *held, positions), written
 
     hidden, kv = decoder.decode(
         params["language_model"], config.decoder, compute, x, slots, attend, cache=kv

@@ -125,6 +125,51 @@ def attention(
     return jnp.concatenate(outs, axis=1)
 
 
+def decode_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    cached_key: jax.Array | Int8,
+    cached_value: jax.Array | Int8,
+    position: jax.Array,
+) -> jax.Array:
+    """A token of each row meets those before it, which a cache holds, and itself, whether the cache
+    holds it yet or not.
+
+    Args:
+      query: [B, 1, N, H].
+      key, value: the token's own, [B, 1, KV, H].
+      cached_key, cached_value: as `attention` takes them, [B, S, KV, H]; from the token's own slot
+        on they may hold anything finite.
+      position: int [B], the token's slot. Beyond S it sees the cache alone.
+
+    Returns:
+      [B, 1, N, H] in query's dtype. The token meets itself unrounded, also beside an int8 cache.
+    """
+    cached_key, key_scale = _steps(cached_key, query.dtype)
+    cached_value, value_scale = _steps(cached_value, query.dtype)
+    batch, _, heads, dim = query.shape
+    slots, kv = cached_key.shape[1:3]
+    product = functools.partial(
+        jnp.einsum, precision=precision(query.dtype), preferred_element_type=jnp.float32
+    )
+    query = query.reshape(batch, kv, -1, dim)  # the G query heads of a key head together
+    scores = product("bkgh,bskh->bkgs", query, cached_key)
+    if key_scale is not None:
+        scores = scores * key_scale
+    offset = (jnp.arange(slots) - position[:, None])[:, None, None]  # [B, 1, 1, S]
+    scores = jnp.where(offset == 0, product("bkgh,bqkh->bkgq", query, key), scores)
+    scores = jnp.where(offset <= 0, scores / math.sqrt(dim), jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1)
+    own = jnp.sum(jnp.where(offset == 0, weights, 0), axis=-1, keepdims=True)
+    weights = jnp.where(offset == 0, 0, weights)
+    if value_scale is not None:
+        weights = weights * value_scale
+    out = product("bkgs,bskh->bkgh", weights.astype(cached_value.dtype), cached_value)
+    out = out + own * value.astype(jnp.float32).reshape(batch, kv, 1, dim)
+    return out.astype(query.dtype).reshape(batch, 1, heads, dim)
+
+
 def _in_blocks(queries: tuple, keys: tuple, causal: bool, window: tuple[int, int] | None):
     """`_plain`, some queries at a time where all scores at once would be too many."""
     query, key = queries[0], keys[0]

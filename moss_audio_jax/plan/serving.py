@@ -116,9 +116,13 @@ def build(
     params = moss_audio.abstract_params(model, compute.dtype)
     if compute.quantize != "none":
         params = jax.eval_shape(functools.partial(quantize, config=model), params)
+    params = placed(params, param_shardings(params, model, placed_on))
+    language_model = params["language_model"]
+    layer = jax.tree.map(_of_one_layer, language_model["layers"])
+    language_model = language_model | {"layers": (layer,) * model.decoder.layers}
     return dataclasses.replace(
         serving,
-        params=placed(params, param_shardings(params, model, placed_on)),
+        params=params | {"language_model": language_model},
         slots=_slots(serving, count),
     )
 
@@ -156,7 +160,7 @@ def compile_decode(serving: Serving) -> Compiled:
             number,
             number,
             **serving.static,
-            reach=serving.slots.cache.slots,
+            reach=cache.slots_of(serving.slots.cache),
         )
     given = held_bytes([decoder_params(serving), serving.slots])
     return compile_lowered(lowered, given, serving.mesh.size)
@@ -168,12 +172,18 @@ def decoder_params(serving: Serving) -> dict[str, Any]:
     return {name: serving.params[name] for name in names if name in serving.params}
 
 
+def _of_one_layer(stacked: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    where = NamedSharding(stacked.sharding.mesh, P(*stacked.sharding.spec[1:]))
+    return jax.ShapeDtypeStruct(stacked.shape[1:], stacked.dtype, sharding=where)
+
+
 def _slots(serving: Serving, count: int) -> slots.Slots:
     """Slots as the engine makes them, where it puts them."""
     made = jax.eval_shape(
         functools.partial(
             slots.empty_slots, **serving.static, count=count,
             room=bucket(serving.load.new_tokens, 64), size=serving.load.cache_slots,
+            unstacked=True,
         )
     )  # fmt: skip
 

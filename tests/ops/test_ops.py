@@ -13,9 +13,10 @@ from jax.sharding import PartitionSpec as P
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.ops import attention as attention_module
 from moss_audio_jax.ops import rotary
-from moss_audio_jax.ops.attention import attention
+from moss_audio_jax.ops.attention import attention, decode_attention
 from moss_audio_jax.ops.conv import _as_conv, _as_matmul, conv3x3_stride2
 from moss_audio_jax.ops.gelu import gelu
+from moss_audio_jax.ops.linear import Int8
 from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
 from moss_audio_jax.ops.splash import splash_attention
 from moss_audio_jax.sharding import make_mesh
@@ -67,6 +68,30 @@ def test_decoding_queries_have_slots_of_their_own():
     allowed = np.arange(10)[None, None, :] <= slots[:, :, None]
     found = attention(query, key, value, causal=True, query_slots=jnp.asarray(slots))
     np.testing.assert_allclose(found, by_hand(query, key, value, allowed), atol=2e-6)
+
+
+def test_a_token_meets_the_cache_and_itself():
+    """What stands in the cache at its slot and behind is of another answer."""
+    query, key, value = arrays((4, 1, 4, 8), (4, 10, 2, 8), (4, 10, 2, 8))
+    own_key, own_value = arrays((4, 1, 2, 8), (4, 1, 2, 8), seed=1)
+    slots = np.array([0, 4, 9, 10])  # the last has run past the cache
+    rows = np.arange(3)
+    keys = np.array(key)
+    values = np.array(value)
+    keys[rows, slots[:3]], values[rows, slots[:3]] = own_key[:3, 0], own_value[:3, 0]
+    allowed = np.arange(10)[None, None, :] <= slots[:, None, None]
+    expected = by_hand(query, keys, values, allowed)
+    position = jnp.asarray(slots)
+    found = decode_attention(query, own_key, own_value, key, value, position)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+    scale = jnp.full((4, 10, 2), 0.5)
+    int8 = [Int8(jnp.asarray(jnp.round(20 * x), jnp.int8), scale) for x in (key, value)]
+    keys, values = (np.array(0.5 * np.float32(x.values)) for x in int8)
+    keys[rows, slots[:3]], values[rows, slots[:3]] = own_key[:3, 0], own_value[:3, 0]
+    expected = by_hand(query, keys, values, allowed)
+    found = decode_attention(query, own_key, own_value, *int8, position)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_queries_in_blocks_change_neither_values_nor_gradients(monkeypatch):

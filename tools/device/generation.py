@@ -17,16 +17,23 @@ from moss_audio_jax.data.batch import Example, bucket_shape, make_batch
 from moss_audio_jax.generate import slots as serving
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import Vocabulary, vocabulary
-from moss_audio_jax.models import flops, moss_audio
+from moss_audio_jax.models import decoder, flops, moss_audio
 from moss_audio_jax.models.quantize import quantize
 from moss_audio_jax.sharding import as_mesh
 
 
 @functools.cache
-def released(model: ModelConfig) -> Any:
-    """Random bfloat16 weights, made on the device."""
-    init = jax.jit(lambda key: moss_audio.init_params(key, model, "bfloat16"))
-    return jax.block_until_ready(init(jax.random.key(0)))
+def released(model: ModelConfig, how: str = "none") -> Any:
+    """Random bfloat16 weights, or int8, made on the device in the form that `MossAudio` holds."""
+
+    def init(key: jax.Array) -> Any:
+        params = moss_audio.init_params(key, model, "bfloat16")
+        params = params if how == "none" else quantize(params, model)
+        language_model = params["language_model"]
+        layers = decoder.unstack(language_model["layers"])
+        return params | {"language_model": language_model | {"layers": layers}}
+
+    return jax.block_until_ready(jax.jit(init)(jax.random.key(0)))
 
 
 def _static(model: ModelConfig, how: str) -> dict[str, Any]:
@@ -36,22 +43,17 @@ def _static(model: ModelConfig, how: str) -> dict[str, Any]:
 
 
 def bench_decode(args: argparse.Namespace, clock: Clock) -> None:
-    model, quantised = args.whole, {}
-
-    def weights(how: str) -> Any:
-        if how == "none":
-            return released(model)
-        if not quantised:
-            make = jax.jit(functools.partial(quantize, config=model))
-            quantised.update(jax.block_until_ready(make(released(model))))
-        return quantised
+    model = args.whole
 
     def one(setting: str) -> dict[str, Any]:
         how, _, count = setting.partition(":")
-        params, static = weights(how), _static(model, how)
+        params = released(model, "none" if how == "none" else "weights")
+        static = _static(model, how)
         size, steps = args.slots, args.decode_steps
         room = 16 * steps
-        slots = serving.empty_slots(**static, count=int(count), room=room, size=size)
+        slots = serving.empty_slots(
+            **static, count=int(count), room=room, size=size, unstacked=True
+        )
         full = jnp.full((int(count),), size // 2)
         slots = slots._replace(
             rows=slots.rows._replace(

@@ -1,0 +1,104 @@
+"""The decoder's layers one by one: the same answers as of the stack, and nothing of it copied."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import moss_audio_jax as mj
+from moss_audio_jax.data.batch import Example, Shape, make_batch
+from moss_audio_jax.generate import slots as serving
+from moss_audio_jax.generate.engine import Engine
+from moss_audio_jax.generate.sampling import Sampling
+from moss_audio_jax.models import cache as kv_cache
+from moss_audio_jax.models import moss_audio
+from moss_audio_jax.plan.hlo import Module
+from moss_audio_jax.weights.convert import load_params
+
+OWN = Path(__file__).parents[1] / "golden" / "tiny" / "a"
+
+
+@pytest.fixture(scope="module", params=["none", "weights+cache"])
+def model(request):
+    return mj.MossAudio.load(OWN, "float32", quantize=request.param)
+
+
+def static(model):
+    return {"config": model.config, "compute": model.compute, "vocab": model._vocab}
+
+
+def test_params_are_the_checkpoints(model):
+    expected = load_params(OWN, model.config, "float32")
+    names = jax.tree_util.tree_leaves_with_path(expected)
+    if model.compute.quantize == "none":
+        found = dict(jax.tree_util.tree_leaves_with_path(model.params))
+        assert len(found) == len(names)
+        assert all(np.array_equal(found[path], leaf) for path, leaf in names)
+    kernel = model.params["language_model"]["layers"]["mlp"]["up_proj"]["kernel"]
+    assert kernel.shape == expected["language_model"]["layers"]["mlp"]["up_proj"]["kernel"].shape
+
+
+def test_answers_and_logits_are_those_of_the_stack(model):
+    golden = np.load(OWN / "golden.npz")
+    mels = np.split(golden["s1_mel"], np.cumsum(golden["s1_clips"])[:-1], axis=1)
+    example = model._example(golden["s1_ids"], mels)
+    requests = [(example, Sampling(12, loop_guard=False)), (Example(np.arange(9)), Sampling(5))]
+    stack = Engine(model.params, model.config, model.compute, model._vocab, model.mesh)
+    found = model._engine(2).run(requests)
+    assert [output.ids for output in found] == [output.ids for output in stack.run(requests)]
+
+    batch = model._batch([example])
+    hidden = jax.jit(moss_audio.hidden_states, static_argnums=(1, 2))
+    ours, stacks = (
+        hidden(params, model.config, model.compute, batch)
+        for params in (model._params, model.params)
+    )
+    np.testing.assert_allclose(ours, stacks, atol=2e-5)
+
+
+def test_caches_are_those_of_the_stack(model):
+    config, tokens = model.config, np.arange(20, dtype=np.int32)
+    first = make_batch([[Example(tokens)]], Shape(1, 24, 0, 400), config.encoder, -1)
+    more = make_batch([[Example(tokens[:5])]], Shape(1, 8, 0, 400), config.encoder, -1)
+
+    @jax.jit
+    def run(params):
+        _, kv = moss_audio.prefill(params, config, model.compute, first, 32)
+        _, kv = moss_audio.extend(params, config, model.compute, more, kv, jnp.array([20]))
+        return moss_audio.decode_step(
+            params, config, model.compute, jnp.array([3]), jnp.array([25]), kv
+        )
+
+    (ours, apart), (stacks, together) = run(model._params), run(model.params)
+    np.testing.assert_allclose(ours, stacks, atol=2e-5)
+    assert len(apart) == config.decoder.layers
+    assert kv_cache.slots_of(apart) == kv_cache.slots_of(together) == 32
+    for index, one in enumerate(apart):
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(together), strict=True):
+            assert a.dtype == b.dtype
+            step = 1 if a.dtype == jnp.int8 else 2e-5
+            np.testing.assert_allclose(np.float32(a[0]), np.float32(b[index]), atol=step, rtol=1e-5)
+
+
+@pytest.mark.parametrize("unstacked", [True, False])
+def test_a_step_copies_neither_weights_nor_cache(unstacked):
+    """But of the stack each layer's: or there would be no reason to take it apart."""
+    model = mj.MossAudio.load(OWN, "float32")  # int8 a CPU converts beside the product
+    params = model._params if unstacked else model.params
+    count = 5  # of which no other array has the size of a weight or a cache
+    slots = serving.empty_slots(
+        **static(model), count=count, room=64, size=128, unstacked=unstacked
+    )
+    number = jnp.int32(1)
+    with jax.set_mesh(model.mesh):
+        text = serving.decode_until.lower(
+            params, slots, number, number, reach=128, **static(model)
+        ).compile().as_text()  # fmt: skip
+    layer = jax.tree.leaves(model._params["language_model"]["layers"][0])
+    sizes = {x.size for x in layer if x.ndim == 2 and x.shape[0] > 1}
+    decoder = model.config.decoder
+    sizes.add(count * decoder.kv_heads * 128 * decoder.head_dim)
+    made = Module(text, 1).turn().made(sizes)
+    assert bool(made) != unstacked, made
