@@ -141,7 +141,7 @@ def decode_attention(
       key, value: the token's own, [B, 1, KV, H].
       cached_key, cached_value: as `attention` takes them, [B, S, KV, H]; from the token's own slot
         on they may hold anything finite.
-      position: int [B], the token's slot. Beyond S it sees the cache alone.
+      position: int [B], the token's slot; it may lie beyond S.
 
     Returns:
       [B, 1, N, H] in query's dtype. The token meets itself unrounded, also beside an int8 cache.
@@ -157,16 +157,17 @@ def decode_attention(
     scores = product("bkgh,bskh->bkgs", query, cached_key)
     if key_scale is not None:
         scores = scores * key_scale
-    offset = (jnp.arange(slots) - position[:, None])[:, None, None]  # [B, 1, 1, S]
-    scores = jnp.where(offset == 0, product("bkgh,bqkh->bkgq", query, key), scores)
-    scores = jnp.where(offset <= 0, scores / math.sqrt(dim), jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1)
-    own = jnp.sum(jnp.where(offset == 0, weights, 0), axis=-1, keepdims=True)
-    weights = jnp.where(offset == 0, 0, weights)
+    before = jnp.arange(slots) < position[:, None, None, None]  # [B, 1, 1, S]
+    scores = jnp.where(before, scores / math.sqrt(dim), -jnp.inf)
+    own = product("bkgh,bqkh->bkgq", query, key) / math.sqrt(dim)
+    # A softmax over both, divided when the values are summed: fewer passes over what is S long.
+    most = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), own)
+    weights, own = jnp.exp(scores - most), jnp.exp(own - most)
+    total = jnp.sum(weights, axis=-1, keepdims=True) + own
     if value_scale is not None:
         weights = weights * value_scale
     out = product("bkgs,bskh->bkgh", weights.astype(cached_value.dtype), cached_value)
-    out = out + own * value.astype(jnp.float32).reshape(batch, kv, 1, dim)
+    out = (out + own * value.astype(jnp.float32).reshape(batch, kv, 1, dim)) / total
     return out.astype(query.dtype).reshape(batch, 1, heads, dim)
 
 

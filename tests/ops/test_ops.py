@@ -75,21 +75,23 @@ def test_a_token_meets_the_cache_and_itself():
     query, key, value = arrays((4, 1, 4, 8), (4, 10, 2, 8), (4, 10, 2, 8))
     own_key, own_value = arrays((4, 1, 2, 8), (4, 1, 2, 8), seed=1)
     slots = np.array([0, 4, 9, 10])  # the last has run past the cache
-    rows = np.arange(3)
-    keys = np.array(key)
-    values = np.array(value)
-    keys[rows, slots[:3]], values[rows, slots[:3]] = own_key[:3, 0], own_value[:3, 0]
-    allowed = np.arange(10)[None, None, :] <= slots[:, None, None]
-    expected = by_hand(query, keys, values, allowed)
+    rows, room = np.arange(4), [(0, 0), (0, 1), (0, 0), (0, 0)]
+    allowed = np.arange(11)[None, None, :] <= slots[:, None, None]
+
+    def with_own(cached, own):
+        whole = np.pad(cached, room)
+        whole[rows, slots] = own[:, 0]
+        return whole
+
+    expected = by_hand(query, with_own(key, own_key), with_own(value, own_value), allowed)
     position = jnp.asarray(slots)
     found = decode_attention(query, own_key, own_value, key, value, position)
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
     scale = jnp.full((4, 10, 2), 0.5)
     int8 = [Int8(jnp.asarray(jnp.round(20 * x), jnp.int8), scale) for x in (key, value)]
-    keys, values = (np.array(0.5 * np.float32(x.values)) for x in int8)
-    keys[rows, slots[:3]], values[rows, slots[:3]] = own_key[:3, 0], own_value[:3, 0]
-    expected = by_hand(query, keys, values, allowed)
+    keys, values = (0.5 * np.float32(x.values) for x in int8)
+    expected = by_hand(query, with_own(keys, own_key), with_own(values, own_value), allowed)
     found = decode_attention(query, own_key, own_value, *int8, position)
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
