@@ -184,11 +184,14 @@ def decode_step(
     slots = positions[:, None]
 
     def attend(query, key, value, kv, layer):
-        # Read before it is written or after, the values are the same. After, a TPU's compiler takes
-        # all of it into its core's memory and back; before, a CPU's would copy it.
         written = cache.write_token(kv, layer, positions, key, value)
-        held = cache.read(kv if platform() == "tpu" else written, layer, reach)
-        return decode_attention(query, key, value, *held, positions), written
+        if platform() == "tpu":
+            # Of a cache that is written first the compiler takes all into its core's memory, and
+            # brings all back. A CPU's copies one that is written last.
+            held = cache.read(kv, layer, reach)
+            return decode_attention(query, key, value, *held, positions), written
+        held = cache.read(written, layer, reach)
+        return attention(query, *held, causal=True, query_slots=slots), written
 
     hidden, kv = decoder.decode(
         params["language_model"], config.decoder, compute, x, slots, attend, cache=kv

@@ -133,8 +133,8 @@ def decode_attention(
     cached_value: jax.Array | Int8,
     position: jax.Array,
 ) -> jax.Array:
-    """A token of each row meets those before it, which a cache holds, and itself, whether the cache
-    holds it yet or not.
+    """A token of each row meets those before it, which a cache holds, and itself, which it does not
+    hold yet.
 
     Args:
       query: [B, 1, N, H].
