@@ -28,18 +28,37 @@ def released(model: ModelConfig, how: str = "none") -> Any:
 
     def init(key: jax.Array) -> Any:
         params = moss_audio.init_params(key, model, "bfloat16")
-        params = params if how == "none" else quantize(params, model)
-        language_model = params["language_model"]
-        layers = decoder.unstack(language_model["layers"])
-        return params | {"language_model": language_model | {"layers": layers}}
+        return unstacked(params if how == "none" else quantize(params, model))
 
     return jax.block_until_ready(jax.jit(init)(jax.random.key(0)))
 
 
-def _static(model: ModelConfig, how: str) -> dict[str, Any]:
+def unstacked(params: Any) -> Any:
+    language_model = params["language_model"]
+    layers = decoder.unstack(language_model["layers"])
+    return params | {"language_model": language_model | {"layers": layers}}
+
+
+def static_of(model: ModelConfig, how: str, dtype: str = "bfloat16") -> dict[str, Any]:
+    """The static arguments of the engine's programs."""
     vocab: Vocabulary = vocabulary(model, None, ProcessorConfig())
     vocab = dataclasses.replace(vocab, stop=())  # no answer ends before its time
-    return {"config": model, "compute": Compute("bfloat16", quantize=how), "vocab": vocab}
+    return {"config": model, "compute": Compute(dtype, quantize=how), "vocab": vocab}
+
+
+def running_slots(
+    static: dict[str, Any], count: int, size: int, room: int, unstacked: bool = True
+) -> serving.Slots:
+    """Slots of `count` answers in the making, whose caches of `size` slots are half full."""
+    slots = serving.empty_slots(**static, count=count, room=room, size=size, unstacked=unstacked)
+    rows = slots.rows
+    return slots._replace(
+        rows=rows._replace(
+            state=jnp.full_like(rows.state, serving.RUNNING),
+            position=jnp.full_like(rows.position, size // 2),
+            limit=jnp.full_like(rows.limit, room),
+        )
+    )
 
 
 def bench_decode(args: argparse.Namespace, clock: Clock) -> None:
@@ -48,20 +67,10 @@ def bench_decode(args: argparse.Namespace, clock: Clock) -> None:
     def one(setting: str) -> dict[str, Any]:
         how, _, count = setting.partition(":")
         params = released(model, "none" if how == "none" else "weights")
-        static = _static(model, how)
+        static = static_of(model, how)
         size, steps = args.slots, args.decode_steps
         room = 16 * steps
-        slots = serving.empty_slots(
-            **static, count=int(count), room=room, size=size, unstacked=True
-        )
-        full = jnp.full((int(count),), size // 2)
-        slots = slots._replace(
-            rows=slots.rows._replace(
-                state=jnp.full_like(slots.rows.state, serving.RUNNING),
-                position=full.astype(slots.rows.position.dtype),
-                limit=jnp.full_like(slots.rows.limit, room),
-            )
-        )
+        slots = running_slots(static, int(count), size, room)
         numbers = jnp.int32(steps), jnp.int32(1)
         lowered = serving.decode_until.lower(params, slots, *numbers, reach=size, **static)
         program, compile_seconds = compiled(lowered, args.decode_xla)
@@ -99,7 +108,7 @@ def bench_decode(args: argparse.Namespace, clock: Clock) -> None:
 def bench_prefill(args: argparse.Namespace, clock: Clock) -> None:
     model, rows = args.whole, args.prefill_rows
     rng = np.random.default_rng(0)
-    frames, static = round(100 * args.prefill_seconds), _static(model, "none")
+    frames, static = round(100 * args.prefill_seconds), static_of(model, "none")
     placeholder = static["vocab"].audio_token_id % model.decoder.vocab_size
 
     def one(implementation: str) -> dict[str, Any]:

@@ -1,0 +1,101 @@
+"""What unrolling the decoder's layers gains a step of decoding: the same model, stacked and not.
+
+    python tools/bench_decode.py [--size 4b] [--layers 6] [--batch 1] [--slots 512]
+        [--dtype float32] [--quantize none] [--rounds 5]
+
+The engine's loop over tokens (`generate.slots.decode_until`), 8 steps a round, of a released size's
+width with fewer layers and an eighth of its vocabulary, random weights, caches half full. One
+after the other in every round, so that a machine whose speed varies does not matter to `gain`.
+
+Prints one JSON line: median milliseconds a step of each, `gain` (median ratio of the rounds),
+seconds that each took to compile, and `read_gb`, what a step must read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from device.generation import running_slots, static_of, unstacked
+from device.measure import compiled
+
+from moss_audio_jax.config import QUANTIZE, RELEASED
+from moss_audio_jax.generate import slots as serving
+from moss_audio_jax.models import moss_audio
+from moss_audio_jax.models.quantize import quantize
+from moss_audio_jax.sharding import as_mesh
+
+STEPS = 8
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", choices=RELEASED, default="4b")
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--slots", type=int, default=512, help="of the cache, all of them read")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--quantize", choices=QUANTIZE, default="none")
+    parser.add_argument("--rounds", type=int, default=5)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parsed()
+    model = RELEASED[args.size]
+    decoder = dataclasses.replace(
+        model.decoder, layers=args.layers, vocab_size=model.decoder.vocab_size // 8
+    )
+    inject = min(model.inject_layers, args.layers)
+    model = dataclasses.replace(model, decoder=decoder, inject_layers=inject)
+    static = static_of(model, args.quantize, args.dtype)
+
+    @jax.jit
+    def init(key: jax.Array) -> Any:
+        params = moss_audio.init_params(key, model, args.dtype)
+        names = ("language_model", "lm_head")
+        params = {name: params[name] for name in names if name in params}
+        return params if args.quantize == "none" else quantize(params, model)
+
+    found: dict[str, dict[str, Any]] = {}
+    with jax.set_mesh(as_mesh(None)):
+        stack = init(jax.random.key(0))
+        number = jnp.int32(STEPS), jnp.int32(1)
+        room = STEPS * (args.rounds + 2)
+        for name, params in (("stacked", stack), ("unstacked", unstacked(stack))):
+            apart = name == "unstacked"
+            slots = running_slots(static, args.batch, args.slots, room, apart)
+            lowered = serving.decode_until.lower(params, slots, *number, reach=args.slots, **static)
+            program, seconds = compiled(lowered)
+            found[name] = {"program": program, "compile_seconds": seconds, "ms": [],
+                           "params": params, "slots": slots}  # fmt: skip
+        read = sum(x.nbytes for x in jax.tree.leaves((stack, found["stacked"]["slots"].cache)))
+        for turn in range(args.rounds + 1):
+            for each in found.values():
+                begun = time.perf_counter()
+                each["slots"] = each["program"](each["params"], each["slots"], *number)
+                jax.block_until_ready(each["slots"])
+                if turn:  # the first does not count
+                    each["ms"].append(1e3 * (time.perf_counter() - begun) / STEPS)
+    times = {name: each["ms"] for name, each in found.items()}
+    gains = [a / b for a, b in zip(times["stacked"], times["unstacked"], strict=True)]
+    line = {
+        "device": jax.devices()[0].device_kind, "read_gb": round(read / 1e9, 3),
+        **{f"{name}_ms": round(statistics.median(ms), 2) for name, ms in times.items()},
+        "gain": round(statistics.median(gains), 2),
+        "gain_range": [round(min(gains), 2), round(max(gains), 2)],
+        "compile_seconds": [each["compile_seconds"] for each in found.values()],
+    }  # fmt: skip
+    print(json.dumps(vars(args) | line))
+
+
+if __name__ == "__main__":
+    main()
