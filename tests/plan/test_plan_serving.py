@@ -26,6 +26,8 @@ MODEL = ModelConfig(
     inject_layers=1,
 )  # fmt: skip
 LOAD = serving.Load(batch=16, prompt_tokens=128, audio_seconds=8, new_tokens=100)
+# Each layer's cache is 128 MiB on a device of four, as much as a core's own memory; int8, half.
+LONG = serving.Load(batch=64, prompt_tokens=3000, audio_seconds=8, new_tokens=512)
 NATIVE, INT8 = (Compute(quantize=how) for how in ("none", "weights+cache"))
 
 
@@ -107,7 +109,7 @@ def plans():
     found = {}
     for compute in (NATIVE, INT8):
         # Two heads on each device: a layout that suits one head alone would be copied.
-        one = serving.build(MODEL, compute, LOAD, devices, {"data": 2, "tensor": 2})
+        one = serving.build(MODEL, compute, LONG, devices, {"data": 2, "tensor": 2})
         # The prefill takes as long to compile as the rest, and hardly differs.
         prefill = serving.compile_prefill(one) if compute == INT8 else Compiled(0.0, peak=0)
         found[compute.quantize] = serving_report.assess(
@@ -129,9 +131,14 @@ def test_generation_is_compiled_for_the_slice(plans):
 
 def test_a_step_copies_neither_weights_nor_cache(plans):
     for plan in plans.values():
-        assert plan.copies == ()
         cache = plan.cache // 2
+        # What fits into the core's own memory may be written there and brought back: no weight, and
+        # of keys and values of three layers not all.
+        assert all(made.bytes > cache // 4 for made in plan.copies)
+        assert sum(made.bytes for made in plan.copies) < plan.cache * 2 // 3
         assert all(made.bytes < cache for made in plan.copies_once)
         # Two products a layer leave partial sums; nothing else of a layer is exchanged.
-        layers = [c for c in plan.decode.collectives if c.times == MODEL.decoder.layers]
-        assert sorted(c.source.rsplit("/", 2)[-2] for c in layers) == ["down_proj", "o_proj"]
+        layers = [c for c in plan.decode.collectives if "DecoderLayer" in c.source]
+        assert {c.times for c in layers} == {1}  # they are unrolled
+        expected = ["down_proj", "o_proj"] * MODEL.decoder.layers
+        assert sorted(c.source.rsplit("/", 2)[-2] for c in layers) == sorted(expected)
