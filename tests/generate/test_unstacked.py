@@ -40,7 +40,8 @@ def test_params_are_the_checkpoints(model):
     assert kernel.shape == expected["language_model"]["layers"]["mlp"]["up_proj"]["kernel"].shape
 
 
-def test_answers_and_logits_are_those_of_the_stack(model):
+def test_answers_and_logits_are_those_of_the_stack():
+    model = mj.MossAudio.load(OWN, "float32")
     golden = np.load(OWN / "golden.npz")
     mels = np.split(golden["s1_mel"], np.cumsum(golden["s1_clips"])[:-1], axis=1)
     example = model._example(golden["s1_ids"], mels)
