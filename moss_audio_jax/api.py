@@ -181,8 +181,7 @@ class MossAudio:
         if not decoder.is_unstacked(language_model):
             return self._params
         with jax.set_mesh(self.mesh):
-            layers = decoder.stack(language_model["layers"])
-        return self._params | {"language_model": language_model | {"layers": layers}}
+            return decoder.with_layers(self._params, decoder.stack(language_model["layers"]))
 
     @property
     def encoder_params(self) -> Any:
@@ -454,14 +453,14 @@ _quantize = jax.jit(quantize_leaf, static_argnums=(0, 2))
 
 def _by_layer(params: Any) -> Any:
     """Turns a tuple of layers at each of the decoder's leaves into a tuple of trees."""
-    language_model = params["language_model"]
+    leaves = params["language_model"]["layers"]
     apart = {"is_leaf": lambda x: type(x) is tuple}  # Int8 is another
-    count = len(jax.tree.leaves(language_model["layers"], **apart)[0])
-    layers = tuple(
-        jax.tree.map(lambda leaf: leaf[index], language_model["layers"], **apart)  # noqa: B023
+    count = len(jax.tree.leaves(leaves, **apart)[0])
+    layers = (
+        jax.tree.map(lambda leaf: leaf[index], leaves, **apart)  # noqa: B023  used at once
         for index in range(count)
     )
-    return params | {"language_model": language_model | {"layers": layers}}
+    return decoder.with_layers(params, tuple(layers))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

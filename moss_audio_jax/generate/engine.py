@@ -118,9 +118,10 @@ class Engine:
         slots_count = bucket(min(self._slots, len(requests)))
         room = bucket(max(limits), 64)
         size = bucket(max(len(e.ids) + n for (e, _), n in zip(requests, limits, strict=True)), 128)
-        unstacked = is_unstacked(self._params["language_model"])
-        sizes = {"count": slots_count, "room": room, "size": size}
-        slots = empty_slots(**self._static, **sizes, unstacked=unstacked)
+        slots = empty_slots(
+            **self._static, count=slots_count, room=room, size=size,
+            unstacked=is_unstacked(self._params["language_model"]),
+        )  # fmt: skip
         prefiller = _Prefiller(self._params, self._static, requests, limits, room, size)
         watched = [bool(s.stop) and self._decode is not None for _, s in requests]
         results: list[Output | None] = [None] * len(requests)

@@ -106,6 +106,11 @@ def stack(layers: tuple[Any, ...]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
 
 
+def with_layers(params: Any, layers: Any) -> Any:
+    """A whole model's tree with other layers in its decoder."""
+    return params | {"language_model": params["language_model"] | {"layers": layers}}
+
+
 @jax.jit  # of any index: one program for all layers
 def _layer(layers: Any, index: jax.Array) -> Any:
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), layers)
@@ -124,7 +129,7 @@ def decode(
     """Runs all layers and the final norm.
 
     Args:
-      params: the `language_model` subtree, its layers stacked or `unstacked`.
+      params: the `language_model` subtree, its layers stacked or a tuple (`unstack`).
       x: embeddings [B, T, D].
       positions: int [B, T], for the rotary embedding.
       attend: how queries meet keys; given a cache and which of its layers this is, returns it.

@@ -19,7 +19,7 @@ from moss_audio_jax.errors import UsageError
 from moss_audio_jax.generate import slots
 from moss_audio_jax.generate.families import PREFILL_TOKENS
 from moss_audio_jax.generate.vocabulary import vocabulary
-from moss_audio_jax.models import cache, moss_audio
+from moss_audio_jax.models import cache, decoder, moss_audio
 from moss_audio_jax.models.quantize import quantize
 from moss_audio_jax.plan.compile import Compiled, compile_lowered, held_bytes, placed
 from moss_audio_jax.sharding import ACTIVATIONS, fit, make_mesh, param_shardings, serving_mesh
@@ -117,12 +117,10 @@ def build(
     if compute.quantize != "none":
         params = jax.eval_shape(functools.partial(quantize, config=model), params)
     params = placed(params, param_shardings(params, model, placed_on))
-    language_model = params["language_model"]
-    layer = jax.tree.map(_of_one_layer, language_model["layers"])
-    language_model = language_model | {"layers": (layer,) * model.decoder.layers}
+    layer = jax.tree.map(_of_one_layer, params["language_model"]["layers"])
     return dataclasses.replace(
         serving,
-        params=params | {"language_model": language_model},
+        params=decoder.with_layers(params, (layer,) * model.decoder.layers),
         slots=_slots(serving, count),
     )
 

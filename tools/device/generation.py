@@ -34,9 +34,8 @@ def released(model: ModelConfig, how: str = "none") -> Any:
 
 
 def unstacked(params: Any) -> Any:
-    language_model = params["language_model"]
-    layers = decoder.unstack(language_model["layers"])
-    return params | {"language_model": language_model | {"layers": layers}}
+    layers = decoder.unstack(params["language_model"]["layers"])
+    return decoder.with_layers(params, layers)
 
 
 def static_of(model: ModelConfig, how: str, dtype: str = "bfloat16") -> dict[str, Any]:
