@@ -7,10 +7,10 @@ imports JAX.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from moss_audio_jax import files
 from moss_audio_jax.errors import InputError
 
 EncoderAttention = Literal["chunked", "full", "sliding"]
@@ -343,13 +343,7 @@ def processor_to_official(config: ProcessorConfig) -> dict[str, Any]:
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """A JSON object from a file; InputError names the file when it is missing or broken."""
-    path = Path(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
+    value = files.read_json(path)
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value

@@ -1,0 +1,210 @@
+"""Files of strangers are read with care, and what is written is whole or absent.
+
+Needs neither JAX nor NumPy, so that data workers and the command line can use it at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+from moss_audio_jax.errors import InputError, UsageError
+
+
+def open_regular(path: str | os.PathLike[str], what: str = "a file") -> BinaryIO:
+    """Opens a regular file for reading; pipes, devices and /proc are refused at once.
+
+    A FIFO would block for ever, a device may never end, and the size of a file in /proc is a lie.
+
+    Args:
+      what: what was expected, for the message: "an audio file".
+
+    Raises:
+      InputError: no such file, a folder, no regular file, or one that may not be read.
+    """
+    name = os.fspath(path)
+    try:
+        # O_NONBLOCK: opening a FIFO that nobody writes to would wait.
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise InputError(f"{shown(name)}: no such file; expected {what}") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte, or a lone surrogate
+        raise InputError(f"{shown(name)}: cannot be opened ({reason(error)})") from None
+    try:
+        status = os.fstat(number)
+        if stat.S_ISDIR(status.st_mode):
+            raise InputError(f"{shown(name)}: is a directory; expected {what}")
+        in_proc = status.st_dev == _device_of("/proc")
+        if not stat.S_ISREG(status.st_mode) or in_proc:
+            raise InputError(f"{shown(name)}: is no regular file; expected {what}")
+        return os.fdopen(number, "rb")
+    except BaseException:
+        os.close(number)
+        raise
+
+
+def _device_of(folder: str) -> int | None:
+    try:
+        return os.stat(folder).st_dev
+    except OSError:
+        return None
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """What a JSON text holds; `where` names it in messages.
+
+    Raises:
+      InputError: it is not UTF-8 or not JSON, nests too deeply, or holds an integer of thousands of
+        digits.
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8-sig")
+        return json.loads(text)
+    except RecursionError:
+        raise InputError(f"{where}: not usable JSON (it nests too deeply)") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{where}: not valid UTF-8 ({error.reason} at byte {error.start})"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not valid JSON ({error})") from None
+    except ValueError as error:  # an integer beyond Python's limit of digits
+        raise InputError(f"{where}: not usable JSON ({brief(error)})") from None
+
+
+def read_bytes(path: str | os.PathLike[str], what: str = "a file") -> bytes:
+    """All bytes of a regular file; InputError names it where it cannot be read."""
+    with open_regular(path, what) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise InputError(f"{shown(path)}: cannot be read ({reason(error)})") from None
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """What a JSON file holds; InputError names the file where it is missing or broken."""
+    return parse_json(read_bytes(path, "a JSON file"), shown(path))
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
+    """A file that appears under its name when all of it is on the disk, or not at all.
+
+    Until then an older file of that name stays as it was. Folders above it are made.
+
+    Args:
+      mode: "w" (UTF-8 text) or "wb".
+
+    Raises:
+      InputError: it cannot be written; a full disk is said to be one.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    encoding = None if "b" in mode else "utf-8"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, mode, encoding=encoding) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        raise not_written(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+
+
+def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Writes a file in one piece, as `writing` does."""
+    if isinstance(content, str):
+        # A lone surrogate, out of a file name or a model's words, must not lose the whole file.
+        content = content.encode("utf-8", "backslashreplace")
+    with writing(path, "wb") as file:
+        file.write(content)
+
+
+def not_written(path: str | os.PathLike[str], error: OSError) -> InputError:
+    """The one line about a file that could not be written; a full disk names what is free."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        with contextlib.suppress(OSError):
+            folder = next(f for f in Path(path).absolute().parents if f.exists())
+            free = shutil.disk_usage(folder).free
+            return InputError(
+                f"{shown(path)}: not written: the disk is full ({free / 1e6:.0f} MB free in "
+                f"{folder}); make room or name another folder"
+            )
+    return InputError(f"{shown(path)}: not written: {reason(error)}")
+
+
+class Lock:
+    """One process owns a folder, as long as it lives.
+
+    The kernel holds the lock (`flock` on a file in the folder) and drops it when the process ends,
+    however it ends; so neither a crash nor a reboot leaves a folder locked. Use it as a context.
+
+    Raises:
+      UsageError: on entry, where another process owns the folder (exit code 2): it is named.
+      InputError: on entry, where nothing can be written there.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], verb: str):
+        self._path = Path(folder) / ".lock"
+        self._verb = verb
+
+    def __enter__(self) -> Lock:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._path, "a+", encoding="utf-8")
+        except OSError as error:
+            raise not_written(self._path, error) from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.seek(0)
+            owner = self._file.read(200).strip() or "another process"
+            self._file.close()
+            raise UsageError(
+                f"{self._path.parent}: in use by {owner}; wait for it, stop it, or name another "
+                "folder"
+            ) from None
+        self._file.truncate(0)
+        self._file.write(f"{self._verb} (process {os.getpid()} on {os.uname().nodename})")
+        self._file.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def shown(path: object) -> str:
+    """A path for a message: on one line, whatever bytes its name holds."""
+    text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def reason(error: BaseException) -> str:
+    """Why the system refused: "Permission denied"."""
+    return getattr(error, "strerror", None) or brief(error)
+
+
+def brief(text: object, most: int = 200) -> str:
+    """A text on one line, shortened to `most` characters."""
+    line = " ".join(shown(str(text)).split())
+    return line if len(line) <= most else f"{line[: most - 4]} ..."
