@@ -206,5 +206,6 @@ def reason(error: BaseException) -> str:
 
 def brief(text: object, most: int = 200) -> str:
     """A text on one line, shortened to `most` characters."""
-    line = " ".join(shown(str(text)).split())
-    return line if len(line) <= most else f"{line[: most - 4]} ..."
+    text = str(text)
+    line = " ".join(shown(text[: 8 * most]).split())  # not of megabytes
+    return line if max(len(line), len(text) / 8) <= most else f"{line[: most - 4]} ..."
