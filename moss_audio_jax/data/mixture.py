@@ -99,10 +99,9 @@ class Mixture:
             ):
                 if now != before:
                     raise InputError(
-                        f"{shown(path or part.source.paths[-1])}: the data of {part.name!r} is not "
-                        "what the saved run was trained on, from this file on; the order of rows "
-                        "cannot be continued with other rows (give back the old ones, or start "
-                        "anew with init_from)"
+                        f"{shown(path or part.source.paths[-1])}: holds other rows than the saved "
+                        "run was trained on; the order of rows cannot be continued with them (give "
+                        "back the old ones, or start anew with init_from)"
                     )
 
 

@@ -241,7 +241,8 @@ def encode_record(raw: Mapping[str, Any], clips: Sequence[bytes | np.ndarray]) -
             blob, kind = clip, {"kind": "audio"}
         described.append({**kind, "bytes": len(blob)})
         blobs.append(blob)
-    header = json.dumps({**raw, "clips": described}, ensure_ascii=False).encode()
+    header = json.dumps({**raw, "clips": described}, ensure_ascii=False)
+    header = header.encode("utf-8", "backslashreplace")  # a lone surrogate: JSON's own escape
     return b"".join([_HEADER.pack(MAGIC, len(header)), header, *blobs])
 
 
