@@ -81,8 +81,8 @@ class Workers:
             for _ in self._threads:
                 self._tasks.put(None)
         for thread in self._threads:
-            thread.join(_GRACE)
-        self._here.let_go(_GRACE)
+            thread.join(30)  # at once, unless it is just starting its process
+        self._here.close()
         atexit.unregister(self.close)
 
     def _work(self) -> None:
@@ -96,7 +96,7 @@ class Workers:
                 future.cancel()
             except BaseException as error:
                 future.set_exception(error)
-        hand.let_go()
+        hand.close()
 
 
 class _Hand:
@@ -106,10 +106,22 @@ class _Hand:
         self._start, self._seconds, self._closed = start, seconds, closed
         self._worker: _Thread | _Process | None = None
         self._late = 0  # rows, one after the other, that took too long
+        self._busy = threading.Lock()
 
     def make_all(self, jobs: Sequence[Job]) -> Made:
+        with self._busy:
+            return self._make_all(jobs)
+
+    def close(self) -> None:
+        """Ends the worker; where `closed` is set, `make_all` will soon be out of the way."""
+        with self._busy:
+            self._let_go(_GRACE)
+
+    def _make_all(self, jobs: Sequence[Job]) -> Made:
         made: Made = []
         while len(made) < len(jobs):
+            if self._closed.is_set():
+                raise concurrent.futures.CancelledError
             try:
                 if self._worker is None:
                     self._worker = self._start()
@@ -119,14 +131,14 @@ class _Hand:
                     made.append(self._next(self._seconds))
                     self._late = 0
             except _Lost as lost:
-                self.let_go()
+                self._let_go()
                 made.append(rejected(jobs[len(made)], str(lost)))
             except BaseException:  # what it makes of the other jobs must not be taken for the next
-                self.let_go(_GRACE)
+                self._let_go(_GRACE)
                 raise
         return made
 
-    def let_go(self, grace: float = 0.0) -> None:
+    def _let_go(self, grace: float = 0.0) -> None:
         if self._worker is not None:
             self._worker.end(grace)
             self._worker = None
@@ -149,12 +161,12 @@ class _Hand:
 
     def _too_late(self) -> None:
         self._late += 1
-        reason = f"it takes longer than data.row_seconds, {self._seconds:g} s"
+        limit = f"longer than data.row_seconds, {self._seconds:g} s"
         if self._late < _HUNG:
-            raise _Lost(reason)
+            raise _Lost(f"it takes {limit}")
         raise InputError(
-            f"{self._late} rows, one after the other: {reason}; see whether the storage that the "
-            "clips lie on answers, or raise it"
+            f"{self._late} rows, one after the other, each took {limit}: see whether the storage "
+            "that their clips lie on answers, or raise the limit"
         )
 
 

@@ -162,6 +162,15 @@ def test_a_row_that_hangs_or_crashes_costs_itself_alone():
     closing.join()
 
 
+def test_storage_that_does_not_answer_is_no_bad_rows():
+    answered = threading.Event()
+    workers = Workers(lambda job: answered.wait(60), 0, 0.01)
+    with pytest.raises(InputError, match="8 rows, one after the other, each took longer"):
+        workers.submit([job("", i) for i in range(20)])()
+    answered.set()
+    workers.close()
+
+
 def test_a_clip_that_cannot_be_waited_for(make_loader, tmp_path, monkeypatch):
     """In this process: a thread is left behind; the run stops when asked, also while it hangs."""
     for name in ("clip", "stuck"):
