@@ -93,11 +93,17 @@ class ExampleMaker:
         """The example, or why it is too long. Raises InputError where the row is bad."""
         rng = augmenting.rng_for(self.seed, job.index)
         speed = self._speed(row, rng)
-        sounds = [_load(clip, job.location.path, speed) for clip in row.clips]
-        frames = [
-            sound.shape[1] if sound.ndim == 2 else lengths.mel_frames(len(sound))
-            for sound in sounds
-        ]
+        sounds, frames = [], []
+        for number, clip in enumerate(row.clips, 1):
+            sound = _load(clip, job.location.path, speed)
+            sounds.append(sound)
+            frames.append(sound.shape[1] if sound.ndim == 2 else lengths.mel_frames(len(sound)))
+            chunks = chunks_of(frames, self.encoder)
+            if number < len(row.clips) and chunks > self.room.chunks:  # enough is in memory
+                return (
+                    f"{number} of its {len(row.clips)} clips need {chunks} chunks; a row of the "
+                    f"batch has {self.room.chunks}"
+                )
         said = self._said(row, job, frames)
         # Before the mels are computed: what is dropped should cost little.
         size = Size(len(said.ids), chunks_of(frames, self.encoder))

@@ -20,8 +20,10 @@ import multiprocessing.util  # before `atexit` is used here: what is registered 
 import os
 import queue
 import signal
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -264,6 +266,7 @@ def _serve(pipe: multiprocessing.connection.Connection, make: Callable) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     pipe.send(None)
     with contextlib.suppress(EOFError):
         while True:

@@ -137,6 +137,16 @@ def test_a_record_may_hold_anything(make_loader, tmp_path):
     assert "NaN or beyond 1000" in reasons[4]
 
 
+def test_clips_beyond_what_a_row_holds_are_not_read(make_loader, tmp_path):
+    write_clip(tmp_path / "clip.wav", 5)
+    rows = [asr("clip.wav", "good"), {"conversation": [audio("clip.wav")] * 1000}]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    loader = make_loader((path,), report_dir=str(tmp_path), batch=1, window=2)
+    next(loader)
+    (listed,) = (tmp_path / "overlong_rows.jsonl").read_text().splitlines()
+    assert "2 of its 1000 clips need 14 chunks; a row of the batch has 8" in listed
+
+
 def job(part, index=0):
     return Job(index, Location("rows.jsonl", index + 1, 0, 0), f"data:{index}", part)
 
