@@ -16,7 +16,7 @@ import queue
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,19 +72,16 @@ class Loader:
         process_index: int = 0,
         process_count: int = 1,
         report_dir: str | None = None,
-        stopped: Callable[[], bool] = lambda: False,
     ):
         """Args:
         mixture: of which rows, in which order.
         report_dir: where bad_rows.jsonl and overlong_rows.jsonl are written; None: nowhere.
-        stopped: asked while `next` waits for rows, ten times a second; where it says True the
-          iterator ends.
 
         Raises:
           InputError: a key of the config that cannot be.
         """
         config.validate(encoder, process_count)
-        self._mixture, self._stopped = mixture, stopped
+        self._mixture = mixture
         self._room = _Room(tokenizer, encoder, config, process_count)
         self._workers = _workers(tokenizer, encoder, config)
         self._reports = Reports(report_dir, process_index)
@@ -113,13 +110,7 @@ class Loader:
             self._stop = threading.Event()
             self._thread = threading.Thread(target=self._run, name="data", daemon=True)
             self._thread.start()
-        while True:
-            try:
-                batch, after = self._ready.get(timeout=0.1)
-                break
-            except queue.Empty:
-                if self._stopped():
-                    raise StopIteration from None
+        batch, after = self._ready.get()
         if isinstance(batch, BaseException):
             self._halt()
             self._error = batch

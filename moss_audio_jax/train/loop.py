@@ -122,7 +122,7 @@ def train(config: Any, workdir: Path) -> int:
         echo = Echo(loader_config.batch, config.data.echo_rows, config.train.seed, mesh, masks)
     loader = Loader(
         mixture, start.tokenizer, start.model.encoder, fresh_rows,
-        jax.process_index(), jax.process_count(), str(workdir), stop.now,
+        jax.process_index(), jax.process_count(), str(workdir),
     )  # fmt: skip
     if saved_data is not None:
         loader.restore(saved_data)
@@ -135,19 +135,12 @@ def train(config: Any, workdir: Path) -> int:
         checkpoints.save(step, state, run, loader.state(), eval_loss)
         overdue.saved()
 
-    def stop_at(step: int) -> int:
-        save(step)
-        command.say(f"asked to stop: saved step {step}; the same command continues")
-        return 0
-
     step = first
     try:
         with jax.set_mesh(mesh), loader:
             while step < config.train.steps:
                 _profile(config.train.profile, step - first, workdir)
-                batch = next(loader, None)
-                if batch is None:  # asked to stop, while rows were read
-                    return stop_at(step)
+                batch = next(loader)
                 if rows_log:
                     with rows_log.open("a") as file:
                         file.write(json.dumps({"step": step + 1, "rows": batch.row_ids}) + "\n")
@@ -180,7 +173,9 @@ def train(config: Any, workdir: Path) -> int:
                 if late or step % config.checkpoint.every == 0 or step == config.train.steps:
                     save(step)
                 if stop.asked(step):
-                    return stop_at(step)
+                    save(step)
+                    command.say(f"asked to stop: saved step {step}; the same command continues")
+                    return 0
     finally:
         checkpoints.close()
     export.write(config, start, state, recipe, workdir)
@@ -392,10 +387,6 @@ class _StopSignal:
 
     def _ask(self, *_: Any) -> None:
         self._asked = True
-
-    def now(self) -> bool:
-        """Whether this process, which is the only one, was asked."""
-        return self._asked
 
     def asked(self, step: int) -> bool:
         if jax.process_count() > 1:

@@ -52,10 +52,10 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture
 def make_loader(tokenizer, corpus):
-    """make_loader(spec=None, process=(0, 1), report_dir=None, stopped=..., **LoaderConfig keys)."""
+    """make_loader(spec=None, process=(0, 1), report_dir=None, **LoaderConfig keys)."""
     made = []
 
-    def make(spec=None, process=(0, 1), report_dir=None, encoder=ENCODER, stopped=bool, **keys):
+    def make(spec=None, process=(0, 1), report_dir=None, encoder=ENCODER, **keys):
         keys = {"batch": 4, "length": 400, "chunks": 8, "seed": 3, "window": 8, "ahead": 1} | keys
         config = LoaderConfig(**keys)
         spec = spec or {
@@ -63,7 +63,7 @@ def make_loader(tokenizer, corpus):
             "text": {"paths": str(corpus / "text.jsonl"), "weight": 1},
         }
         mixture = Mixture(spec, config.seed)
-        loader = Loader(mixture, tokenizer, encoder, config, *process, report_dir, stopped)
+        loader = Loader(mixture, tokenizer, encoder, config, *process, report_dir)
         made.append(loader)
         return loader
 
