@@ -155,14 +155,25 @@ class Lock:
     The kernel holds the lock (`flock` on a file in the folder) and drops it when the process ends,
     however it ends; so neither a crash nor a reboot leaves a folder locked. Use it as a context.
 
+    Args:
+      name: of the file.
+      shared: others may hold it too that share it, but nobody may own it.
+
     Raises:
       UsageError: on entry, where another process owns the folder (exit code 2): it is named.
       InputError: on entry, where nothing can be written there.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], verb: str):
-        self._path = Path(folder) / ".lock"
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        verb: str,
+        name: str = ".lock",
+        shared: bool = False,
+    ):
+        self._path = Path(folder) / name
         self._verb = verb
+        self._kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
 
     def __enter__(self) -> Lock:
         try:
@@ -171,7 +182,7 @@ class Lock:
         except OSError as error:
             raise not_written(self._path, error) from None
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, self._kind | fcntl.LOCK_NB)
         except OSError:
             self._file.seek(0)
             owner = self._file.read(200).strip() or "another process"

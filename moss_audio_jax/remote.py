@@ -255,7 +255,7 @@ class Chat:
             raise _Failure(brief(said), again) from None
 
 
-class _Failure(Exception):  # noqa: N818  it never leaves this file
+class _Failure(Exception):
     """One attempt without an answer; `again`: whether another may bring one; `after` seconds."""
 
     def __init__(self, problem: str, again: bool = False, after: float | None = None):

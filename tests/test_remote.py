@@ -89,8 +89,12 @@ def flood(first: bytes):
 
 
 def test_a_good_reply(serve):
-    for reply in (head(CHAT), chunked(b"%x\r\n%s\r\n0\r\n\r\n" % (len(CHAT), CHAT)),
-                  b"HTTP/1.0 200 OK\r\n\r\n" + CHAT, b"HTTP/1.1 100 Continue\r\n\r\n" + head(CHAT)):  # fmt: skip
+    for reply in (
+        head(CHAT),
+        chunked(b"%x\r\n%s\r\n0\r\n\r\n" % (len(CHAT), CHAT)),
+        b"HTTP/1.0 200 OK\r\n\r\n" + CHAT,
+        b"HTTP/1.1 100 Continue\r\n\r\n" + head(CHAT),
+    ):
         url, asked = serve(reply)
         assert Chat(f"{url}?api-version=7", "m", KEY).ask("é\ud800") == "hi"
         assert asked[0].startswith(b"POST /v1/chat/completions?api-version=7 HTTP/1.1\r\n")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,8 @@ from moss_audio_jax.annotate.source import Sound, Source
 from moss_audio_jax.annotate.work import Work, new_record
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.files import brief, open_regular, parse_json, read_json, shown, writing
+from moss_audio_jax.evaluate.journal import write_lines
+from moss_audio_jax.files import brief, not_written, open_regular, parse_json, read_json, shown
 from moss_audio_jax.remote import redact
 from moss_audio_jax.weights.convert import read_config
 from moss_audio_jax.weights.heads import load_heads
@@ -91,11 +93,20 @@ class Annotator:
     The model is loaded when the first file needs it: where every record is there, none is.
 
     Args:
-      warn: told at the first segment of a sound that the model does not know.
+      warn: told of the first segment whose sound the model does not know.
+      tick: told which share of a file is done.
     """
 
-    def __init__(self, config: ConfigDict, out: Path, key: str, warn: Callable[[str], None]):
-        self._config, self._out, self._key, self._warn = config, out, key, warn
+    def __init__(
+        self,
+        config: ConfigDict,
+        out: Path,
+        key: str,
+        warn: Callable[[str], None],
+        tick: Callable[[float], None] = lambda share: None,
+    ):
+        self._config, self._out, self._key = config, out, key
+        self._warn, self._tick = warn, tick
         self._options = SegmentOptions(**config.segment)
 
     @functools.cached_property
@@ -111,7 +122,7 @@ class Annotator:
         """What became of a file (see `_write`), or why it could not be used.
 
         Raises:
-          InputError: the model cannot be loaded: no file could be used.
+          InputError: the model cannot be loaded, or the disk is full: no file could be used.
         """
         made = self._guarded(self._look, source)
         if isinstance(made, _Needed):
@@ -122,10 +133,12 @@ class Annotator:
     def _guarded(self, step: Callable[..., Any], source: Source, *args: Any) -> Any:
         try:
             return step(source, *args)
-        except (InputError, OSError) as error:
-            why = str(error)
         except Exception as error:  # one file must not end a run over a million
-            why = f"{type(error).__name__}: {error}"
+            full = error if isinstance(error, OSError) else error.__cause__
+            if isinstance(full, OSError) and full.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise not_written(self._out, full) from None  # no other file could be written
+            known = isinstance(error, InputError | OSError)
+            why = str(error) if known else f"{type(error).__name__}: {error}"
         for name in (source.path, shown(source.path)):
             why = why.removeprefix(f"{name}: ")
         return redact(brief(why, 300))
@@ -167,6 +180,7 @@ class Annotator:
                     for work in made:
                         work.wav, work.heard, work.tags = np.zeros(0, np.float32), None, None
                     works += made
+                    self._tick(works[-1].end / features.seconds)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
@@ -293,11 +307,3 @@ def read_records(out: Path, source: Source) -> Iterator[Record]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             yield parse_json(line, f"{shown(path)}, line {number}")
-
-
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """A JSONL file, whole or as it was; a byte of a file name that is no UTF-8 becomes \\udce9."""
-    with writing(path, "wb") as file:
-        for row in rows:
-            line = json.dumps(row, ensure_ascii=False)
-            file.write(line.encode("utf-8", "backslashreplace") + b"\n")

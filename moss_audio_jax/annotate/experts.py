@@ -265,8 +265,8 @@ def _imported(name: str, target: str) -> Callable[[Request], Reply]:
     except Exception as error:  # importing runs a user's code
         raise InputError(
             f"expert {name!r}: {target!r} cannot be imported ({type(error).__name__}: "
-            f"{brief(redact(str(error)))}); expected package.module:function or a name of the entry-point "
-            f"group {GROUP}"
+            f"{brief(redact(str(error)))}); expected package.module:function or a name of the "
+            f"entry-point group {GROUP}"
         ) from None
     if not callable(found):
         raise InputError(f"expert {name!r}: {target!r} is no function")

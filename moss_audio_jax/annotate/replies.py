@@ -120,7 +120,9 @@ def _span(item: Any, name: str, duration: float) -> Reply:
         raise InputError(f'{_brief(item)}; expected an object with "{name}", "start" and "end"')
     start, end = item.get("start"), item.get("end")
     if not _number(start) or not _number(end) or not start <= end:
-        raise InputError(f"{_brief(item[name])} from {_brief(start)} to {_brief(end)}: no span of time")
+        raise InputError(
+            f"{_brief(item[name])} from {_brief(start)} to {_brief(end)}: no span of time"
+        )
     if start < -_SLACK or end > duration + _SLACK:
         raise InputError(
             f"{_brief(item[name])} from {start:g} to {end:g} s lies outside the clip of "

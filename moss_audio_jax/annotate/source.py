@@ -14,6 +14,7 @@ import hashlib
 import io
 import os
 import re
+import reprlib
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ _KEYS = ("audio", "path", "file", "wav", "audio_path", "audio_filepath", "filena
 class Source:
     """An audio file: absolute path, and an id that is a file name and unlike any other's.
 
-    `problem` says why there is none: a row of a manifest that names nothing, or no local file.
+    `problem` says why there is none: a row of a manifest that is broken, or names no local file.
     """
 
     path: str
@@ -54,17 +55,19 @@ def find(given: str | Path) -> list[Source]:
       given: a folder (looked through recursively, sorted), a manifest (.txt: a path a line; .jsonl
         or .csv: its key or column "audio"; relative to the manifest), or one audio file. Manifests
         are UTF-8, UTF-16 or, where they are neither, the bytes of file names or Latin-1. A row that
-        names nothing is a source with a problem.
+        is broken, or names what cannot be a file, is a source with a problem.
 
     Raises:
-      InputError: it does not exist, or names no audio.
+      InputError: it does not exist, or names no audio; a row of a manifest has none of its keys.
     """
     given = Path(given)
     broken: list[Source] = []
     if given.is_dir():
         paths, root = _in_folder(given), given
         if not paths:
-            raise InputError(f"{shown(given)}: no audio file in this folder ({', '.join(SUFFIXES)})")
+            raise InputError(
+                f"{shown(given)}: no audio file in this folder ({', '.join(SUFFIXES)})"
+            )
     elif not given.exists():
         raise InputError(f"{shown(given)}: no such file or folder")
     else:
@@ -76,10 +79,15 @@ def find(given: str | Path) -> list[Source]:
             paths, parts = [], False
             for where, row in read(_text(given)):
                 parts |= isinstance(row, dict) and bool(row.get("offset"))
+                where = f"{given}, {where}"
+                if isinstance(row, dict) and not any(row.get(key) for key in _KEYS):
+                    raise InputError(
+                        f"{shown(where)}: no audio file named; expected one of the keys "
+                        f"{', '.join(_KEYS)}"
+                    )
                 try:
                     paths.append(_there(root, _named(row)))
                 except InputError as error:
-                    where = f"{given}, {where}"
                     broken.append(Source(where, _id(where, ""), str(error)))
             if parts:
                 warnings.warn(
@@ -195,11 +203,9 @@ def _named(row: Any) -> str:
         raise row
     if not isinstance(row, dict):
         raise InputError(f"the row is a {type(row).__name__}; expected an object")
-    name = next((row[key] for key in _KEYS if row.get(key)), None)
-    if not isinstance(name, str):
-        raise InputError(f"no audio file named; expected one of the keys {', '.join(_KEYS)}")
-    if "\0" in name or len(name) > 4096:
-        raise InputError(f"{brief(name, 80)}: is no path")
+    name = next(row[key] for key in _KEYS if row.get(key))
+    if not isinstance(name, str) or "\0" in name or len(name) > 4096:
+        raise InputError(f"{brief(reprlib.repr(name))} is no path")
     return name
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.evaluate.benchmarks import Item
 from moss_audio_jax.evaluate.predictions import Prediction, read_predictions
+from moss_audio_jax.files import brief, not_written, writing
 
 
 class Journal:
@@ -37,13 +38,19 @@ class Journal:
             return
         if self._file is None:
             self._open()
-        self._file.write(line(row))
-        self._file.flush()
+        try:
+            self._file.write(line(row))
+            self._file.flush()
+        except OSError as error:
+            raise not_written(self._path, error) from error
 
     def sync(self) -> None:
         """What was written survives the machine too."""
         if self._file:
-            os.fsync(self._file.fileno())
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise not_written(self._path, error) from error
 
     def _open(self) -> None:
         try:
@@ -51,24 +58,23 @@ class Journal:
             if self._path.exists():
                 with open(self._path, "rb+") as file:
                     file.truncate(file.read().rfind(b"\n") + 1)
-            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
+            self._file = open(self._path, "ab")  # noqa: SIM115
         except OSError as error:
-            raise InputError(f"{self._path}: cannot be written ({error.strerror})") from None
+            raise not_written(self._path, error) from None
 
 
-def line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+def line(row: Mapping[str, Any]) -> bytes:
+    """A row as JSON in UTF-8; a lone surrogate, of a file name, is written as JSON's escape."""
+    try:
+        return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    except RecursionError:
+        raise InputError(f"{brief(row.get('id'))}: the row nests too deeply") from None
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """The file, all of it or as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_name(f".{path.name}.whole")
-    with open(whole, "w", encoding="utf-8") as file:
+    with writing(path, "wb") as file:
         file.writelines(map(line, rows))
-        file.flush()
-        os.fsync(file.fileno())
-    whole.replace(path)
 
 
 # --- predictions ---------------------------------------------------------------------------------
