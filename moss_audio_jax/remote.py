@@ -45,7 +45,7 @@ _NAME = (
 )
 _SHORT = "key|sig|pass|jwt|sas"  # secrets where something is assigned to them by "="
 _QUERY = f"{_SHORT}|code|session"  # secrets in a URL's query
-_VALUE = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s&"'<>,;)}\]]+)"""
+_VALUE = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s&"'<>,;)}\]]*[^\s&"'<>,;:.)}\]])"""
 _KEY_LIKE = re.compile(rf"(?:{_NAME}|{_QUERY})", re.IGNORECASE)
 _OPTION = re.compile(rf"--?(?:{_NAME}|{_QUERY}|u|user)", re.IGNORECASE)
 _RULES = [
@@ -56,7 +56,7 @@ _RULES = [
             r"(:/{1,3})(?:[^\s/@\"'<>,]{0,99}:[^\s@\"'<>,]{0,299}|[^\s/?#@\"'<>,]{1,299})@",
             rf"\1{HIDDEN}@",
         ),
-        (rf"([?&;](?:{_QUERY})=)[^\s&#\"'<>]*", rf"\1{HIDDEN}"),
+        (rf"([?&;](?:{_QUERY})=){_VALUE}", rf"\1{HIDDEN}"),
         (rf"((?<![\w.-])--?(?:{_NAME}|{_QUERY})(?:\s+|=)){_VALUE}", rf"\1{HIDDEN}"),
         (
             rf"((?<![\w.-])[\"']?(?:{_NAME})[\"']?\s*[=:]\s*)(?:(?:Bearer|Basic|Token)\s+)?{_VALUE}",
@@ -117,8 +117,9 @@ def secrets_of(words: Sequence[str]) -> tuple[str, ...]:
     """The secrets in a command's words, to be hidden wherever it repeats them."""
     found = []
     for word, shown in zip(words, redact(list(words)), strict=True):
+        name, _, assigned = word.partition("=")
         if word != shown:
-            found += [word, word.partition("=")[2]] if "=" in word else [word]
+            found.append(assigned if _KEY_LIKE.fullmatch(name.lstrip("-")) else word)
     return tuple(filter(None, found))
 
 
@@ -181,10 +182,16 @@ class Chat:
     def secrets(self) -> tuple[str, ...]:
         """Every text that must be hidden, as it stands and decoded."""
         parts = urllib.parse.urlsplit(self.url)
-        found = [self.key.strip() if self.key else "", parts.password or ""]
+        found = [self.key.strip() if self.key else "", parts.password or "", self._basic]
         found += [v for n, v in urllib.parse.parse_qsl(parts.query) if _KEY_LIKE.fullmatch(n)]
         found += [urllib.parse.unquote(text) for text in found]
         return tuple(sorted({f for f in found if f}, key=len, reverse=True))
+
+    @property
+    def _basic(self) -> str:
+        """user:password of the URL as HTTP's Basic authorization has it; "" where there is none."""
+        user = urllib.parse.urlsplit(self.url).netloc.rpartition("@")[0]
+        return base64.b64encode(urllib.parse.unquote_to_bytes(user)).decode()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -225,14 +232,13 @@ class Chat:
             "messages": [{"role": "user", "content": prompt}],
             "temperature": 0,
         }
-        user, _, host = parts.netloc.rpartition("@")
         headers = {"Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key.strip()}"
-        elif user:
-            plain = urllib.parse.unquote_to_bytes(user)
-            headers["Authorization"] = f"Basic {base64.b64encode(plain).decode()}"
+        elif self._basic:
+            headers["Authorization"] = f"Basic {self._basic}"
         path = f"{parts.path.rstrip('/')}/chat/completions"
+        host = parts.netloc.rpartition("@")[2]
         url = urllib.parse.urlunsplit((parts.scheme, host, path, parts.query, ""))
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         try:

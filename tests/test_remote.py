@@ -264,7 +264,7 @@ def test_redact():
         assert redact(value) == value
     assert redact(f"it said {KEY}", [KEY]) == "it said ***"
     assert redact(("a", ["--key", "b"], {"c": 1})) == ("a", ["--key", "***"], {"c": 1})
-    assert secrets_of(["x", "--key", KEY, f"TOKEN={KEY}b"]) == (KEY, f"TOKEN={KEY}b", f"{KEY}b")
+    assert secrets_of(["x", "--key", KEY, f"TOKEN={KEY}b"]) == (KEY, f"{KEY}b")
     began = time.process_time()
     redact("a" * 200_000 + ":" * 50_000 + '"' * 50_000 + "http://" * 20_000)
     assert time.process_time() - began < 20  # a guard: not quadratic

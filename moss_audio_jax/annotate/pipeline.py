@@ -293,7 +293,7 @@ def _gathered(
                 counts["doubtful rows"] += left_out
                 if left_out:
                     at = {key: record[key] for key in ("audio", "start", "end")}
-                    why = f"left out: {left_out} of them, {record['doubt']}"
+                    why = f"left out: {record['doubt']} ({left_out} rows)"
                     note(**at, field="rows", reason=why)
             yield record
 
@@ -311,16 +311,15 @@ def _gathered(
 
     write_lines(out / _named("segments.jsonl", shard), segments())
     if counts["doubtful segments"]:
-        left_out = f"{counts['doubtful rows']} row(s) that rest on it are left out"
-        what = "rows on them are kept" if config.rows.keep_doubtful else left_out
+        kept = config.rows.keep_doubtful
+        rests = "row(s) that rest on it are left out (--keep-doubtful keeps them)"
+        what = "rows on them are kept" if kept else f"{counts['doubtful rows']} {rests}"
         told.append(
             f"{counts['doubtful segments']} of {counts['segments']} segments are foreign to the "
-            f"small model, which knows synthetic sound only: {what}. "
-            + ("" if config.rows.keep_doubtful else "--keep-doubtful keeps them; better, name ")
-            + ("Name " if config.rows.keep_doubtful else "")
-            + "experts that know such sound (docs/annotate.md)"
+            f"small model, which knows synthetic sound only: {what}. Name experts that know such "
+            "sound (docs/annotate.md)"
         )
-    if counts["spoken"] >= _SPOKEN and counts["agreed"] < counts["spoken"] / 2:
+    elif counts["spoken"] >= _SPOKEN and counts["agreed"] < counts["spoken"] / 2:
         told.append(
             f"only {counts['agreed']} of {counts['spoken']} segments with speech have a transcript "
             "that the systems agree on: this may be sound that they do not know, and what they say "
