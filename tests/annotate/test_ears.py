@@ -1,6 +1,9 @@
 """The small model's heads on real sound paths, with weights that were never trained."""
 
 import json
+import warnings
+from collections import Counter
+from pathlib import Path
 
 import annotate_runs as runs
 import numpy as np
@@ -9,13 +12,16 @@ import pytest
 import soundfile
 from tiny_model import tiny_config, write_checkpoint
 
-from moss_audio_jax.annotate import pipeline, source
+from moss_audio_jax import command
+from moss_audio_jax.annotate import doubt, pipeline, source
 from moss_audio_jax.annotate.ears import TOKEN, Ears
 from moss_audio_jax.annotate.speech import aligned
+from moss_audio_jax.annotate.work import new_record
 from moss_audio_jax.audio.lengths import audio_tokens
 from moss_audio_jax.data import world
 from moss_audio_jax.data.world import espeak
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.generate.familiarity import Familiarity
 from moss_audio_jax.weights.heads import save_heads
 
 
@@ -65,16 +71,129 @@ def test_the_defaults_run_with_any_checkpoint(checkpoint, tmp_path):
     )
     (tmp_path / "in").mkdir()
     soundfile.write(tmp_path / "in" / "a.flac", wav, 16_000)
-    c = runs.defaults.get_config()
-    c.checkpoint = str(checkpoint)
-    c.sound.on, c.sound.over_speech, c.speech.gate, c.speech.present = 0.35, 0.35, 0.0, 0.2
-    c.music.present, c.speech.threshold, c.speech.min_systems = 0.2, 99.0, 1
-    pipeline.annotate(source.find(tmp_path / "in"), tmp_path / "out", c)
+    pipeline.annotate(source.find(tmp_path / "in"), tmp_path / "out", defaults_of(checkpoint))
     records, rows = runs.checked(tmp_path / "out")
     assert {one["system"] for r in records for one in r["asr"]} == {"ctc", "decoder"}
     assert any(r["events"] for r in records)
     assert any(r["music"] for r in records)
     assert rows
+
+
+# --- sound that the model does not know ----------------------------------------------------------
+
+
+def defaults_of(checkpoint):
+    """The defaults, so open that noise of untrained heads counts as evidence."""
+    c = runs.defaults.get_config()
+    c.checkpoint = str(checkpoint)
+    c.sound.on, c.sound.over_speech, c.speech.gate, c.speech.present = 0.35, 0.35, 0.0, 0.2
+    c.music.present, c.speech.threshold, c.speech.min_systems, c.speech.doubt = 0.2, 99.0, 1, 100.0
+    return c
+
+
+def test_foreign_sound_gives_only_the_rows_of_experts(checkpoint, tmp_path, monkeypatch):
+    rng = np.random.default_rng(2)
+    wav = np.concatenate([0.1 * patchwork.piece(kind, rng, 48_000) for kind in ("babble", "chord")])
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in" / "a.flac", wav, 16_000)
+    foreign = Familiarity(2.0, True, "its encoder is in doubt")
+    monkeypatch.setattr(Ears, "familiarity", lambda self, heard: foreign)
+
+    def tried(name, c):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            summary = pipeline.annotate(source.find(tmp_path / "in"), tmp_path / name, c)
+        records, rows = runs.checked(tmp_path / name)
+        return records, rows, [str(w.message) for w in caught], summary
+
+    c = defaults_of(checkpoint)
+    c.speech.systems = ("ctc",)
+    records, rows, said, summary = tried("out", c)
+    assert rows == []
+    (warning,) = said  # once, at the first segment
+    assert "a.flac, from 0.00 s: unlike the sound that the model knows" in warning
+    assert {r["doubt"] for r in records} == {
+        "unlike the sound that the model knows: its encoder is in doubt"
+    }
+    assert all(s["sex"] is None for r in records for s in r["speakers"])
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["doubtful"]["segments"] == len(records) > 0
+    assert manifest["warnings"] == summary.warnings
+    assert "are foreign to the small model" in summary.warnings[0]
+    assert f"{manifest['doubtful']['rows']} row(s) that rest on it are left" in summary.warnings[0]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "are foreign to the small model" in page
+    assert page.count("unlike the sound that the model knows") >= len(records)
+    left_out = [n for n in runs.lines(tmp_path / "out" / "dropped.jsonl")
+                if n["reason"].startswith("left out: unlike")]  # fmt: skip
+    assert len(left_out) == len(records)
+
+    c.rows.keep_doubtful = True  # the records are there already
+    _, rows, said, summary = tried("out", c)
+    assert said == []
+    assert {"events", "caption", "asr"} <= {row["task"] for row in rows}
+    assert manifest["doubtful"]["rows"] >= len(rows) > 50  # these are balanced
+    assert "rows on them are kept" in summary.warnings[0]
+
+    c = defaults_of(checkpoint)
+    for name in ("one", "two"):
+        runs.expert(name, "plugins:transcribe", c)
+    runs.expert("words", "plugins:align", c)
+    runs.expert("sounds", "plugins:gong", c)
+    c.speech.systems, c.speech.align, c.sound.events = ("one", "two"), "words", "sounds"
+    _, rows, _, _ = tried("experts", c)
+    fields = {row["provenance"]["field"] for row in rows}
+    assert {"transcript", "words", "sentences", "events", "captions.sound"} <= fields
+    assert not fields & {"absent", "profile", "music", "captions.music"}
+
+
+def test_systems_that_hear_different_words_are_not_believed():
+    def record(*asr, rate, unfamiliar=None):
+        heard = unfamiliar and {"score": 1.0, "unfamiliar": True, "reason": "why"}
+        told = [("profile", "signal, tags"), ("events", "tags"), ("music", "librosa")]
+        return new_record("a", "a", "a", 0.0, 1.0) | {
+            "asr": [{"system": s, "text": "x", "confidence": None} for s in asr],
+            "wer_agreement": rate, "familiarity": heard, "transcript": "x",
+            "provenance": [{"field": f, "system": s} for f, s in told],
+        }  # fmt: skip
+
+    assert "WER 0.90" in doubt.why(record("decoder", "ctc", rate=0.9), 0.75)
+    assert doubt.why(record("decoder", "ctc", rate=0.5), 0.75) is None
+    assert doubt.why(record("whisper", "ctc", rate=0.9), 0.75) is None
+    assert doubt.why(record(rate=None, unfamiliar=True), 0.75).endswith("knows: why")
+    own = doubt.doubtful(record("decoder", "ctc", rate=0.9))
+    assert {"events", "absent", "profile", "transcript", "speakers", "music", "unified"} <= {*own}
+    own = doubt.doubtful(record("whisper", "ctc", rate=0.1))
+    assert not {"transcript", "speakers", "captions.speech"} & {*own}
+    detector = record("whisper", rate=None)
+    detector["provenance"] = [{"field": "profile", "system": "posteriors"},
+                              {"field": "events", "system": "posteriors"}]  # fmt: skip
+    assert doubt.doubtful(detector) == []
+    assert doubt.trusted("sentences+music", ["events"])
+    assert not doubt.trusted("events+music", ["events"])
+
+
+def test_the_small_model_tells_its_own_world_from_others(tmp_path):
+    """Clips of the world keep their rows; a hum and a hiss that it never heard give none."""
+    folder, strange = tmp_path / "in", ("hum", "noise")
+    folder.mkdir()
+    for number, kind in enumerate(strange):
+        wav = 0.1 * patchwork.piece(kind, np.random.default_rng(3 * number), 48_000)
+        soundfile.write(folder / f"{kind}.flac", wav, 16_000)
+    for name in ("cow_drill_laser", "two_people"):
+        clip = command.DEFAULT_CHECKPOINT.parent / "demo" / f"{name}.flac"
+        (folder / clip.name).write_bytes(clip.read_bytes())
+    c = runs.defaults.get_config()
+    c.speech.systems, c.speech.min_systems = ("ctc",), 1  # the decoder would take its time
+    with pytest.warns(UserWarning, match=r"hum\.flac, from 0\.00 s: unlike the sound"):
+        pipeline.annotate(source.find(folder), tmp_path / "out", c)
+    records, rows = runs.checked(tmp_path / "out")
+    foreign = {Path(r["audio"]).stem for r in records if r["doubt"]}
+    assert foreign == {*strange}
+    by_file = Counter(Path(row["provenance"]["audio"]).stem for row in rows)
+    assert by_file.keys() == {"cow_drill_laser", "two_people"}
+    assert min(by_file.values()) >= 10
+    assert {row["task"] for row in rows} >= {"events", "asr", "asr_words", "caption", "present"}
 
 
 @pytest.mark.skipif(not espeak.available(), reason="needs espeak-ng: the extra `world`")
