@@ -5,7 +5,9 @@
 
 Every step has a default that needs nothing but the install; what is plugged in here replaces some.
 A request and a reply of each step are described in moss_audio_jax/annotate/experts.py; all that a
-plug-in says is checked, and where it is wrong the default's evidence stays.
+plug-in says is checked, and where it is wrong the default's evidence stays. Rows of what experts
+say are kept whatever the sound; those of the small model only where it knows the sound. A key is
+read from the environment variable that `key_from` names, and is never written anywhere.
 """
 
 from moss_audio_jax.annotate import defaults

@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.remote import redact
 
 
 def read_config_file(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -26,7 +27,7 @@ def read_config_file(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise InputError(f"{file}: no such config file")
     for option in overrides:
         if not option.startswith("--config."):
-            raise UsageError(f"unknown option {option!r}; expected --config.KEY=VALUE")
+            raise UsageError(f"unknown option {redact(option)!r}; expected --config.KEY=VALUE")
     values = flags.FlagValues()
     words = ["moss-audio-jax", f"--config={name}", *overrides]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
@@ -40,6 +41,6 @@ def read_config_file(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
             text = str(error).strip().splitlines()[-1]
         # KeyErrors hold the repr of a message of two lines.
         text = " ".join(text.replace("\\n", " ").replace("\\'", "'").split())[:300]
-        raise UsageError(f"{name}: {text}") from None
+        raise UsageError(f"{name}: {redact(text)}") from None
     finally:
         sys.path.remove(str(file.parent.resolve()))
