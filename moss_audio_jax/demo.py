@@ -19,6 +19,11 @@ right, close, wrong:
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends those too
+    from moss_audio_jax import cli
+
+    cli.run_verb("demo")
+
 import json
 import re
 import shutil
@@ -391,7 +396,3 @@ def main(argv: Sequence[str]) -> int:
         print(line)
     command.say(f"look and listen: {args.output}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

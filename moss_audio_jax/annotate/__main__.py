@@ -13,6 +13,11 @@ command again continues. Needs the extra: pip install 'moss_audio_jax[annotate]'
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends those too
+    from moss_audio_jax import cli
+
+    cli.run_verb("annotate")
+
 import os
 import sys
 from collections.abc import Sequence
@@ -69,7 +74,3 @@ def main(argv: Sequence[str]) -> int:
         f"{os.fspath(args.output)}"
     )
     return 1 if summary.failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

@@ -44,8 +44,8 @@ from moss_audio_jax.evaluate.processes import Crew, barrier, crew_and_mesh
 
 if TYPE_CHECKING:
     from moss_audio_jax.api import MossAudio, Reply
-    from moss_audio_jax.data.batch import Example
-    from moss_audio_jax.generate.sampling import Sampling
+    from moss_audio_jax.generate.options import Sampling
+    from moss_audio_jax.generate.request import Prepared
 
 # One call of the engine: enough that few slots stand empty at its end, little enough to keep the
 # next one's sound in memory beside it.
@@ -126,7 +126,7 @@ def infer(
 def answer_group(
     model: MossAudio,
     items: Sequence[Item],
-    prompts: Sequence[Example | InputError],
+    prompts: Sequence[Prepared | InputError],
     sampling: Sampling,
     meta: Mapping[str, Any],
     batch_size: int,
@@ -142,16 +142,16 @@ def answer_group(
             bar.update(item)
         else:
             own = dataclasses.replace(sampling, seed=item_seed(sampling.seed, item.id))
-            asked.append((item, prompt, own))
+            asked.append((item, dataclasses.replace(prompt, sampling=own)))
 
     def on_reply(number: int, reply: Reply) -> None:
-        item, prompt, _ = asked[number]
+        item, prompt = asked[number]
         seconds = time.perf_counter() - started
         raw = model.tokenizer.decode(reply.ids)
         journal.write(_prediction(item, prompt, reply, raw, seconds, meta))
         bar.update(item)
 
-    model.answer([(prompt, own) for _, prompt, own in asked], batch_size, on_reply=on_reply)
+    model.answer([prompt for _, prompt in asked], batch_size, on_reply=on_reply)
 
 
 def item_seed(seed: int, name: str) -> int:
@@ -161,7 +161,7 @@ def item_seed(seed: int, name: str) -> int:
 
 def _prediction(
     item: Item,
-    prompt: Example | None,
+    prompt: Prepared | None,
     reply: Reply | None,
     raw: str | None,
     seconds: float,
@@ -243,7 +243,7 @@ def _groups(
 
 def _prepared_ahead(
     model: MossAudio, groups: Iterator[list[list[Item]]]
-) -> Iterator[tuple[list[Item], list[Example | InputError]]]:
+) -> Iterator[tuple[list[Item], list[Prepared | InputError]]]:
     """Each group with its prompts, made in threads while the group before it is answered."""
     pool = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
@@ -263,25 +263,24 @@ def _prepared_ahead(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _prepare(model: MossAudio, run: Sequence[Item]) -> list[Example | InputError]:
+def _prepare(model: MossAudio, run: Sequence[Item]) -> list[Prepared | InputError]:
     """The prompts of items that share their clips, which are loaded once."""
     from moss_audio_jax.api import Request
-    from moss_audio_jax.data.batch import Example
     from moss_audio_jax.text import build_prompt
 
-    prompts: list[Example | InputError] = []
-    mels = None
+    prompts: list[Prepared | InputError] = []
+    first = None
     for item in run:
         try:
-            if mels is not None:
-                frames = [mel.shape[1] for mel in mels]
+            if first is not None:
+                frames = [mel.shape[1] for mel in first.mels]
                 markers = model.processor.time_markers
                 ids = build_prompt(model.tokenizer, item.prompt, frames, markers)
                 if len(ids) < model.config.decoder.max_positions:
-                    prompts.append(Example(ids, mels))
+                    prompts.append(dataclasses.replace(first, ids=ids))
                     continue
-            prompts.append(model.prepare(Request(item.prompt, item.audio)))
-            mels = prompts[-1].mels
+            first = model.prepare(Request(item.prompt, item.audio))
+            prompts.append(first)
         except InputError as error:
             prompts.append(error)
     return prompts

@@ -19,9 +19,13 @@ needs the extra [plan] (libtpu): pip install 'moss_audio_jax[plan]'. Exit code 1
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends those too
+    from moss_audio_jax import cli
+
+    cli.run_verb("plan")
+
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -175,7 +179,3 @@ def _words(text: str) -> tuple[str, ...]:
         if word not in REMAT:
             raise argparse.ArgumentTypeError(f"{word!r}: expected one of {', '.join(REMAT)}")
     return words
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

@@ -10,7 +10,11 @@ its keys. The same command again continues; SIGTERM saves and ends the run with 
 
 from __future__ import annotations
 
-import sys
+if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends those too
+    from moss_audio_jax import cli
+
+    cli.run_verb("train")
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +64,3 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Any:
         config.data.mixture = ConfigDict()  # a recipe's own data gives way
     check_keys(config)
     return config
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))
