@@ -34,19 +34,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     which it ends."""
     if argv is None:
         run_verb()
+    from moss_audio_jax import command
+
+    return command.run(_main, argv)
+
+
+def _main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
     if argv[0] == "--version":
         print(f"moss-audio-jax {__version__}")
         return 0
-    from moss_audio_jax import command
-
     if argv[0] not in VERBS:
-        command.say(f"error: no verb {argv[0]!r}; expected one of {', '.join(VERBS)}")
-        return 2
-    name = VERBS[argv[0]][0]
-    return command.run(lambda words: importlib.import_module(name).main(words), argv[1:])
+        from moss_audio_jax.errors import UsageError
+
+        raise UsageError(f"no verb {argv[0]!r}; expected one of {', '.join(VERBS)}")
+    return importlib.import_module(VERBS[argv[0]][0]).main(argv[1:])
 
 
 def run_verb(*verb: str) -> NoReturn:

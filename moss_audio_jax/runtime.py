@@ -5,6 +5,7 @@ Imports little, since Ctrl-C ends a process as it should from the moment that th
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -53,10 +54,15 @@ class _Interrupts:
             code = INTERRUPTED
         if self._asked or code == INTERRUPTED:
             _leave()
-        # The work is done, and nothing is left to clean up while Python shuts down.
+        # The work is done: from here on nothing needs an exception to clean up.
         if signal.getsignal(signal.SIGINT) == self._interrupt:
             signal.signal(signal.SIGINT, _leave)
-        sys.exit(code)
+        # As Python ends a process of `multiprocessing`: threads, what waits for the exit, and out.
+        # Its usual end takes modules apart one by one, deaf to Ctrl-C, which is then a crash.
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        _flush()
+        os._exit(code)
 
     def _interrupt(self, _: int, frame: types.FrameType | None) -> None:
         # Modules written in C++, JAX's among them, call Python while they are imported, and an
@@ -105,13 +111,17 @@ def _leave(*_: object) -> NoReturn:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # such as: it was being flushed just now
-            stream.flush()
+    _flush()
     if "multiprocessing" in sys.modules:
         for worker in sys.modules["multiprocessing"].active_children():
             worker.kill()
     os._exit(INTERRUPTED)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # such as: it was being flushed when Ctrl-C came
+            stream.flush()
 
 
 @contextlib.contextmanager

@@ -156,7 +156,7 @@ def test_what_a_model_holds(model, folder):
 
 def test_a_model_says_what_it_is(model, folder):
     mesh = "mesh data=1, fsdp=1, tensor=1, sequence=1"
-    assert repr(model) == f"MossAudio({str(folder)!r}, 0.0M parameters, float32, {mesh})"
+    assert repr(model) == f"MossAudio({str(folder)!r}, 0.1M parameters, float32, {mesh})"
     small = mj.MossAudio.load(quantize="weights")  # the one of the package, in a CPU's dtype
     assert small.folder == DEFAULT_CHECKPOINT
     assert f"M parameters, float32, int8 weights, {mesh})" in repr(small)
@@ -169,7 +169,8 @@ import jax
 import moss_audio_jax as mj
 from moss_audio_jax import runtime
 def found():
-    return jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    c = jax.config
+    return c.jax_compilation_cache_dir, c.jax_persistent_cache_min_compile_time_secs
 before = found()
 mj.MossAudio
 assert found() == before, "importing changes settings"

@@ -171,12 +171,15 @@ def interrupted(
              if "Traceback" in line or "Exception ignored" in line]  # fmt: skip
     if process.returncode != 130 or wrong:
         return process.returncode, seconds, f"stderr ends {errors[-2000:]!r}"
-    time.sleep(0.5)
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return process.returncode, seconds, ""
-    return process.returncode, seconds, "processes of its group were left"
+    for _ in range(50):  # those that end because their parent did
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return process.returncode, seconds, ""
+        time.sleep(0.1)
+    left = subprocess.run(["ps", "-o", "args=", "-g", str(process.pid)], capture_output=True)
+    os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, seconds, f"left in its group: {left.stdout.decode()[:500]}"
 
 
 if __name__ == "__main__":
