@@ -177,6 +177,9 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
         except UsageError as error:
             say(_line("error", error))
             return 2
+        except BrokenPipeError as error:
+            _not_written(error)
+            return 1
         except (InputError, OSError) as error:
             if _flushed():  # or that was the error
                 say(_line("error", error))
@@ -187,16 +190,21 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
 
 
 def _flushed() -> bool:
-    """Whether all of stdout was written; if not it is said, and Python's own last try will not
-    complain. That whoever reads it has left (`| head`) is no news to anybody."""
+    """Whether all of stdout was written; if not, it is said."""
     try:
         sys.stdout.flush()
         return True
     except OSError as error:
-        if not isinstance(error, BrokenPipeError):
-            say(f"error: stdout: not written: {reason(error)}")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _not_written(error)
         return False
+
+
+def _not_written(error: OSError) -> None:
+    """Says why stdout was not written, unless whoever read it has left (`| head`); and it is not
+    tried again when Python ends."""
+    if not isinstance(error, BrokenPipeError):
+        say(f"error: stdout: not written: {reason(error)}")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def collect(items: Sequence[Any], prepare: Callable[[Any], Any]) -> tuple[list[Any], int]:

@@ -544,6 +544,7 @@ def test_streams_that_are_closed(closed, words, code, out, err):
     done = subprocess.run(
         ["sh", "-c", shell, "sh", sys.executable, "-m", "moss_audio_jax.cli", *words],
         capture_output=True, text=True, check=False,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
 
