@@ -173,7 +173,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
             code = main(argv)
             return code if _flushed() else 1
         except SystemExit as stop:  # --help
-            return int(stop.code or 0)
+            return int(stop.code or 0) if _flushed() else 1
         except UsageError as error:
             say(_line("error", error))
             return 2

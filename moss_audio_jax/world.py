@@ -101,9 +101,9 @@ class _Pool:
     def __enter__(self) -> _Pool:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if self._pool:  # who was interrupted does not wait for scenes in the making
+            self._pool.shutdown(wait=kind is None, cancel_futures=True)
 
     def map(self, function, items) -> Iterator:
         if not self._pool:
