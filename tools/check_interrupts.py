@@ -120,6 +120,8 @@ def commands(work: Path) -> dict[str, list[object]]:
         "evaluate": ["evaluate", "infer", "--benchmark", "asr", "--data", manifest,
                      "--output", "{fresh}.jsonl"],
         "train": train,
+        "budget": ["plan", "--config", ROOT / "configs" / "tiny.py", "--topology", "v5e:2x2",
+                   "--budget", f"--config.tokenizer={SMALL}"],
         "plan": ["plan", "--config", ROOT / "configs" / "tiny.py", "--topology", "v5e:2x2",
                  f"--config.tokenizer={SMALL}"],
     }  # fmt: skip
