@@ -12,7 +12,9 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -136,17 +138,118 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
         file.write(content)
 
 
-def not_written(path: str | os.PathLike[str], error: OSError) -> InputError:
-    """The one line about a file that could not be written; a full disk names what is free."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def append(path: str | os.PathLike[str], text: str) -> None:
+    """Adds to the end of a log; raises InputError where it cannot be written."""
+    try:
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError as error:
+        raise not_written(path, error) from error
+
+
+def not_written(
+    path: str | os.PathLike[str], error: BaseException, need: int | None = None
+) -> InputError:
+    """The one line about what could not be written; of a full disk it says what is free.
+
+    Args:
+      error: what was raised, by the system or by a library that hides the system's error in text.
+      need: bytes of the whole, for the message.
+    """
+    if disk_is_full(error):
         with contextlib.suppress(OSError):
             folder = next(f for f in Path(path).absolute().parents if f.exists())
             free = shutil.disk_usage(folder).free
+            needed = "" if need is None else f", up to {need / 1e6:.0f} MB needed"
             return InputError(
                 f"{shown(path)}: not written: the disk is full ({free / 1e6:.0f} MB free in "
-                f"{folder}); make room or name another folder"
+                f"{folder}{needed}); make room or name another folder"
             )
     return InputError(f"{shown(path)}: not written: {reason(error)}")
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether the disk, or the user's share of it, is what ran out."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    words = ("No space left", "ENOSPC", "quota exceeded", "EDQUOT")
+    return any(word in str(error) for word in words)
+
+
+# --- checksums -----------------------------------------------------------------------------------
+
+Share = tuple[int, int]  # (k, n): the k-th of n processes; each file belongs to one of them
+
+
+def checksums(folder: Path, share: Share = (0, 1), names: Iterable[str] | None = None) -> dict:
+    """{name: [bytes, CRC-32]} of the files below a folder, which are then on the disk to stay.
+
+    Args:
+      names: of these files; default all.
+
+    Raises:
+      OSError: one cannot be read.
+    """
+    if names is None:
+        names = [str(f.relative_to(folder)) for f in sorted(folder.rglob("*")) if f.is_file()]
+    mine = [name for name in names if _is_in(share, name)]
+    with ThreadPoolExecutor(_threads()) as pool:
+        found = pool.map(lambda name: _checksum(folder / name, keep=True), mine)
+        return dict(zip(mine, found, strict=True))
+
+
+def damage(folder: Path, expected: Mapping[str, list[int]], share: Share = (0, 1)) -> str | None:
+    """What is wrong with the files below a folder, beside their `checksums`; None: nothing."""
+
+    def look(name: str) -> str | None:
+        try:
+            size, crc = _checksum(folder / name)
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read ({reason(error)})"
+        if size != expected[name][0]:
+            return f"{name} has {size} bytes of {expected[name][0]}"
+        return None if crc == expected[name][1] else f"{name} is damaged (its checksum differs)"
+
+    with ThreadPoolExecutor(_threads()) as pool:
+        faults = pool.map(look, [name for name in expected if _is_in(share, name)])
+        return next(filter(None, faults), None)
+
+
+def _is_in(share: Share, name: str) -> bool:
+    return zlib.crc32(name.encode("utf-8", "surrogateescape")) % share[1] == share[0]
+
+
+def _threads() -> int:
+    return min(8, os.cpu_count() or 1)
+
+
+def _checksum(path: Path, keep: bool = False) -> list[int]:
+    size = crc = 0
+    with open(path, "rb", buffering=0) as file:
+        while piece := file.read(1 << 22):
+            size += len(piece)
+            crc = zlib.crc32(piece, crc)
+        if keep:
+            sync(file.fileno())
+    return [size, crc]
+
+
+def sync(file: int | Path) -> None:
+    """Waits until a file, or the names in a folder, would survive a loss of power."""
+    number = os.open(file, os.O_RDONLY) if isinstance(file, Path) else file
+    try:
+        os.fsync(number)
+    except OSError as error:  # a file system that does not know of it
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
+            raise
+    finally:
+        if isinstance(file, Path):
+            os.close(number)
+
+
+# --- one owner -----------------------------------------------------------------------------------
 
 
 class Lock:
