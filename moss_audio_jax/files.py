@@ -160,9 +160,9 @@ def not_written(
         with contextlib.suppress(OSError):
             folder = next(f for f in Path(path).absolute().parents if f.exists())
             free = shutil.disk_usage(folder).free
-            needed = "" if need is None else f", up to {need / 1e6:.0f} MB needed"
+            needed = "" if need is None else f", up to {megabytes(need)} needed"
             return InputError(
-                f"{shown(path)}: not written: the disk is full ({free / 1e6:.0f} MB free in "
+                f"{shown(path)}: not written: the disk is full ({megabytes(free)} free in "
                 f"{folder}{needed}); make room or name another folder"
             )
     return InputError(f"{shown(path)}: not written: {reason(error)}")
@@ -305,6 +305,11 @@ def shown(path: object) -> str:
 def reason(error: BaseException) -> str:
     """Why the system refused: "Permission denied"."""
     return getattr(error, "strerror", None) or brief(error)
+
+
+def megabytes(count: int) -> str:
+    """Bytes for people: "0.3 MB", "52,310.0 MB"."""
+    return f"{count / 1e6:,.1f} MB"
 
 
 def brief(text: object, most: int = 200) -> str:

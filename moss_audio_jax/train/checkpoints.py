@@ -25,6 +25,7 @@ import json
 import logging
 import math
 import shutil
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -68,8 +69,7 @@ class Checkpoints:
         self._notes: dict[int, dict] = {}  # what the first process knows of the steps that stand
         self._finisher = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: tuple[int, concurrent.futures.Future] | None = None
-        # What goes wrong in the background is raised; its traceback need not be logged as well.
-        logging.getLogger("absl").addFilter(_raised_anyway)
+        _log_no_traceback()
         self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler("state", "run"))
         if self._first:
             self._tidy()
@@ -273,8 +273,8 @@ class Checkpoints:
             raise files.not_written(self._folder, error) from None
         if free < self._need:
             warnings.warn(
-                f"{files.shown(self._folder)}: a checkpoint takes up to {self._need / 1e6:.0f} MB, "
-                f"{free / 1e6:.0f} MB are free: saving will fail",
+                f"{files.shown(self._folder)}: a checkpoint takes up to "
+                f"{files.megabytes(self._need)}, {files.megabytes(free)} are free: saving may fail",
                 stacklevel=3,
             )
 
@@ -346,5 +346,21 @@ def _take(part: Path) -> dict[str, list[int]]:
     return {}
 
 
-def _raised_anyway(record: logging.LogRecord) -> bool:
-    return "in background save thread" not in str(record.msg)
+def _log_no_traceback() -> None:
+    """What fails in Orbax's threads is raised by `wait`; its tracebacks need not be printed too."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_not_raised)
+    if sys.unraisablehook is not _report_unraisable:
+        _report_unraisable.others = sys.unraisablehook
+        sys.unraisablehook = _report_unraisable
+
+
+def _is_not_raised(record: logging.LogRecord) -> bool:
+    words = ("_SignalingThread", "background save thread", "orbax")
+    return not (record.exc_info and any(word in record.getMessage() for word in words))
+
+
+def _report_unraisable(unraisable: Any) -> None:
+    # TensorStore reports to Orbax's event loop, which a failed save has closed.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        _report_unraisable.others(unraisable)

@@ -113,6 +113,11 @@ def test_a_run_that_diverges_stops_with_a_saved_state(run_config, tmp_path):
         train(config, tmp_path)
     assert (tmp_path / "checkpoints").is_dir()
     assert log(tmp_path)[-1]["skipped"] == 3
+    # Where it was to end there, nothing is exported.
+    config.train.steps, config.checkpoint.export = log(tmp_path)[-1]["step"], "native"
+    with pytest.raises(InputError, match="nothing is exported: the last 3 updates"):
+        train(config, tmp_path)
+    assert not (tmp_path / "export").exists()
 
 
 def test_a_run_continues_on_another_mesh(run_config, tmp_path):
