@@ -165,7 +165,7 @@ def test_where_all_are_damaged_nothing_starts_and_nothing_moves(three, tmp_path)
     before = contents(workdir)
     for _ in range(2):
         checkpoints = opened(workdir)
-        with pytest.raises(InputError, match="step 6: .*differs.*step 4: .*step 2: ") as raised:
+        with pytest.raises(InputError, match=r"step 6: .*differs.*step 4: .*step 2: ") as raised:
             checkpoints.newest()
         checkpoints.close()
         assert "\n" not in str(raised.value)
