@@ -101,13 +101,16 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
+def writing(
+    path: str | os.PathLike[str], mode: str = "w", need: int | None = None
+) -> Iterator[IO[Any]]:
     """A file that appears under its name when all of it is on the disk, or not at all.
 
     Until then an older file of that name stays as it was. Folders above it are made.
 
     Args:
       mode: "w" (UTF-8 text) or "wb".
+      need: bytes of all that is being written, for the message where the disk is full.
 
     Raises:
       InputError: it cannot be written; a full disk is said to be one.
@@ -117,13 +120,18 @@ def writing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
     encoding = None if "b" in mode else "utf-8"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, mode, encoding=encoding) as file:
+        file = open(aside, mode, encoding=encoding)  # noqa: SIM115  closed below
+        try:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        finally:
+            # Where the block fails, its own error counts, not that the rest cannot be written.
+            with contextlib.suppress(OSError):
+                file.close()
         os.replace(aside, path)
     except OSError as error:
-        raise not_written(path, error) from error
+        raise not_written(path, error, need) from error
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()

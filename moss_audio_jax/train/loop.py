@@ -149,6 +149,14 @@ def _train(
         checkpoints.save(step, state, run, data, eval_loss)
         overdue.saved()
 
+    def stopped(step: int, data: dict) -> int:
+        done = "no step was done yet"
+        if step > first:
+            save(step, data)
+            done = f"saved step {step}"
+        command.say(f"asked to stop: {done}; the same command continues")
+        return 0
+
     step = first
     try:
         with jax.set_mesh(mesh), loader:
@@ -158,10 +166,7 @@ def _train(
                 try:
                     batch = stop.next(loader)
                 except _Stopped:  # data that do not come must not hold it up
-                    if step > first:
-                        save(step, data)
-                    command.say(f"asked to stop: saved step {step}; the same command continues")
-                    return 0
+                    return stopped(step, data)
                 if rows_log:
                     seen = {"step": step + 1, "rows": batch.row_ids}
                     files.append(rows_log, json.dumps(seen) + "\n")
@@ -194,9 +199,7 @@ def _train(
                 if late or step % config.checkpoint.every == 0 or step == config.train.steps:
                     save(step, loader.state())
                 if stop.asked(step):
-                    save(step, loader.state())
-                    command.say(f"asked to stop: saved step {step}; the same command continues")
-                    return 0
+                    return stopped(step, loader.state())
     finally:
         checkpoints.close()
         stop.close()

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import subprocess
 from pathlib import Path
 
 import jax
@@ -228,18 +227,6 @@ def test_a_state_of_another_run_is_refused_in_one_line(three):
             checkpoints.restore(6, jax.tree.map(lambda _, s=sharding: s, like))
         checkpoints.close()
         assert "\n" not in str(raised.value)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 2 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("may not mount a disk here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_full_disk_is_one_line_and_the_last_good_step_stays(small_disk, capsys):
