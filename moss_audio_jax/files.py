@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import stat
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -278,19 +279,25 @@ class Lock:
     def __enter__(self) -> Lock:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._path, "a+", encoding="utf-8")
+            self._file = open(self._path, "a+", encoding="utf-8", errors="replace")
         except OSError as error:
             raise not_written(self._path, error) from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._file.seek(0)
-            owner = self._file.read(200).strip() or "another process"
+            owner = brief(self._file.read(200)) or "another process"
             self._file.close()
             raise UsageError(
-                f"{self._path.parent}: in use by {owner}; wait for it, stop it, or name another "
-                "folder"
+                f"{shown(self._path.parent)}: in use by {owner}; wait for it, stop it, or name "
+                "another folder"
             ) from None
+        except OSError as error:  # Lustre mounted without `flock`, some FUSE
+            warnings.warn(
+                f"{shown(self._path.parent)}: cannot be locked here ({reason(error)}); see to it "
+                f"that no other {self._verb} writes there",
+                stacklevel=3,
+            )
         self._file.truncate(0)
         self._file.write(f"{self._verb} (process {os.getpid()} on {os.uname().nodename})")
         self._file.flush()

@@ -140,6 +140,18 @@ def test_one_process_owns_a_folder_until_it_ends(tmp_path):
             files.Lock(bad, "train").__enter__()
 
 
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(files.fcntl, "flock", unsupported)
+    with (
+        pytest.warns(UserWarning, match=r"cannot be locked here \(Function not implemented\)"),
+        files.Lock(tmp_path, "train"),
+    ):
+        pass
+
+
 def test_words_are_one_short_line():
     assert files.shown("a\nb\x1b\ud800é") == "a\\nb\\x1b\\ud800é"
     assert files.brief("two  words \n") == "two words \\n"
