@@ -197,7 +197,7 @@ def checksums(folder: Path, share: Share = (0, 1), names: Iterable[str] | None =
       names: of these files; default all.
 
     Raises:
-      OSError: one cannot be read.
+      InputError, OSError: one cannot be read.
     """
     if names is None:
         names = [str(f.relative_to(folder)) for f in sorted(folder.rglob("*")) if f.is_file()]
@@ -213,8 +213,9 @@ def damage(folder: Path, expected: Mapping[str, list[int]], share: Share = (0, 1
     def look(name: str) -> str | None:
         try:
             size, crc = _checksum(folder / name)
-        except FileNotFoundError:
-            return f"{name} is missing"
+        except InputError:
+            there = (folder / name).exists()
+            return f"{shown(name)} " + ("is not a readable file" if there else "is missing")
         except OSError as error:
             return f"{name} cannot be read ({reason(error)})"
         if size != expected[name][0]:
@@ -227,7 +228,7 @@ def damage(folder: Path, expected: Mapping[str, list[int]], share: Share = (0, 1
 
 
 def _is_in(share: Share, name: str) -> bool:
-    return zlib.crc32(name.encode("utf-8", "surrogateescape")) % share[1] == share[0]
+    return zlib.crc32(name.encode("utf-8", "surrogatepass")) % share[1] == share[0]
 
 
 def _threads() -> int:
@@ -236,7 +237,7 @@ def _threads() -> int:
 
 def _checksum(path: Path, keep: bool = False) -> list[int]:
     size = crc = 0
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path) as file:
         while piece := file.read(1 << 22):
             size += len(piece)
             crc = zlib.crc32(piece, crc)

@@ -108,6 +108,10 @@ def test_checksums_find_every_damage(tmp_path):
             assert sum(each is not None for each in found) == 1
             file.write_bytes(held)
         assert files.damage(tmp_path, sums) is None
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("fifo", "b", "/dev/zero", "a/b", "a\0", "\ud800"):
+        fault = files.damage(tmp_path, {name: [1, 1]})
+        assert fault.endswith(("is missing", "is not a readable file"))
 
 
 _HOLD = """
