@@ -2,7 +2,8 @@
 
     config.json, processor_config.json, generation_config.json, tokenizer files
     params/<dotted.path>/    one Orbax checkpoint {"value": array} for each parameter
-    moss_audio_jax.json      version, and each parameter's shape and dtype; written last
+    moss_audio_jax.json      version, each parameter's shape and dtype, size and CRC-32 of every
+                             file of params/; written last
 
 One Orbax checkpoint a parameter lets a converter hold one stacked leaf at a time. The arrays are
 plain Zarr in chunks of one layer or less, so that a process reads little beyond its own slices.
@@ -17,6 +18,7 @@ import logging
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from moss_audio_jax import files
 from moss_audio_jax.config import (
     ModelConfig,
     ProcessorConfig,
@@ -202,6 +205,8 @@ def write_native(
 ) -> None:
     """Writes all leaves, given one by one in any order, into `folder`; the marker last."""
     stacked = {entry.path: entry.stack is not None for entry in entries}
+    share = jax.process_index(), jax.process_count()
+    sums: dict[str, list[int]] = {}
     for path, leaf in leaves:
         save_args = ocp.SaveArgs(
             chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if stacked[path] else ()
@@ -212,13 +217,20 @@ def write_native(
                 args=ocp.args.PyTreeSave({"value": leaf}, save_args={"value": save_args}),
             )
         del leaf  # before the next one is made
-    _wait_for_all("parameters")
+        here = _leaf_folder(folder, path)
+        sums |= {f"{here.name}/{name}": s for name, s in files.checksums(here, share).items()}
+    every = {name: s for part in from_all(sums) for name, s in part.items()}
     if jax.process_index() == 0:
         name = np.dtype(dtype).name
         parameters = {e.path: {"shape": list(e.shape), "dtype": name} for e in entries}
         _write_json(
             folder / MARKER,
-            {"format": "moss_audio_jax", "version": VERSION, "parameters": parameters},
+            {
+                "format": "moss_audio_jax",
+                "version": VERSION,
+                "parameters": parameters,
+                "files": dict(sorted(every.items())),
+            },
         )
 
 
@@ -226,7 +238,8 @@ class NativeReader:
     """A native checkpoint, checked against the model it should hold; reads leaf by leaf.
 
     Raises:
-      InputError: a folder that was not finished, of another version, or of another model.
+      InputError: a folder that was not finished, of another version, or of another model; when a
+        parameter is read, that its files are not what was written.
     """
 
     def __init__(self, folder: str | Path, entries: Sequence[Entry]):
@@ -238,10 +251,20 @@ class NativeReader:
         raw = read_json(marker)
         if raw.get("version") != VERSION or not isinstance(raw.get("parameters"), dict):
             raise InputError(f"{marker}: version {raw.get('version')!r}; expected {VERSION}")
-        leaves = {
-            path: jax.ShapeDtypeStruct(tuple(leaf["shape"]), np.dtype(leaf["dtype"]))
-            for path, leaf in raw["parameters"].items()
-        }
+        try:
+            leaves = {
+                path: jax.ShapeDtypeStruct(tuple(leaf["shape"]), np.dtype(leaf["dtype"]))
+                for path, leaf in raw["parameters"].items()
+            }
+            self._sums: dict[str, dict[str, list[int]]] = {}
+            for name, (size, crc) in raw.get("files", {}).items():
+                leaf, _, file = name.partition("/")
+                self._sums.setdefault(leaf, {})[file] = [size, crc]
+        except (TypeError, ValueError, KeyError, AttributeError):
+            raise InputError(f"{marker}: damaged; write the checkpoint again") from None
+        if "files" not in raw:
+            warnings.warn(f"{folder}: an older version wrote it, without checksums: damage would "
+                          "not be noticed", stacklevel=2)  # fmt: skip
         self.dtype = check_leaves(leaves, entries, str(marker))
         for path in leaves:
             if not _leaf_folder(self.folder, path).is_dir():
@@ -268,6 +291,13 @@ class NativeReader:
         return self._restore(path, args)
 
     def _restore(self, path: str, args: ocp.RestoreArgs) -> Any:
+        here = _leaf_folder(self.folder, path)
+        share = jax.process_index(), jax.process_count()  # each looks at some files
+        if fault := files.damage(here, self._sums.get(here.name, {}), share):
+            raise InputError(
+                f"{self.folder / PARAMS}: parameter {path}: {fault}; write the checkpoint again"
+            )
+        self._sums.pop(here.name, None)  # once is enough
         with _checkpointer() as checkpointer, _named(self.folder / PARAMS, path):
             value = checkpointer.restore(
                 _leaf_folder(self.folder, path),
@@ -414,3 +444,17 @@ def _write_json(path: Path, value: Any) -> None:
 def _wait_for_all(step: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"checkpoint {step}")
+
+
+def from_all(value: Any) -> list[Any]:
+    """This JSON value of every process, in their order."""
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([len(data)]))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(data)] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [
+        json.loads(bytes(row[: int(size)])) for row, size in zip(rows, np.ravel(sizes), strict=True)
+    ]

@@ -207,10 +207,22 @@ def test_too_small_a_disk_is_seen_first(tmp_path, folder, config, monkeypatch):
     assert not list(tmp_path.glob("*out*"))
 
 
+def test_native_folders_of_an_older_version_load(native):
+    """They have no checksums, and a warning says so."""
+    marker = read_json(native / MARKER)
+    assert len(marker.pop("files")) > len(marker["parameters"])
+    (native / MARKER).write_text(json.dumps(marker))
+    with pytest.warns(UserWarning, match="without checksums"):
+        load_params(native)
+
+
 def test_native_folders_that_are_broken(native, config):
     leaf = native / "params" / "language_model.layers.mlp.up_proj.kernel"
     chunk = next(path for path in leaf.rglob("*.0.0") if path.is_file())
     data = chunk.read_bytes()
+    chunk.write_bytes(data[:10] + bytes([data[10] ^ 64]) + data[11:])
+    with pytest.raises(InputError, match=r"up_proj/kernel: .* is damaged \(its checksum differs\)"):
+        load_params(native)
     chunk.write_bytes(data[:-10])
     with pytest.raises(InputError, match=r"params: parameter .*up_proj/kernel: ") as caught:
         load_params(native)
@@ -228,6 +240,10 @@ def test_native_folders_that_are_broken(native, config):
     bigger = dataclasses.replace(config, adapter_dim=57)
     with pytest.raises(InputError, match=r"audio_adapter/gate_proj/kernel has shape"):
         load_params(native, bigger)
+    for broken in ({"files": 3}, {"files": {"a": 1}}, {"parameters": {"a": {"shape": "b"}}}):
+        (native / MARKER).write_text(json.dumps(marker | broken))
+        with pytest.raises(InputError, match=r"moss_audio_jax.json: damaged"):
+            load_params(native)
     (native / MARKER).write_text(json.dumps(marker | {"version": 99}))
     with pytest.raises(InputError, match="version 99"):
         load_params(native)
