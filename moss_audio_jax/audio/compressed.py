@@ -1,0 +1,280 @@
+"""Everything that is not plain samples: FFmpeg decodes it, through PyAV.
+
+How much sound a file holds is what its packets hold, all of them. What a header promises is held
+against that; what FFmpeg guesses from a bit rate is not used at all.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+import av
+import numpy as np
+
+from moss_audio_jax.audio import pcm, structure
+from moss_audio_jax.errors import InputError
+
+_BLOCK = 1 << 16  # samples a channel that are gathered before they are passed on
+_READ = 1 << 16  # bytes that FFmpeg asks for at a time
+# What FFmpeg may take a file for. Its playlist formats would open other files and addresses.
+_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,ac3,eac3,aiff,amr,ape,asf,au,avi,caf,dsf,flac,flv,"
+    "iff,mp3,mpc,mpc8,mpeg,mpegts,nistsphere,ogg,sf,tta,voc,w64,wav,wv"
+)
+# Formats whose header states a length. That of others is FFmpeg's guess from the bit rate.
+_STATED = {"mov,mp4,m4a,3gp,3g2,mj2", "ape", "asf", "caf", "mpc", "mpc8", "tta", "wv"}
+_BARE = {"mp3", "aac"}  # frames without a container: tags and junk may lie between them
+_SLACK = 0.1  # seconds: a promise includes what the decoder needs to start, and may be rounded
+_PLANES = 8  # from here on PyAV reads beyond a frame's planes: its channels are interleaved first
+_TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS", b"3DI")
+_OGG_HEADERS = {"vorbis": 3, "opus": 2}  # packets
+
+
+def blocks(
+    file: BinaryIO, allow: Callable[[float], None], note: Callable[[str], None]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Decodes a file: (rate, float32 [n, channels]), integers scaled to -1..1.
+
+    Args:
+      allow: is told the seconds that a header promises, and raises where they are too many.
+      note: is told what a person should know: what was chosen, what was left out.
+
+    Raises:
+      InputError: it is no audio, or cut short or damaged.
+    """
+    links = structure.links(file)
+    for link in links:
+        part = file
+        if len(links) > 1:
+            # FFmpeg reads it out of memory: a file object of ours could swallow Ctrl-C.
+            part = io.BytesIO(structure.read_at(file, link.start, link.stop - link.start))
+        part.seek(0)
+        try:
+            container = av.open(
+                part,
+                options={"format_whitelist": _FORMATS},
+                metadata_errors="replace",
+                buffer_size=_READ,
+            )
+        except av.FFmpegError as error:
+            reason = error.strerror or error
+            raise InputError(
+                structure.cut(part) or f"is not audio that can be decoded (FFmpeg: {reason})"
+            ) from None
+        with container:
+            yield from _Track(container, part, link, allow, note).blocks()
+
+
+class _Track:
+    """The sound of one file."""
+
+    def __init__(self, container, file: BinaryIO, link: structure.Link, allow: Callable, note):
+        self._container, self._file, self._link = container, file, link
+        self._allow, self._note = allow, note
+        self._stream = _chosen(container, note)
+        self._codec = codec = self._stream.codec_context
+        if codec is None:
+            raise InputError("holds sound in a coding that FFmpeg does not know")
+        codec.thread_count = 1
+        self._format = container.format.name
+        self._packets = 0
+        self._failure = None  # what ended the decoding early
+        self._last = None  # the last packet with sound
+        self._promise = self._begin = self._end = None
+        self._left_out = self._lost = 0  # bytes that are no frames; frames that are damaged
+        self._skip, self._length = 0, None  # samples to leave out at the start; to keep then
+        self._promised = self._promised_seconds()
+        allow(self._promised or 0)
+
+        self._watch = {"mp3": self._watch_mpeg, "flac": self._watch_flac}.get(self._format)
+        if codec.name == "flac":
+            codec.options = {"err_detect": "crccheck+explode"}
+        elif codec.name in _OGG_HEADERS and link.last_granule is not None:
+            # FFmpeg trims Vorbis by up to a block too much: what to keep is told by the pages.
+            codec.options = {"flags2": "+skip_manual"}
+            self._watch, self._decoded = self._watch_granules, 0
+            if codec.name == "opus":
+                self._skip = int.from_bytes(codec.extradata[10:12], "little")
+        if not link.ended:
+            note("its last Ogg page is not marked as the end: it may have been cut short")
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        seconds, given = 0.0, 0
+        for rate, block in _gathered(self._frames()):
+            if self._skip:
+                self._skip, block = max(0, self._skip - len(block)), block[self._skip :]
+            if self._length is not None:
+                block = block[: max(0, self._length - given)]
+            given += len(block)
+            seconds += len(block) / rate
+            yield rate, block
+        self._check(given, seconds)
+
+    def _frames(self) -> Iterator[av.AudioFrame]:
+        decode, watch = self._codec.decode, self._watch
+        try:
+            for packet in self._container.demux(self._stream):
+                try:
+                    frames = decode(packet)
+                except av.InvalidDataError:
+                    if self._format not in _BARE:
+                        raise
+                    self._no_frame(bytes(packet))
+                    continue
+                if packet.size:
+                    self._packets += 1
+                    self._last = packet
+                    if watch:
+                        watch(packet, frames)
+                yield from frames
+        except av.FFmpegError as error:
+            self._failure = error  # the caller shall have what came before
+
+    # --- bookkeeping by format -------------------------------------------------------------------
+
+    def _promised_seconds(self) -> float | None:
+        """The length that the header states."""
+        stream, container = self._stream, self._container
+        if self._link.samples:
+            return self._link.samples / self._codec.sample_rate
+        if self._format in _STATED and stream.duration:
+            return float(stream.duration * stream.time_base)
+        # Matroska states the longest stream's length only.
+        if "webm" in self._format and len(container.streams) == 1 and container.duration:
+            return container.duration / 1e6
+        return None
+
+    def _watch_mpeg(self, packet: av.Packet, frames: list) -> None:
+        if self._packets == 1:
+            pos = self._file.tell()  # FFmpeg goes on reading from here
+            self._promise = structure.mpeg_promise(self._file, packet.pos or 0)
+            self._file.seek(pos)
+        if self._promise is None:
+            return
+        count, padding = self._promise
+        size, rate = self._codec.frame_size, self._codec.sample_rate
+        # Writers disagree by one on whether the count includes its own frame.
+        samples = max(count, self._packets) * size - padding
+        if self._packets == 1:
+            self._promised = samples / rate
+            self._allow(self._promised)
+        if padding:
+            self._length = samples
+        if self._packets > count + 1:
+            raise InputError(
+                f"holds more MPEG frames than the {count} ({self._promised:.2f} s) that its header "
+                "promises, at which players stop (files joined end to end?)"
+            )
+
+    def _watch_flac(self, packet: av.Packet, frames: list) -> None:
+        for frame in frames:
+            if self._begin is None:
+                self._begin = frame.pts
+            self._end = frame.pts + frame.samples
+
+    def _watch_granules(self, packet: av.Packet, frames: list) -> None:
+        link, name = self._link, self._codec.name
+        samples = sum(frame.samples for frame in frames)
+        if name == "vorbis" and self._packets == 1:
+            self._skip, samples = samples, 0  # half a block: pages do not count it
+        self._decoded += samples
+        if self._packets == link.first_packets - _OGG_HEADERS[name]:
+            # A recording of a broadcast does not begin at 0.
+            only_page = link.first_granule == link.last_granule
+            begin = 0 if only_page else max(0, link.first_granule - self._decoded)
+            self._length = link.last_granule - begin - (self._skip if name == "opus" else 0)
+
+    def _no_frame(self, data: bytes) -> None:
+        """A packet of a bare stream that cannot be decoded."""
+        if data[:1] == b"\xff" and data[1:2] >= b"\xe0":
+            self._lost += 1
+        elif not data.startswith(_TAGS) and data.strip(b"\0"):
+            self._left_out += len(data)
+
+    def _check(self, given: int, seconds: float) -> None:
+        """Raises where the end is missing, or something within."""
+        promised, slack = self._promised, _SLACK
+        short = False
+        if self._format == "flac":
+            slack = 0
+            short = self._begin is not None and given < self._end - self._begin
+        elif self._format in _BARE and self._last is not None:
+            slack = self._codec.frame_size / self._codec.sample_rate
+            short = self._last.size < _whole_frame(self._codec, self._last)
+        if promised and (self._failure or short or seconds < promised - slack):
+            raise InputError(
+                f"is cut short or damaged: {seconds:.2f} s could be decoded of the "
+                f"{promised:.2f} s that its header promises"
+            )
+        if short and self._format == "flac":
+            raise InputError("is damaged: samples are missing within it")
+        if short:
+            raise InputError(
+                f"is cut short: it ends in the middle of an MPEG frame, after {seconds:.2f} s"
+            )
+        whole = "mp4" in self._format and self._packets >= self._stream.frames > 0
+        if not whole and (complaint := structure.cut(self._file)):
+            raise InputError(complaint)
+        if self._failure:
+            reason = self._failure.strerror or self._failure
+            raise InputError(f"is damaged after {seconds:.2f} s ({reason})")
+        if self._lost or self._left_out:
+            if self._left_out > self._file.seek(0, 2) / 2 or not given:
+                raise InputError("is not audio that can be decoded: most of it is no MPEG frames")
+            self._note(
+                f"{self._lost} damaged frames and {self._left_out} bytes that are no frames were "
+                "left out"
+            )
+
+
+def _chosen(container, note: Callable[[str], None]):
+    """The track that players take: the one that is marked as the default, or else the first."""
+    tracks = container.streams.audio
+    if not tracks:
+        raise InputError("holds no audio stream")
+    marked = [number for number, track in enumerate(tracks) if track.disposition & 1]
+    number = marked[0] if marked else 0
+    if len(tracks) > 1:
+        why = "marked as the default" if marked else "the first"
+        note(f"holds {len(tracks)} audio tracks; track {number + 1}, {why}, is used")
+    return tracks[number]
+
+
+def _gathered(frames: Iterator[av.AudioFrame]) -> Iterator[tuple[int, np.ndarray]]:
+    """Frames in larger blocks. Rate and channels may change from one frame to the next."""
+    fifo, kind, interleave = av.AudioFifo(), None, None
+    for frame in frames:
+        now = (frame.sample_rate, frame.layout.nb_channels, frame.format.name)
+        if now != kind:  # which the FIFO itself does not notice of channels
+            if fifo.samples:
+                yield _samples(fifo.read())
+            fifo, kind, interleave = av.AudioFifo(), now, None
+            if frame.format.is_planar and now[1] >= _PLANES:
+                interleave = av.AudioResampler(format=frame.format.packed.name)
+        frame.pts = None  # gaps between the times of frames are no sound
+        for part in interleave.resample(frame) if interleave else (frame,):
+            part.pts = None
+            fifo.write(part)
+        if fifo.samples >= _BLOCK:
+            yield _samples(fifo.read())
+    if fifo.samples:
+        yield _samples(fifo.read())
+
+
+def _samples(frame: av.AudioFrame) -> tuple[int, np.ndarray]:
+    """(rate, float32 [n, channels]), integers scaled to -1..1."""
+    data = frame.to_ndarray()  # [channels, n], or [1, n * channels] where interleaved
+    if frame.format.is_planar:
+        data = data.T
+    else:
+        data = data.reshape(-1, frame.layout.nb_channels)
+    return frame.sample_rate, pcm.scaled(data)
+
+
+def _whole_frame(codec, packet: av.Packet) -> int:
+    """The bytes of the frame that starts with a packet, by its own header."""
+    parser = av.CodecContext.create(codec.name, "r")
+    whole = parser.parse(bytes(packet)[:16] + bytes(8192))
+    return whole[0].size if whole else 0
