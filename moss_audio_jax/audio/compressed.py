@@ -20,8 +20,8 @@ _BLOCK = 1 << 16  # samples a channel that are gathered before they are passed o
 _READ = 1 << 16  # bytes that FFmpeg asks for at a time
 # What FFmpeg may take a file for. Its playlist formats would open other files and addresses.
 _FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,ac3,eac3,aiff,amr,ape,asf,au,avi,caf,dsf,flac,flv,"
-    "iff,mp3,mpc,mpc8,mpeg,mpegts,nistsphere,ogg,sf,tta,voc,w64,wav,wv"
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,ac3,eac3,aiff,amr,ape,asf,au,avi,avr,caf,dsf,flac,"
+    "flv,iff,ircam,mp3,mpc,mpc8,mpeg,mpegts,nistsphere,ogg,pvf,sds,tta,voc,w64,wav,wv"
 )
 # Formats whose header states a length. That of others is FFmpeg's guess from the bit rate.
 _STATED = {"mov,mp4,m4a,3gp,3g2,mj2", "ape", "asf", "caf", "mpc", "mpc8", "tta", "wv"}
@@ -82,7 +82,8 @@ class _Track:
         self._packets = 0
         self._failure = None  # what ended the decoding early
         self._last = None  # the last packet with sound
-        self._promise = self._begin = self._end = None
+        self._frame_count, self._padding = None, 0  # by the header of an MP3
+        self._begin = self._end = None  # by the frames of a FLAC
         self._left_out = self._lost = 0  # bytes that are no frames; frames that are damaged
         self._skip, self._length = 0, None  # samples to leave out at the start; to keep then
         self._promised = self._promised_seconds()
@@ -105,6 +106,9 @@ class _Track:
         for rate, block in _gathered(self._frames()):
             if self._skip:
                 self._skip, block = max(0, self._skip - len(block)), block[self._skip :]
+            if self._padding:
+                # Writers disagree by one on whether the count includes its own frame.
+                self._length = self._mpeg_samples(max(self._frame_count, self._packets))
             if self._length is not None:
                 block = block[: max(0, self._length - given)]
             given += len(block)
@@ -113,7 +117,7 @@ class _Track:
         self._check(given, seconds)
 
     def _frames(self) -> Iterator[av.AudioFrame]:
-        decode, watch = self._codec.decode, self._watch
+        decode = self._codec.decode
         try:
             for packet in self._container.demux(self._stream):
                 try:
@@ -121,13 +125,13 @@ class _Track:
                 except av.InvalidDataError:
                     if self._format not in _BARE:
                         raise
-                    self._no_frame(bytes(packet))
+                    self._no_frame(packet)
                     continue
                 if packet.size:
                     self._packets += 1
                     self._last = packet
-                    if watch:
-                        watch(packet, frames)
+                    if self._watch:
+                        self._watch(packet, frames)
                 yield from frames
         except av.FFmpegError as error:
             self._failure = error  # the caller shall have what came before
@@ -147,26 +151,18 @@ class _Track:
         return None
 
     def _watch_mpeg(self, packet: av.Packet, frames: list) -> None:
-        if self._packets == 1:
-            pos = self._file.tell()  # FFmpeg goes on reading from here
-            self._promise = structure.mpeg_promise(self._file, packet.pos or 0)
-            self._file.seek(pos)
-        if self._promise is None:
-            return
-        count, padding = self._promise
-        size, rate = self._codec.frame_size, self._codec.sample_rate
-        # Writers disagree by one on whether the count includes its own frame.
-        samples = max(count, self._packets) * size - padding
-        if self._packets == 1:
-            self._promised = samples / rate
+        """Looks for the header's frame count, which ends where the first packet starts."""
+        pos = self._file.tell()  # FFmpeg goes on reading from here
+        promise = structure.mpeg_promise(self._file, packet.pos or 0)
+        self._file.seek(pos)
+        self._watch = None
+        if promise:
+            self._frame_count, self._padding = promise
+            self._promised = self._mpeg_samples(self._frame_count) / self._codec.sample_rate
             self._allow(self._promised)
-        if padding:
-            self._length = samples
-        if self._packets > count + 1:
-            raise InputError(
-                f"holds more MPEG frames than the {count} ({self._promised:.2f} s) that its header "
-                "promises, at which players stop (files joined end to end?)"
-            )
+
+    def _mpeg_samples(self, count: int) -> int:
+        return count * self._codec.frame_size - self._padding
 
     def _watch_flac(self, packet: av.Packet, frames: list) -> None:
         for frame in frames:
@@ -186,10 +182,12 @@ class _Track:
             begin = 0 if only_page else max(0, link.first_granule - self._decoded)
             self._length = link.last_granule - begin - (self._skip if name == "opus" else 0)
 
-    def _no_frame(self, data: bytes) -> None:
-        """A packet of a bare stream that cannot be decoded."""
+    def _no_frame(self, packet: av.Packet) -> None:
+        """A packet of a bare stream that cannot be decoded: a damaged frame, a tag, or junk."""
+        data = bytes(packet)
         if data[:1] == b"\xff" and data[1:2] >= b"\xe0":
             self._lost += 1
+            self._last = packet
         elif not data.startswith(_TAGS) and data.strip(b"\0"):
             self._left_out += len(data)
 
@@ -203,6 +201,12 @@ class _Track:
         elif self._format in _BARE and self._last is not None:
             slack = self._codec.frame_size / self._codec.sample_rate
             short = self._last.size < _whole_frame(self._codec, self._last)
+            if self._frame_count and self._packets > self._frame_count + 1:
+                raise InputError(
+                    f"holds {self._packets} MPEG frames but its header promises "
+                    f"{self._frame_count} ({promised:.2f} s), at which players stop (files joined "
+                    "end to end?)"
+                )
         if promised and (self._failure or short or seconds < promised - slack):
             raise InputError(
                 f"is cut short or damaged: {seconds:.2f} s could be decoded of the "
@@ -246,7 +250,7 @@ def _gathered(frames: Iterator[av.AudioFrame]) -> Iterator[tuple[int, np.ndarray
     """Frames in larger blocks. Rate and channels may change from one frame to the next."""
     fifo, kind, interleave = av.AudioFifo(), None, None
     for frame in frames:
-        now = (frame.sample_rate, frame.layout.nb_channels, frame.format.name)
+        now = (frame.sample_rate, frame.layout.nb_channels)
         if now != kind:  # which the FIFO itself does not notice of channels
             if fifo.samples:
                 yield _samples(fifo.read())

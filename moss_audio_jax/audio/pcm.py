@@ -37,7 +37,10 @@ class Coding(NamedTuple):
     rate: int
     channels: int
     code: str  # "i2<": kind (i, u, f), bytes, byte order; "" for a codec that FFmpeg knows
-    bytes_a_second: float
+
+    @property
+    def bytes_a_second(self) -> int:
+        return self.rate * self.channels * int(self.code[1])
 
 
 class Sound(NamedTuple):
@@ -79,7 +82,7 @@ def sounds(file: BinaryIO) -> list[Sound]:
 
 def blocks(file: BinaryIO, sound: Sound) -> Iterator[tuple[int, np.ndarray]]:
     """Reads plain samples: (rate, float32 [n, channels]), integers scaled to -1..1."""
-    (start, stop), (rate, channels, code, _) = sound.samples, sound.coding
+    (start, stop), (rate, channels, code) = sound.samples, sound.coding
     frame = channels * int(code[1])
     count, step = (stop - start) // frame, max(1, _BLOCK_BYTES // frame)
     file.seek(start)
@@ -94,14 +97,10 @@ def blocks(file: BinaryIO, sound: Sound) -> Iterator[tuple[int, np.ndarray]]:
 
 def _values(data: bytes, code: str) -> np.ndarray:
     kind, width, order = code[0], int(code[1]), code[2]
-    if width == 3:
-        part = np.frombuffer(data, np.uint8).reshape(-1, 3)
-        wide = np.zeros((len(part), 4), np.uint8)
-        wide[:, 1:] = part if order == "<" else part[:, ::-1]
-        values = wide.view("<i4")
-    else:
-        values = np.frombuffer(data, f"{order}{kind}{width}")
-    return scaled(values)
+    if width == 3:  # every three bytes are read with the byte behind them, which is then dropped
+        wide = np.ndarray(len(data) // 3, f"{order}i4", data + b"\0", strides=(3,))
+        return scaled(wide << 8 if order == "<" else wide & -256)
+    return scaled(np.frombuffer(data, f"{order}{kind}{width}"))
 
 
 def scaled(values: np.ndarray) -> np.ndarray:
@@ -135,7 +134,7 @@ def _au(file: BinaryIO, start: int, size: int) -> Sound:
     order = ">" if head[:4] == b".snd" else "<"
     offset, promised, encoding, rate, channels = struct.unpack(f"{order}5I", head[4:24])
     kind, width = _AU_CODES.get(encoding, ("", 1))
-    coding = _coding(rate, channels, kind, width, order, rate * channels)
+    coding = _coding(rate, channels, kind, width, order)
     data = min(start + offset, size)
     stop = _stop(file, data, size, promised, _UNKNOWN_32, coding)
     return Sound(start, stop, (data, stop), coding)
@@ -207,10 +206,12 @@ def _stop(file: BinaryIO, data: int, size: int, promised: int, unknown: int, cod
         return data + promised
     rounded = promised >= _ROUND_FROM and any(promised % number == 0 for number in _ROUND)
     if 0 < promised < unknown and not rounded:
-        rate = max(coding.bytes_a_second, 1)
+        held, unit = [size - data, promised], "bytes"
+        if coding.code:
+            held, unit = [f"{n / coding.bytes_a_second:.2f}" for n in held], "s"
         raise InputError(
-            f"is cut short: it holds {(size - data) / rate:.2f} s of the {promised / rate:.2f} s "
-            "that its header promises"
+            f"is cut short: it holds {held[0]} {unit} of the {held[1]} {unit} that its header "
+            "promises"
         )
     return _next_wave(file, data) or size  # a placeholder: all that follows is sound
 
@@ -237,25 +238,23 @@ def _at(file: BinaryIO, pos: int, count: int) -> bytes:
 # --- descriptions of samples ---------------------------------------------------------------------
 
 
-def _coding(
-    rate: int, channels: int, kind: str, width: int, order: str, bytes_a_second: float
-) -> Coding:
+def _coding(rate: int, channels: int, kind: str, width: int, order: str) -> Coding:
     if not channels:
         raise InputError("its header states 0 channels")
     if width not in _WIDTHS.get(kind, ()):
-        return Coding(rate, channels, "", bytes_a_second)
-    return Coding(rate, channels, f"{kind}{width}{order}", rate * channels * width)
+        return Coding(rate, channels, "")
+    return Coding(rate, channels, f"{kind}{width}{order}")
 
 
 def _wav(data: bytes, order: str) -> Coding:
-    tag, channels, rate, average, align, bits = struct.unpack(f"{order}HHIIHH", data[:16])
+    tag, channels, rate, _, align, bits = struct.unpack(f"{order}HHIIHH", data[:16])
     if tag == 0xFFFE:  # "extensible": the tag comes later
         (tag,) = struct.unpack(f"{order}H", data[24:26])
     width = -(-bits // 8)
     if channels and align % channels == 0 and align // channels >= width:
         width = align // channels  # 24 bits in 4 bytes, say: they fill the upper ones
     kind = {1: "u" if width == 1 else "i", 3: "f"}.get(tag, "")
-    return _coding(rate, channels, kind, width, order, average)
+    return _coding(rate, channels, kind, width, order)
 
 
 def _aiff(data: bytes, _: str) -> Coding:
@@ -263,7 +262,7 @@ def _aiff(data: bytes, _: str) -> Coding:
     rate = round(mantissa * 2.0 ** ((exponent & 0x7FFF) - 16383 - 63))
     name = data[18:22] or b"NONE"
     kind, order = _AIFC_KINDS.get(name, ("", ">"))
-    return _coding(rate, channels, kind, -(-bits // 8), order, rate * channels)
+    return _coding(rate, channels, kind, -(-bits // 8), order)
 
 
 def _caf(data: bytes, _: str) -> Coding:
@@ -272,9 +271,7 @@ def _caf(data: bytes, _: str) -> Coding:
     if name == b"lpcm" and channels and size % channels == 0 and frames == 1:
         kind = "f" if flags & 1 else "i"
     order = "<" if flags & 2 else ">"
-    return _coding(
-        rate, channels, kind, size // max(channels, 1), order, rate * size / (frames or 1)
-    )
+    return _coding(rate, channels, kind, size // max(channels, 1), order)
 
 
 _CODINGS = {b"fmt ": _wav, b"COMM": _aiff, b"desc": _caf}

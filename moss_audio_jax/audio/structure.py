@@ -16,6 +16,7 @@ from typing import BinaryIO
 from moss_audio_jax.errors import InputError
 
 _PIECE = 1 << 16  # bytes searched at a time
+_MASTERS = (b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75")  # Matroska's segment and cluster
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -152,17 +153,21 @@ def _ogg_pages(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes, bytes]]:
 def cut(file: BinaryIO) -> str | None:
     """How the end of a file is missing, as the predicate of a message; None where nothing tells.
 
-    Of MP4, Matroska, AVI, VOC and NIST files: their parts state how long they are.
+    Of MP4, Matroska, AVI, FLV, IFF, VOC and NIST files: their parts state how long they are.
     """
     size, head = file.seek(0, os.SEEK_END), read_at(file, 0, 1024)
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp", b"moof"):
         parts, kind = _mp4_boxes(file, size), "an MP4 box"
     elif head[:4] == b"\x1a\x45\xdf\xa3":
-        parts, kind = _elements(file), "its Matroska segment"
+        parts, kind = _elements(file), "a Matroska element"
+    elif head[:3] == b"FLV":
+        parts, kind = _flv_tags(file, int.from_bytes(head[5:9], "big")), "an FLV tag"
     elif head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         parts, kind = [8 + int.from_bytes(head[4:8], "little")], "its AVI chunk"
+    elif head[:4] == b"FORM":
+        parts, kind = [8 + int.from_bytes(head[4:8], "big")], "its IFF chunk"
     elif head[:19] == b"Creative Voice File":
-        parts, kind = _voc_blocks(file, int.from_bytes(head[20:22], "little")), "a VOC block"
+        parts, kind = _voc_blocks(file, int.from_bytes(head[20:22], "little"), size), "a VOC block"
     elif head[:7] == b"NIST_1A":
         parts, kind = _nist(head), "its samples"
     else:
@@ -188,20 +193,31 @@ def _mp4_boxes(file: BinaryIO, size: int) -> Iterator[int]:
 
 def _elements(file: BinaryIO) -> Iterator[int]:
     pos = 0
-    for _ in range(2):  # the EBML header and the segment
-        head = read_at(file, pos, 12)
-        if len(head) < 12 or head[:4] not in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):
+    while len(head := read_at(file, pos, 12)) > 4 and head[0]:
+        name = 9 - head[0].bit_length()  # bytes of it
+        width = 9 - head[name].bit_length()
+        if name > 4 or width > 8:
             return
-        width = 9 - head[4].bit_length()
-        length = int.from_bytes(head[4 : 4 + width], "big") & (1 << 7 * width) - 1
-        if width > 8 or length == (1 << 7 * width) - 1:  # not known when it was written
-            return
-        pos += 4 + width + length
+        length = int.from_bytes(head[name : name + width], "big") & (1 << 7 * width) - 1
+        unknown = length == (1 << 7 * width) - 1
+        pos += name + width
+        # What was written as it was recorded does not state the whole: look at the parts.
+        if not (unknown and head[:name] in _MASTERS):
+            pos += length
+            yield pos
+
+
+def _flv_tags(file: BinaryIO, pos: int) -> Iterator[int]:
+    pos += 4
+    while len(head := read_at(file, pos, 4)) == 4 and head[0] in (8, 9, 18):
+        pos += 11 + int.from_bytes(head[1:], "big")
         yield pos
+        pos += 4
 
 
-def _voc_blocks(file: BinaryIO, pos: int) -> Iterator[int]:
-    while len(head := read_at(file, pos, 4)) == 4 and head[0]:
+def _voc_blocks(file: BinaryIO, pos: int, size: int) -> Iterator[int]:
+    # Some writers count a block eight bytes too short: so few are no block.
+    while size - pos > 16 and (head := read_at(file, pos, 4))[0]:
         pos += 4 + int.from_bytes(head[1:], "little")
         yield pos
 
