@@ -97,7 +97,7 @@ class _Track:
             codec.options = {"flags2": "+skip_manual"}
             self._watch, self._decoded = self._watch_granules, 0
             if codec.name == "opus":
-                self._skip = int.from_bytes(codec.extradata[10:12], "little")
+                self._skip = int.from_bytes((codec.extradata or b"")[10:12], "little")
         if not link.ended:
             note("its last Ogg page is not marked as the end: it may have been cut short")
 
@@ -141,7 +141,7 @@ class _Track:
     def _promised_seconds(self) -> float | None:
         """The length that the header states."""
         stream, container = self._stream, self._container
-        if self._link.samples:
+        if self._link.samples and self._codec.sample_rate:
             return self._link.samples / self._codec.sample_rate
         if self._format in _STATED and stream.duration:
             return float(stream.duration * stream.time_base)
@@ -156,7 +156,7 @@ class _Track:
         promise = structure.mpeg_promise(self._file, packet.pos or 0)
         self._file.seek(pos)
         self._watch = None
-        if promise:
+        if promise and self._codec.sample_rate:
             self._frame_count, self._padding = promise
             self._promised = self._mpeg_samples(self._frame_count) / self._codec.sample_rate
             self._allow(self._promised)
@@ -166,9 +166,9 @@ class _Track:
 
     def _watch_flac(self, packet: av.Packet, frames: list) -> None:
         for frame in frames:
-            if self._begin is None:
-                self._begin = frame.pts
-            self._end = frame.pts + frame.samples
+            if frame.pts is not None:
+                self._begin = frame.pts if self._begin is None else self._begin
+                self._end = frame.pts + frame.samples
 
     def _watch_granules(self, packet: av.Packet, frames: list) -> None:
         link, name = self._link, self._codec.name
@@ -199,7 +199,7 @@ class _Track:
             slack = 0
             short = self._begin is not None and given < self._end - self._begin
         elif self._format in _BARE and self._last is not None:
-            slack = self._codec.frame_size / self._codec.sample_rate
+            slack = self._codec.frame_size / (self._codec.sample_rate or 1)
             short = self._last.size < _whole_frame(self._codec, self._last)
             if self._frame_count and self._packets > self._frame_count + 1:
                 raise InputError(

@@ -84,8 +84,8 @@ def audio_blocks(source: Source, max_seconds: float | None = None) -> Iterator[n
     def allow(seconds: float) -> None:
         if seconds > limit:
             raise InputError(
-                f"holds more than {limit:g} s of sound, which is the limit; raise it with "
-                f"max_seconds or {_LIMIT_KEY}"
+                f"holds more than {limit:g} s of sound ({limit / 3600:.3g} h), which is the limit; "
+                f"raise it with max_seconds in Python, or {_LIMIT_KEY} in the environment"
             )
 
     def note(text: str) -> None:
@@ -103,7 +103,7 @@ def audio_blocks(source: Source, max_seconds: float | None = None) -> Iterator[n
             raise InputError(f"{name}: {error}") from error.__cause__
         except MemoryError:
             raise InputError(f"{name}: decoding it takes more memory than there is") from None
-        except (OSError, ValueError, OverflowError, RuntimeError) as error:
+        except (OSError, ValueError, ArithmeticError, RuntimeError) as error:
             raise InputError(f"{name}: cannot be decoded ({brief(reason(error))})") from error
 
 
@@ -162,28 +162,28 @@ def _open(source: Any, stack: contextlib.ExitStack) -> tuple[BinaryIO, str]:
                 source.seek(0)  # which writes what is buffered
                 return stack.enter_context(os.fdopen(os.dup(source.fileno()), "rb")), name
             if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-                raise InputError(f"{name}: is a device; expected an audio file")
-        return io.BytesIO(_contents(source)), name
+                raise InputError("is a device; expected an audio file")
+        return _contents(source), name
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     except Exception as error:  # whatever a foreign object raises
         raise InputError(f"{name}: cannot be read ({brief(reason(error))})") from error
 
 
-def _contents(file: Any) -> bytearray:
+def _contents(file: Any) -> io.BytesIO:
     """All that a file object gives, from its start where it can seek."""
     seekable = getattr(file, "seekable", None)
     if seekable() if seekable else hasattr(file, "seek"):
         file.seek(0)
-    data = bytearray()
+    held = io.BytesIO()
     while True:
         piece = file.read(_READ)
         if not isinstance(piece, (bytes, bytearray, memoryview)):
             raise InputError(f"reading it gave {type(piece).__name__}; expected bytes")
         if not piece:
-            return data
-        data += piece
-        if len(data) > _MOST_BYTES:
+            return held
+        held.write(piece)
+        if held.tell() > _MOST_BYTES:
             raise InputError(f"gives more than {_MOST_BYTES >> 30} GiB; give the path of a file")
 
 
@@ -217,8 +217,11 @@ def _of_array(source: Mapping[str, Any] | tuple) -> Iterator[tuple[int, np.ndarr
         if len(source) != 2:
             raise InputError(f"is a tuple of {len(source)}; expected (array, rate)")
         array, rate = source
-    if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)) or rate != int(rate):
-        raise InputError(f"the sampling rate is {brief(repr(rate))}; expected an integer, in Hz")
+    number = isinstance(rate, (int, float, np.integer, np.floating))
+    if not number or not _RATES[0] <= rate <= _RATES[-1] or rate != int(rate):
+        raise InputError(
+            f"the sampling rate is {brief(repr(rate))}; expected an integer from 1000 to 768000"
+        )
     array = np.asarray(array)
     if array.ndim == 2:
         short, long = sorted(array.shape)

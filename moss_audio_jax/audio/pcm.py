@@ -239,8 +239,8 @@ def _at(file: BinaryIO, pos: int, count: int) -> bytes:
 
 
 def _coding(rate: int, channels: int, kind: str, width: int, order: str) -> Coding:
-    if not channels:
-        raise InputError("its header states 0 channels")
+    if not rate or not channels:
+        raise InputError(f"its header states {rate} Hz and {channels} channels")
     if width not in _WIDTHS.get(kind, ()):
         return Coding(rate, channels, "")
     return Coding(rate, channels, f"{kind}{width}{order}")
