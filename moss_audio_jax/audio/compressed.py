@@ -6,7 +6,9 @@ against that; what FFmpeg guesses from a bit rate is not used at all.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import re
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
@@ -26,6 +28,8 @@ _FORMATS = (
 # Formats whose header states a length. That of others is FFmpeg's guess from the bit rate.
 _STATED = {"mov,mp4,m4a,3gp,3g2,mj2", "ape", "asf", "caf", "mpc", "mpc8", "tta", "wv"}
 _BARE = {"mp3", "aac"}  # frames without a container: tags and junk may lie between them
+_SYNC = re.compile(rb"\xff[\xe0-\xfe]")  # how their frames start
+_MOST_FRAME = 8192  # bytes of one
 _SLACK = 0.1  # seconds: a promise includes what the decoder needs to start, and may be rounded
 _PLANES = 8  # from here on PyAV reads beyond a frame's planes: its channels are interleaved first
 _TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS", b"3DI")
@@ -125,11 +129,13 @@ class _Track:
                 except av.InvalidDataError:
                     if self._format not in _BARE:
                         raise
-                    self._no_frame(packet)
-                    continue
+                    frames = None
                 if packet.size:
-                    self._packets += 1
-                    self._last = packet
+                    if not frames and self._format in _BARE:
+                        frames = self._behind_junk(bytes(packet), frames is None)
+                    else:
+                        self._packets += 1
+                        self._last = packet
                     if self._watch:
                         self._watch(packet, frames)
                 yield from frames
@@ -182,14 +188,27 @@ class _Track:
             begin = 0 if only_page else max(0, link.first_granule - self._decoded)
             self._length = link.last_granule - begin - (self._skip if name == "opus" else 0)
 
-    def _no_frame(self, packet: av.Packet) -> None:
-        """A packet of a bare stream that cannot be decoded: a damaged frame, a tag, or junk."""
-        data = bytes(packet)
-        if data[:1] == b"\xff" and data[1:2] >= b"\xe0":
-            self._lost += 1
-            self._last = packet
-        elif not data.startswith(_TAGS) and data.strip(b"\0"):
+    def _behind_junk(self, data: bytes, failed: bool) -> list:
+        """The sound in a packet of a bare stream that gave none: FFmpeg makes one packet of a tag,
+        or of junk, and the frame behind it."""
+        frames = []
+        if _SYNC.match(data):  # a frame that is damaged, or the encoder's delay and nothing else
+            self._lost += failed
+            self._packets += not failed
+            self._last = data
+            return frames
+        for match in _SYNC.finditer(data, max(0, len(data) - _MOST_FRAME)):
+            frame = data[match.start() :]
+            if _whole_frame(self._codec, frame) == len(frame):
+                with contextlib.suppress(av.InvalidDataError):
+                    frames = self._codec.decode(av.Packet(frame))
+            if frames:
+                self._packets += 1
+                self._last, data = frame, data[: match.start()]
+                break
+        if not data.startswith(_TAGS) and data.strip(b"\0"):
             self._left_out += len(data)
+        return frames
 
     def _check(self, given: int, seconds: float) -> None:
         """Raises where the end is missing, or something within."""
@@ -200,7 +219,8 @@ class _Track:
             short = self._begin is not None and given < self._end - self._begin
         elif self._format in _BARE and self._last is not None:
             slack = self._codec.frame_size / (self._codec.sample_rate or 1)
-            short = self._last.size < _whole_frame(self._codec, self._last)
+            last = bytes(self._last)
+            short = len(last) < _whole_frame(self._codec, last)
             if self._frame_count and self._packets > self._frame_count + 1:
                 raise InputError(
                     f"holds {self._packets} MPEG frames but its header promises "
@@ -277,8 +297,8 @@ def _samples(frame: av.AudioFrame) -> tuple[int, np.ndarray]:
     return frame.sample_rate, pcm.scaled(data)
 
 
-def _whole_frame(codec, packet: av.Packet) -> int:
-    """The bytes of the frame that starts with a packet, by its own header."""
+def _whole_frame(codec, data: bytes) -> int:
+    """The bytes of the frame that starts here, by its own header; 0 where none does."""
     parser = av.CodecContext.create(codec.name, "r")
-    whole = parser.parse(bytes(packet)[:16] + bytes(8192))
+    whole = parser.parse(data[:16] + bytes(_MOST_FRAME))
     return whole[0].size if whole else 0

@@ -270,9 +270,6 @@ def _mono_16k(blocks: Iterator[tuple[int, np.ndarray]], allow, note) -> Iterator
             second = seconds + np.flatnonzero(~np.isfinite(mono))[0] / rate
             raise InputError(f"holds samples that are NaN or infinite, the first at {second:.3f} s")
         out = stream.push(mono)
-        if not np.isfinite(out).all():
-            peak = float(np.abs(mono).max())
-            raise InputError(f"holds samples of {peak:.2g}, too large to resample; expected -1..1")
         seconds += len(mono) / rate
         allow(seconds)
         yield out
@@ -301,7 +298,7 @@ class _Stream:
             self._soxr = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
 
     def push(self, mono: np.ndarray) -> np.ndarray:
-        out = self._soxr.resample_chunk(mono) if self._soxr else mono
+        out = _finite(self._soxr.resample_chunk(mono)) if self._soxr else mono
         self._count += len(mono)
         self.given += len(out)
         return out
@@ -311,9 +308,15 @@ class _Stream:
         length = _resampled_length(self._count, self.rate) - self.given
         if not self._soxr:
             return np.zeros(0, np.float32)
-        rest = self._soxr.resample_chunk(np.zeros(0, np.float32), last=True)
+        rest = _finite(self._soxr.resample_chunk(np.zeros(0, np.float32), last=True))
         self.given += max(length, 0)
         return _of_length(rest, max(length, 0))
+
+
+def _finite(resampled: np.ndarray) -> np.ndarray:
+    if not np.isfinite(resampled).all():
+        raise InputError("holds samples near 3e38, which overflow when resampled; expected -1..1")
+    return resampled
 
 
 def _check_rate(rate: int) -> None:
