@@ -239,7 +239,7 @@ CUT = {
     "fragmented mp4": lambda: muxed("aac", "mp4", "a", movflags="frag_keyframe+empty_moov"),
     "live webm": lambda: muxed("libopus", "webm", "a", live="1"),
     "avi": lambda: muxed("pcm_s16le", "avi", "a"),
-    "vorbis in matroska": lambda: muxed("libvorbis", "matroska", "a"),
+    "matroska": lambda: muxed("aac", "matroska", "a"),
 }
 
 
