@@ -99,9 +99,10 @@ class _Track:
         elif codec.name in _OGG_HEADERS and link.last_granule is not None:
             # FFmpeg trims Vorbis by up to a block too much: what to keep is told by the pages.
             codec.options = {"flags2": "+skip_manual"}
-            self._watch, self._decoded = self._watch_granules, 0
-            if codec.name == "opus":
+            self._watch, self._decoded, self._counted = self._watch_granules, 0, 0
+            if codec.name == "opus":  # pages count what is to be left out at the start
                 self._skip = int.from_bytes((codec.extradata or b"")[10:12], "little")
+                self._counted = self._skip
         if not link.ended:
             note("its last Ogg page is not marked as the end: it may have been cut short")
 
@@ -186,7 +187,7 @@ class _Track:
             # A recording of a broadcast does not begin at 0.
             only_page = link.first_granule == link.last_granule
             begin = 0 if only_page else max(0, link.first_granule - self._decoded)
-            self._length = link.last_granule - begin - (self._skip if name == "opus" else 0)
+            self._length = link.last_granule - begin - self._counted
 
     def _behind_junk(self, data: bytes, failed: bool) -> list:
         """The sound in a packet of a bare stream that gave none: FFmpeg makes one packet of a tag,
@@ -215,7 +216,7 @@ class _Track:
         promised, slack = self._promised, _SLACK
         short = False
         if self._format == "flac":
-            slack = 0
+            slack = 1e-6  # less than a sample: seconds are sums
             short = self._begin is not None and given < self._end - self._begin
         elif self._format in _BARE and self._last is not None:
             slack = self._codec.frame_size / (self._codec.sample_rate or 1)
@@ -245,7 +246,8 @@ class _Track:
             reason = self._failure.strerror or self._failure
             raise InputError(f"is damaged after {seconds:.2f} s ({reason})")
         if self._lost or self._left_out:
-            if self._left_out > self._file.seek(0, 2) / 2 or not given:
+            damaged = self._lost > self._packets or self._left_out > self._file.seek(0, 2) / 2
+            if damaged or not given:
                 raise InputError("is not audio that can be decoded: most of it is no MPEG frames")
             self._note(
                 f"{self._lost} damaged frames and {self._left_out} bytes that are no frames were "

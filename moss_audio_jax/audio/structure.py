@@ -195,7 +195,7 @@ def _elements(file: BinaryIO) -> Iterator[int]:
     pos = 0
     while len(head := read_at(file, pos, 12)) > 4 and head[0]:
         name = 9 - head[0].bit_length()  # bytes of it
-        width = 9 - head[name].bit_length()
+        width = 9 - head[min(name, 4)].bit_length()
         if name > 4 or width > 8:
             return
         length = int.from_bytes(head[name : name + width], "big") & (1 << 7 * width) - 1

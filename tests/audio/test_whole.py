@@ -137,6 +137,14 @@ def test_mpeg_frames_without_a_count():
     assert heard(riff(0x55, 44100, mpeg_frames("a", 1))) == "aaaa"
 
 
+@pytest.mark.parametrize("kind", ["FLAC", "OGG", "MP3", "AIFF"])
+def test_whole_files_of_any_length(kind):
+    """Several blocks, whose lengths in seconds are no binary fractions."""
+    for samples in np.random.default_rng(0).integers(100_000, 300_000, 8):
+        data = written(kind, "a", samples / 44100, 44100)
+        assert len(load_audio(io.BytesIO(data))) == -(-samples * 16000 // 44100)
+
+
 def test_junk_between_frames_is_said():
     one = mpeg_frames("a", 1)
     whole = len(load_audio(io.BytesIO(one + one)))
