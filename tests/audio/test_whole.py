@@ -140,7 +140,7 @@ def test_mpeg_frames_without_a_count():
 @pytest.mark.parametrize("kind", ["FLAC", "OGG", "MP3", "AIFF"])
 def test_whole_files_of_any_length(kind):
     """Several blocks, whose lengths in seconds are no binary fractions."""
-    for samples in np.random.default_rng(0).integers(100_000, 300_000, 8):
+    for samples in (119_637, 203_801, 252_827):
         data = written(kind, "a", samples / 44100, 44100)
         assert len(load_audio(io.BytesIO(data))) == -(-samples * 16000 // 44100)
 
