@@ -27,9 +27,9 @@ _FORMATS = (
 )
 # Formats whose header states a length. That of others is FFmpeg's guess from the bit rate.
 _STATED = {"mov,mp4,m4a,3gp,3g2,mj2", "ape", "asf", "caf", "mpc", "mpc8", "tta", "wv"}
-_BARE = {"mp3", "aac"}  # frames without a container: tags and junk may lie between them
+# Frames without a container, between which tags and junk may lie; the most bytes of a frame.
+_BARE = {"mp3": 2048, "aac": 8192}
 _SYNC = re.compile(rb"\xff[\xe0-\xfe]")  # how their frames start
-_MOST_FRAME = 8192  # bytes of one
 _SLACK = 0.1  # seconds: a promise includes what the decoder needs to start, and may be rounded
 _PLANES = 8  # from here on PyAV reads beyond a frame's planes: its channels are interleaved first
 _TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS", b"3DI")
@@ -58,6 +58,7 @@ def blocks(
         try:
             container = av.open(
                 part,
+                format=link.format,
                 options={"format_whitelist": _FORMATS},
                 metadata_errors="replace",
                 buffer_size=_READ,
@@ -198,9 +199,9 @@ class _Track:
             self._packets += not failed
             self._last = data
             return frames
-        for match in _SYNC.finditer(data, max(0, len(data) - _MOST_FRAME)):
+        for match in _SYNC.finditer(data, max(0, len(data) - _BARE[self._format])):
             frame = data[match.start() :]
-            if _whole_frame(self._codec, frame) == len(frame):
+            if self._whole_frame(frame) == len(frame):
                 with contextlib.suppress(av.InvalidDataError):
                     frames = self._codec.decode(av.Packet(frame))
             if frames:
@@ -210,6 +211,12 @@ class _Track:
         if not data.startswith(_TAGS) and data.strip(b"\0"):
             self._left_out += len(data)
         return frames
+
+    def _whole_frame(self, data: bytes) -> int:
+        """The bytes of the frame that starts here, by its own header; 0 where none does."""
+        parser = av.CodecContext.create(self._codec.name, "r")
+        whole = parser.parse(data[:16] + bytes(_BARE[self._format]))
+        return whole[0].size if whole else 0
 
     def _check(self, given: int, seconds: float) -> None:
         """Raises where the end is missing, or something within."""
@@ -221,7 +228,7 @@ class _Track:
         elif self._format in _BARE and self._last is not None:
             slack = self._codec.frame_size / (self._codec.sample_rate or 1)
             last = bytes(self._last)
-            short = len(last) < _whole_frame(self._codec, last)
+            short = len(last) < self._whole_frame(last)
             if self._frame_count and self._packets > self._frame_count + 1:
                 raise InputError(
                     f"holds {self._packets} MPEG frames but its header promises "
@@ -297,10 +304,3 @@ def _samples(frame: av.AudioFrame) -> tuple[int, np.ndarray]:
     else:
         data = data.reshape(-1, frame.layout.nb_channels)
     return frame.sample_rate, pcm.scaled(data)
-
-
-def _whole_frame(codec, data: bytes) -> int:
-    """The bytes of the frame that starts here, by its own header; 0 where none does."""
-    parser = av.CodecContext.create(codec.name, "r")
-    whole = parser.parse(data[:16] + bytes(_MOST_FRAME))
-    return whole[0].size if whole else 0

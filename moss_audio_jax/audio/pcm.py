@@ -107,7 +107,7 @@ def scaled(values: np.ndarray) -> np.ndarray:
     """Samples as float32: integers, of their full range, scaled to -1..1 (unsigned: 128 is 0)."""
     if values.dtype.kind == "f":
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
-            return values.astype(np.float32)
+            return values.astype(np.float32, copy=False)
     scale = np.float32(2.0 ** (1 - 8 * values.itemsize))
     out = np.multiply(values, scale, dtype=np.float32, casting="unsafe")
     return out - 1 if values.dtype.kind == "u" else out

@@ -26,6 +26,7 @@ class Link:
 
     start: int
     stop: int  # byte
+    format: str | None = None  # FFmpeg's name of it, where it is certain
     samples: int | None = None  # that the header of a FLAC file promises, where it does
     # Of Ogg with a single stream:
     first_granule: int = 0  # samples up to the end of the first page with sound
@@ -69,23 +70,28 @@ def read_at(file: BinaryIO, pos: int, count: int) -> bytes:
 
 
 def _flac_links(file: BinaryIO, start: int, size: int) -> list[Link]:
-    starts = [start, *_find_all(file, rb"fLaC[\0\x80]\0\0\x22", start + 4)]
+    described = (b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22")  # such a one starts with its description
+    starts = [p for p in _find_all(file, b"fLaC", start + 4) if read_at(file, p, 8) in described]
+    starts.insert(0, start)
     found = []
     for first, stop in zip(starts, [*starts[1:], size], strict=True):
-        described = int.from_bytes(read_at(file, first + 18, 8), "big")
-        found.append(Link(first, stop, samples=described & (1 << 36) - 1 or None))
+        samples = int.from_bytes(read_at(file, first + 18, 8), "big") & (1 << 36) - 1
+        found.append(Link(first, stop, "flac", samples or None))
     found[0].start = 0
     return found
 
 
-def _find_all(file: BinaryIO, pattern: bytes, start: int, most: int | None = None) -> list[int]:
-    """Where a pattern of at most eight bytes matches, from `start` on."""
+def _find_all(file: BinaryIO, mark: bytes, start: int, most: int | None = None) -> list[int]:
+    """Where a mark of four bytes stands, from `start` on."""
     found, kept = [], b""
     file.seek(start)
     while (most is None or len(found) < most) and (data := file.read(_PIECE)):
         data = kept + data
-        found += [start + match.start() for match in re.finditer(pattern, data)]
-        kept = data[-7:]
+        at = data.find(mark)
+        while at >= 0:
+            found.append(start + at)
+            at = data.find(mark, at + 1)
+        kept = data[-3:]
         start += len(data) - len(kept)
     return found[:most]
 
@@ -105,7 +111,7 @@ def _ogg_links(file: BinaryIO, size: int) -> list[Link]:
         if not found or (flags & 2 and sounding):
             if found:
                 found[-1].stop = start
-            found.append(Link(start, size))
+            found.append(Link(start, size, "ogg"))
             sounding, packets, numbers, serials = False, 0, {}, set()
         link = found[-1]
         serials.add(serial)
