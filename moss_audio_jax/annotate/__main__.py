@@ -8,7 +8,7 @@ transcripts that two systems agree on with times of words, speakers, music, even
 holds segments.jsonl (the records, docs/annotate.md), rows.jsonl (the fine-tuning form; with an
 --output that ends in .jsonl that file), dropped.jsonl (what was left out, and why) and index.html.
 --config FILE plugs stronger models in; --config.KEY=VALUE overrides one of its keys. The same
-command again continues. Needs the extra: pip install 'moss_audio_jax[annotate]'.
+command again continues. Needs the extra: pip install -e '.[annotate]'.
 """
 
 from __future__ import annotations
