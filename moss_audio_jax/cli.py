@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import sys
+import textwrap
 from collections.abc import Sequence
 
-from moss_audio_jax import __version__, command
+from moss_audio_jax import __version__, command, config_file
 
 # verb -> (module with a `main(argv) -> exit code`, what it does)
 VERBS = {
@@ -45,7 +46,9 @@ def _usage() -> str:
     return (
         "usage: moss-audio-jax VERB ...\n\n"
         f"{verbs}\n\n"
-        "moss-audio-jax VERB --help explains a verb with an example."
+        "moss-audio-jax VERB --help explains a verb with an example.\n\n"
+        f"Configs for --config NAME, in {config_file.FOLDER}:\n"
+        f"{textwrap.fill(', '.join(config_file.names()), 78)}"
     )
 
 
