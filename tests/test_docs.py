@@ -41,7 +41,9 @@ def commands(page: str) -> list[list[str]]:
         for part in line.split("&&"):
             if (ours := _OURS.search(part)) and "..." not in part and "|" not in part:
                 words = shlex.split(part[ours.start(1) :], comments=True)
-                if words[-1] == "demo" or any(word.startswith("--") for word in words):
+                if "VERB" not in words and (
+                    words[-1] == "demo" or any(word.startswith("--") for word in words)
+                ):
                     found.append(words)
     return found
 
