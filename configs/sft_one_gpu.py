@@ -19,6 +19,9 @@ def get_config(options="24g,4b"):
     c.train.steps = 2000
     c.optimizer.warmup = 60
     c.data.length = 4096 if large else 2048
+    if not large and size == "8b":
+        c.data.length = 1024
+        c.train.loss_chunk = 256
     if large and size == "4b":  # all of it, by an optimizer whose state is small
         c.data.batch = 8
         c.optimizer.name = "adafactor"

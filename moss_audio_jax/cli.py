@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-import textwrap
 from collections.abc import Sequence
 
-from moss_audio_jax import __version__, command, config_file
+from moss_audio_jax import __version__, command
 
 # verb -> (module with a `main(argv) -> exit code`, what it does)
 VERBS = {
@@ -42,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage() -> str:
+    import textwrap
+
+    from moss_audio_jax import config_file
+
     verbs = "\n".join(f"  {verb:<11} {what}" for verb, (_, what) in VERBS.items())
     return (
         "usage: moss-audio-jax VERB ...\n\n"
