@@ -11,9 +11,9 @@ Export XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 first: by default JAX takes three qua
     80g,4b      everything, Adafactor              8, all at once   4096              57.9
     80g,8b      adapters of rank 64, AdamW         16, 8 at a time  4096              36.8
 
-Peaks are what the TPU compiler counts for the same step on one v5p, as `plan` does; a GPU's compiler
-may need more or less. None was run on a GPU. A second of sound takes 12.5 tokens. Where memory ends
-lower data.batch (or raise train.accumulate), data.length, lora.rank.
+Peaks are what the TPU compiler counts for the same step on one v5p, as `plan` does; a compiler for
+GPUs may need more or less. None was run on a GPU. A second of sound takes 12.5 tokens. Where memory
+ends lower data.batch (or raise train.accumulate), data.length, lora.rank.
 """
 
 import common
