@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from moss_audio_jax import libtpu
 from moss_audio_jax.config import QUANTIZE
-from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.errors import InputError, UsageError, out_of_memory
 
 if TYPE_CHECKING:
     from moss_audio_jax.api import MossAudio
@@ -167,6 +168,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
     """Runs a verb; what the user can mend becomes one line on stderr and an exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be valid UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
+    libtpu.quieten()
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: say(_line("warning", message))
         try:
@@ -187,6 +189,11 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
         except KeyboardInterrupt:
             say("interrupted")
             return 130
+        except Exception as error:
+            if (advice := out_of_memory(error)) is None:
+                raise
+            say(_line("error", advice))
+            return 2
 
 
 def collect(items: Sequence[Any], prepare: Callable[[Any], Any]) -> tuple[list[Any], int]:

@@ -7,6 +7,8 @@ imports JAX.
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -160,6 +162,14 @@ RELEASED = {
     "4b": ModelConfig(decoder=DecoderConfig(hidden_size=2560, ffn_dim=9728)),
     "8b": ModelConfig(),
 }
+
+
+# Where the official checkpoints are: ids on the Hugging Face hub.
+OFFICIAL = tuple(
+    f"OpenMOSS-Team/MOSS-Audio-{size}-{kind}"
+    for size in ("4B", "8B")
+    for kind in ("Instruct", "Thinking")
+)
 
 
 # Types of the values that are not integers.
@@ -347,6 +357,33 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def read_config_json(folder: str | Path) -> tuple[dict[str, Any], str]:
+    """A checkpoint's config.json, and its path for messages.
+
+    Raises:
+      InputError: no such folder, or a file that is missing or broken.
+    """
+    if not Path(folder).exists():
+        raise InputError(f"{folder}: no such file or folder{hub_advice(folder)}")
+    file = Path(folder) / "config.json"
+    return read_json(file), str(file)
+
+
+def hub_advice(folder: str | Path) -> str:
+    """How to download a checkpoint, where the name of a folder that is not there looks like its id
+    on the hub; else ""."""
+    name = os.fspath(folder)
+    for known in OFFICIAL:
+        if name.lower() in (known.lower(), known.split("/")[1].lower()):
+            name = known
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        return ""
+    return (
+        f"; if {name} is a model on the Hugging Face hub, download it (hf download {name} "
+        f"--local-dir {name.split('/')[1]}) and name that folder"
+    )
 
 
 def _take(raw: dict[str, Any], key: str, default: Any, where: str) -> Any:

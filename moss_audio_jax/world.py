@@ -5,7 +5,7 @@ example:
 
 Writes DIR/wav/*.wav (16 kHz, 16 bit), DIR/rows.jsonl (the fine-tuning form), DIR/labels.jsonl (one
 scene a line) and, with --sheet, DIR/sheet.html: players, spectrograms, labels, rows. Scene i of a
-split and a seed is always the same. Speech needs the extra: pip install 'moss_audio_jax[world]'.
+split and a seed is always the same. Speech needs the extra: pip install -e '.[world]'.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ Files are cut where one event ends and another begins; each segment gets a profi
 transcripts that two systems agree on with times of words, speakers, music, events, captions. OUT
 holds segments.jsonl (the records, docs/annotate.md), rows.jsonl (the fine-tuning form; with an
 --output that ends in .jsonl that file), dropped.jsonl (what was left out, and why) and index.html.
---config FILE plugs stronger models in; --config.KEY=VALUE overrides one of its keys. The same
-command again continues. Needs the extra: pip install 'moss_audio_jax[annotate]'.
+--config FILE plugs stronger models in (configs/annotate.py is an example); --config.KEY=VALUE
+overrides one of its keys. The same command again continues. Needs the extra:
+pip install -e '.[annotate]'.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from moss_audio_jax.annotate.segment import SegmentOptions
 from moss_audio_jax.config_file import read_config_file
-from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.errors import InputError, UsageError, extra
 
 BUNDLED = "bundled"
 
@@ -105,7 +105,7 @@ def check(config: ConfigDict) -> None:
             )
     for module in ("ruptures", "librosa", "rapidfuzz", "whisper_normalizer"):
         if importlib.util.find_spec(module) is None:
-            raise InputError(f"annotate needs {module}: pip install 'moss_audio_jax[annotate]'")
+            raise InputError(f"annotate needs {module}: {extra('annotate')}")
     SegmentOptions(**config.segment)  # UsageError where they contradict each other
 
 

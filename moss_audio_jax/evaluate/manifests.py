@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.errors import InputError, UsageError, extra
 
 Level = Literal["word", "sentence"]
 
@@ -343,9 +343,7 @@ def read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             import pyarrow.parquet
         except ImportError:
-            raise InputError(
-                f"{file}: parquet needs pyarrow: pip install 'moss_audio_jax[evaluate]'"
-            ) from None
+            raise InputError(f"{file}: parquet needs pyarrow: {extra('evaluate')}") from None
         try:
             rows = pyarrow.parquet.read_table(file).to_pylist()
         except (OSError, pyarrow.ArrowException) as error:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from moss_audio_jax import command
-from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.errors import InputError, UsageError, extra
 from moss_audio_jax.evaluate import benchmarks
 from moss_audio_jax.evaluate.benchmarks import Item
 from moss_audio_jax.evaluate.journal import write_lines
@@ -98,9 +98,7 @@ def write(benchmark: str, rows: Sequence[dict[str, Any]], output: Path) -> None:
             import pyarrow
             import pyarrow.parquet
         except ImportError:
-            raise InputError(
-                f"{output}: parquet needs pyarrow: pip install 'moss_audio_jax[evaluate]'"
-            ) from None
+            raise InputError(f"{output}: parquet needs pyarrow: {extra('evaluate')}") from None
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), output)
     elif benchmark in ("mmau", "mmau-mini"):
         output.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

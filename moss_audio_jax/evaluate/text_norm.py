@@ -22,10 +22,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
-from moss_audio_jax.errors import InputError
+from moss_audio_jax.errors import InputError, extra
 
 VERSION = "1"
-EXTRA = "pip install 'moss_audio_jax[evaluate]'"
+EXTRA = extra("evaluate")
 
 Rules = Literal["english", "chinese", "basic"]
 

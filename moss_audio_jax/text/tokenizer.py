@@ -264,7 +264,10 @@ def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> Tokeniz
 def _read_tokenizer(folder: Path) -> Tokenizer:
     """`load_tokenizer` before any check of ids."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected one that holds a tokenizer")
+        raise InputError(
+            f"{folder}: no such folder; expected one that holds a tokenizer"
+            f"{config.hub_advice(folder)}"
+        )
     side = [folder / name for name in _SIDE_FILES if (folder / name).is_file()]
     processor = None
     if (folder / "processor_config.json").is_file():
