@@ -172,16 +172,17 @@ class MossAudio:
 
     @property
     def params(self) -> Any:
-        """Nested dict of arrays, layers stacked on axis 0.
+        """Nested dict of arrays as the model holds them: the decoder's layers are a tuple of trees,
+        one for each, which generation reads fastest; the encoder's are stacked on axis 0."""
+        return self._params
 
-        The model itself holds its decoder's layers one by one, the quickest to generate with. They
-        are stacked at each call, and then in memory twice.
+    def stacked_params(self) -> Any:
+        """`params` as training and checkpoints have them, all layers stacked on axis 0.
+
+        The decoder is stacked anew at each call, and is then in memory twice.
         """
-        language_model = self._params["language_model"]
-        if not decoder.is_unstacked(language_model):
-            return self._params
         with jax.set_mesh(self.mesh):
-            return decoder.with_layers(self._params, decoder.stack(language_model["layers"]))
+            return decoder.stacked(self._params)
 
     @property
     def encoder_params(self) -> Any:

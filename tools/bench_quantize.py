@@ -53,9 +53,9 @@ def _forced(
 
     As the engine: a prompt is prefilled in compute's dtype and its keys are stored afterwards.
     """
-    rows, slots = answers.shape[0], batch["tokens"].shape[1] + answers.shape[1]
-    first, kv = moss_audio.prefill(params, config, Compute(compute.dtype), batch, slots)
-    kv = cache.store_as(cache.init_cache(config.decoder, rows, slots, compute), kv)
+    rows, length = answers.shape[0], batch["tokens"].shape[1] + answers.shape[1]
+    first, kv = moss_audio.prefill(params, config, Compute(compute.dtype), batch, length)
+    kv = cache.store_as(cache.init_cache(config.decoder, rows, length, compute), kv)
 
     def step(carry: tuple, token: jax.Array) -> tuple:
         kv, at = carry

@@ -116,7 +116,7 @@ def test_extended_logits_equal_whole_prompts(load):
 
     @jax.jit
     def in_two(params, prefix, batch, row, start):
-        _, cache = moss_audio.prefill(params, model.config, model.compute, prefix, slots=128)
+        _, cache = moss_audio.prefill(params, model.config, model.compute, prefix, 128)
         cache = kv_cache.take_rows(cache, row, 144)
         return moss_audio.extend(params, model.config, model.compute, batch, cache, start)[0]
 
