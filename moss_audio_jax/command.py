@@ -75,6 +75,13 @@ def load_model(args: argparse.Namespace, mesh: Any = None) -> MossAudio:
 
     keep_compiled()
     keep_memory()
+    if args.lora is not None:
+        from moss_audio_jax.weights.adapters import describe
+        from moss_audio_jax.weights.convert import read_config
+
+        found = describe(args.lora, read_config(args.checkpoint))  # before weights are read
+        if jax.process_index() == 0:
+            say(found)
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     model = MossAudio.load(
         args.checkpoint,

@@ -10,9 +10,10 @@ import errno
 import fcntl
 import json
 import os
+import reprlib
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -58,8 +59,15 @@ def _device_of(folder: str) -> int | None:
         return None
 
 
-def parse_json(text: str | bytes, where: str) -> Any:
+def parse_json(
+    text: str | bytes,
+    where: str,
+    pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
+) -> Any:
     """What a JSON text holds; `where` names it in messages.
+
+    Args:
+      pairs_hook: as json.loads' object_pairs_hook; its ValueErrors are what is wrong.
 
     Raises:
       InputError: it is not UTF-8 or not JSON, nests too deeply, or holds an integer of thousands of
@@ -68,7 +76,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=pairs_hook)
     except RecursionError:
         raise InputError(f"{where}: not usable JSON (it nests too deeply)") from None
     except UnicodeDecodeError as error:
@@ -202,6 +210,15 @@ def shown(path: object) -> str:
 def reason(error: BaseException) -> str:
     """Why the system refused: "Permission denied"."""
     return getattr(error, "strerror", None) or brief(error)
+
+
+def quoted(value: object) -> str:
+    """A value out of a stranger's file, as Python writes it, on one line and never long."""
+    return brief(_short.repr(value))
+
+
+_short = reprlib.Repr()
+_short.maxstring, _short.maxother, _short.maxlong = 60, 60, 40
 
 
 def brief(text: object, most: int = 200) -> str:
