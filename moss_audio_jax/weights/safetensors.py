@@ -9,6 +9,7 @@ places in any order, and the header last, so that an interrupted file never load
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -287,7 +288,7 @@ def _read_header(file: Path) -> dict[str, Tensor]:
             text = f.read(length)
         except OSError as error:
             raise InputError(f"{file}: cannot be read ({reason(error)})") from None
-    header = parse_json(text, f"{file}: broken header", _unique_keys)
+    header = parse_json(text, f"{file}: broken header", functools.partial(_unique_keys, file))
     if not isinstance(header, dict):
         raise InputError(f"{file}: broken header (expected an object)")
     header.pop("__metadata__", None)
@@ -337,11 +338,11 @@ def _read_header(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(file: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     for key, value in pairs:
         if key in keys:
-            raise ValueError(f"{key} is there twice")
+            raise InputError(f"{file}: broken header ({brief(key)} is there twice)")
         keys[key] = value
     return keys
 
