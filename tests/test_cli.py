@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import ml_dtypes
 import numpy as np
 import pytest
 import soundfile
@@ -267,7 +266,6 @@ WEIGHTS = {
     "missing": (tensors(lambda t: t.pop(NORM) is None or t), NORM, "missing"),
     "extra": (tensors(lambda t: t | {"extra.weight": t[NORM]}), "extra.weight", "unexpected"),
     "misshapen": (tensors(lambda t: t | {NORM: t[NORM][:-1]}), NORM, "[31]", "[32]"),
-    "mixed": (tensors(lambda t: t | {NORM: t[NORM].astype(ml_dtypes.bfloat16)}), NORM, "mixed"),
     "twice": (header(lambda h: h.rstrip()[:-1] + "," + h.rstrip()[1:]), "is there twice"),
     "dtype": (header(lambda h: h.replace('"F32"', '"F64"', 1)), "dtype F64"),
     "truncated": (truncated, "model.safetensors", "truncated"),

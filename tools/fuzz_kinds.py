@@ -329,7 +329,7 @@ def adapters(folder: Path) -> Setup:
     described |= {"use_rslora": False, "alpha_pattern": {}, "rank_pattern": {}, "bias": "none"}
     described |= {"base_model_name_or_path": "x", "task_type": "CAUSAL_LM", "lora_dropout": 0.0}
     described |= {"fan_in_fan_out": False, "init_lora_weights": True, "inference_mode": True}
-    described |= {"layers_to_transform": None, "modules_to_save": None}
+    described |= {"layers_to_transform": [0], "modules_to_save": None}
     arrays = {
         f"{prefix}.lora_A.weight": np.zeros((2, hidden), np.float32),
         f"{prefix}.lora_B.weight": np.zeros((width, 2), np.float32),

@@ -18,7 +18,7 @@ from moss_audio_jax.files import brief
 from moss_audio_jax.weights import adapter_config, safetensors
 from moss_audio_jax.weights.adapter_config import AdapterConfig
 from moss_audio_jax.weights.checkpoint import new_folder
-from moss_audio_jax.weights.official import Entry, table
+from moss_audio_jax.weights.official import Entry, check_float16, table
 
 _PEFT = "base_model.model."
 _WEIGHTS = "adapter_model.safetensors"
@@ -107,15 +107,17 @@ class Adapters:
             layers = [self._adapter(entry, module, left) for module in _modules(entry)]
             if any(layers):
                 found[path] = layers
-            wanted = [m for m in _modules(entry) if m in self.config.targets]
-            missing = [m for m, a in zip(_modules(entry), layers, strict=True)
-                       if a is None and m in self.config.targets]  # fmt: skip
+            missing = [
+                module
+                for module, adapter in zip(_modules(entry), layers, strict=True)
+                if adapter is None and module in self.config.targets
+            ]
             if missing and any(layers):
                 raise InputError(
-                    f"{self.file}: {_PEFT}{missing[0]}.lora_A.weight is missing; "
-                    f"{adapter_config.FILE} says that it was adapted"
+                    f"{self.file}: {_names(missing[0])[0]} is missing; {adapter_config.FILE} "
+                    "says that it was adapted"
                 )
-            if wanted and not any(layers):
+            if missing and not any(layers):
                 unused.append(path.removesuffix("/kernel"))
         if left:
             raise InputError(f"{self.file}: {self._why(brief(min(left)))}")
@@ -131,7 +133,7 @@ class Adapters:
         return found
 
     def _adapter(self, entry: Entry, module: str, left: set[str]) -> Adapter | None:
-        a, b = (f"{_PEFT}{module}.{name}.weight" for name in ("lora_A", "lora_B"))
+        a, b = _names(module)
         there = {a, b} & left
         if not there:
             return None
@@ -181,8 +183,8 @@ def save_adapters(
             a, b = a[None], b[None]
         side = _side(entry, a.shape[-1])
         for official, layer_a, layer_b in zip(_modules(entry), a, b, strict=True):
-            tensors[f"{_PEFT}{official}.lora_A.weight"] = side.to_official(layer_a)
-            tensors[f"{_PEFT}{official}.lora_B.weight"] = layer_b.T
+            name_a, name_b = _names(official)
+            tensors |= {name_a: side.to_official(layer_a), name_b: layer_b.T}
         modules += _modules(entry)
     if jax.process_index():
         return
@@ -257,7 +259,7 @@ class Merged:
     def __init__(self, reader: Any, folder: str | Path, config: ModelConfig):
         """Raises InputError if the adapters cannot be read or do not fit the model."""
         self._reader = reader
-        self.entries, self.dtype = reader.entries, reader.dtype
+        self.entries = reader.entries
         try:
             self._adapters = Adapters(folder, config)
         except BaseException:
@@ -271,6 +273,10 @@ class Merged:
         self._adapters.close()
         self._reader.__exit__(None, None, None)
 
+    @property
+    def dtype(self) -> np.dtype:
+        return self._reader.dtype
+
     def read(self, path: str, dtype: Any) -> np.ndarray:
         if path not in self._adapters.modules:
             return self._reader.read(path, dtype)
@@ -280,7 +286,12 @@ class Merged:
             if (found := self._adapters.read(path, layer)) is not None:
                 a, b, scale = found
                 kept += a @ b * np.float32(scale)
-        return kernel.astype(dtype)
+        merged = np.empty_like(kernel, np.dtype(dtype))
+        with np.errstate(over="ignore"):
+            np.copyto(merged, kernel, casting="unsafe")
+        if merged.dtype == np.float16:
+            check_float16(merged, f"{self._adapters.folder}: {path}")
+        return merged
 
 
 def _is_linear(entry: Entry) -> bool:
@@ -290,6 +301,12 @@ def _is_linear(entry: Entry) -> bool:
 def _modules(entry: Entry) -> list[str]:
     """The official modules of an entry, in order of layers."""
     return [name.removesuffix(".weight") for name in entry.names]
+
+
+def _names(module: str) -> tuple[str, str]:
+    """The tensors of a module's lora_A [r, in] and lora_B [out, r]."""
+    a, b = (f"{_PEFT}{module}.{side}.weight" for side in ("lora_A", "lora_B"))
+    return a, b
 
 
 def _side(entry: Entry, rank: int) -> Entry:
