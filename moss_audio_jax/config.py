@@ -327,9 +327,7 @@ def processor_from_official(
     mel_dtype = raw.get("mel_dtype", "bfloat16")
     mel_dtype = mel_dtype.removeprefix("torch.") if isinstance(mel_dtype, str) else mel_dtype
     if mel_dtype not in ("bfloat16", "float16", "float32"):
-        raise InputError(
-            f"{where}: mel_dtype is {quoted(mel_dtype)}; expected bfloat16 or float32"
-        )
+        raise InputError(f"{where}: mel_dtype is {quoted(mel_dtype)}; expected bfloat16 or float32")
     default = ProcessorConfig()
     ids = {}
     for key in ("audio_token_id", "audio_start_id", "audio_end_id"):

@@ -136,7 +136,9 @@ class AdapterConfig:
         """PEFT's check_target_module_exists, of all modules at once."""
         targets, layers = self._raw.get("target_modules"), self._raw.get("layers_to_transform")
         pattern = self._raw.get("layers_pattern") or []
-        excluded = self._selected("exclude_modules", self._raw.get("exclude_modules") or [], modules)
+        excluded = self._selected(
+            "exclude_modules", self._raw.get("exclude_modules") or [], modules
+        )
         if isinstance(targets, str) and targets.lower() == "all-linear":
             found = {module for module in modules if module != "lm_head"}
         else:
@@ -223,7 +225,7 @@ class AdapterConfig:
 
     def _number(self, value: Any, key: str) -> float:
         whole = type(value) is int and abs(value) < 2**63
-        if not (whole or type(value) is float and math.isfinite(value)):
+        if not (whole or (type(value) is float and math.isfinite(value))):
             self._wrong(key, "a number", value)
         return float(value)
 
@@ -235,9 +237,7 @@ class AdapterConfig:
 
     def _wrong(self, key: str, expected: str, value: Any = ...) -> None:
         value = self._raw.get(key) if value is ... else value
-        raise InputError(
-            f"{self.file}: {brief(key, 60)} is {quoted(value)}; expected {expected}"
-        )
+        raise InputError(f"{self.file}: {brief(key, 60)} is {quoted(value)}; expected {expected}")
 
 
 def _strings(value: Any) -> bool:

@@ -75,9 +75,7 @@ class Adapters:
             parts = path.split("/")
             kinds.setdefault(parts[0], set()).add(parts[-2])
         where = "; ".join(f"{', '.join(sorted(kinds[part]))} of {part}" for part in kinds)
-        return (
-            f"rank {_span(ranks)}, scale {_span(scales)}, on {where} ({len(adapters)} kernels)"
-        )
+        return f"rank {_span(ranks)}, scale {_span(scales)}, on {where} ({len(adapters)} kernels)"
 
     def read(self, path: str, layer: int) -> tuple[np.ndarray, np.ndarray, float] | None:
         """(a [in, r], b [r, out], scale) of a native kernel's layer, float32; None for none.
@@ -329,6 +327,4 @@ def _check_folder(folder: Path) -> None:
         return
     inside = folder / "lora"
     hint = f"; do you mean {inside}?" if (inside / adapter_config.FILE).is_file() else ""
-    raise InputError(
-        f"{folder}: no folder of LoRA adapters (no {adapter_config.FILE}){hint}"
-    )
+    raise InputError(f"{folder}: no folder of LoRA adapters (no {adapter_config.FILE}){hint}")

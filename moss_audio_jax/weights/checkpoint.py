@@ -169,7 +169,7 @@ def write_side_files(
                     verbatim = False
                 raw = theirs
     if verbatim:
-        shutil.copyfile(source, folder / "config.json")
+        _copy_file(source, folder / "config.json")
     else:
         _write_json(folder / "config.json", raw)
     if processor is not None and not (folder / "processor_config.json").exists():
@@ -182,7 +182,12 @@ def copy_files(
     """Copies the files of a checkpoint or tokenizer folder that match `patterns`."""
     for pattern in patterns:
         for file in sorted(Path(source).glob(pattern)):
-            shutil.copyfile(file, Path(folder) / file.name)
+            _copy_file(file, Path(folder) / file.name)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    with files.open_regular(source) as found, open(target, "wb") as copy:
+        shutil.copyfileobj(found, copy)
 
 
 def save_native(

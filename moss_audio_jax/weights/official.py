@@ -328,7 +328,9 @@ def _validate(reader: safetensors.Reader, entries: Sequence[Entry]) -> None:
             # Files of tied models often repeat the embedding. A different head would be ignored.
             _check_tied(reader, name, embedding)
             continue
-        raise InputError(f"{where}: unexpected tensor {brief(name)}; config.json has no place for it")
+        raise InputError(
+            f"{where}: unexpected tensor {brief(name)}; config.json has no place for it"
+        )
     for name, shape in expected.items():
         if found[name].shape != shape:
             raise InputError(

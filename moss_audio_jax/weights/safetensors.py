@@ -9,6 +9,7 @@ places in any order, and the header last, so that an interrupted file never load
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import functools
 import json
 import math
@@ -54,8 +55,8 @@ class Tensor:
 class Reader:
     """The tensors of a .safetensors file, or of a folder with one file or an index and shards.
 
-    Threads may share a Reader. `tensors` maps names to Tensors. Where a folder has both one file and
-    an index, the one file is read, as transformers does, and a warning says so.
+    Threads may share a Reader. `tensors` maps names to Tensors. Where a folder has both, the one
+    file is read, as transformers does, and a warning says so.
 
     Raises:
       InputError: no weights, only pickle files, a broken or truncated file, a tensor that is
@@ -83,15 +84,7 @@ class Reader:
         elif (path / INDEX).exists():
             self.tensors = _read_shards(path)
         else:
-            pickles = sorted(f.name for f in path.iterdir() if f.suffix in (".bin", ".pt", ".pth"))
-            if pickles:
-                raise InputError(
-                    f"{path / pickles[0]}: pickle files are not read (they can run code); "
-                    "convert the weights to safetensors first"
-                )
-            shards = sorted(path.glob(_SHARDS))
-            more = f", without which {shards[0].name} cannot be read" if shards else ""
-            raise InputError(f"{path}: no weights; expected {SINGLE} or {INDEX}{more}")
+            raise InputError(_no_weights(path))
 
     def __enter__(self) -> Reader:
         return self
@@ -231,6 +224,19 @@ def _header(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+def _no_weights(folder: Path) -> str:
+    names = sorted(file.name for file in folder.iterdir())
+    shards = [name for name in names if fnmatch.fnmatch(name, _SHARDS)]
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
+    if pickles and not shards:
+        return (
+            f"{folder / pickles[0]}: pickle files are not read (they can run code); convert the "
+            "weights to safetensors first"
+        )
+    more = f", without which {shards[0]} cannot be read" if shards else ""
+    return f"{folder}: no weights; expected {SINGLE} or {INDEX}{more}"
+
+
 def _read_shards(folder: Path) -> dict[str, Tensor]:
     index = folder / INDEX
     weight_map = read_json(index).get("weight_map")
@@ -315,8 +321,7 @@ def _read_header(file: Path) -> dict[str, Tensor]:
         expected = math.prod(shape) * DTYPES[dtype].itemsize
         if end - start != expected:
             raise InputError(
-                f"{where}: offsets {start}..{end} do not hold {expected:,} bytes "
-                f"({dtype} {shape})"
+                f"{where}: offsets {start}..{end} do not hold {expected:,} bytes ({dtype} {shape})"
             )
         spans.append((start, end, name))
         tensors[name] = Tensor(file, DTYPES[dtype], tuple(shape), 8 + length + start)

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from tiny_checkpoint import random_tensors, read_tensors, write_checkpoint, write_tensors
 
-from moss_audio_jax.config import RELEASED, from_official, read_json
+from moss_audio_jax.config import (
+    RELEASED,
+    from_official,
+    processor_from_official,
+    read_json,
+    to_official,
+)
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.models.moss_audio import abstract_params
 from moss_audio_jax.weights import safetensors
@@ -155,7 +161,7 @@ def test_mixed_dtypes_load(folder, config, tmp_path):
     head = loaded["lm_head"]["kernel"]
     np.testing.assert_array_equal(head, mixed["lm_head.weight"].T.astype(np.float32))
     for layout in ("native", "official"):
-        out = tmp_path / layout
+        out = tmp_path / f"new_{layout}"
         with pytest.warns(UserWarning, match="most weights are float16, but .* is float32; all"):
             convert(folder, out, layout, progress=False)
         with open_checkpoint(out) as reader:
@@ -171,6 +177,44 @@ def test_mixed_dtypes_load(folder, config, tmp_path):
         pytest.raises(InputError, match=f"{norm}: values beyond float16's largest"),
     ):
         convert(folder, tmp_path / "over", "official", progress=False)
+
+
+ODD = [
+    # part of config.json (or another file), key, value, what is said
+    ("audio_config", "encoder_layers", True, "encoder_layers is True; expected int"),
+    ("audio_config", "encoder_layers", 10**9, "encoder.layers is 1000000000; expected at most"),
+    ("audio_config", "d_model", 10**4000, "encoder.d_model is 1000.*expected at most"),
+    ("audio_config", "d_model", 1.5, "d_model is 1.5; expected int"),
+    ("audio_config", "layer_norm_eps", float("nan"), "layer_norm_eps is nan; expected a number"),
+    ("audio_config", "deepstack_encoder_layer_indexes", {"0": 1}, "layer_indexes is .*list"),
+    ("audio_config", "activation_function", ["gelu"] * 99, "activation_function is .*only knows"),
+    ("language_config", "rope_theta", 10**400, "rope_theta is 1000.*expected a number above 0"),
+    ("language_config", "rope_theta", -1.0, "rope_theta is -1.0"),
+    ("language_config", "rope_parameters", {"rope_type": [1]}, r"rope_type is \[1\]"),
+    ("language_config", "tie_word_embeddings", "no", "tie_word_embeddings is 'no'; expected true"),
+    (None, "tie_word_embeddings", 0, "tie_word_embeddings is 0; expected true or false"),
+    (None, "audio_config", [], "audio_config is missing; expected an object"),
+    (None, "model_type", [[]], r"model_type is \[\[\]\]"),
+    (None, "quantization_config", {"quant_method": "gptq"}, "weights are quantised .'gptq'."),
+    (None, "quantization_config", 8, "weights are quantised"),
+    ("language_config", "quantization_config", {"quant_method": "fp8"}, "quantised .'fp8'."),
+    ("processor", "audio_token_id", 2**40, "audio_token_id is 1099511627776; expected a token id"),
+    ("processor", "audio_token_id", True, "audio_token_id is True"),
+    ("processor", "enable_time_marker", "false", "enable_time_marker is 'false'; expected true"),
+    ("processor", "mel_dtype", {"a": 1}, "mel_dtype is"),
+    ("processor", "mel_sr", [16000], r"mel_sr is \[16000\]; expected 16000"),
+]
+
+
+@pytest.mark.parametrize(("part", "key", "value", "message"), ODD)
+def test_odd_values_are_named(config, part, key, value, message):
+    raw = {} if part == "processor" else to_official(config)
+    (raw if part in (None, "processor") else raw[part])[key] = value
+    read = processor_from_official if part == "processor" else from_official
+    with pytest.raises(InputError, match=message) as caught:
+        read(raw)
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
 
 
 def test_buffer_is_dropped(folder, config):
