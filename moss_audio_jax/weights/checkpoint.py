@@ -361,11 +361,13 @@ def check_leaves(
             raise InputError(f"{where}: {path} is missing")
         if tuple(leaves[path].shape) != shape:
             raise InputError(
-                f"{where}: {path} has shape {list(leaves[path].shape)}; "
+                f"{where}: {path} has shape {files.quoted(list(leaves[path].shape))}; "
                 f"config.json calls for {list(shape)}"
             )
     if extra := sorted(leaves.keys() - shapes.keys()):
-        raise InputError(f"{where}: unexpected {extra[0]}; config.json has no place for it")
+        raise InputError(
+            f"{where}: unexpected {files.brief(extra[0])}; config.json has no place for it"
+        )
     dtypes = {np.dtype(leaf.dtype): path for path, leaf in leaves.items()}
     if len(dtypes) > 1:
         (one, path), (other, second) = list(dtypes.items())[:2]

@@ -250,13 +250,13 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     files = set(weight_map.values())
     for file in sorted(files):
-        if not (folder / file).exists():
-            raise InputError(f"{shown(folder / file)}: no such file, though {INDEX} names it")
+        if not os.path.exists(folder / file):  # of a name too long, too
+            raise InputError(f"{folder}: no such file {quoted(file)}, though {INDEX} names it")
         for name, tensor in _read_header(folder / file).items():
             if name in tensors:
                 raise InputError(
                     f"{folder}: tensor {brief(name)} is in both {tensors[name].file.name} and "
-                    f"{file}"
+                    f"{shown(file)}"
                 )
             tensors[name] = tensor
     for name, file in weight_map.items():

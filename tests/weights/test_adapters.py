@@ -7,6 +7,7 @@ models is at hand.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import warnings
@@ -18,6 +19,7 @@ from tiny_checkpoint import random_tensors, write_checkpoint, write_tensors
 
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.models import lora
+from moss_audio_jax.weights import safetensors
 from moss_audio_jax.weights.adapters import (
     Merged,
     describe,
@@ -261,6 +263,43 @@ def test_ours_round_trip(tmp_path, base, config, targets):
     convert(base, tmp_path / "out", "official", merge_lora=tmp_path / "lora", progress=False)
     for path, leaf in flatten(load_params(tmp_path / "out")).items():
         np.testing.assert_allclose(leaf, params[path], rtol=1e-5, atol=1e-5)
+
+
+SHARED_CASES = {
+    "rslora": [4, 4, 4, 4],
+    "alpha_pattern": [8, 8, 8, 8],
+    "some_layers": [2, 0, 0, 0],
+    "pissa": "init_lora_weights is 'pissa'",
+    "olora": "init_lora_weights is 'olora'",
+    "no_b": "lora_B.weight is missing",
+    "alpha_null": "lora_alpha is None",
+}
+
+
+@pytest.mark.parametrize("case", SHARED_CASES)
+def test_shared_cases(shared, config, case):
+    folder = shared / "cases" / "lora" / case
+    if not folder.is_dir():
+        pytest.skip("no shared cases")
+    decoder = dataclasses.replace(config.decoder, hidden_size=120, heads=4, head_dim=36)
+    model = dataclasses.replace(config, decoder=decoder)
+    right = SHARED_CASES[case]
+    with warnings.catch_warnings(action="ignore"):
+        if isinstance(right, str):
+            with pytest.raises(InputError, match=right):
+                load_adapters(folder, model)
+            return
+        adapters, alpha = load_adapters(folder, model)
+    a, b = (adapters[f"language_model/layers/self_attn/q_proj/lora_{side}"] for side in "ab")
+    with safetensors.Reader(folder / "adapter_model.safetensors") as reader:
+        for layer, scale in enumerate(right):
+            found = a[layer] @ b[layer] * (alpha / a.shape[-1])
+            if not scale:
+                assert not found.any()
+                continue
+            name = f"base_model.model.{DECODER.format(layer, 'q')}.lora_"
+            product = reader.read(f"{name}B.weight") @ reader.read(f"{name}A.weight")
+            np.testing.assert_allclose(found, scale * product.T, rtol=1e-5, atol=1e-6)
 
 
 # --- beside PEFT itself --------------------------------------------------------------------------

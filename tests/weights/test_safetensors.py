@@ -165,7 +165,7 @@ def test_broken_folders(tmp_path):
         (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
 
     index(a=one, b=two)
-    with pytest.raises(InputError, match=f"{two}: no such file"):
+    with pytest.raises(InputError, match=f"no such file '{two}', though {INDEX} names it"):
         Reader(tmp_path)
     index(a=one, b=one)
     with pytest.raises(InputError, match=f"{one}: no tensor b"):
