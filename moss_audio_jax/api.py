@@ -30,6 +30,7 @@ from moss_audio_jax.config import (
 )
 from moss_audio_jax.data.batch import Example, bucket_shape, check, make_batch
 from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.files import quoted
 from moss_audio_jax.generate.engine import Engine, Output
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.stop_strings import UntilStop, first_stop
@@ -498,9 +499,9 @@ def _stop_ids(path: Path) -> tuple[int, ...]:
     """eos_token_id of generation_config.json, one or several."""
     file = path / "generation_config.json"
     eos = read_json(file).get("eos_token_id") if file.exists() else None
-    eos = [eos] if isinstance(eos, int) else (eos or [])
-    if not all(isinstance(i, int) and i >= 0 for i in eos):
-        warnings.warn(f"{file}: eos_token_id {eos!r} is ignored; expected ids", stacklevel=3)
+    eos = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(type(i) is int and 0 <= i < 2**31 for i in eos):
+        warnings.warn(f"{file}: eos_token_id {quoted(eos)} is ignored; expected ids", stacklevel=3)
         return ()
     return tuple(eos)
 

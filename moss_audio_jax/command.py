@@ -49,6 +49,7 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
     group.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, type=Path, metavar="DIR",
                        help="checkpoint folder, official or native; default the bundled small "
                             "model")  # fmt: skip
+    group.add_argument("--lora", type=Path, metavar="DIR", help="LoRA adapters to fold in")
     group.add_argument("--dtype", choices=("bfloat16", "float32"),
                        help="weights and compute; default bfloat16, on CPUs float32")  # fmt: skip
     group.add_argument("--mesh", type=mesh_sizes, metavar="AXIS=N,...",
@@ -64,7 +65,6 @@ def load_model(args: argparse.Namespace, mesh: Any = None) -> MossAudio:
     """The model that `add_model_options` describes; warns where its weights are random.
 
     Args:
-      args: with `lora`, a folder of adapters, where the verb has that option.
       mesh: instead of args.mesh, where several processes had to agree on one.
 
     Raises:
@@ -76,13 +76,20 @@ def load_model(args: argparse.Namespace, mesh: Any = None) -> MossAudio:
 
     keep_compiled()
     keep_memory()
+    if args.lora is not None:
+        from moss_audio_jax.weights.adapters import describe
+        from moss_audio_jax.weights.convert import read_config
+
+        found = describe(args.lora, read_config(args.checkpoint))  # before weights are read
+        if jax.process_index() == 0:
+            say(found)
     dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     model = MossAudio.load(
         args.checkpoint,
         dtype,
         args.mesh if mesh is None else mesh,
         args.encoder_attention,
-        getattr(args, "lora", None),
+        args.lora,
         args.quantize,
     )
     if model.tokenizer is None:

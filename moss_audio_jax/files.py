@@ -10,11 +10,12 @@ import errno
 import fcntl
 import json
 import os
+import reprlib
 import shutil
 import stat
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -61,8 +62,15 @@ def _device_of(folder: str) -> int | None:
         return None
 
 
-def parse_json(text: str | bytes, where: str) -> Any:
+def parse_json(
+    text: str | bytes,
+    where: str,
+    pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
+) -> Any:
     """What a JSON text holds; `where` names it in messages.
+
+    Args:
+      pairs_hook: as json.loads' object_pairs_hook; it may raise InputError.
 
     Raises:
       InputError: it is not UTF-8 or not JSON, nests too deeply, or holds an integer of thousands of
@@ -71,7 +79,9 @@ def parse_json(text: str | bytes, where: str) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=pairs_hook)
+    except InputError:  # of the hook
+        raise
     except RecursionError:
         raise InputError(f"{where}: not usable JSON (it nests too deeply)") from None
     except UnicodeDecodeError as error:
@@ -263,7 +273,7 @@ def sync(file: int | Path) -> None:
 
 
 class Lock:
-    """One process owns a folder, as long as it lives.
+    """One process owns a folder, or with `file` the one file in it, as long as it lives.
 
     The kernel holds the lock (`flock` on a file in the folder) and drops it when the process ends,
     however it ends; so neither a crash nor a reboot leaves a folder locked. Use it as a context.
@@ -273,38 +283,48 @@ class Lock:
       InputError: on entry, where nothing can be written there.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], verb: str):
-        self._path = Path(folder) / ".lock"
+    def __init__(self, folder: str | os.PathLike[str], verb: str, file: str | None = None):
+        self._owned = Path(folder) / (file or "")
+        self._path = Path(folder) / (".lock" if file is None else f".{file}.lock")
         self._verb = verb
 
     def __enter__(self) -> Lock:
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._path, "a+", encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise not_written(self._path, error) from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            owner = brief(self._file.read(200)) or "another process"
+        while True:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(self._path, "a+", encoding="utf-8", errors="replace")
+            except OSError as error:
+                raise not_written(self._path, error) from None
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._file.seek(0)
+                owner = brief(self._file.read(200)) or "another process"
+                self._file.close()
+                raise UsageError(
+                    f"{shown(self._owned)}: in use by {owner}; wait for it, stop it, or name "
+                    f"another {'folder' if self._owned == self._path.parent else 'file'}"
+                ) from None
+            except OSError as error:  # Lustre mounted without `flock`, some FUSE
+                warnings.warn(
+                    f"{shown(self._owned)}: cannot be locked here ({reason(error)}); see to it "
+                    f"that no other {self._verb} writes there",
+                    stacklevel=3,
+                )
+                break
+            # An owner that ended between the two steps has removed the file that was opened.
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
+                    break
             self._file.close()
-            raise UsageError(
-                f"{shown(self._path.parent)}: in use by {owner}; wait for it, stop it, or name "
-                "another folder"
-            ) from None
-        except OSError as error:  # Lustre mounted without `flock`, some FUSE
-            warnings.warn(
-                f"{shown(self._path.parent)}: cannot be locked here ({reason(error)}); see to it "
-                f"that no other {self._verb} writes there",
-                stacklevel=3,
-            )
         self._file.truncate(0)
         self._file.write(f"{self._verb} (process {os.getpid()} on {os.uname().nodename})")
         self._file.flush()
         return self
 
     def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._path.unlink()
         self._file.close()
 
 
@@ -326,6 +346,15 @@ def reason(error: BaseException) -> str:
 def megabytes(count: int) -> str:
     """Bytes for people: "0.3 MB", "52,310.0 MB"."""
     return f"{count / 1e6:,.1f} MB"
+
+
+def quoted(value: object) -> str:
+    """A value out of a stranger's file, as Python writes it, on one line and never long."""
+    return brief(_short.repr(value))
+
+
+_short = reprlib.Repr()
+_short.maxstring, _short.maxother, _short.maxlong = 60, 60, 40
 
 
 def brief(text: object, most: int = 200) -> str:

@@ -345,7 +345,6 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--output", type=Path, required=True, metavar="FILE|DIR",
                          help="a .jsonl file, or a folder for NAME.jsonl")  # fmt: skip
     command.add_model_options(options)
-    options.add_argument("--lora", type=Path, metavar="DIR", help="adapters to fold in")
     options.add_argument("--batch-size", type=command.positive, default=16, metavar="N")
     sampling_options(options)
     args = options.parse_args(argv)

@@ -74,48 +74,65 @@ def new_folder(folder: str | Path, nbytes: int, overwrite: bool = False) -> Iter
 
     Raises:
       InputError: the folder exists, is not a checkpoint, or the disk is full.
+      UsageError: somebody else is writing it.
     """
     folder = Path(os.path.abspath(folder))
     partial = folder.with_name(f".{folder.name}.partial")
     old = folder.with_name(f".{folder.name}.old")
     first = jax.process_index() == 0
-    if folder.exists():
-        if not overwrite:
-            raise InputError(f"{folder}: exists already; choose another folder or overwrite it")
-        if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").exists()):
-            raise InputError(f"{folder}: is not a checkpoint; it is not overwritten")
-    _wait_for_all("looked")
-    try:
-        if first:
-            if partial.exists():  # left by a process that was killed
-                shutil.rmtree(partial)
-            partial.mkdir(parents=True)
-            if (free := shutil.disk_usage(partial).free) < nbytes:
-                raise InputError(
-                    f"{folder}: the disk has {free / 1e9:.1f} GB free, {nbytes / 1e9:.1f} GB needed"
-                )
-        _wait_for_all("made")
-        yield partial
-        _wait_for_all("written")
-        if first:
-            if folder.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                folder.rename(old)
-            partial.rename(folder)
-            shutil.rmtree(old, ignore_errors=True)
-        _wait_for_all("renamed")
-    except BaseException as error:
-        if first:
-            if old.exists() and not folder.exists():
+    with files.Lock(folder.parent, "a writer", folder.name) if first else contextlib.nullcontext():
+        try:
+            if first and old.exists() and not folder.exists():  # killed between two renames
                 old.rename(folder)
-            shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            reason = errno.errorcode.get(error.errno, "") if error.errno else ""
-            raise InputError(
-                f"{folder}: not written: {error.strerror or error} {reason}".rstrip()
-                + "; the unfinished copy was removed"
-            ) from error
-        raise
+            if folder.exists():
+                _check_replaceable(folder, overwrite)
+            _wait_for_all("looked")
+            if first:
+                if partial.exists():  # left by a process that was killed
+                    shutil.rmtree(partial)
+                partial.mkdir()
+                if shutil.disk_usage(partial).free < nbytes:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            _wait_for_all("made")
+            yield partial
+            _wait_for_all("written")
+            if first:
+                if folder.exists():
+                    shutil.rmtree(old, ignore_errors=True)
+                    folder.rename(old)
+                partial.rename(folder)
+                shutil.rmtree(old, ignore_errors=True)
+            _wait_for_all("renamed")
+        except BaseException as error:
+            if first:
+                if old.exists() and not folder.exists():
+                    old.rename(folder)
+                shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise _not_written(folder, error, nbytes) from error
+            raise
+
+
+def _check_replaceable(folder: Path, overwrite: bool) -> None:
+    if not overwrite:
+        raise InputError(f"{folder}: exists already; choose another folder or overwrite it")
+    ours = ("config.json", "adapter_config.json", "helpers.json")
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if not empty and not any((folder / name).exists() for name in ours):
+        raise InputError(f"{folder}: is not a checkpoint; it is not overwritten")
+
+
+def _not_written(folder: Path, error: OSError, nbytes: int) -> InputError:
+    """One line; of a full disk it says what is needed."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(folder.parent).free
+        return InputError(
+            f"{folder}: not written: the disk is full: {nbytes / 1e9:.3g} GB needed, "
+            f"{free / 1e9:.3g} GB free in {folder.parent}; make room or name another folder"
+        )
+    return InputError(
+        f"{folder}: not written: {files.reason(error)}; the unfinished copy was removed"
+    )
 
 
 def write_side_files(
@@ -154,7 +171,7 @@ def write_side_files(
                     verbatim = False
                 raw = theirs
     if verbatim:
-        shutil.copyfile(source, folder / "config.json")
+        _copy_file(source, folder / "config.json")
     else:
         _write_json(folder / "config.json", raw)
     if processor is not None and not (folder / "processor_config.json").exists():
@@ -167,7 +184,12 @@ def copy_files(
     """Copies the files of a checkpoint or tokenizer folder that match `patterns`."""
     for pattern in patterns:
         for file in sorted(Path(source).glob(pattern)):
-            shutil.copyfile(file, Path(folder) / file.name)
+            _copy_file(file, Path(folder) / file.name)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    with files.open_regular(source) as found, open(target, "wb") as copy:
+        shutil.copyfileobj(found, copy)
 
 
 def save_native(
@@ -368,11 +390,13 @@ def check_leaves(
             raise InputError(f"{where}: {path} is missing")
         if tuple(leaves[path].shape) != shape:
             raise InputError(
-                f"{where}: {path} has shape {list(leaves[path].shape)}; "
+                f"{where}: {path} has shape {files.quoted(list(leaves[path].shape))}; "
                 f"config.json calls for {list(shape)}"
             )
     if extra := sorted(leaves.keys() - shapes.keys()):
-        raise InputError(f"{where}: unexpected {extra[0]}; config.json has no place for it")
+        raise InputError(
+            f"{where}: unexpected {files.brief(extra[0])}; config.json has no place for it"
+        )
     dtypes = {np.dtype(leaf.dtype): path for path, leaf in leaves.items()}
     if len(dtypes) > 1:
         (one, path), (other, second) = list(dtypes.items())[:2]
@@ -411,6 +435,8 @@ def _named(folder: Path, path: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if "No space left" in str(error) or "quota exceeded" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"{folder}: parameter {path}: {lines[0][:300]}") from error
 

@@ -221,8 +221,11 @@ class _Grafted:
         _check_decoder(theirs, config.decoder, file)
         self.entries = {entry.path: entry for entry in table(config)}
         self._decoder = OfficialReader(folder, qwen3_table(config, theirs.tie_embeddings))
-        self.dtype = self._decoder.dtype
         self._config = config
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._decoder.dtype
 
     def __enter__(self) -> _Grafted:
         return self

@@ -228,7 +228,7 @@ def test_predictions_of_two_kinds_do_not_mix(evaluate, toy, data, tmp_path, caps
     assert (tmp_path / "p.jsonl").read_bytes() == before
 
 
-def test_adapters_are_folded_in(evaluate, toy, tmp_path):
+def test_adapters_are_folded_in(evaluate, toy, tmp_path, capsys):
     """Against adapters added to the loaded parameters; and their own name in the file."""
     import jax
 
@@ -251,6 +251,7 @@ def test_adapters_are_folded_in(evaluate, toy, tmp_path):
     assert code == 0
     assert adapted[0]["raw_output"] != plain[0]["raw_output"]
     assert adapted[0]["meta"]["lora"] == str(tmp_path / "lora")
+    assert f"{tmp_path / 'lora'}: LoRA adapters of rank 4, scale 2, on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mesh", ["data=1", "data=2"])
