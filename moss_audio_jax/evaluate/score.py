@@ -41,6 +41,8 @@ _BOTH: dict[str, Ratio | str] = {  # a ratio of sums, or a sum
     "deletions": "deletions",
     "insertions": "insertions",
     "reference_words": "words",
+    "rows_in_words": "rows_in_words",  # what `wer` counts in each row; see text_norm
+    "rows_in_characters": "rows_in_characters",
     "character_substitutions": "character_substitutions",
     "character_deletions": "character_deletions",
     "character_insertions": "character_insertions",
@@ -163,7 +165,7 @@ def score_items(
             *(f"{name}: predicted, but no item of {benchmark}" for name in unknown),
             *(f"{row.id}: failed: {row.error}" for row in scored if row.error),
         ],
-        "normaliser": text_norm.identity(),
+        "normaliser": text_norm.identity() | {"counted": text_norm.COUNTED},
         "code_version": code_version(),
     }
     if metas := [row["meta"] for row in found.values() if isinstance(row.get("meta"), dict)]:

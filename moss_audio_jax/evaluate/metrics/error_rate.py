@@ -48,8 +48,8 @@ def transcript_errors(
 ) -> tuple[Errors, Errors]:
     """(word errors, character errors) of a transcript, both texts normalised.
 
-    Words are those of Latin script and the characters of Chinese (`text_norm.units`). Characters
-    are all of the normalised text; a space between words is one.
+    Words are those of `text_norm.units`: characters where the script has no spaces. Characters are
+    the code points of the normalised text; a space between words is one.
     """
     rules = text_norm.rules_for(reference, language)
     true = text_norm.normalise(reference, rules)

@@ -8,6 +8,7 @@ import multiprocessing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from moss_audio_jax.evaluate import text_norm
 from moss_audio_jax.evaluate.benchmarks import Item
 from moss_audio_jax.evaluate.metrics import caption, choice, closed, events, timestamps
 from moss_audio_jax.evaluate.metrics.error_rate import transcript_errors
@@ -210,7 +211,9 @@ class Scorer:
 def _asr(row: Scored, item: Item) -> None:
     language = item.group.get("language")
     words, characters = transcript_errors(item.reference["text"], row.parsed or "", language)
+    unit = text_norm.unit(text_norm.rules_for(item.reference["text"], language))
     row.sums |= {
+        f"rows_in_{unit}": 1,
         "word_errors": words.total,
         "words": words.reference,
         "substitutions": words.substitutions,
