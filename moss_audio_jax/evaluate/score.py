@@ -165,7 +165,8 @@ def score_items(
             *(f"{name}: predicted, but no item of {benchmark}" for name in unknown),
             *(f"{row.id}: failed: {row.error}" for row in scored if row.error),
         ],
-        "normaliser": text_norm.identity() | {"counted": text_norm.COUNTED},
+        "normaliser": text_norm.identity(),
+        "counted": text_norm.COUNTED,
         "code_version": code_version(),
     }
     if metas := [row["meta"] for row in found.values() if isinstance(row.get("meta"), dict)]:
