@@ -27,9 +27,9 @@ from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.evaluate import benchmarks
 from moss_audio_jax.evaluate.benchmarks import Item
 from moss_audio_jax.evaluate.journal import write_lines
-from moss_audio_jax.evaluate.manifests import read_rows
 from moss_audio_jax.evaluate.metrics.choice import choice_by_letter
 from moss_audio_jax.evaluate.predictions import Prediction, by_id, read_predictions
+from moss_audio_jax.evaluate.reading import read_rows
 from moss_audio_jax.text.prompt import split_thinking
 
 KEYS = {

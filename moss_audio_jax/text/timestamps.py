@@ -232,7 +232,9 @@ _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 def _cues(segments: Iterable[Segment]) -> list[tuple[int, int, str]]:
     """(start, end, text) in milliseconds, by start; every cue ends later than it starts."""
-    rows = [(round(s.start * 1000), round(s.end * 1000), _lines(s.text)) for s in _checked(segments)]
+    rows = [
+        (round(s.start * 1000), round(s.end * 1000), _lines(s.text)) for s in _checked(segments)
+    ]
     rows.sort(key=lambda row: row[0])
     cues: list[tuple[int, int, str]] = []
     waiting: list[str] = []  # texts without a length, of the next cue's start

@@ -8,6 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Arguments = Mapping[str, Any]
+# What the rules below look at, and what it has to be.
+ARGUMENTS = {
+    **dict.fromkeys(("N", "N1", "N2"), int | float),
+    **dict.fromkeys(
+        ("keywords", "forbidden_words", "keyword", "section_splitter", "postscript_marker",
+         "start_phrase", "end_phrase"), str),
+}  # fmt: skip
 
 
 def follows(task: str, arguments: Arguments | str | None, response: str, question: str) -> bool:
