@@ -177,7 +177,7 @@ def not_written(path: str | os.PathLike[str], error: OSError) -> InputError:
 
 
 class Lock:
-    """One process owns a folder, as long as it lives.
+    """One process owns a folder, or with `file` the one file in it, as long as it lives.
 
     The kernel holds the lock (`flock` on a file in the folder) and drops it when the process ends,
     however it ends; so neither a crash nor a reboot leaves a folder locked. Use it as a context.
@@ -187,32 +187,41 @@ class Lock:
       InputError: on entry, where nothing can be written there.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], verb: str):
-        self._path = Path(folder) / ".lock"
+    def __init__(self, folder: str | os.PathLike[str], verb: str, file: str | None = None):
+        self._owned = Path(folder) / (file or "")
+        self._path = Path(folder) / (".lock" if file is None else f".{file}.lock")
         self._verb = verb
 
     def __enter__(self) -> Lock:
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._path, "a+", encoding="utf-8")
-        except OSError as error:
-            raise not_written(self._path, error) from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.seek(0)
-            owner = self._file.read(200).strip() or "another process"
+        while True:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(self._path, "a+", encoding="utf-8")
+            except OSError as error:
+                raise not_written(self._path, error) from None
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self._file.seek(0)
+                owner = self._file.read(200).strip() or "another process"
+                self._file.close()
+                raise UsageError(
+                    f"{self._owned}: in use by {owner}; wait for it, stop it, or name another "
+                    f"{'folder' if self._owned == self._path.parent else 'file'}"
+                ) from None
+            # An owner that ended between the two steps has removed the file that was opened.
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
+                    break
             self._file.close()
-            raise UsageError(
-                f"{self._path.parent}: in use by {owner}; wait for it, stop it, or name another "
-                "folder"
-            ) from None
         self._file.truncate(0)
         self._file.write(f"{self._verb} (process {os.getpid()} on {os.uname().nodename})")
         self._file.flush()
         return self
 
     def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._path.unlink()
         self._file.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import multiprocessing
+import signal
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -56,6 +57,8 @@ class Scored:
             "answer": self.answer,
             "sums": {name: round(float(value), 6) for name, value in self.sums.items()},
         }  # fmt: skip
+        if item.cut is not None:
+            row["cut"] = list(item.cut)
         if self.thinking:
             row["thinking"] = self.thinking
         if self.parsed is not None and self.parsed != self.answer:
@@ -81,7 +84,11 @@ class Scorer:
             return self._some(rows)
         chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(processes, context) as pool:
+        # Ctrl-C is for the parent, which ends them.
+        quiet = (signal.SIGINT, signal.SIG_IGN)
+        with concurrent.futures.ProcessPoolExecutor(
+            processes, context, signal.signal, quiet
+        ) as pool:
             return [scored for chunk in pool.map(self._some, chunks) for scored in chunk]
 
     def _some(self, rows: Iterable[tuple[Item, Prediction | None, str | None]]) -> list[Scored]:
