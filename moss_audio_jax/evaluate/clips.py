@@ -114,7 +114,7 @@ def _prepare(model: MossAudio, run: Sequence[Item]) -> list[Example | InputError
             audio = item.audio
             if item.cut is not None:
                 whole = load_audio(audio[0]) if whole is None else whole
-                audio = [_part(whole, item.cut, audio[0])]
+                audio = [part(whole, item.cut, audio[0])]
             prompts.append(model.prepare(Request(item.prompt, audio)))
             mels, cut = prompts[-1].mels, item.cut
         except InputError as error:
@@ -122,8 +122,8 @@ def _prepare(model: MossAudio, run: Sequence[Item]) -> list[Example | InputError
     return prompts
 
 
-def _part(wav: np.ndarray, cut: Cut, path: str) -> np.ndarray:
-    """Samples of a part of a file.
+def part(wav: np.ndarray, cut: Cut, path: str) -> np.ndarray:
+    """Samples of a part of a file, whose samples `wav` are.
 
     Raises:
       InputError: the file ends before it, or by more than half a second too early.

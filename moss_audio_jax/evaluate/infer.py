@@ -45,7 +45,7 @@ from moss_audio_jax.evaluate.journal import (
     read_all,
 )
 from moss_audio_jax.evaluate.processes import Crew, barrier, crew_and_mesh
-from moss_audio_jax.files import Lock
+from moss_audio_jax.files import Lock, brief
 
 if TYPE_CHECKING:
     from moss_audio_jax.api import MossAudio, Reply
@@ -346,7 +346,7 @@ def main(argv: Sequence[str]) -> int:
 def _some(kind: str, problems: Sequence[str], most: int, file: Path | None) -> None:
     """Says the first problems, a line each, and how many more there are."""
     for problem in problems[:most]:
-        command.say(f"{kind}: {problem}")
+        command.say(f"{kind}: {brief(problem, 500)}")
     if (more := len(problems) - most) > 0:
         command.say(f"{kind}: and {more:,} more like this" + (f"; see {file}" if file else ""))
 

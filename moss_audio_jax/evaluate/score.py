@@ -332,9 +332,9 @@ def main(argv: Sequence[str]) -> int:
     text = json.dumps(result, ensure_ascii=False, indent=1 if args.no_rows else None)
     write_whole(args.output, text + "\n")
     for problem in benchmark.problems[:NAMED]:
-        command.say(f"note: {problem}")
+        command.say(f"note: {brief(problem, 500)}")
     for problem in result["problems"][:NAMED]:
-        command.say(f"error: {problem}")
+        command.say(f"error: {brief(problem, 500)}")
     if (more := len(result["problems"]) - NAMED) > 0:
         command.say(f"error: and {more} more; all are in {args.output} under problems")
     print("\n".join(_summary(result)))

@@ -169,9 +169,7 @@ def test_a_given_audio_root_is_not_left(tmp_path, path):
     for read, data in (
         (read_transcripts, file), (read_timed, file), (read_transcripts, tmp_path / "kaldi"),
     ):  # fmt: skip
-        with pytest.raises(
-            InputError, match=r"(rows\.jsonl|wav\.scp):1: .* lies outside of --a"
-        ):
+        with pytest.raises(InputError, match=r"(rows\.jsonl|wav\.scp):1: .* lies outside of --a"):
             read(data, root)
         (clip,), _ = read(data, root, allow_outside=True)
         assert clip.audio == (str(root / path),)

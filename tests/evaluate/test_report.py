@@ -17,8 +17,7 @@ from moss_audio_jax import command
 from moss_audio_jax.evaluate import __main__ as verb
 from moss_audio_jax.evaluate.benchmarks import CAPTION_FIELDS, Item
 from moss_audio_jax.evaluate.report import write_report
-from moss_audio_jax.evaluate.report_browser import verdict
-from moss_audio_jax.evaluate.report_scores import Score, labelled, read_score
+from moss_audio_jax.evaluate.report_scores import Score, labelled, read_score, verdict
 from moss_audio_jax.evaluate.report_tables import origins, sections
 from moss_audio_jax.evaluate.score import score_items
 
