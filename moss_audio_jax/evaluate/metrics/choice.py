@@ -30,7 +30,7 @@ _SAYS = re.compile(
     r"(?:\b(?:final |correct |right |best |most suitable ){0,6}(?:answer|option|choice)"
     r"(?: (?:is|would be|should be)\b|\s*:)(?: (?:option|choice)\b)?\s*:?"
     r"|\bI (?:would )?(?:choose|pick|select)\b(?: (?:option|choice)\b)?"
-    r"|答案(?:是|为|选|[:])|选(?=[\s(]?[A-Z]))(?=\s*([^\n]{1,4000}))",
+    r"|答案(?:是|为|选|[:])|选(?=[\s(]?[A-Z]))(?=\s*([^\n]{1,2000}))",
     re.IGNORECASE,
 )
 _WRAPPED = re.compile(
