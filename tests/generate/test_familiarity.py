@@ -1,0 +1,98 @@
+"""Is a sound like the small model's training world? What it does not cover: real recordings (the
+shares of those that are told are in helpers/familiarity.json, by tools/fit_familiarity.py)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moss_audio_jax.api import MossAudio
+from moss_audio_jax.audio import load_audio
+from moss_audio_jax.command import DEFAULT_CHECKPOINT
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.generate.familiarity import Gauge
+
+DEMO = Path(DEFAULT_CHECKPOINT).parent / "demo"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return MossAudio.load(DEFAULT_CHECKPOINT, "float32")
+
+
+@pytest.fixture(scope="module")
+def gauge():
+    return Gauge.load(DEFAULT_CHECKPOINT)
+
+
+def measure(model, gauge, wavs):
+    return gauge.measure(
+        wavs, model.encoder_params, model.config.encoder, model.compute, model.mesh
+    )
+
+
+def buzz(seconds=3.0):
+    """A voice-like sound of no speaker of the world: a low pulse train through moving formants."""
+    n = int(16_000 * seconds)
+    t = np.arange(n) / 16_000
+    phase = 2 * np.pi * np.cumsum(95 + 12 * np.sin(2 * np.pi * 0.7 * t)) / 16_000
+    wav = np.zeros(n)
+    for harmonic in range(1, 60):
+        hertz = 95 * harmonic
+        first, second = 500 + 250 * np.sin(2 * np.pi * 3.1 * t), 1600 + 600 * np.sin(9 * t)
+        gain = np.exp(-(((hertz - first) / 120) ** 2)) + np.exp(-(((hertz - second) / 200) ** 2))
+        wav += gain * np.sin(harmonic * phase)
+    return (0.2 * wav / np.abs(wav).max()).astype(np.float32)
+
+
+def test_the_bundled_clips_are_familiar_and_a_strange_voice_is_not(model, gauge):
+    clips = [load_audio(file) for file in sorted(DEMO.glob("*.flac"))]
+    for verdict in map(gauge.judge, measure(model, gauge, clips)):
+        assert not verdict.unfamiliar
+        assert verdict.score <= 0
+        assert verdict.reason == ""
+    (strange,) = measure(model, gauge, [buzz()])
+    verdict = gauge.judge(strange)
+    assert verdict.unfamiliar
+    assert verdict.score > 0
+    assert verdict.reason
+
+
+def test_a_clip_measures_the_same_alone_and_among_others(model, gauge):
+    wavs = [buzz(9.3), load_audio(DEMO / "two_people.flac"), buzz(0.2), buzz(0.7)]
+    together = measure(model, gauge, wavs)
+    assert together[2] is None  # too short for a verdict
+    for wav, measured in zip(wavs, together, strict=True):
+        if measured is None:
+            continue
+        (alone,) = measure(model, gauge, [wav])
+        assert alone.doubt == pytest.approx(measured.doubt, rel=1e-4, abs=1e-6)
+        np.testing.assert_allclose(alone.pooled, measured.pooled, rtol=1e-3, atol=1e-4)
+
+
+def test_pooled_states_are_those_of_the_encoder(model, gauge):
+    """Against `encode_audio`, which pads the last chunk to the first: so one whole chunk."""
+    from moss_audio_jax.audio import log_mel
+
+    wav = buzz(4.0)
+    ((_, taps),) = model.encode_audio([log_mel(wav)])
+    states = taps[gauge.probe.tap]
+    (measured,) = measure(model, gauge, [wav])
+    expected = np.concatenate([states.mean(0), states.std(0)])
+    np.testing.assert_allclose(measured.pooled, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_folder_without_it_has_no_gauge_and_a_broken_one_is_named(tmp_path):
+    assert Gauge.load(tmp_path) is None
+    shutil.copytree(Path(DEFAULT_CHECKPOINT) / "helpers", tmp_path / "helpers")
+    file = tmp_path / "helpers" / "familiarity.json"
+    whole = json.loads(file.read_text())
+    for broken in ({**whole, "bias": None}, {**whole, "weight": [[1.0]]}, {"bias": 1.0},
+                   {**whole, "weight": [float("nan")]}):  # fmt: skip
+        file.write_text(json.dumps(broken))
+        with pytest.raises(InputError, match=r"familiarity\.json"):
+            Gauge.load(tmp_path)
