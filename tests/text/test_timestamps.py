@@ -154,7 +154,7 @@ def test_subtitles_round_trip(expected):
     vtt = to_vtt(expected)
     assert vtt.startswith("WEBVTT\n")
     assert [Segment(c.start, c.end, html.unescape(c.text)) for c in read_cues(vtt)] == cues
-    # What lasts is as it was, all of it is there, in order, and every cue ends later than it starts.
+    # What lasts is as it was, all is there and in order, and every cue ends later than it starts.
     assert all(a.start < a.end for a in cues)
     assert [c.start for c in cues] == sorted(c.start for c in cues)
     lasting = [(s.start, s.end) for s in expected if s.start < s.end]
