@@ -103,6 +103,33 @@ def read_bytes(path: str | os.PathLike[str], what: str = "a file") -> bytes:
             raise InputError(f"{shown(path)}: cannot be read ({reason(error)})") from None
 
 
+def read_text(
+    path: str | os.PathLike[str], what: str = "a text file", errors: str = "strict"
+) -> str:
+    """The text of a regular file: UTF-8, or UTF-16 where it begins with a byte order mark.
+
+    Line ends become "\\n".
+
+    Args:
+      errors: as of `bytes.decode`; "surrogateescape" keeps file names that are no UTF-8.
+
+    Raises:
+      InputError: it cannot be read, or is in another encoding; the line is named.
+    """
+    raw = read_bytes(path, what)
+    codec = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = raw.decode(codec, errors)
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        name = "UTF-16" if codec == "utf-16" else "UTF-8"
+        raise InputError(
+            f"{shown(path)}: not {name} text (line {line}: {error.reason}); convert it, such as by "
+            "iconv -f latin1 -t utf-8"
+        ) from None
+    return text.replace("\r\n", "\n")
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """What a JSON file holds; InputError names the file where it is missing or broken."""
     return parse_json(read_bytes(path, "a JSON file"), shown(path))

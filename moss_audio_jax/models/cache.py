@@ -76,9 +76,7 @@ def write_prefix(cache: LayerCache, key: jax.Array, value: jax.Array) -> LayerCa
     return jax.tree.map(write, cache, _stored(cache, key, value))
 
 
-def write(
-    cache: LayerCache, positions: jax.Array, key: jax.Array, value: jax.Array
-) -> LayerCache:
+def write(cache: LayerCache, positions: jax.Array, key: jax.Array, value: jax.Array) -> LayerCache:
     """Stores key and value [B, T, KV, H] of some tokens of each row at their positions [B, T].
 
     A position beyond the cache is dropped: rows that are done may run past their end.
@@ -92,9 +90,7 @@ def write(
     )
 
 
-def read(
-    cache: LayerCache, length: int | None = None
-) -> tuple[jax.Array | Int8, jax.Array | Int8]:
+def read(cache: LayerCache, length: int | None = None) -> tuple[jax.Array | Int8, jax.Array | Int8]:
     """Keys and values, [B, S, KV, H] each, as `attention` takes them; of the first `length`
     positions alone, where that is given."""
     first = jax.tree.map(lambda x: jnp.swapaxes(x[:, :, :length], 1, 2), cache)

@@ -46,12 +46,12 @@ def test_answers_and_logits_are_those_of_the_stack():
     mels = np.split(golden["s1_mel"], np.cumsum(golden["s1_clips"])[:-1], axis=1)
     example = model._example(golden["s1_ids"], mels)
     requests = [(example, Sampling(12, loop_guard=False)), (Example(np.arange(9)), Sampling(5))]
-    from_stack = Engine(model.stacked_params(), model.config, model.compute, model._vocab, model.mesh)
+    stack = model.stacked_params()
+    from_stack = Engine(stack, model.config, model.compute, model._vocab, model.mesh)
     found = model._engine(2).run(requests)
     assert [output.ids for output in found] == [output.ids for output in from_stack.run(requests)]
 
     batch = model._batch([example])
-    stack = model.stacked_params()
     ours, stacks = (hidden(params, model, batch) for params in (model.params, stack))
     np.testing.assert_allclose(ours, stacks, atol=2e-5)
 
@@ -71,9 +71,7 @@ def test_prefill_extend_and_step_give_the_logits_of_one_pass():
 
     @jax.jit
     def run(params):
-        first, kv = moss_audio.prefill(
-            params, config, model.compute, batch_of(tokens[:20], 24), 32
-        )
+        first, kv = moss_audio.prefill(params, config, model.compute, batch_of(tokens[:20], 24), 32)
         more, kv = moss_audio.extend(
             params, config, model.compute, batch_of(tokens[20:25], 8), kv, jnp.array([20])
         )
