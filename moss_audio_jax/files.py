@@ -305,15 +305,26 @@ class Lock:
     The kernel holds the lock (`flock` on a file in the folder) and drops it when the process ends,
     however it ends; so neither a crash nor a reboot leaves a folder locked. Use it as a context.
 
+    Args:
+      file: its name in the folder.
+      shared: others may hold it too that share it, but nobody may own it.
+
     Raises:
       UsageError: on entry, where another process owns the folder (exit code 2): it is named.
       InputError: on entry, where nothing can be written there.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], verb: str, file: str | None = None):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        verb: str,
+        file: str | None = None,
+        shared: bool = False,
+    ):
         self._owned = Path(folder) / (file or "")
         self._path = Path(folder) / (".lock" if file is None else f".{file}.lock")
         self._verb = verb
+        self._kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
 
     def __enter__(self) -> Lock:
         while True:
@@ -323,7 +334,7 @@ class Lock:
             except OSError as error:
                 raise not_written(self._path, error) from None
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._file, self._kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 self._file.seek(0)
                 owner = brief(self._file.read(200)) or "another process"
@@ -350,8 +361,9 @@ class Lock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self._path.unlink()
+        if self._kind == fcntl.LOCK_EX:  # others may share the file
+            with contextlib.suppress(OSError):
+                self._path.unlink()
         self._file.close()
 
 

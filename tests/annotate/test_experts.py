@@ -10,7 +10,7 @@ import pytest
 
 from moss_audio_jax.annotate import defaults, experts, merge
 from moss_audio_jax.errors import InputError, UsageError
-from moss_audio_jax.evaluate.judge import Judge
+from moss_audio_jax.remote import Chat
 
 REQUEST = {"clip": "a.flac", "audio": "/in/a.wav", "start": 2.0, "end": 5.0, "duration": 3.0,
            "evidence": {"text": "a b c d", "template": "A dog barks."}}  # fmt: skip
@@ -142,7 +142,7 @@ def test_replay_and_endpoint(tmp_path, monkeypatch):
     assert found[0][0]["text"] == "hi"
     assert "no row" in found[1][1]
     asked = []
-    monkeypatch.setattr(Judge, "ask", lambda self, prompt: asked.append(prompt) or '{"score": 4}')
+    monkeypatch.setattr(Chat, "ask", lambda self, prompt: asked.append(prompt) or '{"score": 4}')
     endpoint = experts.make("x", {"kind": "endpoint", "target": "http://x/v1", "model": "m"})
     assert experts.ask(endpoint, "judge", [REQUEST]) == [({"score": 4}, None)]
     assert experts.ask(endpoint, "unify", [REQUEST]) == [({"text": '{"score": 4}'}, None)]
@@ -158,7 +158,7 @@ def test_replay_and_endpoint(tmp_path, monkeypatch):
         ({"kind": "command", "target": "x", "tiemout": 1}, UsageError, "'tiemout'"),
         ({"kind": "entry_point", "target": "plugins:none"}, InputError, "cannot be imported"),
         ({"kind": "entry_point", "target": "no_such"}, InputError, "cannot be imported"),
-        ({"kind": "replay", "target": "/no/such.jsonl"}, InputError, "/no/such.jsonl: No such"),
+        ({"kind": "replay", "target": "/no/such.jsonl"}, InputError, "/no/such.jsonl: no such"),
     ],
 )
 def test_an_expert_that_cannot_be(spec, error, words):
