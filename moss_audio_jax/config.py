@@ -16,6 +16,9 @@ from moss_audio_jax import files
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import quoted, shown
 
+# The small model of this project, which it trained itself (docs/small_model.md).
+DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "small"
+
 EncoderAttention = Literal["chunked", "full", "sliding"]
 
 # config.json values that change what the model computes and that this code does not implement.

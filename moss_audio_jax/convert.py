@@ -9,6 +9,11 @@ fresh, with the sizes of --input (4b, 8b, or a folder with a config.json).
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends those too
+    from moss_audio_jax import cli
+
+    cli.run_verb("convert")
+
 import sys
 from collections.abc import Sequence
 
@@ -43,7 +48,3 @@ def main(argv: Sequence[str]) -> int:
         command.say(f"folded in {describe(args.merge_lora, read_config(args.output))}")
     command.say(f"wrote {args.output} ({args.format})")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

@@ -10,6 +10,11 @@ split and a seed is always the same. Speech needs the extra: pip install -e '.[w
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends those too
+    from moss_audio_jax import cli
+
+    cli.run_verb("world")
+
 import concurrent.futures
 import functools
 import io
@@ -30,6 +35,7 @@ from moss_audio_jax import command, files
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.data import world
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.runtime import deaf_workers
 
 SHEET_SCENES = 24
 
@@ -113,7 +119,10 @@ class _Pool:
             self._pool.shutdown(cancel_futures=True)
 
     def map(self, function, items) -> Iterator:
-        return self._pool.map(function, items, chunksize=4) if self._pool else map(function, items)
+        if not self._pool:
+            return map(function, items)
+        with deaf_workers():
+            return self._pool.map(function, items, chunksize=4)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -158,7 +167,3 @@ def main(argv: Sequence[str]) -> int:
         files.write_whole(target, page(clips))
         command.say(f"listen: {target}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

@@ -112,11 +112,11 @@ def main() -> None:
     sampling = Sampling(args.tokens, loop_guard=False)
 
     def greedy(model: MossAudio) -> list[list[int]]:
-        return [reply.ids for reply in model.answer([(p, sampling) for p in prompts], 8)]
+        return [reply.ids for reply in model.answer(prompts, 8)]
 
     model = MossAudio.load(args.checkpoint, "float32")
     requests = [
-        Request(question.prompt, clip.wav)
+        Request(question.prompt, clip.wav, sampling)
         for clip in demo.load_clips()
         for question in clip.questions
     ]

@@ -14,6 +14,11 @@ pip install -e '.[annotate]'.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends those too
+    from moss_audio_jax import cli
+
+    cli.run_verb("annotate")
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,7 +80,3 @@ def main(argv: Sequence[str]) -> int:
         f"{shown(args.output)}"
     )
     return 1 if summary.failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from moss_audio_jax.api import MossAudio
-    from moss_audio_jax.data.batch import Example
+    from moss_audio_jax.generate.request import Prepared
 
 _UNREAD_BYTES_PER_SECOND = 16_000  # of a file whose header soundfile cannot read; sorts, no more
 _OVERSHOOT = 0.5  # seconds that a part may end behind its file, as in Kaldi's extract-segments
@@ -72,7 +73,7 @@ def part_seconds(cut: Cut | None, whole: float) -> float:
 
 def prepared_ahead(
     model: MossAudio, groups: Iterator[list[list[Item]]]
-) -> Iterator[tuple[list[Item], list[Example | InputError]]]:
+) -> Iterator[tuple[list[Item], list[Prepared | InputError]]]:
     """Each group with its prompts, made in threads while the group before it is answered."""
     pool = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
@@ -93,30 +94,29 @@ def prepared_ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _prepare(model: MossAudio, run: Sequence[Item]) -> list[Example | InputError]:
+def _prepare(model: MossAudio, run: Sequence[Item]) -> list[Prepared | InputError]:
     """The prompts of items that share their clips, which are loaded once."""
     from moss_audio_jax.api import Request
     from moss_audio_jax.audio import load_audio
-    from moss_audio_jax.data.batch import Example
     from moss_audio_jax.text import build_prompt
 
-    prompts: list[Example | InputError] = []
-    mels, cut, whole = None, None, None
+    prompts: list[Prepared | InputError] = []
+    first, cut, whole = None, None, None
     for item in run:
         try:
-            if mels is not None and item.cut == cut:
-                frames = [mel.shape[1] for mel in mels]
+            if first is not None and item.cut == cut:
+                frames = [mel.shape[1] for mel in first.mels]
                 markers = model.processor.time_markers
                 ids = build_prompt(model.tokenizer, item.prompt, frames, markers)
                 if len(ids) < model.config.decoder.max_positions:
-                    prompts.append(Example(ids, mels))
+                    prompts.append(dataclasses.replace(first, ids=ids))
                     continue
             audio = item.audio
             if item.cut is not None:
                 whole = load_audio(audio[0]) if whole is None else whole
                 audio = [part(whole, item.cut, audio[0])]
-            prompts.append(model.prepare(Request(item.prompt, audio)))
-            mels, cut = prompts[-1].mels, item.cut
+            first, cut = model.prepare(Request(item.prompt, audio)), item.cut
+            prompts.append(first)
         except InputError as error:
             prompts.append(error)
     return prompts

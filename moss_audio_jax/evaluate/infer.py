@@ -49,8 +49,8 @@ from moss_audio_jax.files import Lock, brief
 
 if TYPE_CHECKING:
     from moss_audio_jax.api import MossAudio, Reply
-    from moss_audio_jax.data.batch import Example
-    from moss_audio_jax.generate.sampling import Sampling
+    from moss_audio_jax.generate.options import Sampling
+    from moss_audio_jax.generate.request import Prepared
 
 # One call of the engine: enough that few slots stand empty at its end, little enough to keep the
 # next one's sound in memory beside it.
@@ -138,7 +138,7 @@ def infer(
 def answer_group(
     model: MossAudio,
     items: Sequence[Item],
-    prompts: Sequence[Example | InputError],
+    prompts: Sequence[Prepared | InputError],
     sampling: Sampling,
     meta: Mapping[str, Any],
     batch_size: int,
@@ -154,16 +154,16 @@ def answer_group(
             bar.update(item)
         else:
             own = dataclasses.replace(sampling, seed=item_seed(sampling.seed, item.id))
-            asked.append((item, prompt, own))
+            asked.append((item, dataclasses.replace(prompt, sampling=own)))
 
     def on_reply(number: int, reply: Reply) -> None:
-        item, prompt, _ = asked[number]
+        item, prompt = asked[number]
         seconds = time.perf_counter() - started
         raw = model.tokenizer.decode(reply.ids)
         journal.write(_prediction(item, prompt, reply, raw, seconds, meta))
         bar.update(item)
 
-    model.answer([(prompt, own) for _, prompt, own in asked], batch_size, on_reply=on_reply)
+    model.answer([prompt for _, prompt in asked], batch_size, on_reply=on_reply)
 
 
 def item_seed(seed: int, name: str) -> int:
@@ -173,7 +173,7 @@ def item_seed(seed: int, name: str) -> int:
 
 def _prediction(
     item: Item,
-    prompt: Example | None,
+    prompt: Prepared | None,
     reply: Reply | None,
     raw: str | None,
     seconds: float,

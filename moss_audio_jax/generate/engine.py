@@ -10,7 +10,7 @@ are free to be refilled, to stream, or to look for stop strings.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -55,6 +55,14 @@ class Output:
 
     ids: list[int]
     finish_reason: str
+
+
+class Step(NamedTuple):
+    """How far the answer to request `number` is; `output` once it has ended."""
+
+    number: int
+    ids: list[int]
+    output: Output | None
 
 
 class Engine:
@@ -103,12 +111,29 @@ class Engine:
           InputError: a prompt does not fit the model's positions, or its placeholders and clips
             disagree.
         """
-        if not requests:
-            return []
-        with jax.set_mesh(self._mesh):
-            return self._run(requests, on_done, on_token)
+        results: list[Output | None] = [None] * len(requests)
+        for number, ids, output in self.steps(requests, on_token is not None):
+            if on_token is not None:
+                on_token(number, ids)
+            if output is not None:
+                results[number] = output
+                if on_done is not None:
+                    on_done(number, output)
+        return results
 
-    def _run(self, requests, on_done, on_token) -> list[Output]:
+    def steps(
+        self, requests: Sequence[tuple[Example, Sampling]], each_token: bool
+    ) -> Iterator[Step]:
+        """The work of `run`, bit by bit: after every token, or when the device comes to rest."""
+        work = self._steps(requests, each_token) if requests else iter(())
+        while True:
+            with jax.set_mesh(self._mesh):  # not around the yield: there the mesh is the caller's
+                told = next(work, None)
+            if told is None:
+                return
+            yield from told
+
+    def _steps(self, requests, each_token) -> Iterator[list[Step]]:
         max_positions = self._static["config"].decoder.max_positions
         for example, _ in requests:
             if len(example.ids) >= max_positions:
@@ -123,7 +148,6 @@ class Engine:
         slots = empty_slots(**self._static, count=slots_count, room=room, size=size)
         prefiller = _Prefiller(self._params, self._static, requests, limits, room, size)
         watched = [bool(s.stop) and self._decode is not None for _, s in requests]
-        results: list[Output | None] = [None] * len(requests)
         owner: list[int | None] = [None] * slots_count  # the request in each slot
         count = np.zeros(slots_count, int)  # tokens of its answer so far
         while prefiller or any(number is not None for number in owner):
@@ -138,7 +162,7 @@ class Engine:
                     owner[slot] = number
             else:
                 steps = max(limits)
-                if on_token is not None:
+                if each_token:
                     steps = 1
                 elif any(number is not None and watched[number] for number in owner):
                     steps = _STOP_STRING_STEPS
@@ -157,6 +181,7 @@ class Engine:
             state, count, output = jax.device_get(
                 (slots.rows.state, slots.rows.count, slots.rows.output)
             )
+            told = []
             for slot, number in enumerate(owner):
                 if number is None:
                     continue
@@ -167,14 +192,11 @@ class Engine:
                     if cut is not None:
                         ids, reason = ids[:cut], STOP
                         slots = finish(slots, slot, STOP)
-                if on_token is not None:
-                    on_token(number, ids)
-                if reason != RUNNING:
-                    results[number] = Output(ids, FINISH_REASON[reason])
+                ended = None if reason == RUNNING else Output(ids, FINISH_REASON[reason])
+                told.append(Step(number, ids, ended))
+                if ended is not None:
                     owner[slot] = None
-                    if on_done is not None:
-                        on_done(number, results[number])
-        return results
+            yield told
 
     def _first_stop(self, ids: list[int], stops: tuple[str, ...]) -> int | None:
         """The number of ids before the text first holds a stop string, or None if it never does."""

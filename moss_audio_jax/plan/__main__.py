@@ -22,9 +22,13 @@ pip install -e '.[plan]'. Exit code 3: it does not fit.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends those too
+    from moss_audio_jax import cli
+
+    cli.run_verb("plan")
+
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -180,7 +184,3 @@ def _words(text: str) -> tuple[str, ...]:
         if word not in REMAT:
             raise argparse.ArgumentTypeError(f"{word!r}: expected one of {', '.join(REMAT)}")
     return words
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

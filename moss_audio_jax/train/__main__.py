@@ -11,7 +11,11 @@ continues; SIGTERM saves and ends the run with exit code 0.
 
 from __future__ import annotations
 
-import sys
+if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends those too
+    from moss_audio_jax import cli
+
+    cli.run_verb("train")
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +65,3 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Any:
         config.data.mixture = ConfigDict()  # a recipe's own data gives way
     check_keys(config)
     return config
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))
