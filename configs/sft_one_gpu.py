@@ -7,7 +7,7 @@ Export XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 first: by default JAX takes three qua
 
                 what learns, by                    rows of a step   tokens of a row   peak, GiB
     24g,4b      adapters of rank 64, AdamW         16, 1 at a time  2048              14.4
-    24g,8b      adapters of rank 16, AdamW         16, 1 at a time  1024              PEAK
+    24g,8b      adapters of rank 16, AdamW         16, 1 at a time  1024              20.2
     80g,4b      everything, Adafactor              8, all at once   4096              57.9
     80g,8b      adapters of rank 64, AdamW         16, 8 at a time  4096              36.8
 

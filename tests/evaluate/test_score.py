@@ -257,7 +257,10 @@ def test_reading_predictions(tmp_path):
         ('{"id": {"a": 1}, "raw_output": "x"}', ":1: the id is an object"),
         ('{"id": true, "raw_output": "x", "error": false}', ":1: True: error is true or false"),
         ('{"id": "1", "response": [1]}', ":1: response is a list"),
-        ('{"id": "1", "raw_output": ' + "9" * 5000 + "}", ":1: not usable JSON (Exceeds the limit"),
+        (
+            '{"id": "1", "raw_output": ' + "9" * 5000 + "}",
+            ":1: not usable JSON (an integer of thousands",
+        ),
         ('{"id": "1", "raw_output": ' + "[" * 100_000, ":1: not usable JSON (it nests too deeply"),
         (b'{"id": "caf\xe9", "raw_output": "x"}', ":1: not valid UTF-8"),
         ("42", ":1: is a number; expected a JSON object"),
