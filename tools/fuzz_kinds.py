@@ -226,7 +226,7 @@ def _row(audio: str = "a.wav") -> dict:
 def rows(folder: Path) -> Setup:
     import soundfile
 
-    from moss_audio_jax.command import DEFAULT_CHECKPOINT
+    from moss_audio_jax.config import DEFAULT_CHECKPOINT
     from moss_audio_jax.data.examples import ExampleMaker, Job
     from moss_audio_jax.data.packing import Size
     from moss_audio_jax.data.sources import Location
@@ -346,7 +346,7 @@ def adapters(folder: Path) -> Setup:
 def tokenizers(folder: Path) -> Setup:
     import tokenizers as library
 
-    from moss_audio_jax.command import DEFAULT_CHECKPOINT
+    from moss_audio_jax.config import DEFAULT_CHECKPOINT
     from moss_audio_jax.text import load_tokenizer
 
     vocab = {chr(i): i - 33 for i in range(33, 127)} | {"ab": 94, "abc": 95}

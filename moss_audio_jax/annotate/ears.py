@@ -18,7 +18,7 @@ from moss_audio_jax.audio.features import log_mel
 from moss_audio_jax.audio.lengths import FRAMES_PER_TOKEN, HOP, SAMPLE_RATE, audio_tokens
 from moss_audio_jax.audio.windows import quiet_windows
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.generate.familiarity import Familiarity, Gauge
+from moss_audio_jax.generate.familiarity import Familiarity
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.models.encoder import encode
 from moss_audio_jax.text.tasks import TRANSCRIBE
@@ -51,11 +51,9 @@ class Ears:
         model: MossAudio,
         heads: dict[str, np.ndarray],
         tags: tuple[str, ...],
-        gauge: Gauge | None = None,
     ):
         self.model = model
         self.tags = tags
-        self._gauge = gauge
         self.tokenizer = model.tokenizer
         self._heads = {
             name: (heads[f"helpers/{name}/kernel"], heads[f"helpers/{name}/bias"])
@@ -68,7 +66,7 @@ class Ears:
         """Raises InputError where a file is missing or broken. Heads may be missing."""
         heads, tags = load_heads(checkpoint)
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        return cls(MossAudio.load(checkpoint, dtype), heads, tags, Gauge.load(checkpoint))
+        return cls(MossAudio.load(checkpoint, dtype), heads, tags)
 
     @property
     def has(self) -> frozenset[str]:
@@ -81,13 +79,9 @@ class Ears:
         Args:
           wavs: float32 [n] at 16 kHz each.
         """
-        if self._gauge is None:
-            return [None] * len(wavs)
-        model = self.model
-        measured = self._gauge.measure(
-            wavs, model.encoder_params, model.config.encoder, model.compute, model.mesh
-        )
-        return [None if each is None else self._gauge.judge(each) for each in measured]
+        heard = [log_mel(wav) if len(wav) >= HOP else None for wav in wavs]
+        verdicts = iter(self.model.judged([mel for mel in heard if mel is not None]))
+        return [None if mel is None else next(verdicts) for mel in heard]
 
     def hear(self, wavs: Sequence[np.ndarray]) -> list[Heard]:
         """Hears clips, float32 [n] at 16 kHz each; what is shorter than 10 ms has no token.
