@@ -10,7 +10,7 @@ no init_from.
 
 import common
 
-from moss_audio_jax.command import DEFAULT_CHECKPOINT
+from moss_audio_jax.config import DEFAULT_CHECKPOINT
 
 
 def get_config(size="4b"):

@@ -9,8 +9,7 @@ no extra: `moss-audio-jax world --count 8 --content sound --output scenes` write
 
 import common
 
-from moss_audio_jax.command import DEFAULT_CHECKPOINT
-from moss_audio_jax.config import DecoderConfig, EncoderConfig, ModelConfig
+from moss_audio_jax.config import DEFAULT_CHECKPOINT, DecoderConfig, EncoderConfig, ModelConfig
 
 
 def get_config():
