@@ -80,8 +80,8 @@ def parse_json(text: str | bytes, where: str) -> Any:
         ) from None
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not valid JSON ({error})") from None
-    except ValueError as error:  # an integer beyond Python's limit of digits
-        raise InputError(f"{where}: not usable JSON ({brief(error)})") from None
+    except ValueError:  # Python's limit of digits
+        raise InputError(f"{where}: not usable JSON (an integer of thousands of digits)") from None
 
 
 def read_bytes(path: str | os.PathLike[str], what: str = "a file") -> bytes:
@@ -330,5 +330,6 @@ def megabytes(count: int) -> str:
 
 def brief(text: object, most: int = 200) -> str:
     """A text on one line, shortened to `most` characters."""
-    line = " ".join(shown(str(text)).split())
-    return line if len(line) <= most else f"{line[: most - 4]} ..."
+    text = str(text)
+    line = " ".join(shown(text[: 8 * most]).split())  # not of megabytes
+    return line if max(len(line), len(text) / 8) <= most else f"{line[: most - 4]} ..."

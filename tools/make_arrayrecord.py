@@ -30,9 +30,17 @@ from moss_audio_jax.data.records import (
     encode_record,
     parse_json,
     parse_row,
+    reason_of,
 )
 from moss_audio_jax.data.reports import RowReport
-from moss_audio_jax.data.sources import Location, Source, as_file, clip_file, read_location
+from moss_audio_jax.data.sources import (
+    Location,
+    Source,
+    SourceError,
+    as_file,
+    clip_file,
+    read_location,
+)
 from moss_audio_jax.errors import InputError
 
 
@@ -89,9 +97,11 @@ def _write(path: str, locations: list[Location], output: str, mel_dtype: str | N
         for location in locations:
             try:
                 yield _record(location, mel_dtype)
-            except (InputError, OSError) as error:
+            except SourceError:
+                raise
+            except Exception as error:
                 name = f"{os.path.basename(location.path)}:{location.line}"
-                report.add(Rejected(True, location.path, location.line, name, str(error)))
+                report.add(Rejected(True, location.path, location.line, name, reason_of(error)))
 
     return shards.write_shard(path, records())
 

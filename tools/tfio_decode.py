@@ -28,7 +28,13 @@ import tensorflow as tf
 import tensorflow_io as tfio
 
 from moss_audio_jax.data import shards
-from moss_audio_jax.data.records import Rejected, audio_names, encode_record, parse_json
+from moss_audio_jax.data.records import (
+    Rejected,
+    audio_names,
+    encode_record,
+    parse_json,
+    reason_of,
+)
 from moss_audio_jax.data.reports import RowReport
 from moss_audio_jax.errors import InputError
 
@@ -75,8 +81,8 @@ def _records(
             names = audio_names(raw.get("conversation") or ())
             yield encode_record(raw, [decode(_join(folder, name)) for name in names])
             clips += names if isinstance(row, dict) else []
-        except InputError as error:
-            report.add(Rejected(True, source, line, f"{source}:{line}", str(error)))
+        except Exception as error:
+            report.add(Rejected(True, source, line, f"{source}:{line}", reason_of(error)))
     if clips:
         _write_index(path, clips)
 

@@ -18,14 +18,21 @@ from moss_audio_jax.data.augment import Augment
 from moss_audio_jax.data.batch import IGNORE, TrainExample, chunks_of
 from moss_audio_jax.data.loader_config import Pick
 from moss_audio_jax.data.packing import Size
-from moss_audio_jax.data.records import Branch, Clip, Rejected, Row, parse_row
-from moss_audio_jax.data.sources import Location, as_file, clip_file, read_location
+from moss_audio_jax.data.records import Branch, Clip, Rejected, Row, parse_row, reason_of
+from moss_audio_jax.data.sources import (
+    Location,
+    SourceError,
+    as_file,
+    clip_file,
+    read_location,
+)
 from moss_audio_jax.data.targets import Heard, Targets
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.text.prompt import build_branches, build_conversation
 from moss_audio_jax.text.tokenizer import Tokenizer
 
 _DIGIT = re.compile(r"\d")
+_LOUDEST = 1000  # of a log-mel, whose values are a few units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,28 +72,38 @@ class ExampleMaker:
     targets: Targets | None = None
 
     def __call__(self, job: Job) -> TrainExample | Rejected:
+        """The example, or why there is none: whatever is wrong with a row, it ends no run.
+
+        Raises:
+          SourceError: the file that holds the row cannot be read.
+        """
         row = None
         try:
             row = parse_row(read_location(job.location))
             made = self._make(row, job)
-        except (InputError, OSError) as error:
-            made, bad = str(error), True
-        else:
-            bad = False
+        except SourceError:
+            raise
+        except Exception as error:
+            return rejected(job, reason_of(error), row.id if row else None)
         if isinstance(made, TrainExample):
             return made
-        path, line = job.location[:2]
-        return Rejected(bad, path, line, job.row_id, made, row.id if row else None)
+        return rejected(job, made, row.id, bad=False)
 
     def _make(self, row: Row, job: Job) -> TrainExample | str:
         """The example, or why it is too long. Raises InputError where the row is bad."""
         rng = augmenting.rng_for(self.seed, job.index)
         speed = self._speed(row, rng)
-        sounds = [_load(clip, job.location.path, speed) for clip in row.clips]
-        frames = [
-            sound.shape[1] if sound.ndim == 2 else lengths.mel_frames(len(sound))
-            for sound in sounds
-        ]
+        sounds, frames = [], []
+        for number, clip in enumerate(row.clips, 1):
+            sound = _load(clip, job.location.path, speed)
+            sounds.append(sound)
+            frames.append(sound.shape[1] if sound.ndim == 2 else lengths.mel_frames(len(sound)))
+            chunks = chunks_of(frames, self.encoder)
+            if number < len(row.clips) and chunks > self.room.chunks:  # enough is in memory
+                return (
+                    f"{number} of its {len(row.clips)} clips need {chunks} chunks; a row of the "
+                    f"batch has {self.room.chunks}"
+                )
         said = self._said(row, job, frames)
         # Before the mels are computed: what is dropped should cost little.
         size = Size(len(said.ids), chunks_of(frames, self.encoder))
@@ -165,10 +182,20 @@ class ExampleMaker:
                 f"the record's log-mel has {sound.shape[0]} bins; expected {self.encoder.mel_bins}"
             )
         mel = augmenting.mask_mel(augmenting.warp_mel(sound, self.augment, rng), self.augment, rng)
+        if not (mel.min() >= -_LOUDEST and mel.max() <= _LOUDEST):  # NaN is neither
+            raise InputError(
+                f"the log-mel holds values that are NaN or beyond {_LOUDEST} in magnitude"
+            )
         return mel.T.astype(np.dtype(self.tokenizer.processor.mel_dtype), order="C").T
 
     def _task(self, name: str) -> int:
         return self.tasks.index(name) + 1 if name in self.tasks else 0
+
+
+def rejected(job: Job, reason: str, row_id: str | None = None, bad: bool = True) -> Rejected:
+    """A job's row as one that gives no example; `row_id` is the row's own."""
+    path, line = job.location[:2]
+    return Rejected(bad, path, line, job.row_id, reason, row_id)
 
 
 @functools.lru_cache(4096)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 from moss_audio_jax.config import EncoderConfig
@@ -41,6 +42,8 @@ class LoaderConfig:
       ahead: batches that are kept ready.
       max_bad_share: of the rows seen; more bad ones stop the run,
       min_seen: once so many rows were seen (by one process).
+      row_seconds: the most that reading and making one example may take: a row that takes longer is
+        bad.
       tasks: names of the tasks that the batch's `tasks` tells apart, from 1 on.
       augment: see Augment.
       branches: of a row that has several, so many are learned at a visit, behind one clip; 0: none
@@ -63,6 +66,7 @@ class LoaderConfig:
     ahead: int = 2
     max_bad_share: float = 0.05
     min_seen: int = 100
+    row_seconds: float = 60.0
     tasks: tuple[str, ...] = ()
     augment: Augment = dataclasses.field(default_factory=Augment)
     branches: int = 1
@@ -87,6 +91,9 @@ class LoaderConfig:
                 raise InputError(f"data.{key} is {value!r}; expected an integer of at least {low}")
         if not 0 <= self.max_bad_share <= 1:
             raise InputError(f"data.max_bad_share is {self.max_bad_share!r}; expected 0 to 1")
+        seconds = self.row_seconds
+        if type(seconds) not in (int, float) or not 0 < seconds < math.inf:
+            raise InputError(f"data.row_seconds is {seconds!r}; expected seconds above 0")
         streams = self.stream_count()
         if self.batch % streams:
             raise InputError(f"data.streams {streams} does not divide data.batch {self.batch}")

@@ -7,10 +7,11 @@ function of (spec, seed, i), whatever happened before.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grain
@@ -18,6 +19,7 @@ import numpy as np
 
 from moss_audio_jax.data.sources import Location, Source
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.files import shown
 
 _SMALL = 1 << 16  # grain's shuffle of an index costs about 65536 / rows steps: slow for few rows
 _BY_SIZE = {"size": float, "sqrt": math.sqrt}
@@ -84,6 +86,23 @@ class Mixture:
     def describe(self) -> list[list[Any]]:
         """[name, rows, share] of each part: what a saved state must agree with."""
         return [[p.name, len(p.source), round(p.share, 9)] for p in self.parts]
+
+    def content(self) -> dict[str, list[str]]:
+        """Each part's files by what is in them (`sources.Source.digests`), not by name."""
+        return {part.name: part.source.digests for part in self.parts}
+
+    def check_content(self, saved: Mapping[str, Sequence[str]]) -> None:
+        """Raises InputError naming the first file that has other rows than `saved` says."""
+        for part in self.parts:
+            for path, now, before in itertools.zip_longest(
+                part.source.paths, part.source.digests, saved.get(part.name, ())
+            ):
+                if now != before:
+                    raise InputError(
+                        f"{shown(path or part.source.paths[-1])}: holds other rows than the saved "
+                        "run was trained on; the order of rows cannot be continued with them (give "
+                        "back the old ones, or start anew with init_from)"
+                    )
 
 
 def _with_part(number: int, row: int) -> tuple[int, int]:

@@ -14,6 +14,7 @@ import dataclasses
 import math
 import queue
 import threading
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -32,6 +33,7 @@ from moss_audio_jax.data.stream import Stream, job_for
 from moss_audio_jax.data.targets import Targets
 from moss_audio_jax.data.workers import Made, Workers
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.files import brief
 from moss_audio_jax.text.tokenizer import Tokenizer
 
 
@@ -79,8 +81,9 @@ class Loader:
           InputError: a key of the config that cannot be.
         """
         config.validate(encoder, process_count)
+        self._mixture = mixture
         self._room = _Room(tokenizer, encoder, config, process_count)
-        self._workers = Workers(example_maker(tokenizer, encoder, config), config.workers)
+        self._workers = _workers(tokenizer, encoder, config)
         self._reports = Reports(report_dir, process_index)
         streams = config.stream_count()
         self._fingerprint = _fingerprint(mixture, tokenizer, encoder, config)
@@ -99,7 +102,7 @@ class Loader:
         return self
 
     def __next__(self) -> HostBatch:
-        """Raises InputError once too many rows are bad, or none can be used."""
+        """Raises InputError once too many rows are bad, none can be used, or their file is gone."""
         if self._error is not None:
             raise self._error
         if self._thread is None:
@@ -123,10 +126,21 @@ class Loader:
         """Continues where `state` was taken; it may cover more streams than this process's.
 
         Raises:
-          InputError: the state is of other data or of a config that packs otherwise (the key is
-            named), or lacks a stream (`merge_states` was not given every process's).
+          InputError: the state is of other data (the file is named) or of a config that packs
+            otherwise (the key is named), or lacks a stream (`merge_states` was not given every
+            process's).
         """
-        _agree(state["config"], self._fingerprint, "the saved run")
+        own = dict(self._fingerprint)
+        del own["content"]
+        _agree(state["config"], own, "the saved run")
+        if "content" in state["config"]:
+            self._mixture.check_content(state["config"]["content"])
+        else:
+            warnings.warn(
+                "the saved run does not say what its rows held, only how many they were; whether "
+                "these are the same rows could not be checked",
+                stacklevel=2,
+            )
         self._halt()
         self._error = None
         for stream in self._streams:
@@ -140,10 +154,10 @@ class Loader:
         self._state = self._snapshot()
 
     def close(self) -> None:
-        """Stops the thread and the workers."""
+        """Stops the thread and the workers, a row that hangs included."""
+        self._workers.close()
         self._halt()
         self._error = RuntimeError("the data loader was closed")
-        self._workers.close()
 
     def __enter__(self) -> Loader:
         return self
@@ -235,7 +249,7 @@ def eval_batches(
             f"data.batch {config.batch} is not a multiple of {process_count} processes"
         )
     room = _Room(tokenizer, encoder, config, process_count)
-    workers = Workers(example_maker(tokenizer, encoder, config), config.workers)
+    workers = _workers(tokenizer, encoder, config)
     reports = Reports(report_dir, process_index)
     rows = [
         (part, row) for part, each in enumerate(mixture.parts) for row in range(len(each.source))
@@ -306,6 +320,10 @@ class _Room:
         return HostBatch(arrays, row_ids, stats)
 
 
+def _workers(tokenizer: Tokenizer, encoder: EncoderConfig, config: LoaderConfig) -> Workers:
+    return Workers(example_maker(tokenizer, encoder, config), config.workers, config.row_seconds)
+
+
 def example_maker(
     tokenizer: Tokenizer, encoder: EncoderConfig, config: LoaderConfig
 ) -> ExampleMaker:
@@ -336,6 +354,7 @@ def _fingerprint(
         **{key: getattr(config, key) for key in keys},
         "streams": config.stream_count(),
         "train": mixture.describe(),
+        "content": mixture.content(),
         "speeds": list(config.augment.speeds),
         "branches": config.branches,
         "pick": [list(rule) for rule in config.pick],
@@ -350,6 +369,7 @@ def _agree(saved: Mapping[str, Any], own: Mapping[str, Any], who: str) -> None:
     for key in own:
         if saved.get(key) != own[key]:
             raise InputError(
-                f"data.{key}: {who} has {saved.get(key)!r}, this one {own[key]!r}; the order of "
-                "rows cannot be continued with another (start anew with init_from)"
+                f"data.{key}: {who} has {brief(repr(saved.get(key)))}, this one "
+                f"{brief(repr(own[key]))}; the order of rows cannot be continued with another "
+                "(start anew with init_from)"
             )

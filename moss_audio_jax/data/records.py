@@ -30,19 +30,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from moss_audio_jax import files
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.files import brief
 
 MAGIC = b"MAJ1"
 _HEADER = struct.Struct("<4sI")
 MEL_DTYPES = ("bfloat16", "float16", "float32")
 _NUMBER = (int, float)
+# A row's weight, times its branch's, times thousands of tokens is still a float32.
+_WEIGHTS = (1e-12, 1e12)
+_LATEST = 1e6  # seconds: eleven days
+_REASON = 400  # characters
 
 
 class AudioFile(NamedTuple):
@@ -112,8 +117,8 @@ def parse_row(data: bytes) -> Row:
     """A row from a line of JSON or a record.
 
     Raises:
-      InputError: not JSON, no conversation, a weight that is no positive number, a record that is
-        cut short. The messages themselves are judged by `text.build_conversation`.
+      InputError: not JSON, no conversation, a weight that is no number within 1e-12 to 1e12, a
+        record that is cut short. The messages themselves are judged by `text.build_conversation`.
     """
     if data[:4] == MAGIC:
         raw, blobs = _split_record(data)
@@ -150,25 +155,29 @@ def parse_row(data: bytes) -> Row:
 
 def _weight(raw: Mapping[str, Any]) -> float:
     weight = raw.get("weight", 1.0)
-    if (
-        isinstance(weight, bool)
-        or not isinstance(weight, (int, float))
-        or not (0 < weight < math.inf)
-    ):
-        raise InputError(f'"weight" is {weight!r}; expected a positive number')
+    low, high = _WEIGHTS
+    if type(weight) not in _NUMBER or not low <= weight <= high:
+        raise InputError(
+            f'"weight" is {_shown(weight)}; expected a number from {low:g} to {high:g}'
+        )
     return float(weight)
 
 
 def _string(raw: Mapping[str, Any], key: str) -> None:
     if not isinstance(raw.get(key), str | None):
-        raise InputError(f'"{key}" is {raw[key]!r}; expected a string')
+        raise InputError(f'"{key}" is {_shown(raw[key])}; expected a string')
 
 
 def _objects(raw: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     value = raw.get(key, [])
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
-        raise InputError(f'"{key}" is {value!r:.60}; expected a list of objects')
+        raise InputError(f'"{key}" is {_shown(value)}; expected a list of objects')
     return value
+
+
+def _shown(value: Any) -> str:
+    """A value of any type and size, for a message."""
+    return brief(repr(value), 60)
 
 
 def _branch(index: int, raw: Mapping[str, Any]) -> Branch:
@@ -189,9 +198,10 @@ def _spans(raw: Mapping[str, Any], key: str, name: str) -> tuple[Span, ...] | No
         text, start, end = each.get(name), each.get("start"), each.get("end")
         # By exact types, since True is an int; a row has hundreds of spans, so it must be quick.
         times = type(start) in _NUMBER and type(end) in _NUMBER
-        if type(text) is not str or not times or not 0 <= start <= end < math.inf:
+        if type(text) is not str or not times or not 0 <= start <= end <= _LATEST:
             raise InputError(
-                f'{key}[{index}] is {dict(each)!r}; expected "{name}" and 0 <= "start" <= "end"'
+                f'{key}[{index}] is {_shown(each)}; expected "{name}" and 0 <= "start" <= "end" '
+                f"<= {_LATEST:g}"
             )
         spans.append(Span(text, float(start), float(end)))
     return tuple(spans)
@@ -201,11 +211,14 @@ def audio_names(messages: Sequence[Any]) -> list[str]:
     """The contents of the audio messages, in order; InputError where one is no path."""
     names = []
     for index, message in enumerate(messages):
-        if isinstance(message, Mapping) and message.get("message_type") == "audio":
+        if not isinstance(message, Mapping):
+            raise InputError(f"messages[{index}] is {_shown(message)}; expected an object")
+        if message.get("message_type") == "audio":
             content = message.get("content")
             if not isinstance(content, str) or not content:
                 raise InputError(
-                    f"messages[{index}]: content is {content!r}; expected the path of an audio file"
+                    f"messages[{index}]: content is {_shown(content)}; expected the path of an "
+                    "audio file"
                 )
             names.append(content)
     return names
@@ -228,7 +241,8 @@ def encode_record(raw: Mapping[str, Any], clips: Sequence[bytes | np.ndarray]) -
             blob, kind = clip, {"kind": "audio"}
         described.append({**kind, "bytes": len(blob)})
         blobs.append(blob)
-    header = json.dumps({**raw, "clips": described}, ensure_ascii=False).encode()
+    header = json.dumps({**raw, "clips": described}, ensure_ascii=False)
+    header = header.encode("utf-8", "backslashreplace")  # a lone surrogate: JSON's own escape
     return b"".join([_HEADER.pack(MAGIC, len(header)), header, *blobs])
 
 
@@ -257,11 +271,15 @@ def _split_record(data: bytes) -> tuple[dict[str, Any], list[memoryview | np.nda
                 mel = np.frombuffer(blob, _dtype(clip["dtype"])).reshape(clip["frames"], -1)
                 blobs.append(mel.T)
             else:
-                raise InputError(f"clip {number} of the record is {clip!r}; expected audio or mel")
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"clip {number} of the record is described as {clip!r}") from None
+                raise InputError(
+                    f"clip {number} of the record is {_shown(clip)}; expected audio or mel"
+                )
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise InputError(
+                f"clip {number} of the record is described as {_shown(clip)}"
+            ) from None
     return raw, blobs
 
 
@@ -275,14 +293,14 @@ def _dtype(name: str) -> np.dtype:
 
 def parse_json(data: bytes) -> dict[str, Any]:
     """A JSON object from UTF-8; InputError says what is wrong with it."""
-    try:
-        raw = json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"not JSON ({error.msg} at character {error.pos})") from None
-    except RecursionError:
-        raise InputError("not usable JSON: nested too deeply") from None
+    raw = files.parse_json(data, "the row")
     if not isinstance(raw, dict):
         raise InputError(f"the row is a {type(raw).__name__}; expected a JSON object")
     return raw
+
+
+def reason_of(error: Exception) -> str:
+    """Why a row is bad, on one line; an error that nobody foresaw is named by its type too."""
+    if isinstance(error, (InputError, OSError)):
+        return brief(error, _REASON)
+    return brief(f"{type(error).__name__}: {error}".removesuffix(": "), _REASON)

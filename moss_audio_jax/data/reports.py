@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from moss_audio_jax import files
 from moss_audio_jax.data.records import Rejected
 from moss_audio_jax.errors import InputError
 
 COUNTS = ("seen", "bad", "overlong")
+_LONGEST = 200  # characters of a row's own id
 
 
 class RowReport:
@@ -27,10 +30,13 @@ class RowReport:
         self._remote = path is not None and "://" in path
         self._text = ""
         if path is not None and not self._remote:
-            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+            try:
+                os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+            except OSError as error:
+                raise files.not_written(path, error) from None
         elif self._remote and _epath(path).exists():
-            self._text = _epath(path).read_text()
-            self._learn(self._text)
+            self._text = _epath(path).read_bytes().decode("utf-8", "backslashreplace")
+            self._learn(self._text.encode())
 
     def add(self, row: Rejected) -> None:
         key = (row.source, row.line)
@@ -38,13 +44,21 @@ class RowReport:
             return
         record = {"source": row.source, "line": row.line, "row": row.row_id}
         if row.id is not None:
-            record["id"] = row.id
+            record["id"] = row.id if len(row.id) <= _LONGEST else f"{row.id[:_LONGEST]} ..."
         line = json.dumps({**record, "reason": row.reason}, ensure_ascii=False) + "\n"
+        # A lone surrogate becomes \udxxx, which is how JSON writes it.
+        data = line.encode("utf-8", "backslashreplace")
         if self._remote:
-            self._text += line
+            self._text += data.decode()
             _epath(self.path).write_text(self._text)
             self._listed.add(key)
             return
+        try:
+            self._append(key, data)
+        except OSError as error:
+            raise files.not_written(self.path, error) from None
+
+    def _append(self, key: tuple[str, int], line: bytes) -> None:
         with open(self.path, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(self._read)
@@ -53,17 +67,19 @@ class RowReport:
             whole = new[: new.rfind(b"\n") + 1]
             if len(whole) < len(new):
                 file.truncate(self._read + len(whole))
-            self._learn(whole.decode())
+            self._learn(whole)
             if key not in self._listed:
-                file.write(line.encode())
-                whole += line.encode()
+                file.write(line)
+                whole += line
                 self._listed.add(key)
             self._read += len(whole)
 
-    def _learn(self, text: str) -> None:
-        for line in text.splitlines():
-            record = json.loads(line)
-            self._listed.add((record["source"], record["line"]))
+    def _learn(self, data: bytes) -> None:
+        for line in data.split(b"\n"):
+            # A machine that went down may have left a damaged line: its row is listed again.
+            with contextlib.suppress(InputError, KeyError, TypeError):
+                record = files.parse_json(line, self.path)
+                self._listed.add((record["source"], record["line"]))
 
 
 class Reports:

@@ -7,11 +7,14 @@ OUT/bad_rows.jsonl                         the rows that are in no shard
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from moss_audio_jax import files
 from moss_audio_jax.errors import InputError
 
 # Every record can be read without its neighbours; light compression halves a log-mel.
@@ -39,14 +42,13 @@ def prepare(folder: str, settings: Mapping[str, Any]) -> None:
     Raises:
       InputError: another run's shards lie there.
     """
-    os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, "settings.json")
     if not os.path.exists(path):
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(settings, file, indent=2)
+        files.write_whole(path, json.dumps(settings, indent=2))
         return
-    with open(path, encoding="utf-8") as file:
-        there = json.load(file)
+    there = files.read_json(path)
+    if not isinstance(there, dict):
+        raise InputError(f"{path}: expected the settings of a run that wrote shards here")
     for key in settings:
         if there.get(key) != settings[key]:
             raise InputError(
@@ -56,17 +58,37 @@ def prepare(folder: str, settings: Mapping[str, Any]) -> None:
 
 
 def write_shard(path: str, records: Iterable[bytes]) -> int:
-    """Writes a shard, which appears under its name when it is whole; returns its records."""
+    """Writes a shard, which appears under its name when it is whole; returns its records.
+
+    Raises:
+      InputError: it cannot be written; a full disk is said to be one.
+    """
     from array_record.python import array_record_module
 
     partial = f"{path}.partial"
-    writer = array_record_module.ArrayRecordWriter(partial, _OPTIONS)
+    with _writes(path):
+        writer = array_record_module.ArrayRecordWriter(partial, _OPTIONS)
     count = 0
     try:
         for record in records:
-            writer.write(record)
+            with _writes(path):
+                writer.write(record)
             count += 1
     finally:
-        writer.close()
-    os.replace(partial, path)
+        with _writes(path):  # the writer works behind: it may learn only here that a write failed
+            writer.close()
+    with _writes(path):
+        os.replace(partial, path)
     return count
+
+
+@contextlib.contextmanager
+def _writes(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise files.not_written(path, error) from None
+    except RuntimeError as error:  # the writer's, with the system's words in it
+        full = os.strerror(errno.ENOSPC) in str(error)
+        number = errno.ENOSPC if full else errno.EIO
+        raise files.not_written(path, OSError(number, files.brief(error))) from None

@@ -6,23 +6,35 @@ from anywhere, a worker process included, without the index.
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import functools
+import hashlib
 import io
 import os
 import re
 import threading
-from collections.abc import Sequence
-from typing import BinaryIO, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from moss_audio_jax import files
 from moss_audio_jax.data.records import AudioFile, Row, parse_row
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.files import brief, shown
 
 ARRAY_RECORD = (".array_record", ".arrayrecord")
 _BLOCK = 1 << 24  # bytes read at a time while lines are counted
+_LONGEST_LINE = 1 << 26  # bytes of JSON that one row may have
+_WHOLE = 1 << 22  # a shard of at most so many bytes is digested whole
+_EDGE, _SAMPLE, _SAMPLES = 1 << 16, 1 << 12, 64  # bytes and blocks that are sampled of a larger one
 _OPEN_FILES = 256
 _BLANK = re.compile(rb"\n\r?(?=\n)")  # an empty line, from the end of the line before it on
+
+
+class SourceError(InputError):
+    """A file of rows cannot be read, not just one of its rows."""
 
 
 class Location(NamedTuple):
@@ -52,7 +64,7 @@ class Source:
           InputError: a file that is missing, empty or of another kind; no path at all.
         """
         self.paths = expand([paths] if isinstance(paths, (str, os.PathLike)) else paths)
-        self._files = [_open(path) for path in self.paths]
+        self._files: list[Any] = [_open(path) for path in self.paths]
         for path, file in zip(self.paths, self._files, strict=True):
             # A shard may be empty: all of its rows were bad.
             if not len(file) and not (_is_array_record(path) and len(self.paths) > 1):
@@ -74,12 +86,38 @@ class Source:
     def __getitem__(self, index: int) -> Row:
         return parse_row(read_location(self.location(index)))
 
+    @functools.cached_property
+    def digests(self) -> list[str]:
+        """16 hex digits for each file, by which its rows are known again.
+
+        SHA-256 of all bytes of a JSONL, and of a shard of up to 4 MiB; of a larger one of its size,
+        its first and last 64 KiB and 64 blocks of 4 KiB, evenly spread; of a remote one of the
+        number of its records, the first of them and the last.
+        """
+        # Shards may be thousands, on storage that is slow to answer.
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            return list(pool.map(lambda file: file.digest(), self._files))
+
 
 def read_location(location: Location) -> bytes:
-    """The bytes of a row: a line of JSON or a record (`records.parse_row`)."""
-    if _is_array_record(location.path):
-        return _array_record(location.path).read([location.start])[0]
-    return _read_range(location.path, location.start, location.stop)
+    """The bytes of a row: a line of JSON or a record (`records.parse_row`).
+
+    Raises:
+      SourceError: the file is gone, or no longer what it was. Any other: it is this row's fault.
+    """
+    path, _, start, stop = location
+    try:
+        opened = _array_record(path) if _is_array_record(path) else _opened(path)
+    except InputError as error:
+        raise SourceError(str(error)) from None
+    if _is_array_record(path):
+        return opened.read([start])[0]
+    if stop - start > _LONGEST_LINE:
+        raise InputError(f"the row is {stop - start} bytes of JSON; at most {_LONGEST_LINE} fit")
+    data = _read_range(*opened, start, stop)
+    if len(data) < stop - start:
+        raise SourceError(f"{shown(path)}: became shorter while it was in use; start again")
+    return data
 
 
 def clip_file(path: str, row_path: str) -> str | AudioFile:
@@ -94,7 +132,7 @@ def clip_file(path: str, row_path: str) -> str | AudioFile:
       A local path, or the bytes of a remote file or record.
 
     Raises:
-      InputError: a record that holds no audio file. OSError: a remote file that cannot be read.
+      InputError: a record that holds no audio file, a remote file that cannot be read.
     """
     if "://" not in path and not os.path.isabs(path):
         path = _join(row_path, path)
@@ -109,7 +147,8 @@ def clip_file(path: str, row_path: str) -> str | AudioFile:
         return clips[0]
     if "://" not in path:
         return path
-    return AudioFile(_epath(path).read_bytes(), path)
+    with _reached(path) as remote:
+        return AudioFile(remote.read_bytes(), path)
 
 
 def as_file(clip: str | AudioFile) -> str | BinaryIO:
@@ -131,7 +170,8 @@ def expand(paths: Sequence[str]) -> tuple[str, ...]:
             found.append(path)
             continue
         folder, _, pattern = path.rpartition("/")
-        matches = sorted(str(match) for match in _epath(folder or ".").glob(pattern))
+        with _reached(folder or ".") as place:
+            matches = sorted(str(match) for match in place.glob(pattern))
         if not matches:
             raise InputError(f"{path}: no file matches; expected at least one")
         found += matches
@@ -149,19 +189,17 @@ class _Jsonl:
     def __init__(self, path: str):
         self.path = path
         ends, blank, size, before = [], [], 0, b"\n"
-        try:
-            with _epath(path).open("rb") as file:
-                while block := file.read(_BLOCK):
-                    ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == 10) + size)
-                    joined = before + block
-                    blank += [
-                        size - len(before) + found.start() + 1 for found in _BLANK.finditer(joined)
-                    ]
-                    size, before = size + len(block), joined[-2:]
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file; expected rows of JSON") from None
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+        read = hashlib.sha256()
+        with _open_rows(path) as file:
+            while block := _read_block(file, path):
+                read.update(block)
+                ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == 10) + size)
+                joined = before + block
+                blank += [
+                    size - len(before) + found.start() + 1 for found in _BLANK.finditer(joined)
+                ]
+                size, before = size + len(block), joined[-2:]
+        self._digest = read.hexdigest()[:16]
         if before[-1:] != b"\n":  # the last line need not be ended
             ends.append(np.array([size]))
         stops = np.concatenate([np.zeros(0, np.int64), *ends])
@@ -173,13 +211,27 @@ class _Jsonl:
     def __len__(self) -> int:
         return len(self._starts)
 
+    def digest(self) -> str:
+        return self._digest
+
     def location(self, index: int) -> Location:
         line = index if self._lines is None else int(self._lines[index])
         return Location(self.path, line + 1, int(self._starts[index]), int(self._stops[index]))
 
 
-def _read_range(path: str, start: int, stop: int) -> bytes:
-    file, lock = _opened(path)
+def _open_rows(path: str) -> BinaryIO:
+    if "://" not in path:
+        return files.open_regular(path, "rows of JSON")
+    with _reached(path) as remote:
+        return remote.open("rb")
+
+
+def _read_block(file: BinaryIO, path: str) -> bytes:
+    with _reached(path):
+        return file.read(_BLOCK)
+
+
+def _read_range(file: BinaryIO, lock: threading.Lock | None, start: int, stop: int) -> bytes:
     if lock is None:
         return os.pread(file.fileno(), stop - start, start)
     with lock:
@@ -190,9 +242,7 @@ def _read_range(path: str, start: int, stop: int) -> bytes:
 @functools.lru_cache(_OPEN_FILES)
 def _opened(path: str) -> tuple[BinaryIO, threading.Lock | None]:
     """A file that stays open; remote ones have one position, hence a lock."""
-    if "://" in path:
-        return _epath(path).open("rb"), threading.Lock()
-    return open(path, "rb"), None
+    return _open_rows(path), threading.Lock() if "://" in path else None
 
 
 # --- ArrayRecord ---------------------------------------------------------------------------------
@@ -201,13 +251,21 @@ def _opened(path: str) -> tuple[BinaryIO, threading.Lock | None]:
 class _ArrayRecord:
     def __init__(self, path: str):
         self.path = path
-        reader = _array_record(path)
-        self._count = reader.num_records()
-        if not reader.ok():  # it counts no records then
-            raise InputError(f"{path}: cut short or no ArrayRecord file; make or copy it again")
+        self._count = _array_record(path).num_records()
 
     def __len__(self) -> int:
         return self._count
+
+    def digest(self) -> str:
+        if "://" not in self.path:
+            return _sampled(self.path)
+        digest = hashlib.sha256(self._count.to_bytes(8, "little"))
+        for index in (0, self._count - 1) if self._count else ():
+            try:
+                digest.update(_array_record(self.path).read([index])[0])
+            except RuntimeError:
+                digest.update(b"damaged")
+        return digest.hexdigest()[:16]
 
     def location(self, index: int) -> Location:
         return Location(self.path, index + 1, index, index + 1)
@@ -217,12 +275,16 @@ class _ArrayRecord:
 def _array_record(path: str):
     from array_record.python import array_record_module
 
-    if "://" not in path and not os.path.isfile(path):
-        raise InputError(f"{path}: no such file; expected an ArrayRecord shard")
+    if "://" not in path:
+        files.open_regular(path, "an ArrayRecord shard").close()
     # Rows are read one by one and out of order: reading ahead would be wasted.
-    return array_record_module.ArrayRecordReader(
+    reader = array_record_module.ArrayRecordReader(
         path, options="readahead_buffer_size:0", file_reader_buffer_size=1 << 15
     )
+    reader.num_records()  # which shows whether it is one
+    if not reader.ok():
+        raise InputError(f"{shown(path)}: cut short or no ArrayRecord file; make or copy it again")
+    return reader
 
 
 def _is_array_record(path: str) -> bool:
@@ -242,7 +304,40 @@ def _join(row_path: str, path: str) -> str:
     return f"{folder}/{path}" if folder or row_path.startswith("/") else path
 
 
-def _epath(path: str):
+def _sampled(path: str) -> str:
+    """A digest of a local file; see `Source.digests`."""
+    with files.open_regular(path) as file, _reached(path):
+        size = os.fstat(file.fileno()).st_size
+        digest = hashlib.sha256(size.to_bytes(8, "little"))
+        if size <= _WHOLE:
+            digest.update(file.read())
+        else:
+            digest.update(file.read(_EDGE))
+            last = size - _SAMPLE
+            for number in range(_SAMPLES):
+                digest.update(os.pread(file.fileno(), _SAMPLE, last * number // (_SAMPLES - 1)))
+            digest.update(os.pread(file.fileno(), _EDGE, size - _EDGE))
+    return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _reached(path: str) -> Iterator[Any]:
+    """The path, for reading through etils.epath; InputError where that fails, in whatever way."""
     from etils import epath  # here, because a worker of local files does without it
 
-    return epath.Path(path)
+    try:
+        yield epath.Path(path)
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{shown(path)}: no such file; expected one that can be read") from None
+    except KeyError:  # epath's table of schemes
+        raise InputError(
+            f"{shown(path)}: nothing here reads such addresses; expected a local path, or gs://, "
+            "s3:// or az://"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{shown(path)}: cannot be read ({files.reason(error)})") from None
+    except Exception as error:  # each kind of remote storage has its own
+        name = type(error).__name__
+        raise InputError(f"{shown(path)}: cannot be read ({name}: {brief(error)})") from None

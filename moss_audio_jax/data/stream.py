@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 
 from moss_audio_jax.data.batch import TrainExample, chunk_count
-from moss_audio_jax.data.examples import Job
+from moss_audio_jax.data.examples import Job, rejected
 from moss_audio_jax.data.loader_config import LoaderConfig
 from moss_audio_jax.data.mixture import Mixture
 from moss_audio_jax.data.packing import Size, emptiest, pack
+from moss_audio_jax.data.records import Rejected
 from moss_audio_jax.data.reports import COUNTS
 from moss_audio_jax.data.workers import Made, Workers
 from moss_audio_jax.errors import InputError
 
+_LEFT_OUT = "could not be used when the window that the run continues in was packed"
 _HOPELESS = 1024  # rows of one stream, one after the other, that give no example at all
 
 
@@ -48,13 +50,16 @@ class Stream:
         self._start = {"next": self._next, "carry": self._carried, **self.counts}
         self._rows: list[list[TrainExample]] | None = None
         self._offset = int(saved["offset"])  # rows of this window that were handed out
+        # Bad rows of this window. Where a row can be read today that could not be read then, the
+        # window would be packed otherwise, and its rows not be those that were not handed out yet.
+        self._left_out = [int(i) for i in saved.get("left_out", ())]
         self._pending: deque = deque()
 
     def state(self) -> dict[str, Any]:
         if self._rows is not None and self._offset == len(self._rows):
             carry = [example.index for example in self._carried]
-            return {"next": self._next, "carry": carry, "offset": 0, **self.counts}
-        return {**self._start, "offset": self._offset}
+            return {"next": self._next, "carry": carry, "offset": 0, "left_out": [], **self.counts}
+        return {**self._start, "offset": self._offset, "left_out": self._left_out}
 
     def prefetch(self, depth: int) -> None:
         """Has the next `depth` windows made, if they are not yet."""
@@ -62,7 +67,21 @@ class Stream:
         while len(self._pending) < depth:
             first = self._next + len(self._pending) * window
             jobs = [self._job(self.number + self._step * n) for n in range(first, first + window)]
-            self._pending.append(self._workers.submit(jobs))
+            left_out = set(self._left_out)
+            wait = self._workers.submit([job for job in jobs if job.index not in left_out])
+            self._pending.append((jobs, left_out, wait))
+
+    def _window(self) -> Made:
+        """What the next window's rows make."""
+        jobs, left_out, wait = self._pending.popleft()
+        made = iter(wait())
+        made = [rejected(j, _LEFT_OUT) if j.index in left_out else next(made) for j in jobs]
+        self._left_out = [
+            job.index
+            for job, each in zip(jobs, made, strict=True)
+            if isinstance(each, Rejected) and each.bad
+        ]
+        return made
 
     def take(self) -> list[TrainExample]:
         """The next packed row."""
@@ -84,7 +103,7 @@ class Stream:
                 **self.counts,
             }
             self.prefetch(1)
-            made = self._pending.popleft()()
+            made = self._window()
             self._next += self._config.window
             self.prefetch(1)
             self._count(made, self.counts)
@@ -105,6 +124,8 @@ class Stream:
         """What the last window left over; made anew where a saved state only names it."""
         if self._carried and not isinstance(self._carried[0], TrainExample):
             made = self._workers.submit([self._job(index) for index in self._carried])()
+            lost = [each for each in made if isinstance(each, Rejected)]
+            self._count(lost, dict.fromkeys(COUNTS, 0))  # listed; they were counted as good ones
             self._carried = [each for each in made if isinstance(each, TrainExample)]
         return self._carried
 

@@ -45,6 +45,7 @@ def get_config(size: str = "4b") -> ConfigDict:
     data.echo_rows = 1024  # newest rows, kept on the device, of which they are drawn
     data.time_markers = True
     data.max_bad_share = 0.05  # more unusable rows than this stop the run
+    data.row_seconds = 60.0  # a row that takes longer to read is unusable
     # Speed, warp, SpecAugment; none. With `echo`, masks are drawn anew each time a row is seen.
     data.augment = ConfigDict(dataclasses.asdict(Augment()))
     data.tasks = ()  # names of tasks whose losses are reported apart

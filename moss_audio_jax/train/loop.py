@@ -294,6 +294,7 @@ def loader_config_of(config: Any, start: Start) -> LoaderConfig:
         window=d.window,
         workers=d.workers,
         max_bad_share=d.max_bad_share,
+        row_seconds=d.row_seconds,
         tasks=tuple(d.tasks),
         augment=Augment(**d.augment),
         branches=d.branches,

@@ -1,6 +1,9 @@
 """Rows and clips that the tests of data/ are made of."""
 
 import json
+import os
+import signal
+import time
 
 import numpy as np
 import soundfile
@@ -36,3 +39,14 @@ def write_clip(path, seconds, seed=0):
     samples = (0.1 * rng.standard_normal(int(seconds * 16000))).astype(np.float32)
     soundfile.write(path, samples, 16000, subtype="FLOAT")
     return samples
+
+
+def fragile(job):
+    """What a worker runs in place of a maker, and how it may fail."""
+    if job.part == "hangs":
+        time.sleep(3600)
+    if job.part == "crashes":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if job.part == "is killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job.index

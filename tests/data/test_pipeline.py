@@ -213,7 +213,7 @@ def test_a_state_of_other_data_is_refused(make_loader, corpus):
 
 
 BROKEN = {  # line -> row, reason
-    2: ("{not json", "not JSON"),
+    2: ("{not json", "not valid JSON"),
     4: (asr("missing.wav", "hi", id="lost"), "no such file"),
     5: (asr("broken.wav", "hi"), "not audio"),
     6: (asr("clip.wav", "  "), "empty answer"),

@@ -1,8 +1,6 @@
 """Rows and records, files of rows, mixtures, packing, the report of bad rows, workers."""
 
-import concurrent.futures
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -57,7 +55,7 @@ def test_lines_are_found_whatever_ends_them(tmp_path, monkeypatch, block):
     assert len(source) == 8
     assert [source.location(i).line for i in range(8)] == [1, 4, 5, 6] * 2
     assert [source[i].messages[-1]["content"] for i in (7, 0, 5)] == ["é 2", "é 0", "é 1"]
-    with pytest.raises(InputError, match="not JSON"):
+    with pytest.raises(InputError, match="not valid JSON"):
         source[2]
     with pytest.raises(InputError, match=r"gone\.jsonl: no such file"):
         Source(str(tmp_path / "gone.jsonl"))
@@ -217,20 +215,18 @@ def test_the_report_survives_a_kill_and_other_writers(tmp_path):
 
 
 def test_workers_start_no_jax_and_end_with_their_parent(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, context, workers._start, (None,)) as pool:
-        loaded = pool.submit(eval, "set(__import__('sys').modules)").result()
-        assert "moss_audio_jax.data.examples" in loaded
-        assert not loaded & {"jax", "grain"}
+    pool = workers.Workers(eval, 1, 60)
+    (loaded,) = pool.submit(["set(__import__('sys').modules)"])()
+    pool.close()
+    assert "moss_audio_jax.data.examples" in loaded
+    assert not loaded & {"jax", "grain"}
     script = tmp_path / "parent.py"
     script.write_text(
-        "from concurrent.futures import ProcessPoolExecutor\n"
-        "import multiprocessing, os, time\n"
-        "from moss_audio_jax.data import workers\n"
+        "import time\n"
+        "from moss_audio_jax.data.workers import Workers\n"
         "if __name__ == '__main__':\n"
-        "    context = multiprocessing.get_context('spawn')\n"
-        "    pool = ProcessPoolExecutor(1, context, workers._start, (None,))\n"
-        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    workers = Workers(eval, 1, 60)\n"
+        "    print(*workers.submit(['__import__(\"os\").getpid()'])(), flush=True)\n"
         "    time.sleep(60)\n"
     )
     root = str(Path(__file__).parents[2])
