@@ -127,7 +127,7 @@ def _not_written(folder: Path, error: OSError, nbytes: int) -> InputError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(folder.parent).free
         return InputError(
-            f"{folder}: not written: the disk is full: {nbytes / 1e9:.3g} GB needed, "
+            f"{folder}: not written: {files.reason(error)}: {nbytes / 1e9:.3g} GB needed, "
             f"{free / 1e9:.3g} GB free in {folder.parent}; make room or name another folder"
         )
     return InputError(
