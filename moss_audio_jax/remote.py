@@ -119,7 +119,8 @@ def secrets_of(words: Sequence[str]) -> tuple[str, ...]:
     for word, shown in zip(words, redact(list(words)), strict=True):
         name, _, assigned = word.partition("=")
         if word != shown:
-            found.append(assigned if _KEY_LIKE.fullmatch(name.lstrip("-")) else word)
+            is_named = assigned and _KEY_LIKE.fullmatch(name.lstrip("-"))
+            found.append(assigned if is_named else word)
     return tuple(filter(None, found))
 
 

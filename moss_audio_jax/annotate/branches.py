@@ -73,13 +73,11 @@ class Branches:
                 sounding, self.ears.hear([w.wav for w in sounding]), strict=True
             ):
                 work.heard = heard if len(heard.starts) else None
-        if self.ears:
-            verdicts = self.ears.familiarity([w.wav for w in sounding])
-            for work, verdict in zip(sounding, verdicts, strict=True):
-                if verdict is not None:
-                    work.record["familiarity"] = verdict._asdict() | {
+                if (verdict := self.ears.familiarity(heard)) is not None:
+                    work.record["familiarity"] = {
                         "score": round(float(verdict.score), 3),
                         "unfamiliar": bool(verdict.unfamiliar),
+                        "reason": verdict.reason,
                     }
         for work in sounding:
             if given is not None:
