@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +31,9 @@ from moss_audio_jax.config import (
 )
 from moss_audio_jax.data.batch import Example, bucket_shape, check, make_batch
 from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.files import quoted
 from moss_audio_jax.generate.engine import Engine, Output
+from moss_audio_jax.generate.familiarity import Familiarity, Gauge
 from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
 from moss_audio_jax.generate.request import Audio, Prepared, Reply, Request, name_of
 from moss_audio_jax.generate.stop_strings import UntilStop, first_stop
@@ -47,6 +50,10 @@ from moss_audio_jax.text.tokenizer import StreamDecoder, Tokenizer, check_fits
 from moss_audio_jax.weights.convert import load_params, read_config
 
 __all__ = ["Audio", "MossAudio", "Prepared", "Reply", "Request", "Sampling", "Stream"]
+
+
+# {reason}: of a `Familiarity`.
+STRANGE = "the sound is unlike what this model was trained on, so the answer is a guess: {reason}"
 
 
 class MossAudio:
@@ -72,6 +79,7 @@ class MossAudio:
         stop_ids: Sequence[int] = (),
         random_weights: bool = False,
         folder: Path | None = None,
+        gauge: Gauge | None = None,
     ) -> None:
         self._params = params
         self.config = config
@@ -81,6 +89,7 @@ class MossAudio:
         self.processor = processor or (tokenizer.processor if tokenizer else ProcessorConfig())
         self.random_weights = random_weights
         self.folder = folder
+        self._gauge = gauge
         self._vocab = vocabulary(config, tokenizer, self.processor, stop_ids)
 
     def __repr__(self) -> str:
@@ -159,20 +168,22 @@ class MossAudio:
             stop_ids=_stop_ids(path),
             random_weights=bool(read_json(path / "config.json").get("random_weights")),
             folder=path,
+            gauge=Gauge.load(path),
         )
 
     @property
     def params(self) -> Any:
-        """Nested dict of arrays, layers stacked on axis 0.
+        """Nested dict of arrays as the model holds them: the decoder's layers are a tuple of trees,
+        one for each, which generation reads fastest; the encoder's are stacked on axis 0."""
+        return self._params
 
-        The model itself holds its decoder's layers one by one, the quickest to generate with. They
-        are stacked at each call, and then in memory twice.
+    def stacked_params(self) -> Any:
+        """`params` as training and checkpoints have them, all layers stacked on axis 0.
+
+        The decoder is stacked anew at each call, and is then in memory twice.
         """
-        language_model = self._params["language_model"]
-        if not decoder.is_unstacked(language_model):
-            return self._params
         with jax.set_mesh(self.mesh):
-            return decoder.with_layers(self._params, decoder.stack(language_model["layers"]))
+            return decoder.stacked(self._params)
 
     @property
     def encoder_params(self) -> Any:
@@ -295,8 +306,8 @@ class MossAudio:
             name = name_of(clip, number)
             wav = clip if isinstance(clip, np.ndarray) else load_audio(clip)
             mels.append(self._mel(wav, name))
-            place = f"{name}: " if len(clips) > 1 else ""
-            warnings += [place + warning for warning in _warnings(wav)]
+            if not wav.any():
+                warnings.append(_of(number, clips, "every sample is 0: nothing can be heard in it"))
         ids = build_prompt(
             tokenizer,
             request.text,
@@ -413,6 +424,7 @@ class MossAudio:
         `on_reply` is called with (prompt number, reply) as each answer ends.
         """
         replies: list[Reply | None] = [None] * len(prompts)
+        prompts = self._warned(prompts)
 
         def on_done(number: int, output: Output) -> None:
             replies[number] = reply = self.reply(output, prompts[number])
@@ -424,6 +436,40 @@ class MossAudio:
             asked = [(prompt, prompt.sampling) for prompt in prompts]
             self._engine(batch_size).run(asked, on_done=on_done)
         return replies
+
+    def familiarity(self, audio: Audio) -> Familiarity | None:
+        """Whether one clip is like the sound that this model was trained on.
+
+        None where the checkpoint cannot tell (`generate.familiarity` says which can), or the clip
+        is shorter than half a second. Raises InputError for a clip that cannot be used.
+        """
+        wav = audio if isinstance(audio, np.ndarray) else load_audio(audio)
+        return self.judged([log_mel(wav)])[0]
+
+    def judged(self, mels: Sequence[np.ndarray]) -> list[Familiarity | None]:
+        """`familiarity` of clips by their log-mels [128, frames]."""
+        if self._gauge is None:
+            return [None] * len(mels)
+        measured = self._gauge.measure(
+            mels, self.encoder_params, self.config.encoder, self.compute, self.mesh
+        )
+        return [None if each is None else self._gauge.judge(each) for each in measured]
+
+    def _warned(self, prompts: Sequence[Prepared]) -> list[Prepared]:
+        """Prompts that also warn of each clip that the model does not know."""
+        # Questions share clips; each is judged once.
+        clips = {id(mel): mel for prompt in prompts for mel in prompt.mels}
+        verdicts = dict(zip(clips, self.judged([*clips.values()]), strict=True))
+        warned = []
+        for prompt in prompts:
+            new = [
+                _of(number, prompt.mels, STRANGE.format(reason=verdict.reason))
+                for number, verdict in enumerate((verdicts[id(m)] for m in prompt.mels), 1)
+                if verdict and verdict.unfamiliar
+            ]
+            warnings = (*prompt.warnings, *new)
+            warned.append(dataclasses.replace(prompt, warnings=warnings) if new else prompt)
+        return warned
 
     def reply(self, output: Output, prompt: Prepared) -> Reply:
         """Text and thinking of what was generated for a prompt."""
@@ -509,6 +555,7 @@ class Stream(Iterator[str]):
         return next(self._pieces)
 
     def _written(self, model: MossAudio, prompt: Prepared) -> Iterator[str]:
+        (prompt,) = model._warned([prompt])
         pieces: list[str] = []
         until = UntilStop(prompt.sampling.stop, pieces.append)
         decoder, told = StreamDecoder(model.tokenizer), 0
@@ -574,18 +621,16 @@ def _stop_ids(path: Path) -> tuple[int, ...]:
     """eos_token_id of generation_config.json, one or several."""
     file = path / "generation_config.json"
     eos = read_json(file).get("eos_token_id") if file.exists() else None
-    eos = [eos] if isinstance(eos, int) else (eos or [])
-    if not all(isinstance(i, int) and i >= 0 for i in eos):
-        warnings.warn(f"{file}: eos_token_id {eos!r} is ignored; expected ids", stacklevel=3)
+    eos = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(type(i) is int and 0 <= i < 2**31 for i in eos):
+        warnings.warn(f"{file}: eos_token_id {quoted(eos)} is ignored; expected ids", stacklevel=3)
         return ()
     return tuple(eos)
 
 
-def _warnings(wav: np.ndarray) -> list[str]:
-    """What a reader of an answer about this clip should know."""
-    if not wav.any():
-        return ["every sample is 0: what the answer says was not heard"]
-    return []
+def _of(number: int, clips: Sequence[Any], warning: str) -> str:
+    """The warning, with its clip's number where there are several."""
+    return f"clip {number}: {warning}" if len(clips) > 1 else warning
 
 
 def _float32(mels: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:

@@ -59,11 +59,17 @@ def run_verb(*verb: str) -> NoReturn:
 
 
 def _usage() -> str:
+    import textwrap
+
+    from moss_audio_jax import config_file
+
     verbs = "\n".join(f"  {verb:<11} {what}" for verb, (_, what) in VERBS.items())
     return (
         "usage: moss-audio-jax VERB ...\n\n"
         f"{verbs}\n\n"
-        "moss-audio-jax VERB --help explains a verb with an example."
+        "moss-audio-jax VERB --help explains a verb with an example.\n\n"
+        f"Configs for --config NAME, in {config_file.FOLDER}:\n"
+        f"{textwrap.fill(', '.join(config_file.names()), 78)}"
     )
 
 

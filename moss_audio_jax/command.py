@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from moss_audio_jax import libtpu
 from moss_audio_jax.config import DEFAULT_CHECKPOINT, QUANTIZE
-from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.errors import InputError, UsageError, out_of_memory
 from moss_audio_jax.files import reason
 from moss_audio_jax.runtime import INTERRUPTED, keep_compiled, run_as_process
 
@@ -53,6 +54,7 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
     group.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, type=Path, metavar="DIR",
                        help="checkpoint folder, official or native; default the bundled small "
                             "model")  # fmt: skip
+    group.add_argument("--lora", type=Path, metavar="DIR", help="LoRA adapters to fold in")
     group.add_argument("--dtype", choices=("bfloat16", "float32"),
                        help="weights and compute; default bfloat16, on CPUs float32")  # fmt: skip
     group.add_argument("--mesh", type=mesh_sizes, metavar="AXIS=N,...",
@@ -69,7 +71,6 @@ def load_model(args: argparse.Namespace, mesh: Any = None) -> MossAudio:
     little: of the small model, of random weights.
 
     Args:
-      args: with `lora`, a folder of adapters, where the verb has that option.
       mesh: instead of args.mesh, where several processes had to agree on one.
 
     Raises:
@@ -82,12 +83,19 @@ def load_model(args: argparse.Namespace, mesh: Any = None) -> MossAudio:
     if args.checkpoint == DEFAULT_CHECKPOINT and jax.process_index() == 0:
         say(SMALL_MODEL)
     keep_memory()
+    if args.lora is not None:
+        from moss_audio_jax.weights.adapters import describe
+        from moss_audio_jax.weights.convert import read_config
+
+        found = describe(args.lora, read_config(args.checkpoint))  # before weights are read
+        if jax.process_index() == 0:
+            say(found)
     model = MossAudio.load(
         args.checkpoint,
         args.dtype,
         args.mesh if mesh is None else mesh,
         args.encoder_attention,
-        getattr(args, "lora", None),
+        args.lora,
         args.quantize,
     )
     if model.tokenizer is None:
@@ -167,6 +175,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
         run_as_process(lambda: run(main, sys.argv[1:]))
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be valid UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
+    libtpu.quieten()
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: say(_line("warning", message))
         try:
@@ -187,6 +196,11 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
         except KeyboardInterrupt:
             say("interrupted")
             return INTERRUPTED
+        except Exception as error:
+            if (advice := out_of_memory(error)) is None:
+                raise
+            say(_line("error", advice))
+            return 2
 
 
 def _flushed() -> bool:

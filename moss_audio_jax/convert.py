@@ -31,7 +31,8 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--overwrite", action="store_true", help="replace --output")
     args = options.parse_args(argv)
 
-    from moss_audio_jax.weights.convert import convert
+    from moss_audio_jax.weights.adapters import describe
+    from moss_audio_jax.weights.convert import convert, read_config
 
     convert(
         args.input,
@@ -43,5 +44,7 @@ def main(argv: Sequence[str]) -> int:
         merge_lora=args.merge_lora,
         progress=sys.stderr.isatty(),
     )
+    if args.merge_lora is not None:
+        command.say(f"folded in {describe(args.merge_lora, read_config(args.output))}")
     command.say(f"wrote {args.output} ({args.format})")
     return 0

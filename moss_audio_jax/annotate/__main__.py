@@ -7,8 +7,9 @@ Files are cut where one event ends and another begins; each segment gets a profi
 transcripts that two systems agree on with times of words, speakers, music, events, captions. OUT
 holds segments.jsonl (the records, docs/annotate.md), rows.jsonl (the fine-tuning form; with an
 --output that ends in .jsonl that file), dropped.jsonl (what was left out, and why) and index.html.
---config FILE plugs stronger models in; --config.KEY=VALUE overrides one of its keys. The same
-command again continues. Needs the extra: pip install 'moss_audio_jax[annotate]'.
+--config FILE plugs stronger models in (configs/annotate.py is an example); --config.KEY=VALUE
+overrides one of its keys. The same command again continues. Needs the extra:
+pip install -e '.[annotate]'.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends thos
 
     cli.run_verb("annotate")
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from moss_audio_jax import command
 from moss_audio_jax.errors import UsageError
+from moss_audio_jax.files import shown
+from moss_audio_jax.remote import redact
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,12 +43,16 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--workers", type=command.positive, default=1, metavar="N",
                          help="processes; default 1, which uses several cores where it "
                               "can")  # fmt: skip
+    options.add_argument("--keep-doubtful", action="store_true",
+                         help="keep rows that rest on the small model where it does not know the "
+                              "sound")  # fmt: skip
     args, rest = options.parse_known_args(argv)
 
     from moss_audio_jax.annotate import defaults, pipeline, source
 
     shard = source.read_shard(args.shard)
     config = defaults.load(args.config, rest)
+    config.rows.keep_doubtful |= args.keep_doubtful
     found = source.sharded(source.find(args.input), shard)
     out, rows_name = args.output, "rows.jsonl"
     if out.suffix == ".jsonl":
@@ -59,11 +65,11 @@ def main(argv: Sequence[str]) -> int:
         config,
         rows_name,
         shard,
-        min(args.workers, max(len(found), 1)),
+        args.workers,
         progress=sys.stderr.isatty(),
     )
     for path, why in summary.failed:
-        command.say(f"error: {why if why.startswith(path) else f'{path}: {why}'}")
+        command.say(f"error: {shown(redact(path))}: {why}")
     for warning in summary.warnings:
         command.say(f"warning: {warning}")
     for reason, count in summary.dropped.most_common():
@@ -71,6 +77,6 @@ def main(argv: Sequence[str]) -> int:
     command.say(
         f"{summary.sources - len(summary.failed)} of {summary.sources} file(s), "
         f"{summary.seconds:.0f} s, {summary.segments} segment(s), {summary.rows} row(s) -> "
-        f"{os.fspath(args.output)}"
+        f"{shown(args.output)}"
     )
     return 1 if summary.failed else 0

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import hashlib
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -28,12 +30,25 @@ from moss_audio_jax.annotate.segment import SegmentOptions, segment
 from moss_audio_jax.annotate.source import Sound, Source
 from moss_audio_jax.annotate.work import Work, new_record
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
+from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.evaluate.journal import write_lines
+from moss_audio_jax.files import brief, not_written, open_regular, parse_json, read_json, shown
+from moss_audio_jax.remote import redact
+from moss_audio_jax.weights.convert import read_config
+from moss_audio_jax.weights.heads import load_heads
 
 _GROUP_SECONDS = 256.0  # of sound that goes through the branches together
 _CLIPPED = 0.001  # share of samples at full scale from which a file is called clipped
 Done = dict[str, Any]
+
+
+class _Needed(NamedTuple):
+    """Of a source without records: what they are made of, and posteriors that were given."""
+
+    key: str
+    content: str
+    given: Posteriors | None
 
 
 def run_fingerprint(config: ConfigDict) -> str:
@@ -57,43 +72,92 @@ def checkpoint_folder(config: ConfigDict) -> Path | None:
     if not config.checkpoint:
         return None
     if config.checkpoint == BUNDLED:
-        return command.DEFAULT_CHECKPOINT
+        return DEFAULT_CHECKPOINT
     return Path(config.checkpoint)
 
 
-class Annotator:
-    """What a process needs for file after file: the small model and the experts."""
+def check_parts(config: ConfigDict) -> None:
+    """What is wrong with an expert, or with the files of the model, said at once and once.
 
-    def __init__(self, config: ConfigDict, out: Path, key: str):
-        folder = checkpoint_folder(config)
-        if folder:
-            command.keep_compiled()
-            command.keep_memory()
-        self._branches = Branches(config, Ears.load(folder) if folder else None)
+    Raises:
+      InputError, UsageError: as Branches and `MossAudio.load` would.
+    """
+    Branches(config, None)
+    if folder := checkpoint_folder(config):
+        read_config(folder)
+        load_heads(folder)
+
+
+class Annotator:
+    """What a process needs for file after file: the small model and the experts.
+
+    The model is loaded when the first file needs it: where every record is there, none is.
+
+    Args:
+      warn: told of the first segment whose sound the model does not know.
+      tick: told which share of a file is done.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        out: Path,
+        key: str,
+        warn: Callable[[str], None],
+        tick: Callable[[float], None] = lambda share: None,
+    ):
         self._config, self._out, self._key = config, out, key
+        self._warn, self._tick = warn, tick
         self._options = SegmentOptions(**config.segment)
 
-    def file(self, source: Source) -> Done | str:
-        """What became of a file (see `_write`), or why it could not be used."""
-        try:
-            return self._file(source)
-        except (InputError, OSError) as error:
-            return str(error)
-        except Exception as error:  # one file must not end a run over a million
-            return f"{source.path}: {type(error).__name__}: {error}"
+    @functools.cached_property
+    def _branches(self) -> Branches:
+        folder = checkpoint_folder(self._config)
+        if not folder:
+            return Branches(self._config, None, self._warn)
+        command.keep_compiled()
+        command.keep_memory()
+        return Branches(self._config, Ears.load(folder), self._warn)
 
-    def _file(self, source: Source) -> Done:
+    def file(self, source: Source) -> Done | str:
+        """What became of a file (see `_write`), or why it could not be used.
+
+        Raises:
+          InputError: the model cannot be loaded, or the disk is full: no file could be used.
+        """
+        made = self._guarded(self._look, source)
+        if isinstance(made, _Needed):
+            branches = self._branches
+            made = self._guarded(self._make, source, made, branches)
+        return made
+
+    def _guarded(self, step: Callable[..., Any], source: Source, *args: Any) -> Any:
         try:
-            with open(source.path, "rb") as opened:
-                content = hashlib.file_digest(opened, "blake2b").hexdigest()[:24]
-        except OSError as error:
-            raise InputError(f"{source.path}: {_reason(error)}") from None
+            return step(source, *args)
+        except Exception as error:  # one file must not end a run over a million
+            full = error if isinstance(error, OSError) else error.__cause__
+            if isinstance(full, OSError) and full.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise not_written(self._out, full) from None  # no other file could be written
+            known = isinstance(error, InputError | OSError)
+            why = str(error) if known else f"{type(error).__name__}: {error}"
+        for name in (source.path, shown(source.path)):
+            why = why.removeprefix(f"{name}: ")
+        return redact(brief(why, 300))
+
+    def _look(self, source: Source) -> Done | _Needed:
+        """What an earlier run wrote, or what is needed to write it."""
+        if source.problem:
+            raise InputError(source.problem)
+        with open_regular(source.path, "an audio file") as opened:
+            content = hashlib.file_digest(opened, "blake2b").hexdigest()[:24]
         given, given_key = self._given(source)
         made_of = hashlib.blake2b(f"{self._key} {content} {given_key} {source}".encode())
         key = made_of.hexdigest()[:24]
         there = read_done(self._out, source)
-        if there and there["fingerprint"] == key:
-            return there
+        return there if there and there["fingerprint"] == key else _Needed(key, content, given)
+
+    def _make(self, source: Source, needed: _Needed, branches: Branches) -> Done:
+        given = needed.given
         sidecar = self._out / "records" / f"{source.id}.json"
         sidecar.unlink(missing_ok=True)
         folder = self._out / "audio" / source.id
@@ -106,17 +170,18 @@ class Annotator:
                 if given is not None:
                     cut = segment_posteriors(given, features.seconds, self._options)
                 else:
-                    cut = segment(features, self._options, self._branches.sources(sound))
+                    cut = segment(features, self._options, branches.sources(sound))
                 works: list[Work] = []
                 for group in _groups(_on_grid(cut)):
                     made = [
                         self._work(source, sound, folder, len(works) + i, *span)
                         for i, span in enumerate(group)
                     ]
-                    self._branches.run(made, features, given)
+                    branches.run(made, features, given)
                     for work in made:
                         work.wav, work.heard, work.tags = np.zeros(0, np.float32), None, None
                     works += made
+                    self._tick(works[-1].end / features.seconds)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
@@ -125,7 +190,7 @@ class Annotator:
             warnings.append(f"clipped: {100 * clipped.share:.1f}% of its samples at full scale")
         if all(work.silent for work in works):
             warnings.append("silent from end to end")
-        return self._write(source, key, content, features.seconds, works, warnings)
+        return self._write(source, needed, features.seconds, works, warnings)
 
     def _given(self, source: Source) -> tuple[Posteriors | None, str]:
         """The posteriors of another detector that belong to a file, where there are any."""
@@ -158,8 +223,7 @@ class Annotator:
     def _write(
         self,
         source: Source,
-        key: str,
-        content: str,
+        needed: _Needed,
         seconds: float,
         works: Sequence[Work],
         warnings: list[str],
@@ -174,9 +238,9 @@ class Annotator:
                 work.record = _bare(work.record)
             records.append(work.record)
         done = {
-            "fingerprint": key,
+            "fingerprint": needed.key,
             "audio": source.path,
-            "content": content,
+            "content": needed.content,
             "seconds": round(seconds, 3),
             "segments": len(records),
             "warnings": warnings,
@@ -228,21 +292,19 @@ def _groups(spans: Sequence[tuple[float, float]]) -> Iterator[list[tuple[float, 
     yield group
 
 
-def _reason(error: OSError) -> str:
-    return "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
-
-
 def read_done(out: Path, source: Source) -> Done | None:
     """What a run wrote of a source, if it is whole."""
     records = out / "records"
     try:
-        done = json.loads((records / f"{source.id}.json").read_text("utf-8"))
-        return done if (records / f"{source.id}.jsonl").is_file() else None
-    except (OSError, ValueError):
+        done = read_json(records / f"{source.id}.json")
+        whole = isinstance(done, dict) and done.get("fingerprint")
+        return done if whole and (records / f"{source.id}.jsonl").is_file() else None
+    except InputError:
         return None
 
 
 def read_records(out: Path, source: Source) -> Iterator[Record]:
-    with open(out / "records" / f"{source.id}.jsonl", encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
+    path = out / "records" / f"{source.id}.jsonl"
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            yield parse_json(line, f"{shown(path)}, line {number}")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from moss_audio_jax.annotate import experts, merge, sound, speech
+from moss_audio_jax.annotate import doubt, experts, merge, sound, speech
 from moss_audio_jax.annotate.ears import Ears
 from moss_audio_jax.annotate.features import ClipFeatures
 from moss_audio_jax.annotate.music import describe_music
@@ -32,6 +32,7 @@ from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.audio.windows import quiet_windows
 from moss_audio_jax.data.world.tasks import NO_SPEECH
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.files import shown
 
 _DECODER_SECONDS = 20.0  # what the small model's decoder is asked about at a time
 _FULL_SCALE = 0.999
@@ -43,10 +44,17 @@ class Branches:
 
     Args:
       ears: the small model, or None.
+      warn: told of the first segment that the small model does not know.
     """
 
-    def __init__(self, config: ConfigDict, ears: Ears | None):
+    def __init__(
+        self,
+        config: ConfigDict,
+        ears: Ears | None,
+        warn: Callable[[str], None] = lambda message: None,
+    ):
         self.config = config
+        self._warn, self._warned = warn, False
         self.ears = ears
         self.experts = {name: experts.make(name, spec) for name, spec in config.experts.items()}
         self.classes = dict(config.classes)
@@ -65,6 +73,12 @@ class Branches:
                 sounding, self.ears.hear([w.wav for w in sounding]), strict=True
             ):
                 work.heard = heard if len(heard.starts) else None
+                if (verdict := self.ears.familiarity(heard)) is not None:
+                    work.record["familiarity"] = {
+                        "score": round(float(verdict.score), 3),
+                        "unfamiliar": bool(verdict.unfamiliar),
+                        "reason": verdict.reason,
+                    }
         for work in sounding:
             if given is not None:
                 work.tags = part(given, work.start, work.end)
@@ -74,6 +88,9 @@ class Branches:
             self._profile(work, features, given is not None)
         self._events(sounding, given is not None)
         self._transcripts(sounding)
+        if self.ears:
+            for work in sounding:
+                self._doubt(work)
         self._words(sounding)
         for work in sounding:
             self._music(work)
@@ -87,6 +104,21 @@ class Branches:
             self._voices(work, features)
             work.record["anchor"] = sound.anchor(work.record)
         self._captions(works)
+        for work in works:
+            if work.record["doubt"]:
+                work.record["doubtful"] = doubt.doubtful(work.record)
+
+    def _doubt(self, work: Work) -> None:
+        """Says so, once, where the small model does not know what it hears."""
+        record = work.record
+        record["doubt"] = doubt.why(record, self.config.speech.doubt)
+        if record["doubt"] and not self._warned:
+            self._warned = True
+            self._warn(
+                f"{shown(record['audio'])}, from {record['start']:.2f} s: {record['doubt']}. What "
+                "the small model says of such sound is a guess, and gives no rows "
+                "(--keep-doubtful keeps them)"
+            )
 
     # --- level and profile -----------------------------------------------------------------------
 
@@ -258,7 +290,8 @@ class Branches:
             sentence["speaker"] = speaker
         for speaker in record["speakers"]:
             own = [(t["start"] - work.start, t["end"] - work.start) for t in speaker["turns"]]
-            speaker["sex"] = sound.tag_sex(work.tags, own) if work.tags is not None else None
+            known = work.tags is not None and not record["doubt"]
+            speaker["sex"] = sound.tag_sex(work.tags, own) if known else None
         work.told("speakers", "measured")
 
     # --- music -----------------------------------------------------------------------------------

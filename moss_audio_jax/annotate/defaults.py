@@ -7,6 +7,7 @@ may be overridden on the command line: --config.speech.threshold=0.2
 from __future__ import annotations
 
 import importlib.util
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ from ml_collections import ConfigDict
 
 from moss_audio_jax.annotate.segment import SegmentOptions
 from moss_audio_jax.config_file import read_config_file
-from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.errors import InputError, UsageError, extra
+from moss_audio_jax.remote import redact
 
 BUNDLED = "bundled"
 
@@ -40,6 +42,7 @@ def get_config() -> ConfigDict:
     s.systems = ("decoder", "ctc")  # or names of experts; of two the first counts
     s.min_systems = 2  # transcripts that must be there
     s.threshold = 0.3  # of the WER (zh: CER) between them
+    s.doubt = 0.75  # WER between decoder and ctc from which the segment is foreign to the model
     s.gate = 0.25  # profile's speech or human voice from which systems are asked
     s.present = 0.5  # ... from which there is a voice, whether or not words could be had
     s.align = "ctc"  # or an expert, or "": no word times
@@ -67,6 +70,7 @@ def get_config() -> ConfigDict:
     s = c.rows = ConfigDict()
     s.min_seconds = 0.5  # shorter segments give no rows
     s.skip = ()  # tasks that are left out
+    s.keep_doubtful = False  # rows that rest on the small model, of sound that it does not know
 
     c.page_clips = 24  # files shown in index.html
     c.page_seconds = 60.0  # of each
@@ -103,9 +107,12 @@ def check(config: ConfigDict) -> None:
                 f"{where} is {name!r}; expected one of {', '.join(map(repr, known))} or a name of "
                 "config.experts"
             )
+    for name, spec in config.experts.items():
+        if not isinstance(spec, ConfigDict):
+            raise UsageError(f"config: experts.{name}: expected its keys, kind and target")
     for module in ("ruptures", "librosa", "rapidfuzz", "whisper_normalizer"):
         if importlib.util.find_spec(module) is None:
-            raise InputError(f"annotate needs {module}: pip install 'moss_audio_jax[annotate]'")
+            raise InputError(f"annotate needs {module}: {extra('annotate')}")
     SegmentOptions(**config.segment)  # UsageError where they contradict each other
 
 
@@ -118,5 +125,6 @@ def _same_keys(config: Any, default: Any, at: str) -> None:
             raise UsageError(f"config: {at}{key} is missing")
         if isinstance(default[key], ConfigDict) and key != "experts":
             if not isinstance(config[key], ConfigDict):
-                raise UsageError(f"config: {at}{key} is {config[key]!r}; expected its keys")
+                said = reprlib.repr(redact(config[key]))
+                raise UsageError(f"config: {at}{key} is {said}; expected its keys")
             _same_keys(config[key], default[key], f"{at}{key}.")

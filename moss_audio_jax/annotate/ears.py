@@ -18,6 +18,7 @@ from moss_audio_jax.audio.features import log_mel
 from moss_audio_jax.audio.lengths import FRAMES_PER_TOKEN, HOP, SAMPLE_RATE, audio_tokens
 from moss_audio_jax.audio.windows import quiet_windows
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.generate.familiarity import Familiarity, Gauge, Measures
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.models.encoder import encode
 from moss_audio_jax.text.tasks import TRANSCRIBE
@@ -35,19 +36,30 @@ class Heard(NamedTuple):
       tokens are not a grid.
     log_probs: float32 [T, V + 1] of pieces, the blank last; None without that head.
     tags: float32 [T, K] probabilities; None without that head.
+    entropy: float32 [T] of the pieces, nats; states: float32 [T, D] of the layer that tells whether
+      the sound is familiar; None where the checkpoint has no measures of that.
     """
 
     starts: np.ndarray
     log_probs: np.ndarray | None
     tags: np.ndarray | None
+    entropy: np.ndarray | None = None
+    states: np.ndarray | None = None
 
 
 class Ears:
     """A checkpoint with heads (`weights.heads`). Make one with `Ears.load`."""
 
-    def __init__(self, model: MossAudio, heads: dict[str, np.ndarray], tags: tuple[str, ...]):
+    def __init__(
+        self,
+        model: MossAudio,
+        heads: dict[str, np.ndarray],
+        tags: tuple[str, ...],
+        gauge: Gauge | None = None,
+    ):
         self.model = model
         self.tags = tags
+        self._gauge = gauge
         self.tokenizer = model.tokenizer
         self._heads = {
             name: (heads[f"helpers/{name}/kernel"], heads[f"helpers/{name}/bias"])
@@ -60,12 +72,20 @@ class Ears:
         """Raises InputError where a file is missing or broken. Heads may be missing."""
         heads, tags = load_heads(checkpoint)
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        return cls(MossAudio.load(checkpoint, dtype), heads, tags)
+        return cls(MossAudio.load(checkpoint, dtype), heads, tags, Gauge.load(checkpoint))
 
     @property
     def has(self) -> frozenset[str]:
         """Which heads there are: "pieces" (words), "tags"."""
         return frozenset(self._heads)
+
+    def familiarity(self, heard: Heard) -> Familiarity | None:
+        """Whether the model knows such sound; None where clip or checkpoint allow no verdict."""
+        if heard.states is None or len(heard.states) * TOKEN < 0.5:
+            return None
+        mean, spread = heard.states.mean(axis=0), heard.states.std(axis=0)
+        doubt = float(heard.entropy.mean())
+        return self._gauge.judge(Measures(doubt, np.concatenate([mean, spread])))
 
     def hear(self, wavs: Sequence[np.ndarray]) -> list[Heard]:
         """Hears clips, float32 [n] at 16 kHz each; what is shorter than 10 ms has no token.
@@ -96,6 +116,7 @@ class Ears:
                 made = _heads(
                     self.model.encoder_params, self._heads, mels, frames,
                     self.model.config.encoder, self.model.compute,
+                    self._gauge.probe.tap if self._gauge else None,
                 )  # fmt: skip
             made = {name: np.asarray(value) for name, value in made.items()}
             for i, (number, start, mel) in enumerate(batch):
@@ -107,15 +128,18 @@ class Ears:
 
     def _joined(self, parts: list[tuple[float, int, dict[str, np.ndarray]]]) -> Heard:
         starts = [start + TOKEN * np.arange(tokens) for start, tokens, _ in parts]
-        widths = {"pieces": 0, "tags": 0} | {n: len(b) for n, (_, b) in self._heads.items()}
+        widths = {name: (len(bias),) for name, (_, bias) in self._heads.items()}
+        if self._gauge:
+            widths |= {"entropy": (), "states": (len(self._gauge.probe.weight) // 2,)}
 
         def column(name: str) -> np.ndarray | None:
-            if name not in self._heads:
+            if name not in widths:
                 return None
-            empty = np.zeros((0, widths[name]), np.float32)
+            empty = np.zeros((0, *widths[name]), np.float32)
             return np.concatenate([empty, *(made[name] for _, _, made in parts)])
 
-        return Heard(np.concatenate([np.zeros(0), *starts]), column("pieces"), column("tags"))
+        names = ("pieces", "tags", "entropy", "states")
+        return Heard(np.concatenate([np.zeros(0), *starts]), *map(column, names))
 
     def posteriors(self, heard: Heard, seconds: float) -> Posteriors:
         """The tags on a regular grid of 25 frames a second."""
@@ -133,10 +157,10 @@ class Ears:
                 continue
             sampling = Sampling(max_new_tokens=min(8 + int(8 * len(wav) / SAMPLE_RATE), 256))
             try:
-                asked = Request(TRANSCRIBE["none"], [np.asarray(wav)], sampling)
-                prompts.append(self.model.prepare(asked))
+                prompt = self.model.prepare(Request(TRANSCRIBE["none"], [np.asarray(wav)]))
             except InputError:  # longer than the model's positions
                 continue
+            prompts.append((prompt, sampling))
             places.append(number)
         texts = [""] * len(wavs)
         for number, reply in zip(places, self.model.answer(prompts, batch), strict=True):
@@ -168,12 +192,15 @@ def _batches(chunks: Sequence) -> Iterator[Sequence]:
         yield chunks[start : start + _BUCKETS[-1]]
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
-def _heads(params, heads, mels, frames, config, compute) -> dict[str, jax.Array]:
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+def _heads(params, heads, mels, frames, config, compute, tap) -> dict[str, jax.Array]:
     # Each chunk is padded to itself, as a clip of its own would be.
-    features, _ = encode(params, config, compute, mels, frames, frames)
+    features, taps = encode(params, config, compute, mels, frames, frames)
     out = {}
     for name, (kernel, bias) in heads.items():
         logits = features.astype(jnp.float32) @ kernel + bias
         out[name] = jax.nn.log_softmax(logits) if name == "pieces" else jax.nn.sigmoid(logits)
+    if tap is not None:
+        out["entropy"] = -jnp.sum(jnp.exp(out["pieces"]) * out["pieces"], -1)
+        out["states"] = taps[tap].astype(jnp.float32)
     return out

@@ -35,10 +35,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from ml_collections import ConfigDict
+
 from moss_audio_jax.annotate.replies import Reply, Request, checked
-from moss_audio_jax.data.records import parse_json
 from moss_audio_jax.errors import InputError, UsageError
-from moss_audio_jax.evaluate.judge import Judge, read_scores
+from moss_audio_jax.evaluate.judge import read_scores
+from moss_audio_jax.files import brief, parse_json, read_bytes, reason, shown
+from moss_audio_jax.remote import Chat, redact, secrets_of, variable
 from moss_audio_jax.text.prompt import split_thinking
 
 STEPS = ("transcribe", "align", "events", "music", "caption", "unify", "judge")
@@ -47,7 +50,10 @@ _REPLY_BYTES = 1 << 18  # that one reply may take
 
 
 class Expert(Protocol):
-    """Answers requests, in order; where it cannot, an InputError stands in the reply's place."""
+    """Answers requests, in order; where it cannot, an InputError stands in the reply's place.
+
+    It may have `secrets`: texts that are hidden in whatever is written of it.
+    """
 
     def answer(self, requests: Sequence[Request]) -> list[Reply | InputError]: ...
 
@@ -66,8 +72,8 @@ class Function:
         for request in requests:
             try:
                 replies.append(self.call(request))
-            except Exception as error:  # whatever a user's function may raise
-                replies.append(InputError(f"{type(error).__name__}: {_short(error)}"))
+            except (Exception, SystemExit) as error:  # whatever a user's function may raise
+                replies.append(InputError(f"{type(error).__name__}: {brief(error)}"))
         return replies
 
 
@@ -78,17 +84,22 @@ class Command:
     argv: tuple[str, ...]
     timeout: float
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        return secrets_of(self.argv)
+
     def answer(self, requests: Sequence[Request]) -> list[Reply | InputError]:
         try:
             said, problem = self._run(requests)
-        except OSError as error:
-            return [InputError(f"{self.argv[0]}: {error.strerror}")] * len(requests)
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in a word
+            return [InputError(f"{shown(self.argv[0])}: {reason(error)}")] * len(requests)
         found: dict[int, Reply] = {}
         for line in said.splitlines():
             with contextlib.suppress(InputError):
-                reply = parse_json(line)
-                if isinstance(reply.get("id"), int):
-                    found[reply["id"]] = reply
+                reply = parse_json(line, "a line")
+                number = reply.get("id") if isinstance(reply, dict) else None
+                if isinstance(number, int) and not isinstance(number, bool):
+                    found[number] = reply
         why = problem or "no line of JSON with this request's id"
         return [found.get(request["id"], InputError(why)) for request in requests]
 
@@ -97,13 +108,16 @@ class Command:
         limit, until = _REPLY_BYTES * (1 + len(requests)), time.monotonic() + self.timeout
         with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as complaints:
             for request in requests:
-                given.write(json.dumps(request, ensure_ascii=False).encode() + b"\n")
+                line = json.dumps(request, ensure_ascii=False)
+                # A byte of a file name that is no UTF-8 is written as JSON has it: \udce9.
+                given.write(line.encode("utf-8", "backslashreplace") + b"\n")
             given.seek(0)
             process = subprocess.Popen(
                 self.argv, stdin=given, stdout=subprocess.PIPE, stderr=complaints,
                 start_new_session=True,
             )  # fmt: skip
             said, problem = bytearray(), ""
+            _running.add(process.pid)
             try:
                 while not problem:
                     ready, _, _ = select.select([process.stdout], [], [], 0.2)
@@ -120,28 +134,46 @@ class Command:
                     complaints.seek(0)
                     words = complaints.read(2000).decode(errors="replace").split("\n")
                     last = next((w for w in reversed(words) if w.strip()), "")
-                    problem = f"exit code {process.returncode} {_short(last)}".strip()
+                    problem = f"exit code {process.returncode} {brief(last)}".strip()
             except subprocess.TimeoutExpired:
                 problem = f"took longer than {self.timeout:g} s"
             finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                _end(process.pid)
                 process.wait()
+                _running.discard(process.pid)
                 process.stdout.close()
         return bytes(said), problem
+
+
+_running: set[int] = set()  # process groups of commands
+
+
+def _end(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def end_commands() -> None:
+    """Ends every command that runs, with whatever it started: for a process about to end itself."""
+    for group in [*_running]:
+        _end(group)
 
 
 @dataclasses.dataclass
 class Endpoint:
     """A language model behind an OpenAI-compatible endpoint: captions, and judging them."""
 
-    judge: Judge
+    chat: Chat
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        return self.chat.secrets
 
     def answer(self, requests: Sequence[Request]) -> list[Reply | InputError]:
         replies: list[Reply | InputError] = []
         for request in requests:
             try:
-                said = self.judge.ask(_prompt(request))
+                said = self.chat.ask(_prompt(request))
                 if request["step"] == "judge":
                     replies.append({"score": read_scores(said, ("score",))["score"]})
                 else:
@@ -156,19 +188,16 @@ class Replay:
 
     def __init__(self, path: str | Path):
         self._rows: dict[tuple[str, float, float], Reply] = {}
-        try:
-            lines = Path(path).read_bytes().splitlines()
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror}") from None
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(read_bytes(path, "a JSONL of replies").splitlines(), 1):
             if not line.strip():
                 continue
+            where = f"{shown(path)}, line {number}"
+            row = parse_json(line, where)
             try:
-                row = parse_json(line)
-                key = (os.path.basename(row["audio"]), *(round(row[k], 2) for k in _SPAN))
-            except (InputError, KeyError, TypeError) as error:
+                key = (os.path.basename(row["audio"]), *(round(float(row[k]), 2) for k in _SPAN))
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise InputError(
-                    f'{path}, line {number}: {_short(error)}; expected "audio", "start", "end"'
+                    f'{where}: {brief(error)}; expected "audio", "start", "end"'
                 ) from None
             self._rows[key] = row
 
@@ -197,22 +226,27 @@ def make(name: str, spec: Mapping[str, Any]) -> Expert:
       UsageError: a kind or key that does not exist.
       InputError: what the target names cannot be read or imported.
     """
+    if not isinstance(spec, Mapping | ConfigDict):
+        raise UsageError(f"expert {name!r}: expected {{'kind': ..., 'target': ...}}")
     spec = dict(spec)
     kind, target = spec.pop("kind", None), spec.pop("target", None)
-    timeout, model = float(spec.pop("timeout", 120.0)), spec.pop("model", "")
+    timeout, model = spec.pop("timeout", 120.0), spec.pop("model", "")
     key_from = spec.pop("key_from", "")
     if spec or not target:
         raise UsageError(
             f"expert {name!r}: unknown key {next(iter(spec))!r}" if spec
             else f"expert {name!r}: no target"
         )  # fmt: skip
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+        raise UsageError(f"expert {name!r}: timeout is {timeout!r}; expected seconds above 0")
     if kind == "entry_point":
         return Function(_imported(name, str(target)))
     if kind == "command":
-        return Command((target,) if isinstance(target, str) else tuple(target), timeout)
+        words = (target,) if isinstance(target, str) else tuple(map(str, target))
+        return Command(words, float(timeout))
     if kind == "endpoint":
-        key = os.environ.get(key_from) if key_from else None
-        return Endpoint(Judge(str(target), model, key, timeout, attempts=3))
+        key = os.environ.get(variable(key_from)) if key_from else None
+        return Endpoint(Chat(str(target), model, key, float(timeout), attempts=3))
     if kind == "replay":
         return Replay(str(target))
     raise UsageError(
@@ -231,8 +265,8 @@ def _imported(name: str, target: str) -> Callable[[Request], Reply]:
     except Exception as error:  # importing runs a user's code
         raise InputError(
             f"expert {name!r}: {target!r} cannot be imported ({type(error).__name__}: "
-            f"{_short(error)}); expected package.module:function or a name of the entry-point "
-            f"group {GROUP}"
+            f"{brief(redact(str(error)))}); expected package.module:function or a name of the "
+            f"entry-point group {GROUP}"
         ) from None
     if not callable(found):
         raise InputError(f"expert {name!r}: {target!r} is no function")
@@ -275,6 +309,10 @@ def ask(
     if not requests:
         return []
     asked = [{"id": i, "step": step, **request} for i, request in enumerate(requests)]
+
+    def hidden(error: object) -> str:
+        return redact(brief(error), getattr(expert, "secrets", ()))
+
     try:
         replies = expert.answer(asked)
     except InputError as error:
@@ -282,14 +320,12 @@ def ask(
     found: list[tuple[Reply | None, str | None]] = []
     for request, reply in zip(asked, replies, strict=True):
         if isinstance(reply, InputError):
-            found.append((None, str(reply)))
+            found.append((None, hidden(reply)))
             continue
         try:
             found.append((checked(step, reply, request), None))
         except InputError as error:
-            found.append((None, str(error)))
+            found.append((None, hidden(error)))
+        except Exception as error:  # of a user's own classes in a reply
+            found.append((None, hidden(f"the reply cannot be read ({type(error).__name__})")))
     return found
-
-
-def _short(error: object) -> str:
-    return " ".join(str(error).split())[:120]

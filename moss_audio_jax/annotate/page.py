@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import soundfile
 
 from moss_audio_jax import timeline
 from moss_audio_jax.annotate.record import Record
-from moss_audio_jax.annotate.tasks import rows
+from moss_audio_jax.annotate.tasks import Row
 from moss_audio_jax.audio.lengths import HOP
 from moss_audio_jax.text.timestamps import Segment
 from moss_audio_jax.timeline import Lane
@@ -22,21 +22,31 @@ _SEGMENTS, _VOICES = "#555555", "#7a6aa8"
 
 
 def page(
-    clips: Sequence[Sequence[Record]], out: Path, seconds: float, warnings: Sequence[str] = ()
+    clips: Sequence[Sequence[Record]],
+    out: Path,
+    seconds: float,
+    rows: Callable[[Record], Sequence[Row]],
+    warnings: Sequence[str] = (),
 ) -> str:
     """The HTML of files given by their records; of each its first `seconds`, more or less.
 
     Args:
       out: the folder that the records' clips are relative to.
+      rows: the training rows of a record.
       warnings: about the whole run, shown first.
     """
     intro = "<p>Click into a spectrogram to play from there.</p>"
     intro += "".join(f"<p><b>Warning:</b> {html.escape(each)}</p>" for each in warnings)
-    parts = [_section(records, out, seconds) for records in clips if records]
+    parts = [_section(records, out, seconds, rows) for records in clips if records]
     return timeline.document(f"{len(parts)} annotated files", [intro, *parts], _STYLE)
 
 
-def _section(records: Sequence[Record], out: Path, seconds: float) -> str:
+def _section(
+    records: Sequence[Record],
+    out: Path,
+    seconds: float,
+    rows: Callable[[Record], Sequence[Row]],
+) -> str:
     shown = [record for record in records if record["end"] <= seconds] or [records[0]]
     # Segments follow one another without a gap: their files make the clip.
     wav = np.concatenate(
@@ -51,7 +61,7 @@ def _section(records: Sequence[Record], out: Path, seconds: float) -> str:
         f"<section>\n<h2>{html.escape(title)}</h2>\n{told}\n"
         f"<table>{''.join(map(_row, shown))}</table>\n"
         f"<details><summary>training rows</summary><table>"
-        f"{''.join(map(_rows, shown))}</table></details>\n"
+        f"{''.join(_rows(rows(record)) for record in shown)}</table></details>\n"
         "<details><summary>records</summary><pre>"
         f"{html.escape(json.dumps(shown, ensure_ascii=False, indent=1))}</pre></details>\n"
         "</section>"
@@ -64,20 +74,21 @@ def _row(record: Record) -> str:
     heard = "; ".join(f"{one['system']}: {one['text'] or '—'}" for one in record["asr"])
     rate = record["wer_agreement"]
     agreed = f" (differ by {rate:.2f})" if rate is not None else ""
+    doubt = f"<b>{html.escape(record['doubt'])}</b>\n" if record["doubt"] else ""
     return (
         f"<tr><td>{record['start']:.2f} - {record['end']:.2f}</td>"
-        f"<td>{html.escape(record['unified'])}\n"
+        f"<td>{doubt}{html.escape(record['unified'])}\n"
         f'<span class="small">{html.escape(profile)}'
         f"{html.escape(chr(10) + heard + agreed) if heard else ''}</span></td></tr>"
     )
 
 
-def _rows(record: Record) -> str:
+def _rows(made: Sequence[Row]) -> str:
     return "".join(
         f"<tr><td>{html.escape(row['task'])}</td>"
         f"<td>{html.escape(row['conversation'][1]['content'])}</td>"
         f"<td>{html.escape(row['conversation'][2]['content'])}</td></tr>"
-        for row in rows(record)
+        for row in made
     )
 
 

@@ -17,10 +17,13 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import signal
 import threading
 import time
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +31,21 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import moss_audio_jax
-from moss_audio_jax.annotate import page, tasks
+from moss_audio_jax import command
+from moss_audio_jax.annotate import doubt, experts, page, tasks
 from moss_audio_jax.annotate.annotator import (
     Annotator,
     Done,
-    checkpoint_folder,
+    check_parts,
     read_records,
     run_fingerprint,
 )
-from moss_audio_jax.annotate.branches import Branches
 from moss_audio_jax.annotate.record import Record
 from moss_audio_jax.annotate.source import Source
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.evaluate.journal import write_lines
-from moss_audio_jax.weights.convert import read_config
-from moss_audio_jax.weights.heads import load_heads
+from moss_audio_jax.files import Lock, not_written, open_regular, shown, write_whole
+from moss_audio_jax.remote import redact
 
 _SPOKEN = 4  # segments with speech before it is judged whether systems agree on them
 
@@ -78,30 +81,58 @@ def annotate(
 
     Raises:
       InputError: an expert, a checkpoint or the folder cannot be used.
+      UsageError: another process annotates into the folder.
     """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(Lock(out, "annotate", shared=shard[1] > 1))
+        if shard[1] > 1:  # shards may run side by side, but each once, and none beside a whole run
+            stack.enter_context(Lock(out, "annotate", _named("shard", shard)))
+        done, failed = _annotated(sources, out, config, workers, progress)
+        return _gathered(sources, done, failed, out, config, rows_name, shard)
+
+
+def _annotated(
+    sources: Sequence[Source], out: Path, config: ConfigDict, workers: int, progress: bool
+) -> tuple[dict[str, Done], list[tuple[str, str]]]:
+    """(what became of each source that could be used, (path, why) of the others)."""
     try:
         (out / "records").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{out}: cannot be written to ({error.strerror})") from None
+        raise not_written(out / "records", error) from None
     done: dict[str, Done] = {}
-    failed: list[tuple[str, str]] = []
-    key = run_fingerprint(config)
-    began, seconds = time.monotonic(), 0.0
-    sizes = {s.id: os.path.getsize(s.path) if os.path.exists(s.path) else 0 for s in sources}
-    with (
-        tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, disable=not progress) as bar,
-        _Pool(workers, config, out, key) as pool,
-    ):
-        for source, result in pool.map(sources):
-            if isinstance(result, str):
-                failed.append((source.path, result))
-            else:
-                done[source.id] = result
-                seconds += result["seconds"]
-            rate = seconds / max(time.monotonic() - began, 1e-3)
-            bar.set_postfix_str(f"{rate:.0f} audio-seconds/s, {len(failed)} failed", refresh=False)
-            bar.update(sizes[source.id])
-    return _gathered(sources, done, failed, out, config, rows_name, shard)
+    failed: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+    for source in sources:  # before a model is loaded
+        try:
+            if source.problem:
+                raise InputError(source.problem)
+            with open_regular(source.path, "an audio file") as file:
+                sizes[source.id] = os.fstat(file.fileno()).st_size
+        except InputError as error:
+            failed[source.id] = redact(str(error).removeprefix(f"{shown(source.path)}: "))
+    usable = [source for source in sources if source.id in sizes]
+    check_parts(config)
+    began, seconds, before = time.monotonic(), 0.0, 0
+    with tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, disable=not progress) as bar:
+
+        def tick(share: float) -> None:
+            bar.update(before + int(share * size) - bar.n)
+
+        with _Pool(min(workers, max(len(usable), 1)), config, out, tick) as pool:
+            size = sizes[usable[0].id] if usable else 0
+            for number, (source, result) in enumerate(pool.map(usable), 1):
+                if isinstance(result, str):
+                    failed[source.id] = result
+                else:
+                    done[source.id] = result
+                    seconds += result["seconds"]
+                rate = seconds / max(time.monotonic() - began, 1e-3)
+                told = f"{rate:.0f} audio-seconds/s, {len(failed)} failed"
+                bar.set_postfix_str(told, refresh=False)
+                tick(1.0)
+                before += size
+                size = sizes[usable[number].id] if number < len(usable) else 0
+    return done, [(s.path, failed[s.id]) for s in sources if s.id in failed]
 
 
 # --- processes -----------------------------------------------------------------------------------
@@ -109,17 +140,32 @@ def annotate(
 _annotator: Annotator | None = None  # of a worker process
 
 
-def _start(config: str, out: Path, key: str) -> None:
-    global _annotator
-    parent = os.getppid()
+def _start(config: str, out: Path, key: str, alive: Connection, told: Any) -> None:
+    """Of a worker process.
 
-    def watch() -> None:  # a worker whose run was killed would wait for ever
-        while os.getppid() == parent:
-            time.sleep(0.5)
+    Args:
+      alive: its other end is the run's; when that closes, however the run ends, this process does.
+      told: a shared byte: whether a worker has warned.
+    """
+    global _annotator
+
+    def watch() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            alive.recv()
+        experts.end_commands()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    _annotator = Annotator(_unpacked(config), out, key)
+    # Ctrl-C is for the run to hear; a handler, as commands inherit what is ignored.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+    def warn(message: str) -> None:
+        if not told.value:
+            told.value = 1
+            command.say(f"warning: {message}")
+
+    _annotator = Annotator(ConfigDict(json.loads(config)), out, key, warn)
 
 
 def _one(source: Source) -> Done | str:
@@ -129,35 +175,45 @@ def _one(source: Source) -> Done | str:
 class _Pool:
     """`map` over so many processes, or here where it is one; results in order."""
 
-    def __init__(self, workers: int, config: ConfigDict, out: Path, key: str):
-        self._stack = contextlib.ExitStack()
+    def __init__(self, workers: int, config: ConfigDict, out: Path, tick: Callable[[float], None]):
+        key = run_fingerprint(config)
+        self._pool = None
         if workers > 1:
-            # Not forked: JAX holds threads.
-            self._pool = self._stack.enter_context(
-                concurrent.futures.ProcessPoolExecutor(
-                    workers,
-                    multiprocessing.get_context("spawn"),
-                    _start,
-                    (config.to_json_best_effort(), out, key),
-                )
-            )
-            Branches(config, None)  # what is wrong with an expert or the model is said here, once
-            if folder := checkpoint_folder(config):
-                read_config(folder)
-                load_heads(folder)
+            context = multiprocessing.get_context("spawn")  # not forked: JAX holds threads
+            self._alive, self._run = context.Pipe(duplex=False)
+            told = context.RawValue("b", 0)
+            self._pool = concurrent.futures.ProcessPoolExecutor(
+                workers, context, _start,
+                (config.to_json_best_effort(), out, key, self._alive, told),
+            )  # fmt: skip
         else:
-            self._pool, self._own = None, Annotator(config, out, key)
+            self._own = Annotator(config, out, key, _warn, tick)
 
     def __enter__(self) -> _Pool:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if self._pool:
+            if kind is not None:
+                self._run.close()  # the workers end where they are
+            self._pool.shutdown(cancel_futures=True)
+            self._run.close()
+            self._alive.close()
 
     def map(self, sources: Sequence[Source]) -> Iterator[tuple[Source, Done | str]]:
-        found = self._pool.map(_one, sources) if self._pool else map(self._own.file, sources)
+        if self._pool is None:
+            for source in sources:
+                yield source, self._own.file(source)
+            return
+        # Processes start with this thread's mask: none hears Ctrl-C before it is ready for it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            yield from zip(sources, found, strict=True)
+            found = [self._pool.submit(_one, source) for source in sources]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            for source, result in zip(sources, found, strict=True):
+                yield source, result.result()
         except concurrent.futures.process.BrokenProcessPool:
             raise InputError(
                 "a worker process was ended from outside, perhaps for want of memory; the same "
@@ -165,8 +221,8 @@ class _Pool:
             ) from None
 
 
-def _unpacked(text: str) -> ConfigDict:
-    return ConfigDict(json.loads(text))
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
 
 
 # --- many files ----------------------------------------------------------------------------------
@@ -192,21 +248,30 @@ def _gathered(
 
     for path, why in failed:
         note(audio=path, start=None, end=None, field="source", reason=f"failed: {why}")
-    warnings = []
+    told = []
     for source in whole:
         for each in done[source.id]["notes"]:
             note(**each)
-        warnings += [f"{source.path}: {warning}" for warning in done[source.id]["warnings"]]
+        told += [f"{shown(source.path)}: {each}" for each in done[source.id]["warnings"]]
 
     def records() -> Iterator[tuple[Source, Record]]:
         for source in whole:
             for record in read_records(out, source):
                 yield source, record
 
-    def made(record: Record) -> list[tasks.Row]:
+    def all_rows(record: Record) -> list[tasks.Row]:
         if record["end"] - record["start"] < config.rows.min_seconds:
             return []
         return [row for row in tasks.rows(record) if row["task"] not in config.rows.skip]
+
+    def made(record: Record) -> list[tasks.Row]:
+        if config.rows.keep_doubtful:
+            return all_rows(record)
+        return [
+            row
+            for row in all_rows(record)
+            if doubt.trusted(row["provenance"]["field"], record["doubtful"])
+        ]
 
     balance = tasks.Balance()
 
@@ -219,7 +284,16 @@ def _gathered(
                 at = {key: record[key] for key in ("audio", "start", "end")}
                 why = f"dropped: shorter than {config.rows.min_seconds:g} s"
                 note(**at, field="rows", reason=why)
-            balance.count(made(record))
+            kept = made(record)
+            balance.count(kept)
+            if record["doubt"]:
+                left_out = len(all_rows(record)) - len(kept)
+                counts["doubtful segments"] += 1
+                counts["doubtful rows"] += left_out
+                if left_out:
+                    at = {key: record[key] for key in ("audio", "start", "end")}
+                    why = f"left out: {record['doubt']} ({left_out} rows)"
+                    note(**at, field="rows", reason=why)
             yield record
 
     def rows() -> Iterator[tasks.Row]:
@@ -235,8 +309,17 @@ def _gathered(
                     note(**at, field=f"row {row['id']}", reason=f"dropped: {why}")
 
     write_lines(out / _named("segments.jsonl", shard), segments())
-    if counts["spoken"] >= _SPOKEN and counts["agreed"] < counts["spoken"] / 2:
-        warnings.append(
+    if counts["doubtful segments"]:
+        kept = config.rows.keep_doubtful
+        rests = "row(s) that rest on it are left out (--keep-doubtful keeps them)"
+        what = "rows on them are kept" if kept else f"{counts['doubtful rows']} {rests}"
+        told.append(
+            f"{counts['doubtful segments']} of {counts['segments']} segments are foreign to the "
+            f"small model, which knows synthetic sound only: {what}. Name experts that know such "
+            "sound (docs/annotate.md)"
+        )
+    elif counts["spoken"] >= _SPOKEN and counts["agreed"] < counts["spoken"] / 2:
+        told.append(
             f"only {counts['agreed']} of {counts['spoken']} segments with speech have a transcript "
             "that the systems agree on: this may be sound that they do not know, and what they say "
             "of its sounds and music a guess. Name experts that know it: experts and "
@@ -248,7 +331,7 @@ def _gathered(
     manifest = {
         "version": moss_audio_jax.__version__,
         "fingerprint": run_fingerprint(config),
-        "config": json.loads(config.to_json_best_effort()),
+        "config": redact(json.loads(config.to_json_best_effort())),
         "shard": list(shard),
         "sources": len(sources),
         "failed": len(failed),
@@ -259,19 +342,18 @@ def _gathered(
             name.removeprefix("task "): counts[name]
             for name in sorted(counts) if name.startswith("task ")
         },
+        "doubtful": {"segments": counts["doubtful segments"], "rows": counts["doubtful rows"]},
         "dropped": dict(sorted(dropped.items())),
-        "warnings": warnings,
+        "warnings": told,
     }  # fmt: skip
     text = json.dumps(manifest, ensure_ascii=False, indent=1) + "\n"
-    _whole(out / _named("manifest.json", shard), text)
-    shown = [(s, list(read_records(out, s))) for s in whole[: config.page_clips]]
-    _whole(
+    write_whole(out / _named("manifest.json", shard), text)
+    first = [(s, list(read_records(out, s))) for s in whole[: config.page_clips]]
+    write_whole(
         out / _named("index.html", shard),
-        page.page([records for _, records in shown], out, config.page_seconds, warnings),
+        page.page([records for _, records in first], out, config.page_seconds, made, told),
     )
-    return Summary(
-        len(sources), counts["segments"], counts["rows"], seconds, failed, dropped, warnings
-    )
+    return Summary(len(sources), counts["segments"], counts["rows"], seconds, failed, dropped, told)
 
 
 def _kind(field: str, reason: str) -> str:
@@ -289,9 +371,3 @@ def _named(name: str, shard: tuple[int, int]) -> str:
         return name
     stem, suffix = os.path.splitext(name)
     return f"{stem}-{shard[0]:05d}-of-{shard[1]:05d}{suffix}"
-
-
-def _whole(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -20,9 +20,11 @@ _SHARE = {"type": "number", "minimum": 0, "maximum": 1}
 _MAYBE = {"type": ["number", "null"]}
 
 
-def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
+def _object(
+    required: dict[str, Any], optional: dict[str, Any] | None = None, nullable: bool = False
+) -> dict[str, Any]:
     return {
-        "type": "object",
+        "type": ["object", "null"] if nullable else "object",
         "properties": required | (optional or {}),
         "required": list(required),
         "additionalProperties": False,
@@ -47,6 +49,12 @@ SCHEMA: dict[str, Any] = {
             "profile": _object(dict.fromkeys(CLASSES, _SHARE)),
             "level": _object({"peak_dbfs": _MAYBE, "silent": {"type": "boolean"},
                               "clipped": _SHARE}),
+            "familiarity": _object(
+                {"score": {"type": "number"}, "unfamiliar": {"type": "boolean"},
+                 "reason": {"type": "string"}}, nullable=True,
+            ),
+            "doubt": _MAYBE_TEXT,
+            "doubtful": _list(_TEXT),
             "language": _MAYBE_TEXT,
             "asr": _list(
                 _object({"system": _TEXT, "text": {"type": "string"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +28,8 @@ def checked(step: str, reply: Any, request: Request) -> Reply:
     if step == "transcribe":
         language = reply.get("language")
         if not isinstance(language, str | None):
-            raise InputError(f"language is {language!r:.40}; expected a string")
+            raise InputError(f"language is {_brief(language)}; expected a string")
+        language = _text({"text": language or ""}, 40, empty=True) or None
         return {"text": _text(reply, longest, empty=True), "language": language}
     if step == "align":
         words = [_span(w, "text", duration) for w in _list(reply, "words", longest)]
@@ -39,7 +41,7 @@ def checked(step: str, reply: Any, request: Request) -> Reply:
             raise InputError("the words are not those of the text")
         if any(a["start"] > b["start"] for a, b in itertools.pairwise(words)):
             raise InputError("the words are not in order")
-        return {"words": words}
+        return {"words": [{**w, "text": _text(w, longest, empty=False)} for w in words]}
     if step == "events":
         return {"events": [_event(e, duration) for e in _list(reply, "events", 1000)]}
     if step == "music":
@@ -47,7 +49,7 @@ def checked(step: str, reply: Any, request: Request) -> Reply:
     if step == "judge":
         score = reply.get("score")
         if isinstance(score, bool) or not isinstance(score, int) or not 1 <= score <= 5:
-            raise InputError(f"score is {score!r:.40}; expected an integer from 1 to 5")
+            raise InputError(f"score is {_brief(score)}; expected an integer from 1 to 5")
         return {"score": score}
     return {"text": _text(reply, 600 + 3 * len(request["evidence"]["template"]), empty=False)}
 
@@ -60,7 +62,7 @@ def _music(reply: Mapping[str, Any], longest: int) -> Reply:
         found["lyrics"] = _text({"text": reply["lyrics"]}, longest, empty=False)
     if reply.get("tempo") is not None:
         if not _number(reply["tempo"]) or not 20 <= reply["tempo"] <= 400:
-            raise InputError(f"tempo is {reply['tempo']!r:.40}; expected 20 to 400")
+            raise InputError(f"tempo is {_brief(reply['tempo'])}; expected 20 to 400")
         found["tempo"] = round(float(reply["tempo"]), 1)
     if reply.get("key"):
         key = _name(reply["key"])
@@ -75,13 +77,13 @@ def _music(reply: Mapping[str, Any], longest: int) -> Reply:
 def _text(reply: Mapping[str, Any], longest: int, empty: bool) -> str:
     text = reply.get("text")
     if not isinstance(text, str):
-        raise InputError(f"text is {text!r:.40}; expected a string")
+        raise InputError(f"text is {_brief(text)}; expected a string")
     text = " ".join(text.split())
     if not text and not empty:
         raise InputError("the text is empty")
     if len(text) > longest:
         raise InputError(f"the text has {len(text)} characters; at most {longest} make sense here")
-    if any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in text):
+    if not _plain(text):
         raise InputError("the text holds control characters")
     return text
 
@@ -89,7 +91,7 @@ def _text(reply: Mapping[str, Any], longest: int, empty: bool) -> str:
 def _list(reply: Mapping[str, Any], key: str, most: int) -> list[Any]:
     value = reply.get(key)
     if not isinstance(value, list):
-        raise InputError(f"{key} is {value!r:.40}; expected a list")
+        raise InputError(f"{key} is {_brief(value)}; expected a list")
     if len(value) > most:
         raise InputError(f"{key} holds {len(value)} items; at most {most} make sense here")
     return value
@@ -97,33 +99,51 @@ def _list(reply: Mapping[str, Any], key: str, most: int) -> list[Any]:
 
 def _name(value: Any) -> str:
     if not isinstance(value, str) or not value.strip() or len(value) > 80 or '"' in value:
-        raise InputError(f"{value!r:.60}; expected a short name")
+        raise InputError(f"{_brief(value)}; expected a short name")
     if any(c.isdigit() or c in "[]" for c in value):
         raise InputError(f"{value!r}: a name without digits is expected")
-    return " ".join(value.split())
+    if not _plain(name := " ".join(value.split())):
+        raise InputError(f"{value!r}: a name without control characters is expected")
+    return name
 
 
 def _event(event: Any, duration: float) -> Reply:
     found = _span(event, "label", duration)
     score = event.get("score", 1.0)
     if not _number(score) or not 0 <= score <= 1:
-        raise InputError(f"score of {found['label']!r} is {score!r:.40}; expected 0 to 1")
+        raise InputError(f"score of {found['label']!r} is {_brief(score)}; expected 0 to 1")
     return {**found, "label": _name(found["label"]), "score": round(float(score), 3)}
 
 
 def _span(item: Any, name: str, duration: float) -> Reply:
     if not isinstance(item, Mapping) or not isinstance(item.get(name), str) or not item[name]:
-        raise InputError(f'{item!r:.60}; expected an object with "{name}", "start" and "end"')
+        raise InputError(f'{_brief(item)}; expected an object with "{name}", "start" and "end"')
     start, end = item.get("start"), item.get("end")
     if not _number(start) or not _number(end) or not start <= end:
-        raise InputError(f"{item[name]!r:.40} from {start!r:.20} to {end!r:.20}: no span of time")
+        raise InputError(
+            f"{_brief(item[name])} from {_brief(start)} to {_brief(end)}: no span of time"
+        )
     if start < -_SLACK or end > duration + _SLACK:
         raise InputError(
-            f"{item[name]!r:.40} from {start:g} to {end:g} s lies outside the clip of "
+            f"{_brief(item[name])} from {start:g} to {end:g} s lies outside the clip of "
             f"{duration:.2f} s"
         )
     return {name: item[name], "start": max(start, 0.0), "end": min(end, duration)}
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer of 400 digits
+        return False
+
+
+def _plain(text: str) -> bool:
+    return not any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in text)
+
+
+def _brief(value: Any) -> str:
+    """A value's repr, short however deep or long it is."""
+    return reprlib.repr(value)

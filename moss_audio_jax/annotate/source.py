@@ -6,35 +6,46 @@ float32 samples, from which the branches read their segments.
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import csv
 import dataclasses
 import hashlib
+import io
 import os
 import re
+import reprlib
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from moss_audio_jax.audio.io import audio_blocks
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
-from moss_audio_jax.data.records import parse_json
 from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.files import brief, parse_json, read_bytes, reason, shown
+from moss_audio_jax.remote import redact
 
 SUFFIXES = (
     ".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".aac", ".webm", ".aif", ".aiff",
     ".wma", ".amr", ".mka",
 )  # fmt: skip
-_KEYS = ("audio", "path", "file", "wav", "audio_path", "filename")
+_KEYS = ("audio", "path", "file", "wav", "audio_path", "audio_filepath", "filename")
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """An audio file: absolute path, and an id that is a file name and unlike any other's."""
+    """An audio file: absolute path, and an id that is a file name and unlike any other's.
+
+    `problem` says why there is none: a row of a manifest that is broken, or names no local file.
+    """
 
     path: str
     id: str
+    problem: str = ""
 
 
 def find(given: str | Path) -> list[Source]:
@@ -42,28 +53,67 @@ def find(given: str | Path) -> list[Source]:
 
     Args:
       given: a folder (looked through recursively, sorted), a manifest (.txt: a path a line; .jsonl
-        or .csv: its key or column "audio"; relative to the manifest), or one audio file.
+        or .csv: its key or column "audio"; relative to the manifest), or one audio file. Manifests
+        are UTF-8, UTF-16 or, where they are neither, the bytes of file names or Latin-1. A row that
+        is broken, or names what cannot be a file, is a source with a problem.
 
     Raises:
-      InputError: it does not exist, or names no audio.
+      InputError: it does not exist, or names no audio; a row of a manifest has none of its keys.
     """
     given = Path(given)
+    broken: list[Source] = []
     if given.is_dir():
-        files = [f for f in sorted(given.rglob("*")) if f.suffix.lower() in SUFFIXES]
-        paths = [str(f) for f in files if f.is_file() and not f.name.startswith(".")]
+        paths, root = _in_folder(given), given
         if not paths:
-            raise InputError(f"{given}: no audio file in this folder ({', '.join(SUFFIXES)})")
-        root = given
+            raise InputError(
+                f"{shown(given)}: no audio file in this folder ({', '.join(SUFFIXES)})"
+            )
     elif not given.exists():
-        raise InputError(f"{given}: no such file or folder")
+        raise InputError(f"{shown(given)}: no such file or folder")
     else:
         root = given.parent
-        manifest = {".txt": _lines, ".jsonl": _jsonl, ".csv": _csv}.get(given.suffix.lower())
-        paths = [os.path.join(root, name) for name in manifest(given)] if manifest else [str(given)]
+        read = {".txt": _lines, ".jsonl": _jsonl, ".csv": _csv}.get(given.suffix.lower())
+        if read is None:
+            paths = [str(given)]
+        else:
+            paths, parts = [], False
+            for where, row in read(_text(given)):
+                parts |= isinstance(row, dict) and bool(row.get("offset"))
+                where = f"{given}, {where}"
+                if isinstance(row, dict) and not any(row.get(key) for key in _KEYS):
+                    raise InputError(
+                        f"{shown(where)}: no audio file named; expected one of the keys "
+                        f"{', '.join(_KEYS)}"
+                    )
+                try:
+                    paths.append(_there(root, _named(row)))
+                except InputError as error:
+                    broken.append(Source(where, _id(where, ""), str(error)))
+            if parts:
+                warnings.warn(
+                    f"{shown(given)}: rows name parts of files (offset, duration); every file is "
+                    "annotated whole, once",
+                    stacklevel=2,
+                )
         if not paths:
-            raise InputError(f"{given}: names no audio")
+            why = f"; {shown(broken[0].path)}: {broken[0].problem}" if broken else ""
+            raise InputError(f"{shown(given)}: names no audio{why}")
     paths = list(dict.fromkeys(os.path.abspath(path) for path in paths))
-    return [Source(path, _id(path, os.path.abspath(root))) for path in paths]
+    return [Source(path, _id(path, os.path.abspath(root))) for path in paths] + broken
+
+
+def _in_folder(folder: Path) -> list[str]:
+    def unreadable(error: OSError) -> None:
+        warnings.warn(f"{shown(error.filename)}: {reason(error)}; left out", stacklevel=2)
+
+    found = []
+    for at, _, names in os.walk(folder, onerror=unreadable):
+        found += [
+            Path(at, name)
+            for name in names
+            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+        ]
+    return [str(path) for path in sorted(found) if not path.is_dir()]
 
 
 def sharded(sources: list[Source], shard: tuple[int, int]) -> list[Source]:
@@ -73,7 +123,7 @@ def sharded(sources: list[Source], shard: tuple[int, int]) -> list[Source]:
 
 def read_shard(text: str) -> tuple[int, int]:
     """(i, n) of "i/n"; UsageError unless 0 <= i < n."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if not match or int(match[1]) >= int(match[2]):
         raise UsageError(f"--shard {text}: expected i/n with i from 0 to n - 1")
     return int(match[1]), int(match[2])
@@ -81,45 +131,81 @@ def read_shard(text: str) -> tuple[int, int]:
 
 def _id(path: str, root: str) -> str:
     """Readable, and with a hash: two names that differ in what is left out stay apart."""
-    name = os.path.relpath(path, root)
+    name = os.path.relpath(path, root) if root else path
     plain = re.sub(r"[^\w.-]+", "_", os.path.splitext(name)[0]).strip("._")[-60:] or "audio"
-    return f"{plain}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
+    while len(plain.encode()) > 160:  # with what is written behind it, a file name has 255 bytes
+        plain = plain[1:]
+    raw = name.encode("utf-8", "surrogatepass")
+    return f"{plain}-{hashlib.blake2b(raw, digest_size=4).hexdigest()}"
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8; expected the path of an audio file a line") from None
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+# --- manifests -----------------------------------------------------------------------------------
 
 
-def _jsonl(path: Path) -> list[str]:
-    names = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+def _text(path: Path) -> str:
+    """A manifest's text, where bytes that are no UTF-8 stay as they are in file names."""
+    raw = read_bytes(path, "a manifest")
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = raw.decode("utf-16", "replace")
+    elif b"\0" in raw[:200] and len(raw) % 2 == 0:  # UTF-16 without a mark; a path holds no zero
+        text = raw.decode("utf-16-be" if raw[0] == 0 else "utf-16-le", "replace")
+    else:
+        text = raw.decode("utf-8-sig", "surrogateescape")
+    return text.replace("\r\n", "\n")
+
+
+def _there(root: Path, name: str) -> str:
+    """The path of a name; where there is none, and the manifest is Latin-1, that of its letters."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
+        raise InputError(f"{brief(redact(name))}: is a URL; download it, and name the file")
+    path = os.path.join(root, name)
+    if os.path.lexists(path) or not any(0xDC80 <= ord(c) < 0xDD00 for c in name):
+        return path
+    with contextlib.suppress(UnicodeEncodeError):  # another surrogate, out of JSON
+        letters = name.encode("utf-8", "surrogateescape").decode("latin-1")
+        if os.path.lexists(os.path.join(root, letters)):
+            return os.path.join(root, letters)
+    return path
+
+
+def _lines(text: str) -> Iterator[tuple[str, Any]]:
+    # Not splitlines(): it also splits at characters that a file name may hold.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip() and not line.startswith("#"):
+            yield f"line {number}", {"audio": line.strip()}
+
+
+def _jsonl(text: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
+            where = f"line {number}"
             try:
-                names.append(_named(parse_json(line)))
+                yield where, parse_json(line, "the row")
             except InputError as error:
-                raise InputError(f"{path}, line {number}: {error}") from None
-    return names
+                yield where, error
 
 
-def _csv(path: Path) -> list[str]:
-    names = []
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file), 2):
-            try:
-                names.append(_named(row))
-            except InputError as error:
-                raise InputError(f"{path}, line {number}: {error}") from None
-    return names
+def _csv(text: str) -> Iterator[tuple[str, Any]]:
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    while True:
+        try:
+            row: Any = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            row = InputError(f"not CSV ({error})")
+        yield f"line {rows.line_num}", row
 
 
-def _named(row: dict) -> str:
-    name = next((row[key] for key in _KEYS if row.get(key)), None)
-    if not isinstance(name, str):
-        raise InputError(f"no audio file named; expected one of the keys {', '.join(_KEYS)}")
+def _named(row: Any) -> str:
+    if isinstance(row, InputError):
+        raise row
+    if not isinstance(row, dict):
+        raise InputError(f"the row is a {type(row).__name__}; expected an object")
+    name = next(row[key] for key in _KEYS if row.get(key))
+    if not isinstance(name, str) or "\0" in name or len(name) > 4096:
+        raise InputError(f"{brief(reprlib.repr(name))} is no path")
     return name
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.evaluate.benchmarks import Item
 from moss_audio_jax.evaluate.predictions import Prediction, read_predictions
+from moss_audio_jax.files import brief, not_written, writing
 
 
 class Journal:
@@ -37,13 +38,19 @@ class Journal:
             return
         if self._file is None:
             self._open()
-        self._file.write(line(row))
-        self._file.flush()
+        try:
+            self._file.write(line(row))
+            self._file.flush()
+        except OSError as error:
+            raise not_written(self._path, error) from error
 
     def sync(self) -> None:
         """What was written survives the machine too."""
         if self._file:
-            os.fsync(self._file.fileno())
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise not_written(self._path, error) from error
 
     def _open(self) -> None:
         try:
@@ -51,24 +58,23 @@ class Journal:
             if self._path.exists():
                 with open(self._path, "rb+") as file:
                     file.truncate(file.read().rfind(b"\n") + 1)
-            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
+            self._file = open(self._path, "ab")  # noqa: SIM115
         except OSError as error:
-            raise InputError(f"{self._path}: cannot be written ({error.strerror})") from None
+            raise not_written(self._path, error) from None
 
 
-def line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+def line(row: Mapping[str, Any]) -> bytes:
+    """A row as JSON in UTF-8; a lone surrogate, of a file name, is written as JSON's escape."""
+    try:
+        return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    except RecursionError:
+        raise InputError(f"{brief(row.get('id'))}: the row nests too deeply") from None
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """The file, all of it or as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_name(f".{path.name}.whole")
-    with open(whole, "w", encoding="utf-8") as file:
+    with writing(path, "wb") as file:
         file.writelines(map(line, rows))
-        file.flush()
-        os.fsync(file.fileno())
-    whole.replace(path)
 
 
 # --- predictions ---------------------------------------------------------------------------------
@@ -87,19 +93,27 @@ def _partials(output: Path) -> list[Path]:
     return sorted(f for f in files if f.name == whole or f.name.startswith(numbered))
 
 
-def read_all(output: Path) -> dict[str, Prediction]:
-    """Every prediction that is on disk, by id; an answer counts for more than a failure."""
+def read_all(output: Path, problems: list[str] | None = None) -> dict[str, Prediction]:
+    """Every prediction that is on disk, by id; an answer counts for more than a failure.
+
+    `problems`, where given, gets a line for each that cannot be read: its item is asked again.
+    """
     found: dict[str, Prediction] = {}
     for path in [output, *_partials(output)]:
-        for row in read_predictions(path)[0] if path.exists() else ():
+        if not path.exists():
+            continue
+        rows, unread = read_predictions(path)
+        for row in rows:
             if failed(found.get(row["id"])):
                 found[row["id"]] = row
+        if problems is not None:
+            problems += unread
     return found
 
 
 def failed(prediction: Prediction | None) -> bool:
     """Whether there is nothing, or an error instead of an answer."""
-    return prediction is None or "error" in prediction
+    return prediction is None or prediction.get("raw_output") is None
 
 
 def check_same(
@@ -108,22 +122,26 @@ def check_same(
     """Predictions of two models, or two ways to ask, must not mix in one file.
 
     Raises:
-      InputError: what is `done` has another meta (but for the code's version) or another prompt.
+      InputError: what is `done` has another meta (but for the code's version and what --limit
+        was) or another prompt.
     """
     prompts = {item.id: item.prompt for item in items}
     for name, row in done.items():
         old = row.get("meta", {})
         for key in meta:
-            if key != "code_version" and old.get(key) != meta[key]:
+            if key not in ("code_version", "limit") and old.get(key) != meta[key]:
                 raise InputError(
-                    f"{output}: {name} was predicted with {key} {old.get(key)!r}, now it is "
-                    f"{meta[key]!r}; name another --output, or remove the old predictions"
+                    f"{output}: {brief(name)} was predicted with {key} "
+                    f"{brief(repr(old.get(key)))}, now it is {brief(repr(meta[key]))}; {_ADVICE}"
                 )
         if row.get("prompt") != prompts.get(name, row.get("prompt")):
             raise InputError(
-                f"{output}: {name} was asked {row.get('prompt')!r}, now it is {prompts[name]!r}; "
-                "name another --output, or remove the old predictions"
+                f"{output}: {brief(name)} was asked {brief(repr(row.get('prompt')))}, now it is "
+                f"{brief(repr(prompts[name]))}; {_ADVICE}"
             )
+
+
+_ADVICE = "name another --output, or remove the old predictions"
 
 
 def merge(output: Path, items: Sequence[Item]) -> None:

@@ -13,16 +13,12 @@ or failed. A key for the endpoint is read from the environment variable --key-fr
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
 import hashlib
 import json
 import os
-import re
+import reprlib
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +31,8 @@ from moss_audio_jax.evaluate import benchmarks
 from moss_audio_jax.evaluate.benchmarks import Item
 from moss_audio_jax.evaluate.journal import Journal, write_lines
 from moss_audio_jax.evaluate.predictions import read_predictions
+from moss_audio_jax.files import parse_json
+from moss_audio_jax.remote import Chat, variable
 from moss_audio_jax.text.prompt import split_thinking
 
 Judgement = dict[str, Any]
@@ -68,70 +66,10 @@ else."""
 _ANSWER = "answer"  # the one field of an open question
 
 
-@dataclasses.dataclass(frozen=True)
-class Judge:
-    """A model behind an OpenAI-compatible endpoint.
+class Judge(Chat):
+    """A model behind an OpenAI-compatible endpoint that gives scores; see `remote.Chat`."""
 
-    Attributes:
-      url: what comes before /chat/completions.
-      model: its name there.
-      key: sent as a bearer token; never written anywhere.
-      timeout: seconds that one request may take.
-      attempts: how often one question is asked while the endpoint is busy or away.
-      wait: seconds before the second attempt; doubled before each further one.
-    """
-
-    url: str
-    model: str
-    key: str | None = dataclasses.field(default=None, repr=False)
-    timeout: float = 120.0
-    attempts: int = 5
-    wait: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise UsageError(f"judge url {self.url!r}: expected http://... or https://...")
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"url": self.url, "model": self.model, "temperature": 0}
-
-    def ask(self, prompt: str) -> str:
-        """The judge's own words, at temperature 0.
-
-        Raises:
-          InputError: it refused, or could not be reached after all attempts.
-        """
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0,
-        }
-        headers = {"Content-Type": "application/json"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        request = urllib.request.Request(
-            self.url.rstrip("/") + "/chat/completions", json.dumps(body).encode(), headers
-        )
-        for attempt in range(self.attempts):
-            if attempt:
-                time.sleep(self.wait * 2 ** (attempt - 1))
-            try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    content = json.load(response)["choices"][0]["message"]["content"]
-                if not isinstance(content, str):
-                    raise TypeError
-                return content
-            except urllib.error.HTTPError as error:
-                said = error.read(300).decode(errors="replace")
-                problem = f"HTTP {error.code} {said}".strip()
-                if error.code not in (408, 409, 429) and error.code < 500:
-                    break  # asking again would change nothing
-            except (OSError, TimeoutError) as error:
-                problem = str(getattr(error, "reason", error))
-            except (ValueError, KeyError, IndexError, TypeError):
-                problem = "the reply is no chat completion"
-        raise InputError(f"judge {self.model} at {self.url}: {problem}")
+    role = "judge"
 
 
 def question(item: Item, answer: str) -> tuple[str, tuple[str, ...]]:
@@ -158,18 +96,23 @@ def read_scores(raw: str, fields: Sequence[str]) -> dict[str, int]:
     Raises:
       InputError: no such object, a field that is missing or has no integer from 1 to 5.
     """
-    found = re.search(r"\{.*\}", split_thinking(raw)[1], re.DOTALL)
+    said = split_thinking(raw)[1]
     try:
-        scores = json.loads(found[0]) if found else None
-    except ValueError:
+        scores = parse_json(said[said.find("{") : said.rfind("}") + 1], "it")
+    except InputError:
         scores = None
     if not isinstance(scores, dict):
         raise InputError(f"no JSON object in {raw[:60]!r}")
     for field in fields:
-        score = scores.get(field)
-        if isinstance(score, bool) or score not in range(LOWEST, HIGHEST + 1):
-            raise InputError(f"{field} has {score!r}; expected an integer from 1 to 5")
+        if not _is_score(scores.get(field)):
+            said = reprlib.repr(scores.get(field))
+            raise InputError(f"{field} has {said}; expected an integer from 1 to 5")
     return {field: int(scores[field]) for field in fields}
+
+
+def _is_score(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and value in range(LOWEST, HIGHEST + 1)
 
 
 def judge(
@@ -194,15 +137,17 @@ def judge(
     """
     kept: dict[tuple[str, str], Judgement] = {}
     for row in read_predictions(output)[0] if output.exists() else ():
-        if row.get("judge") == by.identity and "error" not in row:
-            kept[row["id"], row["prompt_hash"]] = row
+        scores, digest = row.get("scores"), row.get("prompt_hash")
+        whole = isinstance(digest, str) and isinstance(scores, dict) and scores
+        if whole and row.get("judge") == by.identity and all(map(_is_score, scores.values())):
+            kept[row["id"], digest] = row
     items = [item for item in items if _judged(item)]
     lock = threading.Lock()
 
     def one(item: Item) -> Judgement:
         answer = answers.get(item.id, "").strip()
         prompt, fields = question(item, answer)
-        digest = hashlib.sha256(prompt.encode()).hexdigest()[:16]
+        digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         if (item.id, digest) in kept:
             return kept[item.id, digest]
         row = {"id": item.id, "judge": by.identity, "prompt_hash": digest, "raw_judgement": None}
@@ -217,8 +162,13 @@ def judge(
         return row
 
     with Journal(output) as journal, concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        made = pool.map(one, items)
-        judgements = list(tqdm(made, total=len(items), unit="answer", disable=not progress))
+        try:
+            made = pool.map(one, items)
+            judgements = list(tqdm(made, total=len(items), unit="answer", disable=not progress))
+        except BaseException:  # Ctrl-C, or a full disk: nobody waits for what is still asked
+            by.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     write_lines(output, judgements)
     return judgements
 
@@ -255,14 +205,14 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--workers", type=command.positive, default=8, metavar="N",
                          help="requests at a time; default 8")  # fmt: skip
     args = options.parse_args(argv)
-    by = Judge(args.url, args.model, os.environ.get(args.key_from))
+    by = Judge(args.url, args.model, os.environ.get(variable(args.key_from)))
     benchmark = benchmarks.from_args(args)
     if not any(map(_judged, benchmark.items)):
         raise UsageError(f"{args.benchmark} needs no judge: evaluate score knows what is right")
     rows, problems = read_predictions(args.predictions)
     for problem in problems:
         command.say(f"warning: {problem}")
-    answers = {row["id"]: row.get("answer") or "" for row in rows}
+    answers = {row["id"]: row["answer"] for row in rows if isinstance(row.get("answer"), str)}
     progress = sys.stderr.isatty()
     judgements = judge(by, benchmark.items, answers, args.output, args.workers, progress)
     for row in judgements:

@@ -39,8 +39,8 @@ from moss_audio_jax.generate.slots import (
     take_rows,
 )
 from moss_audio_jax.generate.vocabulary import Vocabulary
-from moss_audio_jax.models.cache import Caches, rows_of, slots_of
-from moss_audio_jax.models.decoder import is_unstacked
+from moss_audio_jax.models.cache import Cache, length_of, rows_of
+from moss_audio_jax.models.decoder import unrolled
 
 FINISH_REASON = {STOP: "stop", LENGTH: "length", LOOP: "loop"}
 
@@ -69,7 +69,8 @@ class Engine:
     """Generates answers with one set of parameters.
 
     Args:
-      params: the model's tree, placed on `mesh`; fastest with the decoder's layers unstacked.
+      params: the model's tree, placed on `mesh`; its decoder's layers are unrolled here if they are
+        not yet, and are then in memory twice.
       vocab: ids to know; its `size` is the model's vocabulary.
       mesh: as `sharding.serving_mesh` makes it.
       decode: ids -> text, for stop strings; None where there is no tokenizer.
@@ -86,7 +87,8 @@ class Engine:
         decode: Callable[[list[int]], str] | None = None,
         slots: int = 16,
     ) -> None:
-        self._params = params
+        with jax.set_mesh(mesh):
+            self._params = unrolled(params)
         self._static = {"config": config, "compute": compute, "vocab": vocab}
         self._mesh = mesh
         self._decode = decode
@@ -143,10 +145,7 @@ class Engine:
         slots_count = bucket(min(self._slots, len(requests)))
         room = bucket(max(limits), 64)
         size = bucket(max(len(e.ids) + n for (e, _), n in zip(requests, limits, strict=True)), 128)
-        slots = empty_slots(
-            **self._static, count=slots_count, room=room, size=size,
-            unstacked=is_unstacked(self._params["language_model"]),
-        )  # fmt: skip
+        slots = empty_slots(**self._static, count=slots_count, room=room, size=size)
         prefiller = _Prefiller(self._params, self._static, requests, limits, room, size)
         watched = [bool(s.stop) and self._decode is not None for _, s in requests]
         owner: list[int | None] = [None] * slots_count  # the request in each slot
@@ -214,7 +213,7 @@ class Engine:
 
 
 def _reach(top: int, size: int) -> int:
-    """Slots that the next steps read of a cache with `size`: it, or half of it, and so on.
+    """Positions that the next steps read of a cache with `size`: it, or half of it, and so on.
 
     A step reads what it may reach, and most answers end long before their limit; each half is a
     program of its own. Room for some steps beyond `top` is left, or they would be few.
@@ -235,7 +234,7 @@ class _Waiting(NamedTuple):
 class _Prefiller:
     """Prompts on their way into slots; true as long as there are any.
 
-    `room` tokens and `size` cache slots is what the slots have that they go to.
+    `room` new tokens and `size` tokens in the cache is what the slots have that they go to.
     """
 
     def __init__(
@@ -250,7 +249,7 @@ class _Prefiller:
         self._room, self._size = room, size
         examples = [example for example, _ in requests]
         self._queue = Queue(examples, self._config.encoder, self._vocab.audio_token_id)
-        self._prefixes: Caches | None = None  # of the families that have members waiting
+        self._prefixes: Cache | None = None  # of the families that have members waiting
         self._waiting: list[_Waiting] = []
 
     def __bool__(self) -> bool:
@@ -297,8 +296,8 @@ class _Prefiller:
         """Prefills the rests of up to `free` prompts that wait."""
         rests = [len(self._ids(each.number)) - each.begin for each in self._waiting[:free]]
         tokens = bucket(max(rests), _MIN_REST)
-        slots = min(slots_of(self._prefixes) + tokens, self._size)
-        together = min(free, max(1, PREFILL_TOKENS // slots))
+        length = min(length_of(self._prefixes) + tokens, self._size)
+        together = min(free, max(1, PREFILL_TOKENS // length))
         taken, self._waiting = self._waiting[:together], self._waiting[together:]
         shape = Shape(bucket(len(taken)), tokens, 0, self._config.encoder.chunk_frames)
         numbers = [each.number for each in taken]
@@ -307,7 +306,7 @@ class _Prefiller:
         row, begin = np.zeros((2, shape.rows), np.int32)
         row[: len(taken)] = [each.row for each in taken]
         begin[: len(taken)] = [each.begin for each in taken]
-        cache = take_rows(self._prefixes, row, slots=slots)
+        cache = take_rows(self._prefixes, row, length=length)
         self._release()
         rows = self._rows(numbers, shape.rows)
         return numbers, resume(self._params, batch, rows, cache, begin, **self._static)
@@ -320,8 +319,8 @@ class _Prefiller:
         elif bucket(len(needed)) < rows_of(self._prefixes):
             row = np.zeros(bucket(len(needed)), np.int32)
             row[: len(needed)] = needed
-            slots = slots_of(self._prefixes)
-            self._prefixes = take_rows(self._prefixes, row, slots=slots)
+            length = length_of(self._prefixes)
+            self._prefixes = take_rows(self._prefixes, row, length=length)
             self._waiting = [each._replace(row=needed.index(each.row)) for each in self._waiting]
 
     def _rows(self, numbers: Sequence[int], count: int) -> Rows:

@@ -83,7 +83,7 @@ def run(folder: Path, out: Path, c=None, shard=(0, 1), workers: int = 1):
 
 
 def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def files(out: Path) -> dict[str, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -80,10 +81,33 @@ class _Text(str):
     pass
 
 
+class _Mine(dict):
+    def get(self, key, default=None):
+        raise LookupError("mine")
+
+
+def _nested():
+    value = []
+    for _ in range(100_000):
+        value = [value]
+    return value
+
+
+HUGE = 10**400
 LONG = "word " * 100_000
-BAD_ANYWHERE = (None, 7, "text", [], {}, {"text": None}, {"events": "none"}, {"words": {}})
+BAD_ANYWHERE = (
+    None, 7, "text", [], {}, {"text": None}, {"events": "none"}, {"words": {}}, _Mine(text="a"),
+    {"text": _nested(), "events": _nested(), "words": _nested(), "score": _nested()},
+)  # fmt: skip
 BAD = {
-    "transcribe": ({"text": LONG}, {"text": 5}, {"text": "a\ud800b"}, {"text": "a", "language": 1}),
+    "transcribe": (
+        {"text": LONG},
+        {"text": 5},
+        {"text": "a\ud800b"},
+        {"text": "a", "language": 1},
+        {"text": "a", "language": "x" * 99},
+        {"text": "a", "language": "\ud800"},
+    ),
     "align": (
         {"words": [{"text": "hello", "start": 0, "end": 0.1}]},  # not all of them
         {"words": [{"text": "hello", "start": -3, "end": 1}]},
@@ -100,10 +124,20 @@ BAD = {
         {"events": [_event(label="3.20 - 4.10")]},
         {"events": [_event(label='say "this"')]},
         {"events": [_event(score=7)]},
-        {"events": [_event()] * 5000},
+        {"events": [_event()] * 1_000_000},
+        {"events": [_event(end=HUGE)]},
+        {"events": [_event(start=-HUGE)]},
+        {"events": [_event(score=HUGE)]},
+        {"events": [_event(start=float("-inf"), end=float("inf"))]},
+        {"events": [_event(label="a\ud800")]},
+        {"events": [_event(label="a\x00")]},
+        {"events": [_nested()]},
+        {"events": [_Mine(_event())]},
     ),
     "music": (
         {"tempo": 1e6},
+        {"tempo": HUGE},
+        {"tempo": float("nan")},
         {"key": "H dur moll"},
         {"instruments": ["x" * 999]},
         {"lyrics": LONG},
@@ -118,7 +152,7 @@ BAD = {
         {"text": "It happens."},
         {"text": _Text("{}")},
     ),
-    "judge": ({"score": 0}, {"score": "good"}, {"score": True}),
+    "judge": ({"score": 0}, {"score": "good"}, {"score": True}, {"score": HUGE}),
 }
 BAD["unify"] = BAD["caption"]
 
@@ -129,4 +163,6 @@ def bad(request):
     number = sum(request["clip"].encode()) + request["id"]
     if number % 9 == 0:
         raise RuntimeError("out of memory\non the device")
+    if number % 9 == 4:
+        sys.exit("no licence")
     return faults[number % len(faults)]

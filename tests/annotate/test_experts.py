@@ -1,6 +1,7 @@
 """Plug-ins that go wrong in every way: the checker finds nothing in what is written, ever."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from moss_audio_jax.annotate import defaults, experts, merge
 from moss_audio_jax.errors import InputError, UsageError
-from moss_audio_jax.evaluate.judge import Judge
+from moss_audio_jax.remote import Chat
 
 REQUEST = {"clip": "a.flac", "audio": "/in/a.wav", "start": 2.0, "end": 5.0, "duration": 3.0,
            "evidence": {"text": "a b c d", "template": "A dog barks."}}  # fmt: skip
@@ -25,7 +26,8 @@ def clips(tmp_path_factory):
 
 
 def faults():
-    return [(step, fault) for step, bad in plugins.BAD.items() for fault in bad]
+    found = [(step, fault) for step, bad in plugins.BAD.items() for fault in bad]
+    return found + [(step, fault) for step in experts.STEPS for fault in plugins.BAD_ANYWHERE]
 
 
 @pytest.mark.parametrize(("step", "fault"), faults())
@@ -126,6 +128,8 @@ def test_a_command():
         ("while True: print('x' * 1000)", 60, "wrote more than"),
         ("import time; time.sleep(600)", 0.5, "took longer than 0.5 s"),
         ("print('{\"id\": 0}')", 60, "events is None"),
+        ('print(\'{"id": true, "events": []}\')', 60, "no line of JSON"),
+        ("print('[' * 100000); print('{\"id\": 0, \"a\": ' + '9' * 5000 + '}')", 60, "no line of"),
     ],
 )
 def test_a_command_that_fails(script, timeout, words):
@@ -142,7 +146,7 @@ def test_replay_and_endpoint(tmp_path, monkeypatch):
     assert found[0][0]["text"] == "hi"
     assert "no row" in found[1][1]
     asked = []
-    monkeypatch.setattr(Judge, "ask", lambda self, prompt: asked.append(prompt) or '{"score": 4}')
+    monkeypatch.setattr(Chat, "ask", lambda self, prompt: asked.append(prompt) or '{"score": 4}')
     endpoint = experts.make("x", {"kind": "endpoint", "target": "http://x/v1", "model": "m"})
     assert experts.ask(endpoint, "judge", [REQUEST]) == [({"score": 4}, None)]
     assert experts.ask(endpoint, "unify", [REQUEST]) == [({"text": '{"score": 4}'}, None)]
@@ -158,12 +162,33 @@ def test_replay_and_endpoint(tmp_path, monkeypatch):
         ({"kind": "command", "target": "x", "tiemout": 1}, UsageError, "'tiemout'"),
         ({"kind": "entry_point", "target": "plugins:none"}, InputError, "cannot be imported"),
         ({"kind": "entry_point", "target": "no_such"}, InputError, "cannot be imported"),
-        ({"kind": "replay", "target": "/no/such.jsonl"}, InputError, "/no/such.jsonl: No such"),
+        ({"kind": "replay", "target": "/no/such.jsonl"}, InputError, "/no/such.jsonl: no such"),
+        ({"kind": "replay", "target": "/dev/zero"}, InputError, "/dev/zero: is no regular file"),
+        ("command", UsageError, "expected {'kind'"),
+        ({"kind": "command", "target": "x", "timeout": "soon"}, UsageError, "timeout is 'soon'"),
+        ({"kind": "endpoint", "target": "x"}, UsageError, "expected http"),
+        ({"kind": "endpoint", "target": "http://x", "key_from": "sk-1"}, UsageError, "key-from is"),
     ],
 )
 def test_an_expert_that_cannot_be(spec, error, words):
     with pytest.raises(error, match=words):
         experts.make("x", spec)
+
+
+def test_a_command_is_told_any_file_name_and_may_be_no_program(tmp_path):
+    script = (
+        "import json, os, sys\n"
+        "r = json.loads(sys.stdin.readline())\n"
+        "print(json.dumps({'id': 0, 'text': os.fsencode(r['audio']).hex()}))"
+    )
+    name = b"/in/caf\xe9\n.wav"
+    asked = REQUEST | {"audio": os.fsdecode(name)}
+    assert experts.ask(command(script), "transcribe", [asked])[0][0]["text"] == name.hex()
+    for word in ("/no/such", "a\0b"):
+        made = experts.make("x", {"kind": "command", "target": word})
+        ((reply, problem),) = experts.ask(made, "transcribe", [REQUEST])
+        assert reply is None
+        assert problem
 
 
 def test_settings_are_checked(tmp_path):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import json
+import signal
+import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -111,6 +115,43 @@ def test_no_answer_is_the_lowest_without_asking(endpoint, tmp_path):
     assert endpoint.asked == []
 
 
+def test_ctrl_c_does_not_wait_for_what_is_asked(tmp_path):
+    """Eight questions at a server that never answers; nothing of them is written down."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        items = [dataclasses.replace(ITEMS[0], id=str(i)) for i in range(99)]
+
+        def interrupt():
+            silent.accept()
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            judge(Judge(url, "m", timeout=600), items, {i.id: "x" for i in items}, tmp_path / "j")
+        thread.join()
+        began = time.monotonic()
+        for left in [t for t in threading.enumerate() if "ThreadPoolExecutor" in t.name]:
+            left.join(60)
+        assert time.monotonic() - began < 60
+    assert not (tmp_path / "j").exists()
+
+
+def test_what_a_damaged_file_holds_is_asked_again(endpoint, tmp_path):
+    output, by = tmp_path / "j.jsonl", Judge(endpoint.url, "m", wait=0)
+    endpoint.replies = {"A man.": ['{"gender": 3}']}
+    whole = judge(by, ITEMS[1:2], {"c2": "A man.\ud800"}, output)[0]
+    endpoint.asked.clear()
+    damage = ({"scores": "x"}, {"scores": {"gender": 9}}, {"scores": {}}, {"prompt_hash": []},
+              {"judge": None}, {"scores": None})  # fmt: skip
+    for change in damage:
+        output.write_text(json.dumps(whole | change) + "\n")
+        assert judge(by, ITEMS[1:2], {"c2": "A man.\ud800"}, output)[0]["scores"] == {"gender": 3}
+    assert len(endpoint.asked) == len(damage)
+    assert judge(by, ITEMS[1:2], {"c2": "A man.\ud800"}, output) == [whole]
+    assert len(endpoint.asked) == len(damage)
+
+
 def test_what_the_judge_is_asked():
     prompt, fields = question(ITEMS[0], "A woman, {loud}.")
     assert fields == ("gender", "tone")
@@ -134,6 +175,10 @@ def test_what_the_judge_is_asked():
         ('{"a": "5"}', "a has '5'"),
         ('{"a": 4.5}', "a has 4.5"),
         ('{"a": 0}', "a has 0"),
+        ('{"a": ' + "[" * 500 + "]" * 500 + "}", "a has "),
+        ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "no JSON object"),
+        ('{"a": ' + "9" * 5000 + "}", "no JSON object"),
+        ("{" * 200_000, "no JSON object"),
     ],
 )
 def test_judgements_that_cannot_be_read(raw, words):
@@ -146,9 +191,9 @@ def test_judgements_that_cannot_be_read(raw, words):
     [
         ((401, "no key"), 1, "HTTP 401 no key"),
         ((429, "slowly"), 3, "HTTP 429 slowly"),
-        ((200, "<html>"), 3, "no chat completion"),
-        ((200, '{"choices": []}'), 3, "no chat completion"),
-        ((200, '{"choices": [{"message": {"content": null}}]}'), 3, "no chat completion"),
+        ((200, "<html>"), 1, "no chat completion"),
+        ((200, '{"choices": []}'), 1, "no chat completion"),
+        ((200, '{"choices": [{"message": {"content": null}}]}'), 1, "no chat completion"),
     ],
 )
 def test_endpoints_that_fail(endpoint, reply, asked, words):

@@ -1,0 +1,61 @@
+"""What rests on the small model alone, where that model does not know the sound.
+
+The small model answers fluently about anything. A segment is doubtful where its encoder finds the
+sound unlike its own world (`generate.familiarity`), or where its two ways to write down speech have
+next to nothing in common. Evidence of the user's own experts and detectors is never in doubt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from moss_audio_jax.annotate.record import Record
+
+OWN = ("decoder", "ctc")  # the small model's systems of speech
+_MIXED = "signal, tags"  # a profile of both
+
+
+def why(record: Record, most: float) -> str | None:
+    """Why the small model is not to be trusted with a segment; None where it is.
+
+    Args:
+      most: the WER between its own transcripts from which they have nothing in common.
+    """
+    heard = record["familiarity"]
+    if heard and heard["unfamiliar"]:
+        return f"unlike the sound that the model knows: {heard['reason']}"
+    systems = {one["system"] for one in record["asr"]}
+    rate = record["wer_agreement"]
+    if systems == {*OWN} and rate is not None and rate >= most:
+        return f"the model's own systems hear different words: WER {rate:.2f}"
+    return None
+
+
+def doubtful(record: Record) -> list[str]:
+    """The fields of a record that rest on the small model alone."""
+    told = {each["field"]: each["system"] for each in record["provenance"]}  # the last one counts
+    systems = {one["system"] for one in record["asr"]}
+    gated = told.get("profile") == _MIXED  # it decides what there is at all
+    experts_heard = bool(record["transcript"]) and not systems <= {*OWN}
+    words = told.get("words") == "ctc"
+    own = {
+        "profile": gated,
+        "absent": gated,
+        "events": told.get("events") == "tags",
+        "transcript": not experts_heard,
+        "words": words,
+        "sentences": words,
+        "speakers": gated and not experts_heard,
+        "music": gated and told.get("music") == "librosa",
+    }
+    own["captions.speech"] = own["speakers"] or words
+    own["captions.music"] = own["music"]
+    own["captions.sound"] = own["events"]
+    captions = [f"captions.{name}" for name, text in record["captions"].items() if text]
+    own["unified"] = any(own[name] for name in captions) if captions else gated
+    return sorted(name for name, is_own in own.items() if is_own)
+
+
+def trusted(fields: str, of: Iterable[str]) -> bool:
+    """Whether a row on these fields, "events+music", rests on none that is in doubt."""
+    return not set(fields.split("+")) & set(of)
