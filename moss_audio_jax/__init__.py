@@ -6,7 +6,12 @@ Names are imported when they are first used, so that reading audio or text does 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+import sys
+import types
+
+TYPE_CHECKING = False  # typing takes its time to import, and each command waits for this file
+if TYPE_CHECKING:
+    from typing import Any
 
 __version__ = "0.1.0"
 
@@ -25,7 +30,9 @@ _HOME = {
     "MossAudio": "moss_audio_jax.api",
     "Request": "moss_audio_jax.api",
     "Reply": "moss_audio_jax.api",
-    "Sampling": "moss_audio_jax.generate.sampling",
+    "Sampling": "moss_audio_jax.generate.options",
+    "transcribe": "moss_audio_jax.transcribe",
+    "Transcript": "moss_audio_jax.transcribe",
     "InputError": "moss_audio_jax.errors",
     "UsageError": "moss_audio_jax.errors",
 }
@@ -40,3 +47,15 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*globals(), *__all__]
+
+
+class _Package(types.ModuleType):
+    """`transcribe` is a function here and the name of the module that it lives in. Whoever imports
+    that module has Python put it in the function's place, which is refused."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from moss_audio_jax.audio import load_audio, log_mel
 from moss_audio_jax.audio.lengths import audio_tokens, mel_frames
 from moss_audio_jax.config import (
+    DEFAULT_CHECKPOINT,
     QUANTIZE,
     Compute,
     EncoderAttention,
@@ -30,53 +31,29 @@ from moss_audio_jax.config import (
 )
 from moss_audio_jax.data.batch import Example, bucket_shape, check, make_batch
 from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.files import quoted
 from moss_audio_jax.generate.engine import Engine, Output
-from moss_audio_jax.generate.sampling import Sampling
+from moss_audio_jax.generate.familiarity import Familiarity, Gauge
+from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
+from moss_audio_jax.generate.request import Audio, Prepared, Reply, Request, name_of
 from moss_audio_jax.generate.stop_strings import UntilStop, first_stop
 from moss_audio_jax.generate.vocabulary import vocabulary
 from moss_audio_jax.models import decoder, encoder, moss_audio
 from moss_audio_jax.models.quantize import quantize_leaf
 from moss_audio_jax.ops.linear import dense
 from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
+from moss_audio_jax.runtime import keep_compiled
 from moss_audio_jax.sharding import as_mesh, param_shardings, serving_mesh
 from moss_audio_jax.text import build_prompt, load_tokenizer
 from moss_audio_jax.text.prompt import split_thinking
 from moss_audio_jax.text.tokenizer import StreamDecoder, Tokenizer, check_fits
 from moss_audio_jax.weights.convert import load_params, read_config
 
-Audio = str | Path | BinaryIO | np.ndarray  # a file, or a 16 kHz mono waveform
+__all__ = ["Audio", "MossAudio", "Prepared", "Reply", "Request", "Sampling", "Stream"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One question: a text, its clips (files or 16 kHz waveforms), how to sample the answer.
-
-    `system` replaces the default system text; `time_markers` overrides processor_config.json.
-    """
-
-    text: str
-    audio: Sequence[Audio] | Audio = ()
-    sampling: Sampling = dataclasses.field(default_factory=Sampling)
-    system: str | None = None
-    time_markers: bool | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Reply:
-    """One answer.
-
-    Attributes:
-      text: the answer, without its thinking.
-      thinking: what stood in the <think> block; None without one.
-      ids: every generated token, the stop token dropped.
-      finish_reason: "stop", "length" (max_new_tokens or the last position) or "loop" (the answer
-        went round in circles and was ended).
-    """
-
-    text: str
-    thinking: str | None
-    ids: list[int]
-    finish_reason: str
+# {reason}: of a `Familiarity`.
+STRANGE = "the sound is unlike what this model was trained on, so the answer is a guess: {reason}"
 
 
 class MossAudio:
@@ -87,6 +64,7 @@ class MossAudio:
       tokenizer: None where the folder has none.
       processor: the special ids and how audio is prepared.
       random_weights: config.json says that nothing was ever trained: answers are noise.
+      folder: the checkpoint; None for a model that came from none.
     """
 
     def __init__(
@@ -100,6 +78,8 @@ class MossAudio:
         processor: ProcessorConfig | None = None,
         stop_ids: Sequence[int] = (),
         random_weights: bool = False,
+        folder: Path | None = None,
+        gauge: Gauge | None = None,
     ) -> None:
         self._params = params
         self.config = config
@@ -108,13 +88,24 @@ class MossAudio:
         self.tokenizer = tokenizer
         self.processor = processor or (tokenizer.processor if tokenizer else ProcessorConfig())
         self.random_weights = random_weights
+        self.folder = folder
+        self._gauge = gauge
         self._vocab = vocabulary(config, tokenizer, self.processor, stop_ids)
+
+    def __repr__(self) -> str:
+        count = moss_audio.count_params(moss_audio.abstract_params(self.config))
+        kind = self.compute.dtype
+        if self.compute.quantize != "none":
+            kind += f", int8 {self.compute.quantize}"
+        mesh = ", ".join(f"{axis}={size}" for axis, size in self.mesh.shape.items())
+        where = "" if self.folder is None else f"{str(self.folder)!r}, "
+        return f"MossAudio({where}{count / 1e6:,.1f}M parameters, {kind}, mesh {mesh})"
 
     @classmethod
     def load(
         cls,
-        path: str | Path,
-        dtype: str = "bfloat16",
+        path: str | Path | None = None,
+        dtype: str | None = None,
         mesh: Mesh | Mapping[str, int] | Sequence[int] | None = None,
         encoder_attention: EncoderAttention | None = None,
         lora: str | Path | None = None,
@@ -122,9 +113,14 @@ class MossAudio:
     ) -> MossAudio:
         """Loads an official or native checkpoint folder.
 
+        Programs that JAX compiles are kept on disk from here on, unless MOSS_AUDIO_JAX_CACHE=off
+        or settings of JAX say otherwise: see `runtime.keep_compiled`.
+
         Args:
-          path: the folder.
-          dtype: of weights and compute: "bfloat16" or "float32".
+          path: the folder; None for the small model of this package, which knows synthetic sound
+            only.
+          dtype: of weights and compute: "bfloat16" or "float32"; None takes bfloat16 on
+            accelerators and float32, which is faster there, on CPUs.
           mesh: a Mesh, axis sizes ({"tensor": 4} or (data, fsdp, tensor, sequence)), or None for
             one device.
           encoder_attention: "chunked", "full" or "sliding"; default chunked, as the official code.
@@ -139,9 +135,12 @@ class MossAudio:
         """
         if quantize not in QUANTIZE:
             raise UsageError(f"quantize is {quantize!r}; expected one of {', '.join(QUANTIZE)}")
+        if dtype is None:
+            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         if dtype not in ("bfloat16", "float32"):
             raise UsageError(f"dtype is {dtype!r}; expected 'bfloat16' or 'float32'")
-        path = Path(path)
+        keep_compiled()
+        path = DEFAULT_CHECKPOINT if path is None else Path(path)
         config = read_config(path)
         if encoder_attention is not None:
             config = config.with_attention(encoder_attention)
@@ -168,20 +167,23 @@ class MossAudio:
             processor=processor,
             stop_ids=_stop_ids(path),
             random_weights=bool(read_json(path / "config.json").get("random_weights")),
+            folder=path,
+            gauge=Gauge.load(path),
         )
 
     @property
     def params(self) -> Any:
-        """Nested dict of arrays, layers stacked on axis 0.
+        """Nested dict of arrays as the model holds them: the decoder's layers are a tuple of trees,
+        one for each, which generation reads fastest; the encoder's are stacked on axis 0."""
+        return self._params
 
-        The model itself holds its decoder's layers one by one, the quickest to generate with. They
-        are stacked at each call, and then in memory twice.
+    def stacked_params(self) -> Any:
+        """`params` as training and checkpoints have them, all layers stacked on axis 0.
+
+        The decoder is stacked anew at each call, and is then in memory twice.
         """
-        language_model = self._params["language_model"]
-        if not decoder.is_unstacked(language_model):
-            return self._params
         with jax.set_mesh(self.mesh):
-            return decoder.with_layers(self._params, decoder.stack(language_model["layers"]))
+            return decoder.stacked(self._params)
 
     @property
     def encoder_params(self) -> Any:
@@ -266,55 +268,57 @@ class MossAudio:
         ids: Sequence[int],
         mels: Sequence[np.ndarray] = (),
         max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int = 0,
-        **sampling: Any,
+        temperature: float = Sampling.temperature,
+        top_p: float = Sampling.top_p,
+        top_k: int = Sampling.top_k,
+        seed: int = Sampling.seed,
+        *,
+        min_p: float = Sampling.min_p,
+        repetition_penalty: float = Sampling.repetition_penalty,
+        stop: Sequence[str] = Sampling.stop,
+        stop_ids: Sequence[int] = Sampling.stop_ids,
+        thinking_budget: int | None = Sampling.thinking_budget,
+        loop_guard: bool = Sampling.loop_guard,
     ) -> list[int]:
-        """The ids that follow a prompt, the stop token dropped. No loop guard by default.
+        """The ids that follow a prompt, the stop token dropped.
 
-        `sampling` takes the other fields of `Sampling`.
+        The options are those of `Sampling`, which says what they mean, with its defaults but for
+        `max_new_tokens`.
         """
-        sampling = Sampling(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-            **{"loop_guard": False, **sampling},
-        )
+        sampling = Sampling.of(locals())
         return self._engine(1).run([(self._example(ids, mels), sampling)])[0].ids
 
     # --- from text and sound -------------------------------------------------------------------
 
-    def prepare(self, request: Request) -> Example:
+    def prepare(self, request: Request) -> Prepared:
         """A request's token ids and mels, exactly as the official processor makes them.
 
         Raises:
           InputError: no tokenizer, or a clip that cannot be read or is too short (named).
         """
-        if self.tokenizer is None:
-            raise InputError(
-                "this checkpoint has no tokenizer: put tokenizer.json, or vocab.json and "
-                "merges.txt, or a SentencePiece *.model into its folder, or use generate_ids"
-            )
+        tokenizer = self._require_tokenizer()
         markers = self.processor.time_markers
         if request.time_markers is not None:
             markers = request.time_markers
-        clips = _clips(request.audio)
-        mels = [self._mel(clip, number) for number, clip in enumerate(clips, 1)]
+        clips = request.clips
+        mels, warnings = [], []
+        for number, clip in enumerate(clips, 1):
+            name = name_of(clip, number)
+            wav = clip if isinstance(clip, np.ndarray) else load_audio(clip)
+            mels.append(self._mel(wav, name))
+            if not wav.any():
+                warnings.append(_of(number, clips, "every sample is 0: nothing can be heard in it"))
         ids = build_prompt(
-            self.tokenizer,
+            tokenizer,
             request.text,
             mel_frames=[mel.shape[1] for mel in mels],
             time_markers=markers,
             system=request.system,
         )
-        names = ", ".join(_name(clip, i) for i, clip in enumerate(clips, 1))
+        names = ", ".join(name_of(clip, i) for i, clip in enumerate(clips, 1))
         seconds = sum(mel.shape[1] for mel in mels) / 100
         self._check_length(names or "the prompt", seconds, "and the text make", len(ids))
-        return Example(ids, tuple(mels))
+        return Prepared(ids, tuple(mels), sampling=request.sampling, warnings=tuple(warnings))
 
     def generate(
         self,
@@ -324,75 +328,164 @@ class MossAudio:
         system: str | None = None,
         time_markers: bool | None = None,
         on_text: Callable[[str], None] | None = None,
-        **sampling: Any,
+        max_new_tokens: int = Sampling.max_new_tokens,
+        temperature: float = Sampling.temperature,
+        top_k: int = Sampling.top_k,
+        top_p: float = Sampling.top_p,
+        min_p: float = Sampling.min_p,
+        repetition_penalty: float = Sampling.repetition_penalty,
+        seed: int = Sampling.seed,
+        stop: Sequence[str] = Sampling.stop,
+        stop_ids: Sequence[int] = Sampling.stop_ids,
+        thinking_budget: int | None = Sampling.thinking_budget,
+        loop_guard: bool = Sampling.loop_guard,
     ) -> Reply:
-        """Answers a text about any number of clips.
+        """Answers a text about any number of clips; greedy by default.
 
         Args:
           text: what to ask; a text with `<|audio_bos|><|AUDIO|><|audio_eos|>` spans is the whole
             prompt.
-          audio: files or 16 kHz mono waveforms.
-          on_text: streaming: called with each new piece of raw text (thinking included, stop
-            strings not).
-          **sampling: fields of `Sampling`; greedy by default.
+          audio: files, 16 kHz mono waveforms, or samples with their rate: see `Audio`.
+          on_text: called with each new piece of raw text (thinking included, stop strings not);
+            `stream` is the same as an iterator.
+          max_new_tokens and what follows: see `Sampling`.
+
+        Raises:
+          InputError: no tokenizer, or a clip that cannot be used.
+          UsageError: an option out of range.
         """
-        request = Request(text, audio, Sampling(**sampling), system, time_markers)
+        prompt = self.prepare(Request(text, audio, Sampling.of(locals()), system, time_markers))
         if on_text is None:
-            return self.generate_batch([request])[0]
-        prompt = self.prepare(request)
-        stream, told = StreamDecoder(self.tokenizer), 0
-        until = UntilStop(request.sampling.stop, on_text)
+            return self.answer([prompt])[0]
+        stream = Stream(self, prompt)
+        for piece in stream:
+            on_text(piece)
+        return stream.reply
 
-        def on_token(_: int, ids: list[int]) -> None:
-            nonlocal told
-            for token in ids[told:]:
-                until.push(stream.push(token))
-            told = len(ids)
+    def stream(
+        self,
+        text: str,
+        audio: Sequence[Audio] | Audio = (),
+        *,
+        system: str | None = None,
+        time_markers: bool | None = None,
+        max_new_tokens: int = Sampling.max_new_tokens,
+        temperature: float = Sampling.temperature,
+        top_k: int = Sampling.top_k,
+        top_p: float = Sampling.top_p,
+        min_p: float = Sampling.min_p,
+        repetition_penalty: float = Sampling.repetition_penalty,
+        seed: int = Sampling.seed,
+        stop: Sequence[str] = Sampling.stop,
+        stop_ids: Sequence[int] = Sampling.stop_ids,
+        thinking_budget: int | None = Sampling.thinking_budget,
+        loop_guard: bool = Sampling.loop_guard,
+    ) -> Stream:
+        """`generate` piece by piece: `for piece in model.stream(...)`; `Stream.reply` at its end.
 
-        output = self._engine(1).run([(prompt, request.sampling)], on_token=on_token)[0]
-        until.push(stream.flush(), last=True)
-        return self.reply(output, request.sampling)
+        Raises what `generate` raises, here and not later.
+        """
+        return Stream(
+            self, self.prepare(Request(text, audio, Sampling.of(locals()), system, time_markers))
+        )
 
     def generate_batch(
-        self, requests: Sequence[Request], batch_size: int = 16, progress: bool = False
+        self, requests: Sequence[Request], batch_size: int = BATCH_SIZE, progress: bool = False
     ) -> list[Reply]:
         """Answers many requests, `batch_size` at a time; slots refill as answers end.
 
-        Order is kept, and an answer does not depend on what else is in the batch.
+        Order is kept, and an answer does not depend on what else is in the batch. A request that
+        cannot be used gets a reply whose `finish_reason` is "error", and whose `error` says why.
+
+        Raises:
+          InputError: no tokenizer.
         """
-        prompts = [(self.prepare(request), request.sampling) for request in requests]
-        return self.answer(prompts, batch_size, progress)
+        self._require_tokenizer()
+        prompts: dict[int, Prepared] = {}
+        replies: dict[int, Reply] = {}
+        for number, request in enumerate(requests):
+            try:
+                prompts[number] = self.prepare(request)
+            except (InputError, UsageError) as error:
+                replies[number] = Reply("", None, [], "error", error=str(error))
+        answered = self.answer([*prompts.values()], batch_size, progress)
+        replies |= zip(prompts, answered, strict=True)
+        return [replies[number] for number in range(len(requests))]
 
     def answer(
         self,
-        prompts: Sequence[tuple[Example, Sampling]],
-        batch_size: int = 16,
+        prompts: Sequence[Prepared],
+        batch_size: int = BATCH_SIZE,
         progress: bool = False,
         on_reply: Callable[[int, Reply], None] | None = None,
     ) -> list[Reply]:
-        """`generate_batch` for prompts that `prepare` has made.
+        """`generate_batch` for requests that `prepare` has made ready.
 
         `on_reply` is called with (prompt number, reply) as each answer ends.
         """
         replies: list[Reply | None] = [None] * len(prompts)
+        prompts = self._warned(prompts)
 
         def on_done(number: int, output: Output) -> None:
-            replies[number] = reply = self.reply(output, prompts[number][1])
+            replies[number] = reply = self.reply(output, prompts[number])
             bar.update()
             if on_reply is not None:
                 on_reply(number, reply)
 
         with tqdm(total=len(prompts), unit="answer", disable=not progress) as bar:
-            self._engine(batch_size).run(prompts, on_done=on_done)
+            asked = [(prompt, prompt.sampling) for prompt in prompts]
+            self._engine(batch_size).run(asked, on_done=on_done)
         return replies
 
-    def reply(self, output: Output, sampling: Sampling) -> Reply:
-        """Text and thinking of generated ids."""
+    def familiarity(self, audio: Audio) -> Familiarity | None:
+        """Whether one clip is like the sound that this model was trained on.
+
+        None where the checkpoint cannot tell (`generate.familiarity` says which can), or the clip
+        is shorter than half a second. Raises InputError for a clip that cannot be used.
+        """
+        wav = audio if isinstance(audio, np.ndarray) else load_audio(audio)
+        return self.judged([log_mel(wav)])[0]
+
+    def judged(self, mels: Sequence[np.ndarray]) -> list[Familiarity | None]:
+        """`familiarity` of clips by their log-mels [128, frames]."""
+        if self._gauge is None:
+            return [None] * len(mels)
+        measured = self._gauge.measure(
+            mels, self.encoder_params, self.config.encoder, self.compute, self.mesh
+        )
+        return [None if each is None else self._gauge.judge(each) for each in measured]
+
+    def _warned(self, prompts: Sequence[Prepared]) -> list[Prepared]:
+        """Prompts that also warn of each clip that the model does not know."""
+        # Questions share clips; each is judged once.
+        clips = {id(mel): mel for prompt in prompts for mel in prompt.mels}
+        verdicts = dict(zip(clips, self.judged([*clips.values()]), strict=True))
+        warned = []
+        for prompt in prompts:
+            new = [
+                _of(number, prompt.mels, STRANGE.format(reason=verdict.reason))
+                for number, verdict in enumerate((verdicts[id(m)] for m in prompt.mels), 1)
+                if verdict and verdict.unfamiliar
+            ]
+            warnings = (*prompt.warnings, *new)
+            warned.append(dataclasses.replace(prompt, warnings=warnings) if new else prompt)
+        return warned
+
+    def reply(self, output: Output, prompt: Prepared) -> Reply:
+        """Text and thinking of what was generated for a prompt."""
         text = self.tokenizer.decode(output.ids)
-        thinking, answer = split_thinking(text[: first_stop(text, sampling.stop)])
-        return Reply(answer.strip(), thinking, output.ids, output.finish_reason)
+        thinking, answer = split_thinking(text[: first_stop(text, prompt.sampling.stop)])
+        return Reply(answer.strip(), thinking, output.ids, output.finish_reason, prompt.warnings)
 
     # --- inside --------------------------------------------------------------------------------
+
+    def _require_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InputError(
+                "this checkpoint has no tokenizer: put tokenizer.json, or vocab.json and "
+                "merges.txt, or a SentencePiece *.model into its folder, or use generate_ids"
+            )
+        return self.tokenizer
 
     def _engine(self, slots: int) -> Engine:
         decode = self.tokenizer.decode if self.tokenizer else None
@@ -434,17 +527,48 @@ class MossAudio:
             [[e] for e in examples], shape, self.config.encoder, self.processor.audio_token_id
         )
 
-    def _mel(self, clip: Audio, number: int) -> np.ndarray:
-        wav = clip if isinstance(clip, np.ndarray) else load_audio(clip)
+    def _mel(self, wav: np.ndarray, name: str) -> np.ndarray:
         # Before the mel is made: hours of audio would take gigabytes to no end.
         frames = mel_frames(wav.size)
-        self._check_length(_name(clip, number), frames / 100, "alone make", audio_tokens(frames))
+        self._check_length(name, frames / 100, "alone make", audio_tokens(frames))
         try:
             mel = log_mel(wav)
         except InputError as error:
-            raise InputError(f"{_name(clip, number)}: {error}") from None
+            raise InputError(f"{name}: {error}") from None
         # The official processor rounds here, whatever the model's dtype.
         return mel.astype(ml_dtypes.finfo(self.processor.mel_dtype).dtype).astype(np.float32)
+
+
+class Stream(Iterator[str]):
+    """An answer as it is written: an iterator over pieces of raw text, thinking included.
+
+    Attributes:
+      reply: the whole answer, once the iterator has come to its end; None before.
+    """
+
+    reply: Reply | None = None
+
+    def __init__(self, model: MossAudio, prompt: Prepared) -> None:
+        self._pieces = self._written(model, prompt)
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def _written(self, model: MossAudio, prompt: Prepared) -> Iterator[str]:
+        (prompt,) = model._warned([prompt])
+        pieces: list[str] = []
+        until = UntilStop(prompt.sampling.stop, pieces.append)
+        decoder, told = StreamDecoder(model.tokenizer), 0
+        asked = [(prompt, prompt.sampling)]
+        for _, ids, output in model._engine(1).steps(asked, each_token=True):
+            for token in ids[told:]:
+                until.push(decoder.push(token))
+            told = len(ids)
+            if output is not None:
+                until.push(decoder.flush(), last=True)
+                self.reply = model.reply(output, prompt)
+            yield from pieces
+            pieces.clear()
 
 
 _LAYERS = "language_model/layers/"
@@ -497,23 +621,16 @@ def _stop_ids(path: Path) -> tuple[int, ...]:
     """eos_token_id of generation_config.json, one or several."""
     file = path / "generation_config.json"
     eos = read_json(file).get("eos_token_id") if file.exists() else None
-    eos = [eos] if isinstance(eos, int) else (eos or [])
-    if not all(isinstance(i, int) and i >= 0 for i in eos):
-        warnings.warn(f"{file}: eos_token_id {eos!r} is ignored; expected ids", stacklevel=3)
+    eos = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(type(i) is int and 0 <= i < 2**31 for i in eos):
+        warnings.warn(f"{file}: eos_token_id {quoted(eos)} is ignored; expected ids", stacklevel=3)
         return ()
     return tuple(eos)
 
 
-def _name(clip: Audio, number: int) -> str:
-    if isinstance(clip, str | Path):
-        return str(clip)
-    return str(getattr(clip, "name", f"clip {number}"))
-
-
-def _clips(audio: Sequence[Audio] | Audio) -> Sequence[Audio]:
-    """A clip by itself is one clip, not a sequence of letters or samples."""
-    one = isinstance(audio, str | Path | np.ndarray) or hasattr(audio, "read")
-    return [audio] if one else audio
+def _of(number: int, clips: Sequence[Any], warning: str) -> str:
+    """The warning, with its clip's number where there are several."""
+    return f"clip {number}: {warning}" if len(clips) > 1 else warning
 
 
 def _float32(mels: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:

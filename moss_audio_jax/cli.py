@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
 
-from moss_audio_jax import __version__, command
+from moss_audio_jax import __version__, runtime
+
+TYPE_CHECKING = False  # typing takes its time to import, and Ctrl-C may come
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
 
 # verb -> (module with a `main(argv) -> exit code`, what it does)
 VERBS = {
@@ -26,7 +30,16 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
+    """Runs a verb and returns its exit code; without `argv` it is the command line of this process,
+    which it ends."""
+    if argv is None:
+        run_verb()
+    from moss_audio_jax import command
+
+    return command.run(_main, argv)
+
+
+def _main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
@@ -34,20 +47,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"moss-audio-jax {__version__}")
         return 0
     if argv[0] not in VERBS:
-        command.say(f"error: no verb {argv[0]!r}; expected one of {', '.join(VERBS)}")
-        return 2
-    module = importlib.import_module(VERBS[argv[0]][0])
-    return command.run(module.main, argv[1:])
+        from moss_audio_jax.errors import UsageError
+
+        raise UsageError(f"no verb {argv[0]!r}; expected one of {', '.join(VERBS)}")
+    return importlib.import_module(VERBS[argv[0]][0]).main(argv[1:])
+
+
+def run_verb(*verb: str) -> NoReturn:
+    """This process is `moss-audio-jax VERB ...`, with the words of its own command line behind."""
+    runtime.run_as_process(lambda: main([*verb, *sys.argv[1:]]))
 
 
 def _usage() -> str:
+    import textwrap
+
+    from moss_audio_jax import config_file
+
     verbs = "\n".join(f"  {verb:<11} {what}" for verb, (_, what) in VERBS.items())
     return (
         "usage: moss-audio-jax VERB ...\n\n"
         f"{verbs}\n\n"
-        "moss-audio-jax VERB --help explains a verb with an example."
+        "moss-audio-jax VERB --help explains a verb with an example.\n\n"
+        f"Configs for --config NAME, in {config_file.FOLDER}:\n"
+        f"{textwrap.fill(', '.join(config_file.names()), 78)}"
     )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_verb()

@@ -6,24 +6,30 @@ Exit codes: 0 done; 1 some input could not be used (each is named); 2 bad use.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from moss_audio_jax.config import QUANTIZE
-from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax import libtpu
+from moss_audio_jax.config import DEFAULT_CHECKPOINT, QUANTIZE
+from moss_audio_jax.errors import InputError, UsageError, out_of_memory
+from moss_audio_jax.files import reason
+from moss_audio_jax.runtime import INTERRUPTED, keep_compiled, run_as_process
 
 if TYPE_CHECKING:
     from moss_audio_jax.api import MossAudio
 
 
-# The small model of this project, which it trained itself (docs/small_model.md).
-DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "small"
+SMALL_MODEL = (
+    "note: the bundled small model answers; it knows synthetic sound only, and is fluent about any "
+    "(--checkpoint names another)"
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,6 +54,7 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
     group.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, type=Path, metavar="DIR",
                        help="checkpoint folder, official or native; default the bundled small "
                             "model")  # fmt: skip
+    group.add_argument("--lora", type=Path, metavar="DIR", help="LoRA adapters to fold in")
     group.add_argument("--dtype", choices=("bfloat16", "float32"),
                        help="weights and compute; default bfloat16, on CPUs float32")  # fmt: skip
     group.add_argument("--mesh", type=mesh_sizes, metavar="AXIS=N,...",
@@ -60,10 +67,10 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
 
 
 def load_model(args: argparse.Namespace, mesh: Any = None) -> MossAudio:
-    """The model that `add_model_options` describes; warns where its weights are random.
+    """The model that `add_model_options` describes; says what its answers are worth where that is
+    little: of the small model, of random weights.
 
     Args:
-      args: with `lora`, a folder of adapters, where the verb has that option.
       mesh: instead of args.mesh, where several processes had to agree on one.
 
     Raises:
@@ -73,15 +80,22 @@ def load_model(args: argparse.Namespace, mesh: Any = None) -> MossAudio:
 
     from moss_audio_jax.api import MossAudio
 
-    keep_compiled()
+    if args.checkpoint == DEFAULT_CHECKPOINT and jax.process_index() == 0:
+        say(SMALL_MODEL)
     keep_memory()
-    dtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    if args.lora is not None:
+        from moss_audio_jax.weights.adapters import describe
+        from moss_audio_jax.weights.convert import read_config
+
+        found = describe(args.lora, read_config(args.checkpoint))  # before weights are read
+        if jax.process_index() == 0:
+            say(found)
     model = MossAudio.load(
         args.checkpoint,
-        dtype,
+        args.dtype,
         args.mesh if mesh is None else mesh,
         args.encoder_attention,
-        getattr(args, "lora", None),
+        args.lora,
         args.quantize,
     )
     if model.tokenizer is None:
@@ -107,17 +121,6 @@ def join_processes() -> None:
         )
     elif "MOSS_AUDIO_JAX_DISTRIBUTED" in os.environ:  # TPU pods, SLURM, GKE: JAX finds them
         jax.distributed.initialize()
-
-
-def keep_compiled() -> None:
-    """Compile once, not once a command, unless JAX was told where to keep programs."""
-    import jax
-
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(cache / "moss_audio_jax" / "xla"))
-        # Also what compiles in less than JAX's one second: generation has dozens of such programs.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def keep_memory() -> None:
@@ -164,29 +167,58 @@ def say(message: str) -> None:
 
 
 def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
-    """Runs a verb; what the user can mend becomes one line on stderr and an exit code."""
+    """Runs a verb; what the user can mend becomes one line on stderr and an exit code.
+
+    Without `argv` it is the command line of this process, which ends with the exit code.
+    """
+    if argv is None:
+        run_as_process(lambda: run(main, sys.argv[1:]))
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be valid UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
+    libtpu.quieten()
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: say(_line("warning", message))
         try:
-            code = main(sys.argv[1:] if argv is None else argv)
-            sys.stdout.flush()
-            return code
+            code = main(argv)
+            return code if _flushed() else 1
         except SystemExit as stop:  # --help
-            return int(stop.code or 0)
+            return int(stop.code or 0) if _flushed() else 1
         except UsageError as error:
             say(_line("error", error))
             return 2
-        except BrokenPipeError:  # whoever read stdout has left; nor may the last flush complain
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError as error:
+            _not_written(error)
             return 1
         except (InputError, OSError) as error:
-            say(_line("error", error))
+            if _flushed():  # or that was the error
+                say(_line("error", error))
             return 1
         except KeyboardInterrupt:
             say("interrupted")
-            return 130
+            return INTERRUPTED
+        except Exception as error:
+            if (advice := out_of_memory(error)) is None:
+                raise
+            say(_line("error", advice))
+            return 2
+
+
+def _flushed() -> bool:
+    """Whether all of stdout was written; if not, it is said."""
+    try:
+        sys.stdout.flush()
+        return True
+    except OSError as error:
+        _not_written(error)
+        return False
+
+
+def _not_written(error: OSError) -> None:
+    """Says why stdout was not written, unless whoever read it has left (`| head`); and it is not
+    tried again when Python ends."""
+    if not isinstance(error, BrokenPipeError):
+        say(f"error: stdout: not written: {reason(error)}")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def collect(items: Sequence[Any], prepare: Callable[[Any], Any]) -> tuple[list[Any], int]:
@@ -203,6 +235,29 @@ def collect(items: Sequence[Any], prepare: Callable[[Any], Any]) -> tuple[list[A
             say(_line("error", error))
             results.append(None)
     return results, sum(result is None for result in results)
+
+
+def look(files: Sequence[str]) -> dict[str, str]:
+    """What is wrong with files of sound as far as their beginnings show: {file: the line}.
+
+    For verbs that would load a model first, which may take minutes.
+    """
+    from moss_audio_jax.audio.io import audio_blocks
+
+    wrong = {}
+    for file in dict.fromkeys(files):
+        try:
+            with contextlib.closing(audio_blocks(file)) as blocks:
+                next(blocks, None)
+        except InputError as error:
+            wrong[file] = _line("error", error)
+    return wrong
+
+
+def warn(problems: Iterable[str], name: str | None = None) -> None:
+    """A line for each; `name` is what they are about, where they do not say so themselves."""
+    for problem in problems:
+        say(_line("warning", problem if name is None else f"{name}: {problem}"))
 
 
 def _line(kind: str, problem: object) -> str:

@@ -7,11 +7,17 @@ imports JAX.
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from moss_audio_jax import files
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.files import quoted, shown
+
+# The small model of this project, which it trained itself (docs/small_model.md).
+DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "small"
 
 EncoderAttention = Literal["chunked", "full", "sliding"]
 
@@ -88,11 +94,14 @@ class ModelConfig:
         for owner, prefix in ((enc, "encoder"), (dec, "decoder"), (self, "model")):
             for field in dataclasses.fields(owner):
                 value = getattr(owner, field.name)
-                if field.type == "int" and (
-                    isinstance(value, bool) or not isinstance(value, int) or value < 0
-                ):
+                if field.type == "int" and (type(value) is not int or value < 0):
                     raise InputError(
-                        f"{prefix}.{field.name} is {value!r}; expected a non-negative integer"
+                        f"{prefix}.{field.name} is {quoted(value)}; expected a non-negative integer"
+                    )
+                most = _MOST.get(field.name, _MOST_OTHERS)
+                if field.type == "int" and value > most:
+                    raise InputError(
+                        f"{prefix}.{field.name} is {quoted(value)}; expected at most {most}"
                     )
                 if field.type == "int" and value == 0 and field.name != "inject_layers":
                     raise InputError(f"{prefix}.{field.name} is 0; expected a positive integer")
@@ -162,6 +171,17 @@ RELEASED = {
 }
 
 
+# Where the official checkpoints are: ids on the Hugging Face hub.
+OFFICIAL = tuple(
+    f"OpenMOSS-Team/MOSS-Audio-{size}-{kind}"
+    for size in ("4B", "8B")
+    for kind in ("Instruct", "Thinking")
+)
+
+# Larger values are no model's; they would only exhaust memory before anything is compared.
+_MOST = {"layers": 4096, "chunk_frames": 1_000_000, "window": 1_000_000}
+_MOST_OTHERS = 2**31 - 1
+
 # Types of the values that are not integers.
 _KINDS = {
     "layer_norm_eps": (int, float),
@@ -185,7 +205,10 @@ def from_official(raw: dict[str, Any], where: str = "config.json") -> ModelConfi
       InputError: a value that this code does not implement, or that cannot be.
     """
     if raw.get("model_type", "moss_audio") != "moss_audio":
-        raise InputError(f"{where}: model_type is {raw['model_type']!r}; expected 'moss_audio'")
+        raise InputError(
+            f"{where}: model_type is {quoted(raw['model_type'])}; expected 'moss_audio'"
+        )
+    _refuse_quantized(raw, where)
     for key in ("audio_config", "language_config"):
         if not isinstance(raw.get(key), dict):
             raise InputError(f"{where}: {key} is missing; expected an object")
@@ -209,7 +232,7 @@ def from_official(raw: dict[str, Any], where: str = "config.json") -> ModelConfi
     )
     decoder = decoder_from_qwen3(language, f"{where}: language_config")
     # The top-level key is the one transformers obeys when it ties; it defaults to untied here.
-    decoder = dataclasses.replace(decoder, tie_embeddings=bool(raw.get("tie_word_embeddings")))
+    decoder = dataclasses.replace(decoder, tie_embeddings=_flag(raw, "tie_word_embeddings", where))
     taps = len(encoder.tap_layers)
     inject = _take(raw, "deepstack_num_inject_layers", taps, where)
     config = ModelConfig(
@@ -226,12 +249,13 @@ def from_official(raw: dict[str, Any], where: str = "config.json") -> ModelConfi
 
 def decoder_from_qwen3(raw: dict[str, Any], where: str = "config.json") -> DecoderConfig:
     """The decoder that a Qwen3 config (or MOSS-Audio's `language_config`) describes."""
+    _refuse_quantized(raw, where)
     _refuse_unknown(raw, _ONLY_LANGUAGE, where)
     rope = raw.get("rope_parameters") or {}
     if not isinstance(rope, dict):
-        raise InputError(f"{where}: rope_parameters is {rope!r}; expected an object")
+        raise InputError(f"{where}: rope_parameters is {quoted(rope)}; expected an object")
     if rope.get("rope_type", "default") != "default":
-        raise InputError(f"{where}: rope_type is {rope['rope_type']!r}; expected 'default'")
+        raise InputError(f"{where}: rope_type is {quoted(rope['rope_type'])}; expected 'default'")
     hidden = _take(raw, "hidden_size", None, where)
     heads = _take(raw, "num_attention_heads", None, where)
     return DecoderConfig(
@@ -245,7 +269,7 @@ def decoder_from_qwen3(raw: dict[str, Any], where: str = "config.json") -> Decod
         max_positions=_take(raw, "max_position_embeddings", 40960, where),
         rope_theta=float(_take(raw | rope, "rope_theta", 1e6, where)),
         norm_eps=float(_take(raw, "rms_norm_eps", 1e-6, where)),
-        tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        tie_embeddings=_flag(raw, "tie_word_embeddings", where),
     )
 
 
@@ -311,19 +335,19 @@ def processor_from_official(
         ("mel_hop_length", 160),
     ):
         if raw.get(key, only) != only:
-            raise InputError(f"{where}: {key} is {raw[key]!r}; expected {only}")
-    mel_dtype = str(raw.get("mel_dtype", "bfloat16")).removeprefix("torch.")
+            raise InputError(f"{where}: {key} is {quoted(raw[key])}; expected {only}")
+    mel_dtype = raw.get("mel_dtype", "bfloat16")
+    mel_dtype = mel_dtype.removeprefix("torch.") if isinstance(mel_dtype, str) else mel_dtype
     if mel_dtype not in ("bfloat16", "float16", "float32"):
-        raise InputError(f"{where}: mel_dtype is {mel_dtype!r}; expected bfloat16 or float32")
+        raise InputError(f"{where}: mel_dtype is {quoted(mel_dtype)}; expected bfloat16 or float32")
     default = ProcessorConfig()
     ids = {}
     for key in ("audio_token_id", "audio_start_id", "audio_end_id"):
         ids[key] = raw.get(key, getattr(default, key))
-        if isinstance(ids[key], bool) or not isinstance(ids[key], int) or ids[key] < 0:
-            raise InputError(f"{where}: {key} is {ids[key]!r}; expected a token id")
-    return ProcessorConfig(
-        **ids, time_markers=bool(raw.get("enable_time_marker", True)), mel_dtype=mel_dtype
-    )
+        if type(ids[key]) is not int or not 0 <= ids[key] <= _MOST_OTHERS:
+            raise InputError(f"{where}: {key} is {quoted(ids[key])}; expected a token id")
+    markers = _flag(raw, "enable_time_marker", where, True)
+    return ProcessorConfig(**ids, time_markers=markers, mel_dtype=mel_dtype)
 
 
 def processor_to_official(config: ProcessorConfig) -> dict[str, Any]:
@@ -345,8 +369,35 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """A JSON object from a file; InputError names the file when it is missing or broken."""
     value = files.read_json(path)
     if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise InputError(f"{shown(path)}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def read_config_json(folder: str | Path) -> tuple[dict[str, Any], str]:
+    """A checkpoint's config.json, and its path for messages.
+
+    Raises:
+      InputError: no such folder, or a file that is missing or broken.
+    """
+    if not Path(folder).exists():
+        raise InputError(f"{folder}: no such file or folder{hub_advice(folder)}")
+    file = Path(folder) / "config.json"
+    return read_json(file), str(file)
+
+
+def hub_advice(folder: str | Path) -> str:
+    """How to download a checkpoint, where the name of a folder that is not there looks like its id
+    on the hub; else ""."""
+    name = os.fspath(folder)
+    for known in OFFICIAL:
+        if name.lower() in (known.lower(), known.split("/")[1].lower()):
+            name = known
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        return ""
+    return (
+        f"; if {name} is a model on the Hugging Face hub, download it (hf download {name} "
+        f"--local-dir {name.split('/')[1]}) and name that folder"
+    )
 
 
 def _take(raw: dict[str, Any], key: str, default: Any, where: str) -> Any:
@@ -357,15 +408,36 @@ def _take(raw: dict[str, Any], key: str, default: Any, where: str) -> Any:
         raise InputError(f"{where}: {key} is missing")
     kinds = _KINDS.get(key, (int,))
     if isinstance(value, bool) or not isinstance(value, kinds):
-        raise InputError(f"{where}: {key} is {value!r}; expected {kinds[-1].__name__}")
+        raise InputError(f"{where}: {key} is {quoted(value)}; expected {kinds[-1].__name__}")
+    if float in kinds and not 0 < value < 1e30:
+        raise InputError(f"{where}: {key} is {quoted(value)}; expected a number above 0")
     if isinstance(value, list) and not all(type(item) is int for item in value):
-        raise InputError(f"{where}: {key} is {value!r}; expected a list of integers")
+        raise InputError(f"{where}: {key} is {quoted(value)}; expected a list of integers")
     return value
+
+
+def _flag(raw: dict[str, Any], key: str, where: str, default: bool = False) -> bool:
+    value = raw.get(key)
+    if value is not None and type(value) is not bool:
+        raise InputError(f"{where}: {key} is {quoted(value)}; expected true or false")
+    return default if value is None else value
+
+
+def _refuse_quantized(raw: dict[str, Any], where: str) -> None:
+    for key in ("quantization_config", "compression_config"):
+        settings = raw.get(key)
+        if settings is None:
+            continue
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings
+        raise InputError(
+            f"{where}: {key} says that the weights are quantised ({quoted(method)}); such weights "
+            "are not read: take the unquantised checkpoint (--quantize makes int8 of it)"
+        )
 
 
 def _refuse_unknown(raw: dict[str, Any], only: dict[str, Any], where: str) -> None:
     for key, value in only.items():
         if key in raw and raw[key] != value:
             raise InputError(
-                f"{where}.{key} is {raw[key]!r}; this implementation only knows {value!r}"
+                f"{where}.{key} is {quoted(raw[key])}; this implementation only knows {value!r}"
             )

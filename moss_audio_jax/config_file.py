@@ -1,37 +1,79 @@
-"""Reads a run's config: a Python file with `get_config()`, and overrides of its keys."""
+"""Reads a run's config: a Python file with `get_config()`, and overrides of its keys.
+
+The files of configs/ travel with the package and are known by name: `sft` is configs/sft.py.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from typing import TYPE_CHECKING
 
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.remote import redact
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+_PACKAGE = Path(__file__).parent
+# In a wheel they lie in the package (setup.py puts them there), in a clone beside it.
+FOLDER = next(
+    (folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()),
+    _PACKAGE / "configs",
+)
+
+
+def names() -> list[str]:
+    """Names of the packaged configs that are runs: their docstrings hold a launch command."""
+    found = []
+    for file in sorted(FOLDER.rglob("*.py")):
+        name = file.relative_to(FOLDER).with_suffix("").as_posix()
+        if f"--config configs/{name}.py" in file.read_text(encoding="utf-8"):
+            found.append(name)
+    return found
+
+
+def find(name: str) -> Path:
+    """The config file of a path, or else of a packaged config: sft, small/sft, configs/sft.py.
+
+    Raises:
+      InputError: neither is there.
+    """
+    if (file := Path(name)).is_file():
+        return file
+    packaged = FOLDER / f"{name.removeprefix('configs/').removesuffix('.py')}.py"
+    # A path that leads elsewhere is no name: it must not find something of that name here.
+    if ".." not in packaged.parts and packaged.is_relative_to(FOLDER) and packaged.is_file():
+        return packaged
+    raise InputError(
+        f"{name}: no such config file; those that come with the package: {', '.join(names())}"
+    )
+
 
 def read_config_file(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """The config of FILE[:ARG] with overrides like --config.train.steps=5.
+    """The config of FILE[:ARG] or NAME[:ARG] with overrides like --config.train.steps=5.
 
-    The file may import its neighbours. Which keys a verb knows is for the verb to check.
+    The file may import its neighbours and the packaged configs. Which keys a verb knows is for the
+    verb to check.
 
     Raises:
       InputError: no such file.
       UsageError: a file that fails, an option that overrides nothing, a value of the wrong type.
     """
-    file = Path(name.split(":")[0])
-    if not file.is_file():
-        raise InputError(f"{file}: no such config file")
+    path, colon, argument = name.partition(":")
+    file = find(path).resolve()
     for option in overrides:
         if not option.startswith("--config."):
             raise UsageError(f"unknown option {redact(option)!r}; expected --config.KEY=VALUE")
+    from absl import flags
+    from ml_collections import config_flags
+
     values = flags.FlagValues()
-    words = ["moss-audio-jax", f"--config={name}", *overrides]
+    words = ["moss-audio-jax", f"--config={file}{colon}{argument}", *overrides]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
-    sys.path.insert(0, str(file.parent.resolve()))
+    searched = list(sys.path)
+    sys.path[:] = [str(file.parent), *searched, str(FOLDER)]
     try:
         values(words)
         return values.config
@@ -43,4 +85,4 @@ def read_config_file(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
         text = " ".join(text.replace("\\n", " ").replace("\\'", "'").split())[:300]
         raise UsageError(f"{name}: {redact(text)}") from None
     finally:
-        sys.path.remove(str(file.parent.resolve()))
+        sys.path[:] = searched

@@ -9,6 +9,11 @@ fresh, with the sizes of --input (4b, 8b, or a folder with a config.json).
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends those too
+    from moss_audio_jax import cli
+
+    cli.run_verb("convert")
+
 import sys
 from collections.abc import Sequence
 
@@ -26,7 +31,8 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--overwrite", action="store_true", help="replace --output")
     args = options.parse_args(argv)
 
-    from moss_audio_jax.weights.convert import convert
+    from moss_audio_jax.weights.adapters import describe
+    from moss_audio_jax.weights.convert import convert, read_config
 
     convert(
         args.input,
@@ -38,9 +44,7 @@ def main(argv: Sequence[str]) -> int:
         merge_lora=args.merge_lora,
         progress=sys.stderr.isatty(),
     )
+    if args.merge_lora is not None:
+        command.say(f"folded in {describe(args.merge_lora, read_config(args.output))}")
     command.say(f"wrote {args.output} ({args.format})")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

@@ -5,8 +5,9 @@ example:
 
 What is heard, the words and the events with their times, a question of time, one that takes
 thought. Prints a table; writes demo.html: players, spectrograms, words and events of truth and
-model along the time axis. The clips lie in the package and no training has seen them; the model is
-the bundled small one unless --checkpoint names another. Nothing is downloaded.
+model along the time axis. The clips lie in the package and no training has seen them, but they are
+synthetic, as all sound is that the small model learnt from: they say nothing of recordings. The
+model is the bundled small one unless --checkpoint names another. Nothing is downloaded.
 
 right, close, wrong:
   words     right: all of them, their times within 0.2 s; close: a word error rate up to 25%
@@ -18,6 +19,11 @@ right, close, wrong:
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends those too
+    from moss_audio_jax import cli
+
+    cli.run_verb("demo")
 
 import json
 import re
@@ -37,12 +43,15 @@ from moss_audio_jax.audio import load_audio
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.evaluate.metrics import events
 from moss_audio_jax.evaluate.text_norm import key, plain_units
+from moss_audio_jax.files import write_whole
 from moss_audio_jax.text.prompt import split_thinking
 from moss_audio_jax.text.timestamps import Segment, parse_timestamps
+from moss_audio_jax.text.tokenizer import THINK
 
 if TYPE_CHECKING:
     from moss_audio_jax.api import Reply
 
+SYNTHETIC = "All sound here is synthetic, voices too."  # at most 60 columns
 CLIPS = Path(__file__).parent / "assets" / "demo"
 COLLAR = 0.2  # seconds
 # Tokens an answer may have: more than half as many again as the longest true answer of its kind.
@@ -226,14 +235,27 @@ def table(clips: Sequence[Clip], replies: Sequence[Reply], marks: Sequence[Mark]
     middle = (columns - first - last - 6) // 2
     widths = (first, middle, middle, last)
     rule = "-" * columns
-    lines = list(_row(("question", "the model says", "truth", "mark"), widths))
+    lines = [SYNTHETIC, *_row(("question", "the model says", "truth", "mark"), widths)]
     for clip, answers in grouped(clips, replies, marks):
         lines += [rule, f"{clip.name}: {_about(clip)}", rule]
         for question, reply, mark in answers:
             verdict = ": ".join(filter(None, mark[:2])) or "(yours)"
             asked = _SHORT.get(question.kind, question.prompt)
-            lines += _row((asked, reply.text or "(nothing)", question.truth, verdict), widths)
+            lines += _row((asked, said(reply), question.truth, verdict), widths)
     return "\n".join([*lines, rule])
+
+
+def said(reply: Reply) -> str:
+    """The answer; where it is none or is malformed, what came instead."""
+    words = reply.text or "(nothing)"
+    if not reply.text and reply.thinking:
+        words = f"(no answer, only thinking) {reply.thinking}"
+    elif any(tag in reply.text for tag in THINK):
+        words = f"(malformed: a thinking tag in the answer) {reply.text}"
+    return words + {
+        "length": " (cut short: too long)",
+        "loop": " (ended: it repeated itself)",
+    }.get(reply.finish_reason, "")
 
 
 def grouped(
@@ -316,6 +338,8 @@ th:last-child { width: 14%; }
 def page(clips: Sequence[Clip], replies: Sequence[Reply], marks: Sequence[Mark], note: str) -> str:
     """One HTML file that needs nothing else. `note`: a line under the heading."""
     sections = [
+        f"<p><b>{SYNTHETIC}</b> It comes from this project's procedural world, and so did all that "
+        "the small model learnt from: what is right here says nothing of recordings.</p>"
         f"<p>{escape(note)}</p><p>Click into a spectrogram to play from there. Red bars are not "
         "where the truth has them.</p>"
     ]
@@ -323,17 +347,18 @@ def page(clips: Sequence[Clip], replies: Sequence[Reply], marks: Sequence[Mark],
         lanes = []
         for kind, colour in (("words", timeline.WORDS), ("events", timeline.EVENTS)):
             question, reply, mark = next(a for a in answers if a[0].kind == kind)
-            true, said = parse_timestamps(question.truth), parse_timestamps(reply.text)
-            if true or said:
+            true, heard = parse_timestamps(question.truth), parse_timestamps(reply.text)
+            if true or heard:
                 lanes.append(timeline.Lane(f"{kind}, truth", true, colour))
-                lanes.append(timeline.Lane(f"{kind}, model", said, colour, mark.off))
+                lanes.append(timeline.Lane(f"{kind}, model", heard, colour, mark.off))
         rows = []
         for question, reply, mark in answers:
-            said = _thought(reply.thinking) + escape(reply.text)
+            # Without an answer `said` shows what it thought.
+            answer = _thought(reply.thinking if reply.text else None) + escape(said(reply))
             true = _thought(question.thinking) + escape(question.truth)
             verdict = escape("\n".join(filter(None, mark[:2])))
             rows.append(
-                f"<tr><td>{escape(question.prompt)}</td><td>{said}</td><td>{true}</td>"
+                f"<tr><td>{escape(question.prompt)}</td><td>{answer}</td><td>{true}</td>"
                 f'<td class="{mark.verdict}">{verdict}</td></tr>'
             )
         sections.append(
@@ -377,13 +402,15 @@ def main(argv: Sequence[str]) -> int:
     )
     marks = [judge(q.kind, r.text, q.truth) for (_, q), r in zip(asked, replies, strict=True)]
     line = summary(marks, time.perf_counter() - started)
-    args.output.write_text(page(clips, replies, marks, line), encoding="utf-8")
+    command.warn(dict.fromkeys(warning for reply in replies for warning in reply.warnings))
+    write_whole(args.output, page(clips, replies, marks, line))
     if args.json:
         for (clip, question), reply, mark in zip(asked, replies, marks, strict=True):
             row = {"clip": clip.name} | question._asdict()
             row |= {"answer": reply.text, "answer_thinking": reply.thinking}
             row |= {"finish_reason": reply.finish_reason, "mark": mark.verdict or None}
             row |= {"detail": mark.detail, "random_weights": model.random_weights}
+            row |= {"warnings": reply.warnings}
             print(json.dumps(row, ensure_ascii=False))
         command.say(line)
     else:
@@ -391,7 +418,3 @@ def main(argv: Sequence[str]) -> int:
         print(line)
     command.say(f"look and listen: {args.output}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

@@ -1,5 +1,8 @@
 """The two ways a caller can be wrong; the command line makes one line and an exit code of them."""
 
+import re
+from pathlib import Path
+
 
 class InputError(ValueError):
     """An input cannot be used: a file, a checkpoint, a row. The message names it (exit code 1)."""
@@ -7,3 +10,33 @@ class InputError(ValueError):
 
 class UsageError(ValueError):
     """The request itself makes no sense: options that contradict each other (exit code 2)."""
+
+
+def extra(name: str) -> str:
+    """The command that installs an extra, for a message.
+
+    The project is on no package index, so a clone installs from itself; beside a wheel pip takes
+    the package that is installed already, and adds what the extra needs.
+    """
+    in_clone = (Path(__file__).parents[1] / "setup.cfg").exists()
+    return f"pip install -e '.[{name}]'" if in_clone else f"pip install 'moss_audio_jax[{name}]'"
+
+
+# How the several allocators say it: XLA's on devices and hosts, CUDA's, C++'s.
+_NO_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "OUT_OF_MEMORY", "bad_alloc")
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """One line for an error that means too little memory, on a device or the host; else None."""
+    by_xla = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    if not isinstance(error, MemoryError) and not (
+        by_xla and any(word in str(error) for word in _NO_MEMORY)
+    ):
+        return None
+    asked = re.search(r"allocat\w+ ([\d.]+ ?[A-Za-z]+)", str(error))
+    what = f" ({asked[0]})" if asked else ""
+    return (
+        f"out of memory{what}. To train, lower data.batch or data.length, raise train.accumulate, "
+        "set train.remat to full, or train adapters alone (lora.rank). To answer, lower "
+        "--batch-size, or give --dtype bfloat16, --quantize weights+cache or a larger --mesh."
+    )

@@ -10,9 +10,13 @@ import errno
 import fcntl
 import json
 import os
+import reprlib
 import shutil
 import stat
-from collections.abc import Iterator
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -58,8 +62,15 @@ def _device_of(folder: str) -> int | None:
         return None
 
 
-def parse_json(text: str | bytes, where: str) -> Any:
+def parse_json(
+    text: str | bytes,
+    where: str,
+    pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
+) -> Any:
     """What a JSON text holds; `where` names it in messages.
+
+    Args:
+      pairs_hook: as json.loads' object_pairs_hook; it may raise InputError.
 
     Raises:
       InputError: it is not UTF-8 or not JSON, nests too deeply, or holds an integer of thousands of
@@ -68,7 +79,9 @@ def parse_json(text: str | bytes, where: str) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=pairs_hook)
+    except InputError:  # of the hook
+        raise
     except RecursionError:
         raise InputError(f"{where}: not usable JSON (it nests too deeply)") from None
     except UnicodeDecodeError as error:
@@ -90,6 +103,33 @@ def read_bytes(path: str | os.PathLike[str], what: str = "a file") -> bytes:
             raise InputError(f"{shown(path)}: cannot be read ({reason(error)})") from None
 
 
+def read_text(
+    path: str | os.PathLike[str], what: str = "a text file", errors: str = "strict"
+) -> str:
+    """The text of a regular file: UTF-8, or UTF-16 where it begins with a byte order mark.
+
+    Line ends become "\\n".
+
+    Args:
+      errors: as of `bytes.decode`; "surrogateescape" keeps file names that are no UTF-8.
+
+    Raises:
+      InputError: it cannot be read, or is in another encoding; the line is named.
+    """
+    raw = read_bytes(path, what)
+    codec = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = raw.decode(codec, errors)
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        name = "UTF-16" if codec == "utf-16" else "UTF-8"
+        raise InputError(
+            f"{shown(path)}: not {name} text (line {line}: {error.reason}); convert it, such as by "
+            "iconv -f latin1 -t utf-8"
+        ) from None
+    return text.replace("\r\n", "\n")
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """What a JSON file holds; InputError names the file where it is missing or broken."""
     return parse_json(read_bytes(path, "a JSON file"), shown(path))
@@ -99,13 +139,16 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
+def writing(
+    path: str | os.PathLike[str], mode: str = "w", need: int | None = None
+) -> Iterator[IO[Any]]:
     """A file that appears under its name when all of it is on the disk, or not at all.
 
     Until then an older file of that name stays as it was. Folders above it are made.
 
     Args:
       mode: "w" (UTF-8 text) or "wb".
+      need: bytes of all that is being written, for the message where the disk is full.
 
     Raises:
       InputError: it cannot be written; a full disk is said to be one.
@@ -115,13 +158,18 @@ def writing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
     encoding = None if "b" in mode else "utf-8"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, mode, encoding=encoding) as file:
+        file = open(aside, mode, encoding=encoding)  # noqa: SIM115  closed below
+        try:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        finally:
+            # Where the block fails, its own error counts, not that the rest cannot be written.
+            with contextlib.suppress(OSError):
+                file.close()
         os.replace(aside, path)
     except OSError as error:
-        raise not_written(path, error) from error
+        raise not_written(path, error, need) from error
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
@@ -136,27 +184,129 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
         file.write(content)
 
 
-def not_written(path: str | os.PathLike[str], error: OSError) -> InputError:
-    """The one line about a file that could not be written; a full disk names what is free."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def append(path: str | os.PathLike[str], text: str) -> None:
+    """Adds to the end of a log; raises InputError where it cannot be written."""
+    try:
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError as error:
+        raise not_written(path, error) from error
+
+
+def not_written(
+    path: str | os.PathLike[str], error: BaseException, need: int | None = None
+) -> InputError:
+    """The one line about what could not be written; of a full disk it says what is free.
+
+    Args:
+      error: what was raised, by the system or by a library that hides the system's error in text.
+      need: bytes of the whole, for the message.
+    """
+    if disk_is_full(error):
         with contextlib.suppress(OSError):
             folder = next(f for f in Path(path).absolute().parents if f.exists())
             free = shutil.disk_usage(folder).free
+            needed = "" if need is None else f", up to {megabytes(need)} needed"
             return InputError(
-                f"{shown(path)}: not written: the disk is full ({free / 1e6:.0f} MB free in "
-                f"{folder}); make room or name another folder"
+                f"{shown(path)}: not written: the disk is full ({megabytes(free)} free in "
+                f"{folder}{needed}); make room or name another folder"
             )
     return InputError(f"{shown(path)}: not written: {reason(error)}")
 
 
+def disk_is_full(error: BaseException) -> bool:
+    """Whether the disk, or the user's share of it, is what ran out."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    words = ("No space left", "ENOSPC", "quota exceeded", "EDQUOT")
+    return any(word in str(error) for word in words)
+
+
+# --- checksums -----------------------------------------------------------------------------------
+
+Share = tuple[int, int]  # (k, n): the k-th of n processes; each file belongs to one of them
+
+
+def checksums(folder: Path, share: Share = (0, 1), names: Iterable[str] | None = None) -> dict:
+    """{name: [bytes, CRC-32]} of the files below a folder, which are then on the disk to stay.
+
+    Args:
+      names: of these files; default all.
+
+    Raises:
+      InputError, OSError: one cannot be read.
+    """
+    if names is None:
+        names = [str(f.relative_to(folder)) for f in sorted(folder.rglob("*")) if f.is_file()]
+    mine = [name for name in names if _is_in(share, name)]
+    with ThreadPoolExecutor(_threads()) as pool:
+        found = pool.map(lambda name: _checksum(folder / name, keep=True), mine)
+        return dict(zip(mine, found, strict=True))
+
+
+def damage(folder: Path, expected: Mapping[str, list[int]], share: Share = (0, 1)) -> str | None:
+    """What is wrong with the files below a folder, beside their `checksums`; None: nothing."""
+
+    def look(name: str) -> str | None:
+        try:
+            size, crc = _checksum(folder / name)
+        except InputError:
+            there = (folder / name).exists()
+            return f"{shown(name)} " + ("is not a readable file" if there else "is missing")
+        except OSError as error:
+            return f"{name} cannot be read ({reason(error)})"
+        if size != expected[name][0]:
+            return f"{name} has {size} bytes of {expected[name][0]}"
+        return None if crc == expected[name][1] else f"{name} is damaged (its checksum differs)"
+
+    with ThreadPoolExecutor(_threads()) as pool:
+        faults = pool.map(look, [name for name in expected if _is_in(share, name)])
+        return next(filter(None, faults), None)
+
+
+def _is_in(share: Share, name: str) -> bool:
+    return zlib.crc32(name.encode("utf-8", "surrogatepass")) % share[1] == share[0]
+
+
+def _threads() -> int:
+    return min(8, os.cpu_count() or 1)
+
+
+def _checksum(path: Path, keep: bool = False) -> list[int]:
+    size = crc = 0
+    with open_regular(path) as file:
+        while piece := file.read(1 << 22):
+            size += len(piece)
+            crc = zlib.crc32(piece, crc)
+        if keep:
+            sync(file.fileno())
+    return [size, crc]
+
+
+def sync(file: int | Path) -> None:
+    """Waits until a file, or the names in a folder, would survive a loss of power."""
+    number = os.open(file, os.O_RDONLY) if isinstance(file, Path) else file
+    try:
+        os.fsync(number)
+    except OSError as error:  # a file system that does not know of it
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
+            raise
+    finally:
+        if isinstance(file, Path):
+            os.close(number)
+
+
+# --- one owner -----------------------------------------------------------------------------------
+
+
 class Lock:
-    """One process owns a folder, as long as it lives.
+    """One process owns a folder, or with `file` the one file in it, as long as it lives.
 
     The kernel holds the lock (`flock` on a file in the folder) and drops it when the process ends,
     however it ends; so neither a crash nor a reboot leaves a folder locked. Use it as a context.
 
     Args:
-      name: of the file.
+      file: its name in the folder.
       shared: others may hold it too that share it, but nobody may own it.
 
     Raises:
@@ -168,35 +318,52 @@ class Lock:
         self,
         folder: str | os.PathLike[str],
         verb: str,
-        name: str = ".lock",
+        file: str | None = None,
         shared: bool = False,
     ):
-        self._path = Path(folder) / name
+        self._owned = Path(folder) / (file or "")
+        self._path = Path(folder) / (".lock" if file is None else f".{file}.lock")
         self._verb = verb
         self._kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
 
     def __enter__(self) -> Lock:
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._path, "a+", encoding="utf-8")
-        except OSError as error:
-            raise not_written(self._path, error) from None
-        try:
-            fcntl.flock(self._file, self._kind | fcntl.LOCK_NB)
-        except OSError:
-            self._file.seek(0)
-            owner = self._file.read(200).strip() or "another process"
+        while True:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(self._path, "a+", encoding="utf-8", errors="replace")
+            except OSError as error:
+                raise not_written(self._path, error) from None
+            try:
+                fcntl.flock(self._file, self._kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._file.seek(0)
+                owner = brief(self._file.read(200)) or "another process"
+                self._file.close()
+                raise UsageError(
+                    f"{shown(self._owned)}: in use by {owner}; wait for it, stop it, or name "
+                    f"another {'folder' if self._owned == self._path.parent else 'file'}"
+                ) from None
+            except OSError as error:  # Lustre mounted without `flock`, some FUSE
+                warnings.warn(
+                    f"{shown(self._owned)}: cannot be locked here ({reason(error)}); see to it "
+                    f"that no other {self._verb} writes there",
+                    stacklevel=3,
+                )
+                break
+            # An owner that ended between the two steps has removed the file that was opened.
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
+                    break
             self._file.close()
-            raise UsageError(
-                f"{self._path.parent}: in use by {owner}; wait for it, stop it, or name another "
-                "folder"
-            ) from None
         self._file.truncate(0)
         self._file.write(f"{self._verb} (process {os.getpid()} on {os.uname().nodename})")
         self._file.flush()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._kind == fcntl.LOCK_EX:  # others may share the file
+            with contextlib.suppress(OSError):
+                self._path.unlink()
         self._file.close()
 
 
@@ -213,6 +380,20 @@ def shown(path: object) -> str:
 def reason(error: BaseException) -> str:
     """Why the system refused: "Permission denied"."""
     return getattr(error, "strerror", None) or brief(error)
+
+
+def megabytes(count: int) -> str:
+    """Bytes for people: "0.3 MB", "52,310.0 MB"."""
+    return f"{count / 1e6:,.1f} MB"
+
+
+def quoted(value: object) -> str:
+    """A value out of a stranger's file, as Python writes it, on one line and never long."""
+    return brief(_short.repr(value))
+
+
+_short = reprlib.Repr()
+_short.maxstring, _short.maxother, _short.maxlong = 60, 60, 40
 
 
 def brief(text: object, most: int = 200) -> str:

@@ -8,28 +8,35 @@ Audio longer than --window-seconds is cut at quiet places; times are those of th
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends those too
+    from moss_audio_jax import cli
+
+    cli.run_verb("transcribe")
+
 import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
+from tqdm import tqdm
 
 from moss_audio_jax import command
 from moss_audio_jax.audio import load_audio
 from moss_audio_jax.audio.lengths import SAMPLE_RATE, mel_frames
 from moss_audio_jax.audio.windows import quiet_windows
 from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.files import write_whole
+from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
+from moss_audio_jax.generate.request import Audio, Prepared, Reply, Request, name_of
 from moss_audio_jax.text import Segment, to_json, to_srt, to_textgrid, to_vtt
 from moss_audio_jax.text.tasks import TRANSCRIBE
 from moss_audio_jax.text.timestamps import parse, shift
 
 if TYPE_CHECKING:
-    from moss_audio_jax.api import MossAudio, Reply
-    from moss_audio_jax.data.batch import Example
-    from moss_audio_jax.generate.sampling import Sampling
+    from moss_audio_jax.api import MossAudio
 
 Timestamps = Literal["none", "sentence", "word"]
 WINDOW_SECONDS = 60.0
@@ -63,30 +70,61 @@ class Window(NamedTuple):
 
     start: float
     end: float
-    prompt: Example
+    prompt: Prepared
+
+
+@overload
+def transcribe(
+    model: MossAudio, audio: Audio, timestamps: Timestamps = "none", **options: Any
+) -> Transcript: ...
+
+
+@overload
+def transcribe(
+    model: MossAudio, audio: Sequence[Audio], timestamps: Timestamps = "none", **options: Any
+) -> list[Transcript]: ...
 
 
 def transcribe(
     model: MossAudio,
-    wavs: Sequence[np.ndarray],
+    audio: Sequence[Audio] | Audio,
     timestamps: Timestamps = "none",
     window_seconds: float = WINDOW_SECONDS,
     sampling: Sampling | None = None,
-    batch_size: int = 8,
+    batch_size: int = BATCH_SIZE,
     progress: bool = False,
-) -> list[Transcript]:
-    """Transcribes 16 kHz mono waveforms of any length; nothing is dropped without a word.
+) -> Transcript | list[Transcript]:
+    """Transcribes sound of any length; what was not heard or cannot be relied on is said.
 
     Args:
-      window_seconds: longer audio is cut at quiet places into windows of at most so much.
+      audio: a file, a 16 kHz mono waveform, or samples with their rate (`api.Audio`), or a list of
+        them.
+      timestamps: "none", "sentence" or "word".
+      window_seconds: longer sound is cut at quiet places into windows of at most so much.
       sampling: default greedy.
 
+    Returns:
+      A Transcript, or for a list a list of them; `problems` names what a reader should know.
+
     Raises:
-      InputError: a window that does not fit the model's positions, or samples that are not finite.
-      UsageError: window_seconds is below 1.
+      InputError: a file that cannot be read, a window that does not fit the model's positions, or
+        samples that are not finite; it names the file or, in a list of waveforms, its number.
+      UsageError: window_seconds is below 1, or timestamps is not one of the three.
     """
-    cut = [cut_windows(model, wav, timestamps, window_seconds) for wav in wavs]
-    return transcribe_windows(model, cut, timestamps, sampling, batch_size, progress)
+    if timestamps not in TRANSCRIBE:
+        raise UsageError(f"timestamps is {timestamps!r}; expected one of {', '.join(TRANSCRIBE)}")
+    clips = Request("", audio).clips
+    cut = []
+    for number, clip in enumerate(clips, 1):
+        wav = clip if isinstance(clip, np.ndarray) else load_audio(clip)
+        try:
+            cut.append(cut_windows(model, wav, timestamps, window_seconds, sampling))
+        except InputError as error:
+            if len(clips) == 1 and isinstance(clip, np.ndarray):
+                raise
+            raise InputError(f"{name_of(clip, number)}: {error}") from None
+    transcripts = transcribe_windows(model, cut, timestamps, batch_size, progress)
+    return transcripts[0] if clips is not audio else transcripts
 
 
 def cut_windows(
@@ -94,20 +132,22 @@ def cut_windows(
     wav: np.ndarray,
     timestamps: Timestamps = "none",
     window_seconds: float = WINDOW_SECONDS,
+    sampling: Sampling | None = None,
 ) -> list[Window]:
     """The first half of `transcribe`, for one waveform."""
-    from moss_audio_jax.api import Request
-
     windows = []
     for first, last in quiet_windows(wav, window_seconds):
         if mel_frames(last - first) == 0:
             continue
         start, end = first / SAMPLE_RATE, last / SAMPLE_RATE
+        asked = Request(TRANSCRIBE[timestamps], [wav[first:last]], sampling or Sampling())
         try:
-            prompt = model.prepare(Request(TRANSCRIBE[timestamps], [wav[first:last]]))
+            prompt = model.prepare(asked)
         except InputError as error:
             raise InputError(f"{start:.2f}-{end:.2f} s: {error}") from None
         windows.append(Window(start, end, prompt))
+    if not windows:
+        raise InputError("holds no sound: a clip needs at least 10 ms")
     return windows
 
 
@@ -115,44 +155,33 @@ def transcribe_windows(
     model: MossAudio,
     cut: Sequence[Sequence[Window]],
     timestamps: Timestamps = "none",
-    sampling: Sampling | None = None,
-    batch_size: int = 8,
+    batch_size: int = BATCH_SIZE,
     progress: bool = False,
 ) -> list[Transcript]:
-    """The second half of `transcribe`, for the windows of each waveform."""
-    from moss_audio_jax.generate.sampling import Sampling
-
-    sampling = sampling or Sampling()
-    prompts = [(window.prompt, sampling) for windows in cut for window in windows]
+    """The second half: a transcript for each list of windows."""
+    prompts = [window.prompt for windows in cut for window in windows]
     replies = iter(model.answer(prompts, batch_size=batch_size, progress=progress))
-    return [
-        _joined([_window(window, next(replies), timestamps) for window in windows])
-        for windows in cut
-    ]
+    return [_joined([(window, next(replies)) for window in windows], timestamps) for windows in cut]
 
 
-def _joined(parts: Sequence[Transcript]) -> Transcript:
-    return Transcript(
-        " ".join(part.text for part in parts if part.text),
-        [segment for part in parts for segment in part.segments],
-        sum(part.seconds for part in parts),
-        [problem for part in parts for problem in part.problems],
-    )
-
-
-def _window(window: Window, reply: Reply, timestamps: Timestamps) -> Transcript:
-    """One window's answer at its place in the file."""
-    duration = window.end - window.start
-    text, segments, problems = _read(reply.text, timestamps, duration)
-    if reply.finish_reason != "stop":
-        problems.append(f"the answer did not end by itself ({reply.finish_reason})")
-    where = f"{window.start:.2f}-{window.end:.2f} s"
-    return Transcript(
-        text,
-        shift(segments, window.start),
-        duration,
-        [f"{where}: {problem}" for problem in problems],
-    )
+def _joined(answered: Sequence[tuple[Window, Reply]], timestamps: Timestamps) -> Transcript:
+    texts, segments, problems, warned = [], [], [], {}
+    for window, reply in answered:
+        duration = window.end - window.start
+        text, found, wrong = _read(reply.text, timestamps, duration)
+        if reply.finish_reason != "stop":
+            wrong.append(f"the answer did not end by itself ({reply.finish_reason})")
+        place = f"{window.start:.2f}-{window.end:.2f} s"
+        texts += [text] if text else []
+        segments += shift(found, window.start)
+        problems += [f"{place}: {problem}" for problem in wrong]
+        for warning in reply.warnings:  # of an hour all windows may have the same
+            warned.setdefault(warning, []).append(place)
+    for warning, (place, *more) in warned.items():
+        others = f" and {len(more)} other window(s)" if more else ""
+        problems.append(f"{place}{others}: {warning}")
+    seconds = sum(window.end - window.start for window, _ in answered)
+    return Transcript(" ".join(texts), segments, seconds, problems)
 
 
 def _read(
@@ -186,7 +215,7 @@ def main(argv: Sequence[str]) -> int:
                          help="write one file for each input there; default stdout")  # fmt: skip
     options.add_argument("--window-seconds", type=float, default=WINDOW_SECONDS, metavar="S",
                          help=f"cut longer audio; default {WINDOW_SECONDS:g}")  # fmt: skip
-    options.add_argument("--batch-size", type=command.positive, default=8, metavar="N")
+    options.add_argument("--batch-size", type=command.positive, default=BATCH_SIZE, metavar="N")
     sampling_options(options)
     args = options.parse_args(argv)
     if args.format in ("srt", "vtt", "textgrid") and args.timestamps == "none":
@@ -195,48 +224,38 @@ def main(argv: Sequence[str]) -> int:
     quiet_windows(np.zeros(0, np.float32), args.window_seconds)  # bad use is said before loading
 
     sampling = sampling_from(args)
+    wrong = command.look(args.audio)
+    for line in wrong.values():
+        command.say(line)
+    good = [i for i, file in enumerate(args.audio) if file not in wrong]
+    if not good:
+        return 1
     model = command.load_model(args)
+    shown = sys.stderr.isatty()
 
     def windows(file: str) -> list[Window]:
         wav = load_audio(file)
         try:
-            return cut_windows(model, wav, args.timestamps, args.window_seconds)
+            return cut_windows(model, wav, args.timestamps, args.window_seconds, sampling)
         except InputError as error:
             raise InputError(f"{file}: {error}") from None
 
-    cut, failed = command.collect(args.audio, windows)
-    read = [i for i, windows in enumerate(cut) if windows is not None]
+    files = tqdm([args.audio[i] for i in good], "reading", unit="file", disable=not shown)
+    cut, failed = command.collect(files, windows)
+    read = [i for i, windows in zip(good, cut, strict=True) if windows is not None]
     transcripts = transcribe_windows(
-        model,
-        [cut[i] for i in read],
-        args.timestamps,
-        sampling,
-        args.batch_size,
-        progress=sys.stderr.isatty(),
+        model, [each for each in cut if each is not None], args.timestamps, args.batch_size, shown
     )
     for i, transcript in zip(read, transcripts, strict=True):
-        for problem in transcript.problems:
-            command.say(f"warning: {args.audio[i]}: {problem}")
+        command.warn(transcript.problems, args.audio[i])
         written = _written(transcript, args.format, args.timestamps)
         if targets is None:
             heading = f"== {args.audio[i]}\n" if len(args.audio) > 1 else ""
             sys.stdout.write(f"{heading}{written}")
             continue
-        _write(targets[i], written)
+        write_whole(targets[i], written)
         command.say(f"{args.audio[i]} -> {targets[i]}")
-    return 1 if failed else 0
-
-
-def _write(target: Path, text: str) -> None:
-    """All of it or nothing."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise InputError(f"{target}: not written: {error.strerror or error}") from error
+    return 1 if failed or wrong else 0
 
 
 def _written(transcript: Transcript, form: str, timestamps: Timestamps) -> str:
@@ -265,7 +284,3 @@ def _targets(files: Sequence[str], out: Path | None, form: str) -> list[Path] | 
                 f"{target}; rename one, or run them apart"
             )
     return targets
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

@@ -5,19 +5,25 @@ example:
 
 Writes DIR/wav/*.wav (16 kHz, 16 bit), DIR/rows.jsonl (the fine-tuning form), DIR/labels.jsonl (one
 scene a line) and, with --sheet, DIR/sheet.html: players, spectrograms, labels, rows. Scene i of a
-split and a seed is always the same. Speech needs the extra: pip install 'moss_audio_jax[world]'.
+split and a seed is always the same. Speech needs the extra: pip install -e '.[world]'.
 """
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends those too
+    from moss_audio_jax import cli
+
+    cli.run_verb("world")
+
 import concurrent.futures
 import functools
+import io
 import itertools
 import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +31,11 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from moss_audio_jax import command
+from moss_audio_jax import command, files
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.data import world
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.runtime import deaf_workers
 
 SHEET_SCENES = 24
 
@@ -48,37 +55,49 @@ def write(
     Labels carry one key more than a scene's, "audio": the wav's path within the folder.
 
     Raises:
-      InputError: the folder holds rows already or cannot be written to, speech without its extra.
-      UsageError: see `world.scene`.
+      InputError: the folder holds rows already or cannot be written to, a full disk, speech
+        without its extra.
+      UsageError: see `world.scene`; another process writes there.
     """
-    if (output / "rows.jsonl").exists():
-        raise InputError(f"{output}: holds rows.jsonl already; name an empty folder")
-    make = functools.partial(_write_clip, output, split, seed, content, max_seconds)
-    first = make(indices[0])  # here: what is wrong shows before processes start
-    partial = output / "rows.jsonl.partial"
+    scene = functools.partial(
+        world.scene, split=split, seed=seed, content=content, max_seconds=max_seconds
+    )
+    first = scene(indices[0])  # here: what is wrong shows before processes start
+    need = int(len(indices) * max_seconds) * SAMPLE_RATE * 2
+    make = functools.partial(_write_scene, scene, output, need)
     with (
+        files.Lock(output, "world"),
         _Pool(processes) as pool,
-        open(partial, "w", encoding="utf-8") as rows,
-        open(output / "labels.jsonl", "w", encoding="utf-8") as labels,
+        files.writing(output / "rows.jsonl", need=need) as rows,
+        files.writing(output / "labels.jsonl", need=need) as labels,
     ):
-        made = itertools.chain([first], pool.map(make, indices[1:]))
+        if (output / "rows.jsonl").exists():
+            raise InputError(f"{output}: holds rows.jsonl already; name an empty folder")
+        made = itertools.chain([_write_clip(first, output, need)], pool.map(make, indices[1:]))
         for one in tqdm(made, total=len(indices), unit="scene", disable=not progress):
             labels.write(json.dumps(one, ensure_ascii=False) + "\n")
             for row in world.rows(one, one["audio"]):
                 rows.write(json.dumps(row, ensure_ascii=False) + "\n")
             yield one
-    partial.replace(output / "rows.jsonl")
 
 
-def _write_clip(
-    output: Path, split: str, seed: int, content: str | None, max_seconds: float, index: int
+def _write_scene(
+    scene: Callable[[int], world.Scene], output: Path, need: int, index: int
 ) -> dict[str, Any]:
-    made = world.scene(index, split, seed, content, max_seconds)
+    return _write_clip(scene(index), output, need)
+
+
+def _write_clip(made: world.Scene, output: Path, need: int) -> dict[str, Any]:
     audio = f"wav/{made.labels['id']}.wav"
     path = output / audio
-    path.parent.mkdir(parents=True, exist_ok=True)
     pcm = (made.wav * 32768).astype(np.int16)  # exact: scenes lie on this grid
-    soundfile.write(path, pcm, SAMPLE_RATE, subtype="PCM_16")
+    wav = io.BytesIO()  # libsndfile does not say why it could not write a file
+    soundfile.write(wav, pcm, SAMPLE_RATE, subtype="PCM_16", format="WAV")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(wav.getbuffer())
+    except OSError as error:
+        raise files.not_written(path, error, need) from None
     return made.labels | {"audio": audio}
 
 
@@ -95,12 +114,15 @@ class _Pool:
     def __enter__(self) -> _Pool:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if self._pool:  # who was interrupted does not wait for scenes in the making
+            self._pool.shutdown(wait=kind is None, cancel_futures=True)
 
     def map(self, function, items) -> Iterator:
-        return self._pool.map(function, items, chunksize=4) if self._pool else map(function, items)
+        if not self._pool:
+            return map(function, items)
+        with deaf_workers():
+            return self._pool.map(function, items, chunksize=4)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -142,10 +164,6 @@ def main(argv: Sequence[str]) -> int:
 
         clips = [(args.output / labels["audio"], labels) for labels in shown]
         target = args.output / "sheet.html"
-        target.write_text(page(clips), encoding="utf-8")
+        files.write_whole(target, page(clips))
         command.say(f"listen: {target}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

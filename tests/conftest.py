@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -43,3 +44,15 @@ def shared() -> Path:
     if not (SHARED / "golden").is_dir():
         pytest.skip("no shared golden data beside this checkout (tests/golden covers the same)")
     return SHARED
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("may not mount a disk here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

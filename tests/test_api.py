@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import inspect
 import io
+import os
 import subprocess
 import sys
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -16,8 +20,11 @@ from tiny_model import AUDIO_ID, tiny_config, tone, write_checkpoint, write_wav
 
 import moss_audio_jax as mj
 from moss_audio_jax import api
+from moss_audio_jax.config import DEFAULT_CHECKPOINT
+from moss_audio_jax.generate import __main__ as generate_verb
 from moss_audio_jax.generate.engine import Output
 from moss_audio_jax.generate.stop_strings import UntilStop
+from moss_audio_jax.text.prompt import AUDIO_SPAN
 
 FEW = {"max_new_tokens": 8, "loop_guard": False}
 
@@ -57,8 +64,8 @@ SIGNATURES = {
     "to_json": "segments",
     "Segment": "start, end, text",
     "Request": "text, audio=(), sampling",
-    "Reply": "text, thinking, ids, finish_reason",
-    "MossAudio.load": "path, dtype='bfloat16', mesh=None, encoder_attention=None",
+    "Reply": "text, thinking, ids, finish_reason, warnings=(), error=None",
+    "MossAudio.load": "path=None, dtype=None, mesh=None, encoder_attention=None",
     "MossAudio.encode_audio": "self, mels",
     "MossAudio.logits": "self, ids, mels=()",
     "MossAudio.logits_batch": "self, prompts",
@@ -67,7 +74,9 @@ SIGNATURES = {
         "self, ids, mels=(), max_new_tokens=64, temperature=0.0, top_p=1.0, top_k=0, seed=0"
     ),
     "MossAudio.generate": "self, text, audio=()",
+    "MossAudio.stream": "self, text, audio=()",
     "MossAudio.generate_batch": "self, requests",
+    "transcribe": "model, audio, timestamps='none'",
 }
 
 
@@ -87,10 +96,41 @@ def test_signatures_are_kept(name):
     assert all(p.default is not p.empty or p.kind is p.VAR_KEYWORD for p in extra)
 
 
-def test_importing_starts_no_jax():
+def test_one_set_of_defaults():
+    """In every signature and on the command line; `generate_ids` alone is short by default."""
+    options = {field.name: field.default for field in dataclasses.fields(mj.Sampling)}
+    for call, own in (
+        (mj.MossAudio.generate, {}),
+        (mj.MossAudio.stream, {}),
+        (mj.MossAudio.generate_ids, {"max_new_tokens": 64}),
+    ):
+        parameters = inspect.signature(call).parameters
+        assert {name: parameters[name].default for name in options} == options | own
+    parser = argparse.ArgumentParser()
+    generate_verb.sampling_options(parser)
+    assert generate_verb.sampling_from(parser.parse_args([])) == mj.Sampling()
+    assert mj.Sampling(stop=["a"]) == mj.Sampling(stop=("a",))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"max_new_tokens": 0}, {"max_new_tokens": "5"}, {"max_new_tokens": 1.5}, {"top_p": None},
+     {"temperature": float("nan")}, {"top_k": float("inf")}, {"seed": "x"}, {"stop": "abc"},
+     {"stop": ("",)}, {"stop": (3,)}, {"stop_ids": 5}, {"thinking_budget": -1}],
+)  # fmt: skip
+def test_options_out_of_range(wrong):
+    with pytest.raises(mj.UsageError, match=f"^{next(iter(wrong))} is .* out of range$"):
+        mj.Sampling(**wrong)
+
+
+def test_importing_starts_no_jax_and_transcribe_stays_a_function():
     script = (
         "import sys, moss_audio_jax as mj; mj.load_audio, mj.log_mel, mj.build_prompt, mj.to_srt;"
-        "mj.load_tokenizer; sys.exit('jax' in sys.modules)"
+        "mj.load_tokenizer, mj.Sampling(); first = mj.transcribe; "
+        "import moss_audio_jax.transcribe, importlib; "
+        "module = importlib.import_module('moss_audio_jax.transcribe'); "
+        "assert mj.transcribe is first is module.transcribe and module.WINDOW_SECONDS; "
+        "sys.exit('jax' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
@@ -109,9 +149,52 @@ def test_what_a_model_holds(model, folder):
     assert model.tokenizer.decode(model.tokenizer.encode("hé")) == "hé"
     assert model.processor.audio_token_id == AUDIO_ID
     assert model.random_weights
-    half = mj.MossAudio.load(str(folder), encoder_attention="full")
+    half = mj.MossAudio.load(str(folder), "bfloat16", encoder_attention="full")
     assert half.params["lm_head"]["kernel"].dtype == "bfloat16"
     assert half.config.encoder.attention == "full"
+
+
+def test_a_model_says_what_it_is(model, folder):
+    mesh = "mesh data=1, fsdp=1, tensor=1, sequence=1"
+    assert repr(model) == f"MossAudio({str(folder)!r}, 0.1M parameters, float32, {mesh})"
+    small = mj.MossAudio.load(quantize="weights")  # the one of the package, in a CPU's dtype
+    assert small.folder == DEFAULT_CHECKPOINT
+    assert f"M parameters, float32, int8 weights, {mesh})" in repr(small)
+    assert small.tokenizer is not None
+
+
+CACHE = """
+import os, sys
+import jax
+import moss_audio_jax as mj
+from moss_audio_jax import runtime
+def found():
+    c = jax.config
+    return c.jax_compilation_cache_dir, c.jax_persistent_cache_min_compile_time_secs
+before = found()
+mj.MossAudio
+assert found() == before, "importing changes settings"
+if sys.argv[1] == "own":
+    jax.config.update("jax_compilation_cache_dir", "own")
+jax.jit(lambda x: x + 1)(1.0)  # what was compiled before does not matter
+runtime.keep_compiled()
+jax.jit(lambda x: sum(x @ x * i for i in range(200)))(jax.numpy.ones((9, 9)))
+print(found()[0])
+"""
+
+
+@pytest.mark.parametrize("how", ["default", "off", "own", "told"])
+def test_programs_are_kept_unless_something_else_is_said(how, tmp_path):
+    names = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    env = {k: v for k, v in os.environ.items() if k not in names}
+    env |= {"XDG_CACHE_HOME": str(tmp_path)}
+    env |= {"off": {"MOSS_AUDIO_JAX_CACHE": "off"}, "told": {names[0]: "told"}}.get(how, {})
+    done = subprocess.run([sys.executable, "-c", CACHE, how], env=env, cwd=tmp_path, check=True,
+                          capture_output=True, text=True)  # fmt: skip
+    folder = tmp_path / "moss_audio_jax" / "xla"
+    expected = {"default": str(folder), "off": "None"}.get(how, how)
+    assert done.stdout.strip() == expected
+    assert bool(list(folder.glob("*"))) == (how == "default")
 
 
 @pytest.mark.parametrize(
@@ -245,6 +328,7 @@ def test_a_clip_may_come_in_any_form(model, tmp_path):
     expected = model.prepare(mj.Request("hi", [wav]))
     with file.open("rb") as opened:
         forms = [file, str(file), opened, io.BytesIO(file.read_bytes()), wav.astype(np.float64)]
+        forms += [{"array": wav, "sampling_rate": 16_000}, (wav, 16_000)]
         for form in forms:
             for audio in ([form], form):  # a clip by itself is a list of one
                 prepared = model.prepare(mj.Request("hi", audio))
@@ -304,12 +388,51 @@ def test_answers(model, mel, prompt):
     assert "".join(pieces) == raw
     assert len(pieces) > 1
 
+    stream = model.stream("What?", wav, **FEW)
+    assert stream.reply is None
+    assert list(stream) == pieces
+    assert stream.reply == reply
+    assert list(stream) == []
+
     few = mj.Sampling(**FEW)
     requests = [mj.Request(text, wav, few) for text in ("b", "What?", "c")]
     replies = model.generate_batch(requests)
     assert replies[1] == reply
     assert len({tuple(r.ids) for r in replies}) == 3
     assert model.generate_batch([]) == []
+    # One that cannot be used loses none of the others.
+    requests[1:1] = [mj.Request("x", "none.wav", few), mj.Request(AUDIO_SPAN, wav, few, "system")]
+    mixed = model.generate_batch(requests)
+    assert [mixed[0], *mixed[3:]] == replies
+    assert [(r.text, r.ids, r.finish_reason) for r in mixed[1:3]] == [("", [], "error")] * 2
+    assert "none.wav: no such file" in mixed[1].error
+    assert "verbatim" in mixed[2].error
+    assert not any(r.error for r in replies)
+
+
+def test_a_stream_leaves_the_mesh_to_its_reader(model):
+    """Between two pieces the reader's own JAX code runs as outside."""
+    outside = jax.sharding.get_abstract_mesh()
+    stream = model.stream("hi", **FEW)
+    next(stream)
+    assert jax.sharding.get_abstract_mesh() == outside
+    other = model.generate("What?", **FEW)  # nor does it disturb what comes between
+    assert list(model.stream("hi", **FEW))[1:] == list(stream)
+    assert model.generate("What?", **FEW) == other
+
+
+def test_warnings_reach_the_reply(model):
+    """Those of the sound: by themselves for one clip, with the clip's name for several."""
+    silent, heard = np.zeros(16_000, np.float32), tone(1.0)
+    said = "every sample is 0: what the answer says was not heard"
+    one, two, none = model.generate_batch(
+        [
+            mj.Request("hi", clips, mj.Sampling(**FEW))
+            for clips in (silent, [heard, silent], [heard, heard])
+        ]
+    )
+    assert (one.warnings, two.warnings, none.warnings) == ((said,), (f"clip 2: {said}",), ())
+    assert model.generate("hi", silent, **FEW).warnings == (said,)
 
 
 def test_stop_strings_are_cut_from_answer_and_stream(model):
@@ -351,7 +474,7 @@ def test_streams_end_where_the_text_does(pieces, stops):
 def test_without_a_tokenizer_ids_still_work(tmp_path):
     model = mj.MossAudio.load(write_checkpoint(tmp_path / "toy", tokenizer=False), "float32")
     assert model.tokenizer is None
-    for how in ({}, {"on_text": print}):
+    for call in (model.generate, model.stream, lambda text: model.generate_batch([])):
         with pytest.raises(mj.InputError, match=r"no tokenizer.*generate_ids"):
-            model.generate("hi", **how)
+            call("hi")
     assert len(model.generate_ids([1, 2, 3], max_new_tokens=8)) == 8

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import unicodedata
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from moss_audio_jax import cli, demo, timeline
 from moss_audio_jax.api import Reply
 from moss_audio_jax.data import world
 from moss_audio_jax.data.world import espeak
+from moss_audio_jax.text.prompt import split_thinking
 from moss_audio_jax.text.timestamps import Segment
 
 KINDS = ["caption", "words", "events", "time", "reason"]
@@ -125,6 +127,34 @@ def test_table_holds_whatever_is_said(clips, columns):
     page = demo.page(clips, replies, marks, "note")
     assert "<script>alert" not in page
     assert page.count("<script>") == 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "finish", "shown", "steps"),
+    [
+        ("<think>\n5 - 3\n</think>\n\n2", "stop", "2", "5 - 3"),
+        ("<think>\n5 - 3\n</think>\n\n2</think>", "stop",
+         "(malformed: a thinking tag in the answer) 2</think>", "5 - 3"),
+        ("5 - 3</think>", "stop", "(no answer, only thinking) 5 - 3", None),
+        ("<think>5 - 3", "length", "(no answer, only thinking) 5 - 3 (cut short: too long)", None),
+        ("a a a", "loop", "a a a (ended: it repeated itself)", None),
+        ("", "stop", "(nothing)", None),
+    ],
+)  # fmt: skip
+def test_a_malformed_reply_is_shown_as_what_it_is(clips, raw, finish, shown, steps):
+    thinking, answer = split_thinking(raw)
+    reply = Reply(answer.strip(), thinking, [], finish)
+    assert demo.said(reply) == shown
+    replies = [reply] * 25
+    marks = [demo.Mark("wrong")] * 25
+    table = demo.table(clips, replies, marks, 400)
+    assert table.startswith(demo.SYNTHETIC)
+    assert shown in table
+    page = demo.page(clips, replies, marks, "note")
+    assert demo.SYNTHETIC in page
+    thought = f'<div class="steps">{steps}</div>' if steps else ""
+    cell = f"<td>{thought}{escape(shown)}</td>"
+    assert page.count(cell) == 25
 
 
 def test_lanes_stay_in_the_picture():

@@ -7,14 +7,15 @@ import types
 
 import numpy as np
 import pytest
+import soundfile
 from tiny_model import tone, write_checkpoint
 
-from moss_audio_jax import InputError, MossAudio, Reply, Segment, parse_timestamps
-from moss_audio_jax.data.batch import Example
+import moss_audio_jax as mj
+from moss_audio_jax import InputError, MossAudio, Reply, Segment, parse_timestamps, transcribe
 from moss_audio_jax.errors import UsageError
+from moss_audio_jax.generate.request import Prepared
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.text.tasks import TRANSCRIBE
-from moss_audio_jax.transcribe import transcribe
 
 RATE = 16_000
 
@@ -29,10 +30,10 @@ class Canned:
 
     def prepare(self, request):
         self.requests.append(request)
-        return Example(np.zeros(1, np.int32), (np.zeros((128, 1)),))
+        return Prepared(np.zeros(1, np.int32), (np.zeros((128, 1)),), sampling=request.sampling)
 
     def answer(self, prompts, batch_size, progress):
-        self.samplings += [sampling for _, sampling in prompts]
+        self.samplings += [prompt.sampling for prompt in prompts]
         assert len(prompts) == len(self.answers)
         return self.answers
 
@@ -96,6 +97,35 @@ def test_what_went_wrong_is_said_with_its_place():
         assert 0 <= segment.start <= segment.end <= 24
 
 
+def test_one_sound_in_any_form(tmp_path):
+    """A path, a waveform, samples with their rate: one transcript; a list: a list."""
+    soundfile.write(tmp_path / "a.wav", tone(2.0), RATE)
+    with_rate = {"array": tone(2.0, rate=8000), "sampling_rate": 8000}
+    forms = (str(tmp_path / "a.wav"), tmp_path / "a.wav", tone(2.0), with_rate)
+    for form in forms:
+        one = transcribe(Canned("[0.00]a[1.00]"), form, "word")
+        assert one == mj.Transcript("a", [Segment(0.0, 1.0, "a")], 2.0, [])
+        assert transcribe(Canned("[0.00]a[1.00]"), [form], timestamps="word") == [one]
+    two = transcribe(Canned("a", "b"), list(forms[1:3]))
+    assert [t.text for t in two] == ["a", "b"]
+    assert transcribe(Canned(), []) == []
+    with pytest.raises(UsageError, match="timestamps is 'words'; expected one of none"):
+        transcribe(Canned(), tone(1.0), "words")
+    with pytest.raises(InputError, match=r"gone\.wav: no such file"):
+        transcribe(Canned(), str(tmp_path / "gone.wav"))
+
+
+def test_warnings_of_windows_are_joined():
+    """What an hour's windows all have in common is said once, with its first place."""
+    unfamiliar = Reply("a", None, [], "stop", ("unlike what the model knows",))
+    model = Canned(unfamiliar, "b", unfamiliar)
+    transcript = transcribe(model, speech(24, 8.5, 17.0), window_seconds=10)
+    end = len(model.requests[0].audio[0]) / RATE
+    assert transcript.problems == [
+        f"0.00-{end:.2f} s and 1 other window(s): unlike what the model knows"
+    ]
+
+
 def test_without_timestamps_each_window_is_a_segment():
     model = Canned("hello", "", "world")
     sampling = Sampling(temperature=0.5)
@@ -116,8 +146,14 @@ def test_windows_that_cannot_be():
         raise InputError("too long")
 
     model = types.SimpleNamespace(prepare=refuse)
-    with pytest.raises(InputError, match=r"^0\.00-2\.00 s: too long"):
-        transcribe(model, [speech(2)])
+    for one in (speech(2), [speech(2)]):
+        with pytest.raises(InputError, match=r"^0\.00-2\.00 s: too long"):
+            transcribe(model, one)
+    with pytest.raises(InputError, match=r"^clip 1: 0\.00-2\.00 s: too long"):
+        transcribe(model, [speech(2), speech(3)])
+    for nothing in (np.zeros(0, "f4"), np.zeros(100, "f4")):
+        with pytest.raises(InputError, match="holds no sound"):
+            transcribe(Canned(), nothing)
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +198,6 @@ def test_written_forms_hold_the_same_times(run_main):
 @pytest.fixture
 def run_main(monkeypatch, capsys, tmp_path):
     """main() on 3 s of sound with a canned answer -> stdout."""
-    import soundfile
-
     from moss_audio_jax import cli, command
 
     soundfile.write(tmp_path / "a.wav", tone(3.0), RATE)

@@ -40,7 +40,7 @@ import numpy as np
 from bench_train import PROMPT, write_inputs
 
 from moss_audio_jax import command
-from moss_audio_jax.api import MossAudio, Request
+from moss_audio_jax.api import MossAudio, Prepared, Request
 from moss_audio_jax.data.batch import Example
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.text import build_prompt
@@ -114,16 +114,17 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     checkpoint = checkpoint_of(folder, args)
     model = MossAudio.load(checkpoint, "float32", encoder_attention=args.encoder_attention)
     if args.data:
-        asked = [(e, Sampling(768)) for e in scenes(model, args.data, args.tasks.split(","))]
+        examples, sampling = scenes(model, args.data, args.tasks.split(",")), Sampling(768)
     else:
-        asked = [(e, Sampling(args.tokens, loop_guard=False)) for e in prompts(model)]
+        examples, sampling = prompts(model), Sampling(args.tokens, loop_guard=False)
+    asked = [Prepared(e.ids, e.mels, sampling=sampling) for e in examples]
     ways = {
         "ours, one by one": lambda: [model.answer([each], 1)[0].ids for each in asked],
         "ours, 16 at once": lambda: [reply.ids for reply in model.answer(asked, COUNT)],
     }
     if args.official:
         official = Official(Path(args.official), checkpoint, model.processor.audio_token_id)
-        ways["official"] = lambda: [official.answer(e, args.tokens) for e, _ in asked]
+        ways["official"] = lambda: [official.answer(e, args.tokens) for e in asked]
     answers = {name: way() for name, way in ways.items()}  # compiles
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(args.rounds):
@@ -159,14 +160,14 @@ def measure_prefix(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     sampling = Sampling(args.tokens, loop_guard=False)
     frames = round(100 * args.seconds)
     mel = np.random.default_rng(0).normal(size=(128, frames)).astype(np.float32).clip(-2, 2) / 2
-    asked: dict[str, list[tuple[Example, Sampling]]] = {"shared": [], "apart": []}
+    asked: dict[str, list[Prepared]] = {"shared": [], "apart": []}
     for number in range(args.prefix):
         question = f"{PROMPT} Part {number + 1}."
         ids = build_prompt(model.tokenizer, question, [frames], model.processor.time_markers)
         other = mel.copy()
         other.flat[number] = np.nextafter(other.flat[number], np.float32(1))
-        asked["shared"].append((Example(ids, (mel,)), sampling))
-        asked["apart"].append((Example(ids, (other,)), sampling))
+        asked["shared"].append(Prepared(ids, (mel,), sampling=sampling))
+        asked["apart"].append(Prepared(ids, (other,), sampling=sampling))
 
     def answers(name: str) -> list[list[int]]:
         return [reply.ids for reply in model.answer(asked[name], args.prefix)]
@@ -183,7 +184,7 @@ def measure_prefix(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "threads": len(os.sched_getaffinity(0)),
         "questions": args.prefix,
         "seconds_of_sound": args.seconds,
-        "prompt_tokens": len(asked["shared"][0][0].ids),
+        "prompt_tokens": len(asked["shared"][0].ids),
         "tokens": args.tokens,
         "gain": round(statistics.median(a / b for a, b in pairs), 2),
         "same": sum(a == b for a, b in same),

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moss_audio_jax import MossAudio
-from moss_audio_jax.command import DEFAULT_CHECKPOINT
+from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.models import encoder
 
 

@@ -28,9 +28,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moss_audio_jax import command, demo
+from moss_audio_jax import demo
 from moss_audio_jax.api import MossAudio, Request
-from moss_audio_jax.config import Compute, ModelConfig, Quantize
+from moss_audio_jax.config import DEFAULT_CHECKPOINT, Compute, ModelConfig, Quantize
 from moss_audio_jax.data.batch import Example
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.models import cache, moss_audio
@@ -53,9 +53,9 @@ def _forced(
 
     As the engine: a prompt is prefilled in compute's dtype and its keys are stored afterwards.
     """
-    rows, slots = answers.shape[0], batch["tokens"].shape[1] + answers.shape[1]
-    first, kv = moss_audio.prefill(params, config, Compute(compute.dtype), batch, slots)
-    kv = cache.store_as(cache.init_cache(config.decoder, rows, slots, compute), kv)
+    rows, length = answers.shape[0], batch["tokens"].shape[1] + answers.shape[1]
+    first, kv = moss_audio.prefill(params, config, Compute(compute.dtype), batch, length)
+    kv = cache.store_as(cache.init_cache(config.decoder, rows, length, compute), kv)
 
     def step(carry: tuple, token: jax.Array) -> tuple:
         kv, at = carry
@@ -106,17 +106,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=Path, default=command.DEFAULT_CHECKPOINT)
+    parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT)
     parser.add_argument("--tokens", type=int, default=96, help="of an answer, at most")
     args = parser.parse_args()
     sampling = Sampling(args.tokens, loop_guard=False)
 
     def greedy(model: MossAudio) -> list[list[int]]:
-        return [reply.ids for reply in model.answer([(p, sampling) for p in prompts], 8)]
+        return [reply.ids for reply in model.answer(prompts, 8)]
 
     model = MossAudio.load(args.checkpoint, "float32")
     requests = [
-        Request(question.prompt, clip.wav)
+        Request(question.prompt, clip.wav, sampling)
         for clip in demo.load_clips()
         for question in clip.questions
     ]

@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-from moss_audio_jax.command import DEFAULT_CHECKPOINT
+from moss_audio_jax.config import DEFAULT_CHECKPOINT
 
 ROOT = Path(__file__).parents[1]
 KILLS = 5

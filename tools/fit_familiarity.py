@@ -23,10 +23,10 @@ import numpy as np
 import scipy.optimize
 import soundfile
 
-from moss_audio_jax import command
 from moss_audio_jax.api import MossAudio
-from moss_audio_jax.audio import load_audio
+from moss_audio_jax.audio import load_audio, log_mel
 from moss_audio_jax.audio.io import resample
+from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.data import world
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.generate.familiarity import Gauge, Measures, Probe, save
@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--checkpoint", type=Path, default=command.DEFAULT_CHECKPOINT)
+    options.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT)
     options.add_argument("--unknown", type=Path, nargs="+", required=True, metavar="DIR")
     options.add_argument("--test", type=Path, nargs="+", default=[], metavar="DIR")
     options.add_argument("--scenes", type=int, default=1500)
@@ -120,7 +120,11 @@ def main(argv: Sequence[str]) -> int:
         given = [wav if way < 0 else as_files(wav, rng) for wav in wavs
                  for way in (range(ways) if ways else (-1,))]  # fmt: skip
         found = gauge.measure(
-            given, model.encoder_params, model.config.encoder, model.compute, model.mesh
+            [log_mel(wav) for wav in given],
+            model.encoder_params,
+            model.config.encoder,
+            model.compute,
+            model.mesh,
         )
         return [each for each in found if each is not None]
 

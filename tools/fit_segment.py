@@ -34,7 +34,7 @@ from moss_audio_jax.annotate.ears import Ears
 from moss_audio_jax.annotate.features import FINE, ClipFeatures
 from moss_audio_jax.annotate.segment import SegmentOptions
 from moss_audio_jax.annotate.tags import Sources
-from moss_audio_jax.command import DEFAULT_CHECKPOINT
+from moss_audio_jax.config import DEFAULT_CHECKPOINT
 
 TIMES = {"scenes": 3, "joined": 1, "patchwork": 1}  # clips of a set for each of --scenes
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6)

@@ -226,7 +226,7 @@ def _row(audio: str = "a.wav") -> dict:
 def rows(folder: Path) -> Setup:
     import soundfile
 
-    from moss_audio_jax.command import DEFAULT_CHECKPOINT
+    from moss_audio_jax.config import DEFAULT_CHECKPOINT
     from moss_audio_jax.data.examples import ExampleMaker, Job
     from moss_audio_jax.data.packing import Size
     from moss_audio_jax.data.sources import Location
@@ -329,7 +329,7 @@ def adapters(folder: Path) -> Setup:
     described |= {"use_rslora": False, "alpha_pattern": {}, "rank_pattern": {}, "bias": "none"}
     described |= {"base_model_name_or_path": "x", "task_type": "CAUSAL_LM", "lora_dropout": 0.0}
     described |= {"fan_in_fan_out": False, "init_lora_weights": True, "inference_mode": True}
-    described |= {"layers_to_transform": None, "modules_to_save": None}
+    described |= {"layers_to_transform": [0], "modules_to_save": None}
     arrays = {
         f"{prefix}.lora_A.weight": np.zeros((2, hidden), np.float32),
         f"{prefix}.lora_B.weight": np.zeros((width, 2), np.float32),
@@ -344,33 +344,53 @@ def adapters(folder: Path) -> Setup:
 
 
 def tokenizers(folder: Path) -> Setup:
-    from moss_audio_jax.command import DEFAULT_CHECKPOINT
+    import tokenizers as library
+
+    from moss_audio_jax.config import DEFAULT_CHECKPOINT
     from moss_audio_jax.text import load_tokenizer
 
-    seeds = [b"tokenizer.model\0" + (DEFAULT_CHECKPOINT / "tokenizer.model").read_bytes()]
     vocab = {chr(i): i - 33 for i in range(33, 127)} | {"ab": 94, "abc": 95}
-    seeds.append(b"vocab.json\0" + json.dumps(vocab).encode())
-    seeds.append(b"merges.txt\0" + b"#version: 0.2\na b\nab c\n")
+    added = {str(i): {"content": s, "special": True} for i, s in enumerate(("<|im_end|>", "x"), 96)}
+    core = library.Tokenizer(library.models.BPE(vocab=vocab, merges=[("a", "b"), ("ab", "c")]))
+    core.pre_tokenizer = library.pre_tokenizers.Sequence(
+        [
+            library.pre_tokenizers.Split(library.Regex(r"\w+|\s+"), behavior="isolated"),
+            library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.add_special_tokens(["<|im_end|>"])
+    processor = {"audio_token_id": 100, "audio_start_id": 101, "audio_end_id": 102}
+    sets = [
+        {"tokenizer.model": (DEFAULT_CHECKPOINT / "tokenizer.model").read_bytes()},
+        {"tokenizer.json": core.to_str().encode()},
+        {
+            "vocab.json": json.dumps(vocab).encode(),
+            "merges.txt": b"#version: 0.2\na b\nab c\n",
+            "tokenizer_config.json": json.dumps({"added_tokens_decoder": added}).encode(),
+            "added_tokens.json": b'{"<|im_end|>": 96}',
+            "processor_config.json": json.dumps(processor).encode(),
+        },
+    ]
+    seeds = [name.encode() + b"\0" + content for each in sets for name, content in each.items()]
 
     def mutate(rng: Rng, seeds: Sequence[bytes]) -> bytes:
         name, _, content = seeds[rng.integers(len(seeds))].partition(b"\0")
-        made = mutate_json if name == b"vocab.json" and rng.random() < 0.7 else mutate_bytes
+        made = mutate_json if name.endswith(b".json") and rng.random() < 0.7 else mutate_bytes
         return name + b"\0" + made(rng, [content])
 
     def read(data: bytes) -> None:
         name, _, content = data.partition(b"\0")
-        for each in seeds[1:] if name != b"tokenizer.model" else ():
-            other, _, kept = each.partition(b"\0")
-            (folder / other.decode()).write_bytes(kept)
-        if name not in (b"tokenizer.model", b"vocab.json", b"merges.txt"):
-            return
-        file = folder / name.decode()
-        try:
-            file.write_bytes(content)
-            load_tokenizer(folder).encode("abc hello 你好")
-        finally:
-            for each in ("tokenizer.model", "vocab.json", "merges.txt"):
-                (folder / each).unlink(missing_ok=True)
+        for each in sets:
+            if name.decode("ascii", "replace") not in each:
+                continue
+            shutil.rmtree(folder)
+            folder.mkdir()
+            for other, kept in each.items():
+                (folder / other).write_bytes(kept)
+            (folder / name.decode()).write_bytes(content)
+            tokenizer = load_tokenizer(folder)
+            tokenizer.decode([*tokenizer.encode("abc<|im_end|>", special=True), *range(300)])
+            tokenizer.encode("hello 你好")
 
     return seeds, mutate, read
 

@@ -18,8 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-from moss_audio_jax.command import DEFAULT_CHECKPOINT
-
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny.py"
 TASKS = ("asr", "asr_words", "asr_sentences", "events")
 
@@ -42,9 +40,8 @@ def loss(workdir: Path, trained: Path, held_out: Path, seed: int, steps: int) ->
         "moss_audio_jax.train", "--config", CONFIG, "--workdir", workdir,
         f"--config.train.seed={seed}", f"--config.train.steps={steps}",
         f"--config.data.train=('{trained}',)", f"--config.data.eval=('{held_out}',)",
-        f"--config.eval.every={steps}", f"--config.tokenizer={DEFAULT_CHECKPOINT}",
-        "--config.model.decoder.vocab_size=2560", "--config.data.batch=4",
-        "--config.data.length=640", "--config.checkpoint.export=none",
+        f"--config.eval.every={steps}", "--config.data.batch=4", "--config.data.length=640",
+        "--config.checkpoint.export=none",
     )  # fmt: skip
     log = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [row["eval_loss"] for row in map(json.loads, log) if "eval_loss" in row][-1]

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from moss_audio_jax.command import DEFAULT_CHECKPOINT
+from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.data import world
 
 # split -> which tasks are asked there

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from train_tokenizer import texts_of, train_tokenizer
 
 from moss_audio_jax.audio import log_mel
-from moss_audio_jax.command import DEFAULT_CHECKPOINT
+from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.data import shards, world
 from moss_audio_jax.data.records import Row, encode_record
 from moss_audio_jax.data.sources import Source

@@ -7,11 +7,17 @@ Files are cut where one event ends and another begins; each segment gets a profi
 transcripts that two systems agree on with times of words, speakers, music, events, captions. OUT
 holds segments.jsonl (the records, docs/annotate.md), rows.jsonl (the fine-tuning form; with an
 --output that ends in .jsonl that file), dropped.jsonl (what was left out, and why) and index.html.
---config FILE plugs stronger models in; --config.KEY=VALUE overrides one of its keys. The same
-command again continues. Needs the extra: pip install -e '.[annotate]'.
+--config FILE plugs stronger models in (configs/annotate.py is an example); --config.KEY=VALUE
+overrides one of its keys. The same command again continues. Needs the extra:
+pip install -e '.[annotate]'.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends those too
+    from moss_audio_jax import cli
+
+    cli.run_verb("annotate")
 
 import sys
 from collections.abc import Sequence
@@ -74,7 +80,3 @@ def main(argv: Sequence[str]) -> int:
         f"{shown(args.output)}"
     )
     return 1 if summary.failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

@@ -30,6 +30,7 @@ from moss_audio_jax.annotate.segment import SegmentOptions, segment
 from moss_audio_jax.annotate.source import Sound, Source
 from moss_audio_jax.annotate.work import Work, new_record
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
+from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.evaluate.journal import write_lines
 from moss_audio_jax.files import brief, not_written, open_regular, parse_json, read_json, shown
@@ -71,7 +72,7 @@ def checkpoint_folder(config: ConfigDict) -> Path | None:
     if not config.checkpoint:
         return None
     if config.checkpoint == BUNDLED:
-        return command.DEFAULT_CHECKPOINT
+        return DEFAULT_CHECKPOINT
     return Path(config.checkpoint)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from moss_audio_jax import command
 from moss_audio_jax.annotate.__main__ import main as annotate
-from moss_audio_jax.errors import UsageError
+from moss_audio_jax.errors import UsageError, extra
 
 COMMAND = (sys.executable, "-m", "moss_audio_jax.annotate")
 _DONE = (0, 1)  # 1: some files could not be used; dropped-*.jsonl names them
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         import apache_beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
-        raise UsageError("annotate.beam needs Apache Beam: pip install apache-beam") from None
+        raise UsageError(f"annotate.beam needs Apache Beam: {extra('beam')}") from None
 
     with apache_beam.Pipeline(options=PipelineOptions(beams)) as pipeline:
         shards = [f"{i}/{args.shards}" for i in range(args.shards)]

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from moss_audio_jax.annotate.segment import SegmentOptions
 from moss_audio_jax.config_file import read_config_file
-from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.errors import InputError, UsageError, extra
 from moss_audio_jax.remote import redact
 
 BUNDLED = "bundled"
@@ -112,7 +112,7 @@ def check(config: ConfigDict) -> None:
             raise UsageError(f"config: experts.{name}: expected its keys, kind and target")
     for module in ("ruptures", "librosa", "rapidfuzz", "whisper_normalizer"):
         if importlib.util.find_spec(module) is None:
-            raise InputError(f"annotate needs {module}: pip install -e '.[annotate]'")
+            raise InputError(f"annotate needs {module}: {extra('annotate')}")
     SegmentOptions(**config.segment)  # UsageError where they contradict each other
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
-from moss_audio_jax.errors import InputError
+from moss_audio_jax.errors import InputError, extra
 
 PITCHES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 _HOP = 512  # samples: 32 ms
@@ -133,7 +133,5 @@ def _librosa() -> ModuleType:
     try:
         import librosa
     except ImportError as error:
-        raise InputError(
-            "music analysis needs librosa; install it with: pip install 'moss_audio_jax[annotate]'"
-        ) from error
+        raise InputError(f"music analysis needs librosa: {extra('annotate')}") from error
     return librosa

@@ -84,10 +84,9 @@ def annotate(
       UsageError: another process annotates into the folder.
     """
     with contextlib.ExitStack() as stack:
-        lock = _named(".lock", shard)
         stack.enter_context(Lock(out, "annotate", shared=shard[1] > 1))
         if shard[1] > 1:  # shards may run side by side, but each once, and none beside a whole run
-            stack.enter_context(Lock(out, "annotate", lock))
+            stack.enter_context(Lock(out, "annotate", _named("shard", shard)))
         done, failed = _annotated(sources, out, config, workers, progress)
         return _gathered(sources, done, failed, out, config, rows_name, shard)
 

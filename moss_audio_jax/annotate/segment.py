@@ -20,7 +20,7 @@ import scipy.ndimage
 
 from moss_audio_jax.annotate.boundary import Sides
 from moss_audio_jax.annotate.features import COARSE, FINE, GROUP, ClipFeatures
-from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.errors import InputError, UsageError, extra
 
 if TYPE_CHECKING:
     from moss_audio_jax.annotate.tags import Sources
@@ -162,9 +162,7 @@ def _changes(features: ClipFeatures, penalty: float) -> list[int]:
     try:
         import ruptures
     except ImportError as error:
-        raise InputError(
-            "segmentation needs ruptures; install it with: pip install 'moss_audio_jax[annotate]'"
-        ) from error
+        raise InputError(f"segmentation needs ruptures: {extra('annotate')}") from error
     group, block, settle = COARSE // 5, 3000, 150
     count = len(features.bands) // group
     if count < 10:

@@ -1,74 +1,110 @@
 """Any audio file -> mono float32 at 16 kHz.
 
-libsndfile decodes wav, flac, mp3, ogg and opus; PyAV what libsndfile does not know (m4a, mp4, aac,
-webm). Time is counted in decoded samples: the start times that containers claim are not used.
+Contents decide how a file is read, never its name: `pcm` reads files of plain samples, `compressed`
+everything else. Time is counted in decoded samples: the start times that containers claim are not
+used.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import mmap
+import math
 import os
-from collections.abc import Iterator
+import stat
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
-import soundfile
 import soxr
 
+from moss_audio_jax.audio import pcm
 from moss_audio_jax.audio.lengths import HOP, SAMPLE_RATE
-from moss_audio_jax.audio.truncation import cut_short
-from moss_audio_jax.errors import InputError
+from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.files import brief, open_regular, reason, shown
 
-_BLOCK = 1 << 18  # samples a channel that are decoded at a time
-_SMALL_STEP = 1 << 10
+MAX_SECONDS = 12 * 3600.0  # of sound, where the caller and the environment name no other limit
+_LIMIT_KEY = "MOSS_AUDIO_JAX_MAX_SECONDS"
+_BLOCK = 1 << 18  # samples of an array that are worked on at a time
+_READ = 1 << 20
+_MOST_BYTES = 4 << 30  # of a file object that has to be held in memory
 _RATES = range(1_000, 768_001)
-_MPEG_FRAME = 1152  # samples; libsndfile's count of an mp3 may be off by the encoder's delay
-# What FFmpeg may take a file for. Its playlist formats would open other files and addresses.
-_AV_FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,ac3,aiff,amr,asf,avi,caf,flac,flv,"
-    "mp3,mpeg,mpegts,ogg,wav,wv"
-)
+_MOST_CHANNELS = 32  # of an array: a longer axis is time
+_OPPOSED = 1e-3  # the average's power, relative to the channels', from which on they cancel
+
+Source = str | Path | BinaryIO | Mapping[str, Any] | tuple[Any, int]
 
 
-def load_audio(source: str | Path | BinaryIO) -> np.ndarray:
-    """Decodes a file to mono at 16 kHz.
+def load_audio(source: Source, max_seconds: float | None = None) -> np.ndarray:
+    """Any sound as mono at 16 kHz.
 
     Args:
-      source: a path, or a file opened in binary mode (read from its start, left open): wav, flac,
-        mp3, ogg, opus, m4a, mp4, aac, webm; any rate from 1 to 768 kHz, any number of channels.
+      source: one of
+        - the path of a regular file, or a file opened in binary mode (anything with `read`; read
+          from its start where it can seek, left open): wav, aiff, caf, au, flac, mp3, ogg, opus,
+          m4a, mp4, aac, webm and what else FFmpeg's demuxers for sound know;
+        - `{"array": samples, "sampling_rate": rate}` or `(samples, rate)`: samples [n],
+          [channels, n] or [n, channels] (at most 32 channels and more samples than that), floating
+          in about -1..1, or integers of 8, 16 or 32 bits.
+        Any rate from 1 to 768 kHz, any number of channels.
+      max_seconds: more sound than this is refused. Default: 12 hours, or what the environment
+        variable MOSS_AUDIO_JAX_MAX_SECONDS says.
 
     Returns:
-      float32 [ceil(n * 16000 / rate)]: the channels' average, full scale -1..1 (values beyond, as
-      float files and lossy codecs give them, are kept), resampled by soxr at its HQ setting. A
-      long file needs little more memory than the result.
+      float32 [n]: the channels' average, full scale -1..1 (values beyond, as float files and lossy
+      codecs give them, are kept), resampled by soxr at its HQ setting; of m samples at one rate
+      ceil(m * 16000 / rate). A long file needs little more memory than the result.
 
     Raises:
-      InputError: one line that names the file: missing, a directory, empty, not audio, cut short or
-        damaged, without samples, shorter than one mel frame (10 ms), or with samples that are NaN
-        or infinite.
+      InputError: one line that names the file: missing, a directory, no regular file, empty, not
+        audio, cut short or damaged, longer than the limit, without samples, shorter than one mel
+        frame (10 ms), or with samples that are NaN, infinite or too large to resample.
+
+    Warns:
+      Where a choice was made: of several tracks the default one is used; channels in opposite
+      phase cancel in their average; something in the file was left out.
     """
     # A bytearray grows in place; joining a list of blocks would hold everything twice.
     out = bytearray()
-    for block in audio_blocks(source):
+    for block in audio_blocks(source, max_seconds):
         out += block.tobytes()
     return np.frombuffer(out, np.float32)
 
 
-def audio_blocks(source: str | Path | BinaryIO) -> Iterator[np.ndarray]:
+def audio_blocks(source: Source, max_seconds: float | None = None) -> Iterator[np.ndarray]:
     """The samples of `load_audio`, in order, some seconds at a time: float32 [n] each.
 
     Raises:
       InputError: what `load_audio` raises; what is wrong with a file may show at its end.
     """
+    limit, name = _limit(max_seconds), "audio"
+
+    def allow(seconds: float) -> None:
+        if seconds > limit:
+            raise InputError(
+                f"holds more than {limit:g} s of sound ({limit / 3600:.3g} h), which is the limit; "
+                f"raise it with max_seconds in Python, or {_LIMIT_KEY} in the environment"
+            )
+
+    def note(text: str) -> None:
+        warnings.warn(f"{name}: {text}", stacklevel=3)
+
     with contextlib.ExitStack() as stack:
-        file, name = _open(source, stack)
+        if isinstance(source, (Mapping, tuple)):
+            blocks, name = _of_array(source), "audio array"
+        else:
+            file, name = _open(source, stack)
+            blocks = _decoded(file, allow, note)
         try:
-            yield from _mono_16k(_decoded(file))
+            yield from _mono_16k(blocks, allow, note)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error.__cause__
+        except MemoryError:
+            raise InputError(f"{name}: decoding it takes more memory than there is") from None
+        except (OSError, ValueError, ArithmeticError, RuntimeError) as error:
+            raise InputError(f"{name}: cannot be decoded ({brief(reason(error))})") from error
 
 
 def resample(wav: np.ndarray, rate: int) -> np.ndarray:
@@ -87,65 +123,200 @@ def resample(wav: np.ndarray, rate: int) -> np.ndarray:
     return _of_length(resampled, _resampled_length(len(wav), rate))
 
 
-def _open(source: str | Path | BinaryIO, stack: contextlib.ExitStack) -> tuple[BinaryIO, str]:
-    """The source as a seekable binary file at its start, and its name for messages."""
+def _limit(max_seconds: float | None) -> float:
+    key, value = "max_seconds", max_seconds
+    if value is None:
+        key, value = _LIMIT_KEY, os.environ.get(_LIMIT_KEY, MAX_SECONDS)
+    try:
+        limit = float(value)
+    except (TypeError, ValueError):
+        limit = math.nan
+    if not limit > 0:
+        raise UsageError(f"{key} is {value!r}; expected seconds of sound, more than 0")
+    return limit
+
+
+# --- sources -------------------------------------------------------------------------------------
+
+
+def _open(source: Any, stack: contextlib.ExitStack) -> tuple[BinaryIO, str]:
+    """The source as a seekable file, and its name for messages."""
     if isinstance(source, (str, os.PathLike)):
-        name = os.fspath(source)
-        try:
-            file = stack.enter_context(open(source, "rb"))  # noqa: SIM115
-        except FileNotFoundError:
-            raise InputError(f"{name}: no such file") from None
-        except IsADirectoryError:
-            raise InputError(f"{name}: is a directory; expected an audio file") from None
-        except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(f"{name}: cannot be opened ({reason})") from None
-    else:
-        file, name = source, str(getattr(source, "name", "audio file object"))
-    if isinstance(file, io.TextIOBase):
+        return stack.enter_context(open_regular(source, "an audio file")), shown(source)
+    name = shown(getattr(source, "name", "audio file object"))
+    if isinstance(source, io.TextIOBase):
         raise InputError(f"{name}: opened as text; open it in binary mode ('rb')")
-    if not hasattr(file, "read"):
+    if not hasattr(source, "read"):
         raise InputError(
-            f"load_audio: got {type(source).__name__}; expected a path or a binary file object"
+            f"load_audio: got {type(source).__name__}; expected a path, a binary file object, or "
+            "an array with its sampling rate: (array, rate)"
         )
-    if not file.seekable():  # a pipe: both decoders need to seek
-        return io.BytesIO(file.read()), name
-    file.seek(0)
-    return file, name
+    # Only what is certain to be a plain file is read as it lies there. A gzip file also has a
+    # descriptor, of other bytes; and FFmpeg would take a name's suffix for a hint.
+    try:
+        if type(source) is io.BytesIO:
+            return io.BytesIO(source.getvalue()), name
+        if type(source) in (io.BufferedReader, io.BufferedRandom, io.FileIO):
+            mode = os.fstat(source.fileno()).st_mode
+            if stat.S_ISREG(mode):
+                source.seek(0)  # which writes what is buffered
+                return stack.enter_context(os.fdopen(os.dup(source.fileno()), "rb")), name
+            if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+                raise InputError("is a device; expected an audio file")
+        return _contents(source), name
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    except Exception as error:  # whatever a foreign object raises
+        raise InputError(f"{name}: cannot be read ({brief(reason(error))})") from error
 
 
-def _mono_16k(blocks: Iterator[tuple[int, np.ndarray]]) -> Iterator[np.ndarray]:
+def _contents(file: Any) -> io.BytesIO:
+    """All that a file object gives, from its start where it can seek."""
+    seekable = getattr(file, "seekable", None)
+    if seekable() if seekable else hasattr(file, "seek"):
+        file.seek(0)
+    held = io.BytesIO()
+    while True:
+        piece = file.read(_READ)
+        if not isinstance(piece, (bytes, bytearray, memoryview)):
+            raise InputError(f"reading it gave {type(piece).__name__}; expected bytes")
+        if not piece:
+            return held
+        held.write(piece)
+        if held.tell() > _MOST_BYTES:
+            raise InputError(f"gives more than {_MOST_BYTES >> 30} GiB; give the path of a file")
+
+
+def _decoded(file: BinaryIO, allow, note) -> Iterator[tuple[int, np.ndarray]]:
+    """(rate, float32 [n, channels]) of a file."""
+    if not file.seek(0, os.SEEK_END):
+        raise InputError("is empty (0 bytes); expected an audio file")
+    sounds = pcm.sounds(file)
+    if all(sound.coding.code for sound in sounds):
+        allow(sum((s.samples[1] - s.samples[0]) / s.coding.bytes_a_second for s in sounds))
+    for sound in sounds or [None]:
+        if sound and sound.coding.code:
+            yield from pcm.blocks(file, sound)
+            continue
+        from moss_audio_jax.audio import compressed  # here: plain samples do without FFmpeg
+
+        part = file
+        if len(sounds) > 1:
+            file.seek(sound.start)
+            part = io.BytesIO(file.read(sound.stop - sound.start))
+        yield from compressed.blocks(part, allow, note)
+
+
+def _of_array(source: Mapping[str, Any] | tuple) -> Iterator[tuple[int, np.ndarray]]:
+    """(rate, float32 [n, channels]) of an array with its sampling rate."""
+    if isinstance(source, Mapping):
+        if not {"array", "sampling_rate"} <= source.keys():
+            raise InputError(f"has the keys {sorted(source)}; expected array and sampling_rate")
+        array, rate = source["array"], source["sampling_rate"]
+    else:
+        if len(source) != 2:
+            raise InputError(f"is a tuple of {len(source)}; expected (array, rate)")
+        array, rate = source
+    number = isinstance(rate, (int, float, np.integer, np.floating))
+    if not number or not _RATES[0] <= rate <= _RATES[-1] or rate != int(rate):
+        raise InputError(
+            f"the sampling rate is {brief(repr(rate))}; expected an integer from 1000 to 768000"
+        )
+    array = np.asarray(array)
+    if array.ndim == 2:
+        short, long = sorted(array.shape)
+        if not short <= _MOST_CHANNELS < long:
+            raise InputError(
+                f"the array has shape {list(array.shape)}: it does not show which axis is time; "
+                f"expected [n], [channels, n] or [n, channels] with at most {_MOST_CHANNELS} "
+                "channels and more samples than that"
+            )
+        array = array.T if array.shape[1] == long else array
+    elif array.ndim == 1:
+        array = array[:, None]
+    else:
+        raise InputError(f"the array has shape {list(array.shape)}; expected [n] or two axes")
+    if array.dtype.kind not in "iuf" or (array.dtype.kind != "f" and array.itemsize > 4):
+        raise InputError(
+            f"the array is {array.dtype}; expected floating point in about -1..1, or integers of "
+            "8, 16 or 32 bits"
+        )
+    for start in range(0, max(len(array), 1), _BLOCK):
+        yield int(rate), pcm.scaled(array[start : start + _BLOCK])
+
+
+# --- to mono at 16 kHz ---------------------------------------------------------------------------
+
+
+def _mono_16k(blocks: Iterator[tuple[int, np.ndarray]], allow, note) -> Iterator[np.ndarray]:
     """Averages, checks and resamples decoded blocks (rate, float32 [n, channels])."""
-    rate, count, given, stream = 0, 0, 0, None
-    for block_rate, block in blocks:
-        if not rate:
-            rate = block_rate
-            _check_rate(rate)
-            if rate != SAMPLE_RATE:
-                stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
-        elif block_rate != rate:
-            raise InputError(f"the sampling rate changes from {rate} to {block_rate} Hz within it")
-        channels = block.shape[1]
-        mono = block[:, 0] if channels == 1 else block @ np.full(channels, 1 / channels, "f4")
-        mono = np.ascontiguousarray(mono)
-        bad = np.flatnonzero(~np.isfinite(mono))
-        if len(bad):
-            second = (count + bad[0]) / rate
+    stream, seconds, given = None, 0.0, 0
+    quiet = loud = 0.0  # power of the average and of the channels
+    for rate, block in blocks:
+        if stream is None or rate != stream.rate:
+            if stream:
+                yield stream.rest()
+                given += stream.given
+            stream = _Stream(rate)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mono, channels = block[:, 0], block.shape[1]
+            if channels > 1:
+                mono = block @ np.full(channels, 1 / channels, "f4")
+                samples = block.ravel(order="K")
+                loud += float(samples @ samples) / channels
+                quiet += float(mono @ mono)
+            mono = np.ascontiguousarray(mono)
+        if not np.isfinite(mono).all():
+            second = seconds + np.flatnonzero(~np.isfinite(mono))[0] / rate
             raise InputError(f"holds samples that are NaN or infinite, the first at {second:.3f} s")
-        count += len(mono)
-        out = stream.resample_chunk(mono) if stream else mono
-        given += len(out)
+        out = stream.push(mono)
+        seconds += len(mono) / rate
+        allow(seconds)
         yield out
-    if not count:
+    if not seconds:
         raise InputError("holds no samples")
-    length = _resampled_length(count, rate)
-    if length < HOP:
+    rest = stream.rest()
+    if given + stream.given < HOP:
         raise InputError(
-            f"holds {1000 * count / rate:.1f} ms of sound; expected at least 10 ms (one mel frame)"
+            f"holds {1000 * seconds:.1f} ms of sound; expected at least 10 ms (one mel frame)"
         )
-    if stream:
-        rest = stream.resample_chunk(np.zeros(0, np.float32), last=True)
-        yield _of_length(rest, max(length - given, 0))
+    yield rest
+    if quiet < _OPPOSED * loud:
+        note(
+            "its channels are in opposite phase: they cancel in their average, which is what is "
+            "used, and little or nothing is left of them; invert one channel, or keep one alone"
+        )
+
+
+class _Stream:
+    """One channel at one rate on its way to 16 kHz. `given`: samples that came out."""
+
+    def __init__(self, rate: int):
+        _check_rate(rate)
+        self.rate, self.given, self._count, self._soxr = rate, 0, 0, None
+        if rate != SAMPLE_RATE:
+            self._soxr = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+
+    def push(self, mono: np.ndarray) -> np.ndarray:
+        out = _finite(self._soxr.resample_chunk(mono)) if self._soxr else mono
+        self._count += len(mono)
+        self.given += len(out)
+        return out
+
+    def rest(self) -> np.ndarray:
+        """What is still within, once, so that `given` is ceil(count * 16000 / rate)."""
+        length = _resampled_length(self._count, self.rate) - self.given
+        if not self._soxr:
+            return np.zeros(0, np.float32)
+        rest = _finite(self._soxr.resample_chunk(np.zeros(0, np.float32), last=True))
+        self.given += max(length, 0)
+        return _of_length(rest, max(length, 0))
+
+
+def _finite(resampled: np.ndarray) -> np.ndarray:
+    if not np.isfinite(resampled).all():
+        raise InputError("holds samples near 3e38, which overflow when resampled; expected -1..1")
+    return resampled
 
 
 def _check_rate(rate: int) -> None:
@@ -160,120 +331,3 @@ def _resampled_length(count: int, rate: int) -> int:
 def _of_length(wav: np.ndarray, length: int) -> np.ndarray:
     """soxr may leave out the last sample: zeros stand in."""
     return np.pad(wav, (0, length - len(wav))) if len(wav) < length else wav[:length]
-
-
-# --- decoders: yield (rate, float32 [n, channels]) -----------------------------------------------
-
-
-def _decoded(file: BinaryIO) -> Iterator[tuple[int, np.ndarray]]:
-    with contextlib.ExitStack() as stack:
-        complaint = cut_short(_contents(file, stack))
-    if complaint:
-        raise InputError(complaint)
-    file.seek(0)
-    try:
-        sound = soundfile.SoundFile(file)
-    except TypeError:  # soundfile goes by the name "*.raw" and asks for a rate
-        raise InputError("raw samples have no header; convert them to wav") from None
-    except soundfile.LibsndfileError as error:
-        file.seek(0)
-        yield from _decoded_by_av(file, str(error.error_string).rstrip("."))
-        return
-    with sound:
-        yield from _decoded_by_soundfile(sound)
-
-
-def _contents(file: BinaryIO, stack: contextlib.ExitStack) -> bytes | mmap.mmap:
-    try:
-        return stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, AttributeError, ValueError):  # in memory, not on disk; or empty
-        data = file.read()
-    if not data:
-        raise InputError("is empty (0 bytes); expected an audio file")
-    if not isinstance(data, bytes):
-        raise InputError(f"reading it gave {type(data).__name__}; expected bytes")
-    return data
-
-
-def _decoded_by_soundfile(sound: soundfile.SoundFile) -> Iterator[tuple[int, np.ndarray]]:
-    rate, promised, count, step = sound.samplerate, sound.frames, 0, _BLOCK
-    while True:
-        try:
-            if step == _SMALL_STEP:
-                sound.seek(count)
-            block = sound.read(step, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError:
-            # flac raises where its data ends, and keeps the samples before that from us: in small
-            # steps it tells how far it comes. The count below makes the complaint.
-            if step == _SMALL_STEP:
-                break
-            step = _SMALL_STEP
-            continue
-        if not len(block):
-            break
-        count += len(block)
-        yield rate, block
-    unknown = promised > 1 << 60  # flac written into a pipe
-    slack = _MPEG_FRAME if sound.format == "MP3" else 0
-    if count + slack < promised and not unknown:
-        raise InputError(_stopped(count / rate, promised / rate))
-
-
-def _decoded_by_av(file: BinaryIO, refusal: str) -> Iterator[tuple[int, np.ndarray]]:
-    """PyAV, for what libsndfile refused to open (`refusal` says why)."""
-    import av  # here, because most files do without it
-
-    try:
-        with av.open(file, options={"format_whitelist": _AV_FORMATS}) as container:
-            if not container.streams.audio:
-                raise InputError("holds no audio stream")
-            stream = container.streams.audio[0]
-            promised = _promised_seconds(container, stream)
-            seconds = 0.0
-            try:
-                for frame in container.decode(stream):
-                    seconds += frame.samples / frame.sample_rate
-                    yield frame.sample_rate, _samples(frame)
-            except av.FFmpegError as error:
-                if promised is None:
-                    reason = error.strerror or error
-                    raise InputError(f"is damaged after {seconds:.2f} s ({reason})") from None
-                raise InputError(_stopped(seconds, promised)) from None
-            # The promise includes what the decoder needs to start, and may be coarsely rounded.
-            if promised is not None and seconds < promised - 0.1:
-                raise InputError(_stopped(seconds, promised))
-    except av.FFmpegError:
-        raise InputError(
-            f"is not audio that can be decoded (libsndfile: {refusal}; FFmpeg knows it neither)"
-        ) from None
-
-
-def _promised_seconds(container, stream) -> float | None:
-    """The length that the header states. Other formats' is FFmpeg's guess from the bit rate."""
-    if "mp4" in container.format.name and stream.duration:
-        return float(stream.duration * stream.time_base)
-    # Matroska states the longest stream's length only.
-    if "webm" in container.format.name and len(container.streams) == 1 and container.duration:
-        return container.duration / 1e6
-    return None
-
-
-def _samples(frame) -> np.ndarray:
-    """An av.AudioFrame as float32 [n, channels], integers scaled to -1..1 as libsndfile does."""
-    data = frame.to_ndarray()  # [channels, n], or [1, n * channels] where interleaved
-    if frame.format.is_planar:
-        data = data.T
-    else:
-        data = data.reshape(-1, frame.layout.nb_channels)
-    if data.dtype == np.uint8:
-        return (data.astype(np.float32) - 128) / 128
-    if np.issubdtype(data.dtype, np.integer):
-        return data.astype(np.float32) / -float(np.iinfo(data.dtype).min)
-    return np.ascontiguousarray(data, np.float32)
-
-
-def _stopped(held: float, promised: float) -> str:
-    return (
-        f"is cut short or damaged: {held:.2f} s could be decoded of the {promised:.2f} s that its "
-        "header promises"
-    )

@@ -31,6 +31,7 @@ from moss_audio_jax.data.batch import TrainExample
 from moss_audio_jax.data.examples import ExampleMaker, Job, rejected
 from moss_audio_jax.data.records import Rejected
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.runtime import deaf_workers
 
 Made = list[TrainExample | Rejected]
 _GROUP = 8  # examples a worker is given at a time
@@ -214,7 +215,8 @@ class _Process:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, make), daemon=True)
-        self._process.start()
+        with deaf_workers():
+            self._process.start()
         theirs.close()
         self._started = False
 

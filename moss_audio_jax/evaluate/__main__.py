@@ -17,11 +17,14 @@ moss-audio-jax evaluate VERB --help explains one with an example.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends those too
+    from moss_audio_jax import cli
+
+    cli.run_verb("evaluate")
+
 import importlib
-import sys
 from collections.abc import Sequence
 
-from moss_audio_jax import command
 from moss_audio_jax.errors import UsageError
 
 VERBS = {  # verb -> module with a `main(argv) -> exit code`
@@ -42,7 +45,3 @@ def main(argv: Sequence[str]) -> int:
     if argv[0] not in VERBS:
         raise UsageError(f"no verb {argv[0]!r} of evaluate; expected one of {', '.join(VERBS)}")
     return importlib.import_module(VERBS[argv[0]]).main(argv[1:])
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

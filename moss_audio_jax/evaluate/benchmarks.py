@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import json
 import re
 import string
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +17,17 @@ from typing import Any, Literal
 
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.evaluate import manifests
-from moss_audio_jax.evaluate.manifests import first_of, read_rows
+from moss_audio_jax.evaluate.manifests import Cut, Root
+from moss_audio_jax.evaluate.metrics.instructions import ARGUMENTS
+from moss_audio_jax.evaluate.reading import (
+    first_of,
+    group_of,
+    json_kind,
+    name_of,
+    read_rows,
+    text_of,
+)
+from moss_audio_jax.files import brief, parse_json, shown
 from moss_audio_jax.text.prompt import split_thinking
 from moss_audio_jax.text.tasks import EVENTS, MULTIPLE_CHOICE, TRANSCRIBE
 
@@ -53,6 +62,7 @@ class Item:
         value} or, in the world, {"sources": [[name, other name, ...], ...]}, open {"answer"} (of
         MMAU-Pro's instructions {"answer", "task_identifier", "kwargs"}).
       group: what results are broken down by: task, category (a list is allowed), dimension, ...
+      cut: the part of its one clip that is meant, in seconds; None for all of it.
     """
 
     id: str
@@ -61,6 +71,7 @@ class Item:
     audio: tuple[str, ...]
     reference: dict[str, Any]
     group: dict[str, Any]
+    cut: Cut | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +95,7 @@ class Options:
       tasks: of the world: only these; empty for all.
       per_scene: of the world: so many rows of each scene, drawn by a hash of their ids.
       limit: only the first so many items.
+      allow_outside: audio paths may leave a given audio root: absolute ones, and "..".
     """
 
     prompt: str | None = None
@@ -93,6 +105,7 @@ class Options:
     tasks: tuple[str, ...] = ()
     per_scene: int | None = None
     limit: int | None = None
+    allow_outside: bool = False
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +116,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data", required=True, type=Path, metavar="FILE|DIR",
                        help="as its authors release it")  # fmt: skip
     group.add_argument("--audio-root", type=Path, metavar="DIR",
-                       help="where audio paths count from; default: the data's folder")  # fmt: skip
+                       help="where audio paths count from, and which they may not leave; "
+                            "default: the data's folder")  # fmt: skip
+    group.add_argument("--allow-outside", action="store_true",
+                       help="audio paths may leave --audio-root (absolute ones, '..')")  # fmt: skip
     group.add_argument("--split", choices=("train", "dev", "test"), default="test",
                        help="of AISHELL-1 and FLEURS; default test")  # fmt: skip
     group.add_argument("--level", choices=("word", "sentence"), default="word",
@@ -128,6 +144,7 @@ def from_args(args: argparse.Namespace, prompt: str | None = None) -> Benchmark:
         tasks=tuple(task for task in args.tasks.split(",") if task),
         per_scene=args.per_scene,
         limit=args.limit,
+        allow_outside=args.allow_outside,
     )
 
 
@@ -140,7 +157,8 @@ def load_benchmark(
       name: mmau, mmau-mini, mmau-pro, mmar, mmsu, asr, timestamps, events, caption or world.
       data: the file its authors release; for asr and timestamps see `manifests`; for world a folder
         that `moss-audio-jax world` wrote.
-      audio_root: where its audio paths count from; default: where the data lies.
+      audio_root: where its audio paths count from, and which they may not leave; default: where
+        the data lies, which they may.
       **options: fields of `Options`.
 
     Raises:
@@ -205,25 +223,27 @@ def _choices(
 
     def load(data: Path, root: Path | None, options: Options) -> Loaded:
         items, problems = [], []
+        folder = Root.of(root, data.parent, options.allow_outside)
         for number, (where, row) in enumerate(read_rows(_file(data)), 1):
-            name = str(row.get("id", number))
-            question = str(first_of(row, ("question",), where))
-            audio = _audio(first_of(row, audio_keys, where), root or data.parent, where)
-            group = {key: row[key] for key in _GROUPS if row.get(key) is not None}
+            name = name_of(row, number, where)
+            question = text_of(first_of(row, ("question",), where), where, "the question")
+            audio = _audio(first_of(row, audio_keys, where), folder, where)
+            group = group_of(row, _GROUPS, where)
             answer = row.get(answer_key)
-            answer = None if answer in (None, "") else str(answer)  # MMAU keeps its test set's
+            # MMAU keeps its test set's.
+            answer = None if answer in (None, "") else text_of(answer, where, "the answer")
             if row.get("category") in without:
                 reference = {"answer": answer}
                 if row.get("category") == "instruction following":
-                    reference |= {key: row.get(key) for key in ("task_identifier", "kwargs")}
+                    reference |= _instruction(row, where)
                 items.append(Item(name, "open", question, audio, reference, group))
                 continue
             choices = row.get("choices")
             if choices is None:
                 choices = [row.get(f"choice_{letter}") for letter in "abcd"]
             if not isinstance(choices, list):
-                raise InputError(f"{where}: choices are {choices!r}; expected a list")
-            choices = [str(choice) for choice in choices if choice not in (None, "")]
+                raise InputError(f"{where}: choices are {json_kind(choices)}; expected a list")
+            choices = [text_of(c, where, "a choice") for c in choices if c not in (None, "")]
             if not 2 <= len(choices) <= len(string.ascii_uppercase):
                 raise InputError(f"{where}: {len(choices)} choice(s); expected 2 to 26")
             if answer is not None and answer not in choices:
@@ -238,16 +258,33 @@ def _choices(
     return load
 
 
-def _audio(value: Any, root: Path, where: str) -> tuple[str, ...]:
+def _instruction(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """What form the answer is to have: MMAU-Pro's `task_identifier` and `kwargs`."""
+    given = row.get("kwargs") or {}
+    if isinstance(given, str):
+        given = parse_json(given, f"{where}: kwargs") if given.strip() else {}
+    if not isinstance(given, dict):
+        raise InputError(f"{where}: kwargs is {json_kind(given)}; expected an object")
+    for name, value in given.items():
+        expected = ARGUMENTS.get(name, object)
+        if value is not None and not isinstance(value, expected):
+            raise InputError(f"{where}: kwargs: {name} is {json_kind(value)}")
+    text_of(row.get("task_identifier") or "", where, "task_identifier")
+    return {key: row.get(key) for key in ("task_identifier", "kwargs")}
+
+
+def _audio(value: Any, root: Root, where: str) -> tuple[str, ...]:
     paths = [value] if isinstance(value, str) else value
-    if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
-        raise InputError(f"{where}: the audio is {value!r}; expected a path or a list of paths")
-    return tuple(str(root / path) for path in paths)
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise InputError(
+            f"{where}: the audio is {json_kind(value)}; expected a path or a list of paths"
+        )
+    return tuple(root.place(path, where) for path in paths)
 
 
 def _file(data: Path) -> Path:
     if data.is_dir():
-        raise InputError(f"{data}: is a folder; name the file of questions in it")
+        raise InputError(f"{shown(data)}: is a folder; name the file of questions in it")
     return data
 
 
@@ -255,38 +292,41 @@ def _file(data: Path) -> Path:
 
 
 def _asr(data: Path, root: Path | None, options: Options) -> Loaded:
-    clips, problems = manifests.read_transcripts(data, root, options.split)
+    clips, problems = manifests.read_transcripts(data, root, options.split, options.allow_outside)
     return _asked(clips, "asr", options.prompt or TRANSCRIBE["none"]), problems
 
 
 def _timestamps(data: Path, root: Path | None, options: Options) -> Loaded:
-    clips, problems = manifests.read_timed(data, root, options.level, options.tier)
+    clips, problems = manifests.read_timed(
+        data, root, options.level, options.tier, options.allow_outside
+    )
     return _asked(clips, "timestamps", options.prompt or TRANSCRIBE[options.level]), problems
 
 
 def _asked(clips: Iterable[manifests.Clip], kind: Kind, prompt: str) -> list[Item]:
-    return [Item(c.id, kind, prompt, c.audio, c.reference, c.group) for c in clips]
+    return [Item(c.id, kind, prompt, c.audio, c.reference, c.group, c.cut) for c in clips]
 
 
 def _events(data: Path, root: Path | None, options: Options) -> Loaded:
     """JSON rows: "audio" and "events": [{"text", "start", "end"}, ...], which may be empty."""
-
+    folder = Root.of(root, data.parent, options.allow_outside)
     clips = []
     for where, row in read_rows(_file(data)):
         events = manifests.checked_slots(first_of(row, ("events",), where), where)
-        clips.append(manifests.row_clip(row, where, root or data.parent, {"events": events}))
+        clips.append(manifests.row_clip(row, where, folder, {"events": events}))
     return _asked(clips, "events", options.prompt or EVENTS), []
 
 
 def _caption(data: Path, root: Path | None, options: Options) -> Loaded:
     """JSON rows: "audio" and the thirteen fields, in the row itself or under "caption"."""
+    folder = Root.of(root, data.parent, options.allow_outside)
     clips, problems = [], []
     for where, row in read_rows(_file(data)):
         given = row["caption"] if isinstance(row.get("caption"), dict) else row
         fields = {field: given[field] for field in CAPTION_FIELDS if given.get(field) is not None}
         if not fields:
             raise InputError(f"{where}: none of the fields {', '.join(CAPTION_FIELDS)}")
-        clip = manifests.row_clip(row, where, root or data.parent, fields)
+        clip = manifests.row_clip(row, where, folder, fields)
         if missing := [field for field in CAPTION_FIELDS if field not in fields]:
             problems.append(f"{where}: {clip.id}: no {', '.join(missing)}")
         clips.append(clip)
@@ -302,8 +342,11 @@ def _world(data: Path, root: Path | None, options: Options) -> Loaded:
         raise UsageError("the world's rows have prompts of their own; leave --prompt out")
     if not data.is_dir():
         raise InputError(f"{data}: expected the folder that moss-audio-jax world wrote")
-    by_scene = {row["id"]: row for _, row in read_rows(data / "labels.jsonl")}
+    by_scene = {name_of(row, "", where): row for where, row in read_rows(data / "labels.jsonl")}
     rows = list(read_rows(data / "rows.jsonl"))
+    for where, row in rows:
+        if not isinstance(row.get("id"), str) or not isinstance(row.get("task"), str):
+            raise InputError(f"{where}: no id and task; expected a row of moss-audio-jax world")
     known = {row["task"] for _, row in rows}
     if unknown := [task for task in options.tasks if task not in known]:
         raise UsageError(f"no task {unknown[0]!r} in {data}; expected {', '.join(sorted(known))}")
@@ -313,11 +356,19 @@ def _world(data: Path, root: Path | None, options: Options) -> Loaded:
     if options.per_scene is not None:
         rows = _drawn(rows, options.per_scene)
     items = []
+    folder = Root.of(root, data, options.allow_outside)
     for where, row in rows:
         scene = row["id"].rsplit("/", 1)[0]
         if scene not in by_scene:
             raise InputError(f"{where}: scene {scene} is not in {data / 'labels.jsonl'}")
-        items.append(_world_item(row, by_scene[scene], root or data, where))
+        try:
+            items.append(_world_item(row, by_scene[scene], folder, where))
+        except InputError:
+            raise
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, StopIteration) as e:
+            raise InputError(
+                f"{where}: expected a row of moss-audio-jax world ({type(e).__name__}: {brief(e)})"
+            ) from None
     return items, []
 
 
@@ -333,12 +384,12 @@ def _drawn(rows: list[tuple[str, dict]], count: int) -> list[tuple[str, dict]]:
     return [one for one in rows if one[1]["id"] in kept]
 
 
-def _world_item(row: dict[str, Any], labels: dict[str, Any], root: Path, where: str) -> Item:
+def _world_item(row: dict[str, Any], labels: dict[str, Any], root: Root, where: str) -> Item:
     from moss_audio_jax.data.world import describe
     from moss_audio_jax.data.world.tasks import NO_SPEECH
 
     messages = row["conversation"]
-    audio = tuple(str(root / m["content"]) for m in messages if m["message_type"] == "audio")
+    audio = tuple(root.place(m["content"], where) for m in messages if m["message_type"] == "audio")
     prompt = next(m["content"] for m in messages if (m["role"], m["message_type"]) == _ASKED)
     task, answer = row["task"], split_thinking(messages[-1]["content"])[1].strip()
     orders = {sentence["order"] for sentence in labels["sentences"]}
@@ -363,7 +414,7 @@ def _world_item(row: dict[str, Any], labels: dict[str, Any], root: Path, where: 
         text = choices[string.ascii_uppercase.index(answer)] if task == "choice_letter" else answer
         kind, reference = "choice", {"choices": choices, "answer": text}
     elif task == "caption_speech_json":
-        fields = {key: value for key, value in json.loads(answer).items() if value is not None}
+        fields = {k: v for k, v in parse_json(answer, where).items() if v is not None}
         kind, reference = "caption", fields
     elif task.startswith("caption"):
         kind, reference = "caption", {"sources": _sources(labels, task)}

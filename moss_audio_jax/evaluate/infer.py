@@ -13,12 +13,10 @@ At the end they become FILE, in the order of the data. Several processes (launch
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +29,12 @@ from moss_audio_jax import command
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.evaluate import benchmarks, code_version
 from moss_audio_jax.evaluate.benchmarks import Item
+from moss_audio_jax.evaluate.clips import (
+    file_seconds,
+    missing_audio,
+    part_seconds,
+    prepared_ahead,
+)
 from moss_audio_jax.evaluate.journal import (
     Journal,
     Prediction,
@@ -41,11 +45,12 @@ from moss_audio_jax.evaluate.journal import (
     read_all,
 )
 from moss_audio_jax.evaluate.processes import Crew, barrier, crew_and_mesh
+from moss_audio_jax.files import Lock, brief
 
 if TYPE_CHECKING:
     from moss_audio_jax.api import MossAudio, Reply
-    from moss_audio_jax.data.batch import Example
-    from moss_audio_jax.generate.sampling import Sampling
+    from moss_audio_jax.generate.options import Sampling
+    from moss_audio_jax.generate.request import Prepared
 
 # One call of the engine: enough that few slots stand empty at its end, little enough to keep the
 # next one's sound in memory beside it.
@@ -53,7 +58,7 @@ _GROUP_BATCHES = 8
 _GROUP_SECONDS = 7200.0
 # Questions about one clip that stay together: they load it once and prefill it once.
 _TOGETHER = 16
-_UNREAD_BYTES_PER_SECOND = 16_000  # of a file whose header soundfile cannot read; sorts, no more
+_NAMED = 20  # failures that go to the screen; the file has all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +90,7 @@ def infer(
     crew: Crew,
     batch_size: int = 16,
     progress: bool = False,
+    limit: int | None = None,
 ) -> list[Prediction]:
     """Predictions of all items, in their order; `output` holds them when this returns.
 
@@ -93,18 +99,24 @@ def infer(
 
     Args:
       sampling: of every answer; its seed is mixed with each item's id.
+      limit: where the items are only the first so many of their data; written into each
+        prediction, so that a score counts no others.
 
     Raises:
       InputError: `output` holds predictions of other settings or prompts, or cannot be written.
     """
-    meta = settings.meta()
+    meta = settings.meta() | ({} if limit is None else {"limit": limit})
     done = read_all(output)
     check_same(done, items, meta, output)
     # All have read before one writes: processes that share a mesh must agree on what is left.
     barrier("evaluate: read")
-    costs = {item.id: seconds for item, seconds in zip(items, _seconds(items), strict=True)}
-    # Costly ones first, neighbours alike; the order is the same in every process and every run.
-    order = sorted(items, key=lambda i: (-costs[i.id], i.audio, len(i.prompt), i.id))
+    files = {item.id: seconds for item, seconds in zip(items, file_seconds(items), strict=True)}
+    costs = {item.id: part_seconds(item.cut, files[item.id]) for item in items}
+    # Costly ones first, neighbours alike, parts of one file together: it is decoded for sixteen of
+    # them at once. The order is the same in every process and every run.
+    order = sorted(
+        items, key=lambda i: (-files[i.id], i.audio, i.cut[0] if i.cut else 0, len(i.prompt), i.id)
+    )
     own = [item for run in _runs(order)[crew.index :: crew.count] for item in run]
     left = [item for item in own if failed(done.get(item.id))]
     with (
@@ -112,7 +124,7 @@ def infer(
         _Bar(left, costs, progress and crew.writes and crew.index == 0) as bar,
     ):
         groups = _groups(_runs(left), costs, batch_size)
-        for group, prompts in _prepared_ahead(model, groups):
+        for group, prompts in prepared_ahead(model, groups):
             answer_group(model, group, prompts, sampling, meta, batch_size, journal, bar)
             journal.sync()
     barrier("evaluate: answered")
@@ -126,7 +138,7 @@ def infer(
 def answer_group(
     model: MossAudio,
     items: Sequence[Item],
-    prompts: Sequence[Example | InputError],
+    prompts: Sequence[Prepared | InputError],
     sampling: Sampling,
     meta: Mapping[str, Any],
     batch_size: int,
@@ -142,16 +154,16 @@ def answer_group(
             bar.update(item)
         else:
             own = dataclasses.replace(sampling, seed=item_seed(sampling.seed, item.id))
-            asked.append((item, prompt, own))
+            asked.append((item, dataclasses.replace(prompt, sampling=own)))
 
     def on_reply(number: int, reply: Reply) -> None:
-        item, prompt, _ = asked[number]
+        item, prompt = asked[number]
         seconds = time.perf_counter() - started
         raw = model.tokenizer.decode(reply.ids)
         journal.write(_prediction(item, prompt, reply, raw, seconds, meta))
         bar.update(item)
 
-    model.answer([(prompt, own) for _, prompt, own in asked], batch_size, on_reply=on_reply)
+    model.answer([prompt for _, prompt in asked], batch_size, on_reply=on_reply)
 
 
 def item_seed(seed: int, name: str) -> int:
@@ -161,7 +173,7 @@ def item_seed(seed: int, name: str) -> int:
 
 def _prediction(
     item: Item,
-    prompt: Example | None,
+    prompt: Prepared | None,
     reply: Reply | None,
     raw: str | None,
     seconds: float,
@@ -194,25 +206,6 @@ def _prediction(
 # --- what to do when -----------------------------------------------------------------------------
 
 
-def _seconds(items: Sequence[Item]) -> list[float]:
-    """Seconds of sound of each item by the files' headers; 0 for what is not there."""
-    known: dict[str, float] = {}
-    for path in {path for item in items for path in item.audio}:
-        known[path] = _header_seconds(path)
-    return [sum(known[path] for path in item.audio) for item in items]
-
-
-def _header_seconds(path: str) -> float:
-    import soundfile
-
-    try:
-        return soundfile.info(path).duration
-    except (soundfile.SoundFileError, OSError):
-        with contextlib.suppress(OSError):
-            return os.path.getsize(path) / _UNREAD_BYTES_PER_SECOND
-    return 0.0
-
-
 def _runs(items: Sequence[Item]) -> list[list[Item]]:
     """Neighbours that ask about the same clips, up to _TOGETHER of them."""
     runs: list[list[Item]] = []
@@ -239,52 +232,6 @@ def _groups(
         count, seconds = count + len(run), seconds + cost
     if group:
         yield group
-
-
-def _prepared_ahead(
-    model: MossAudio, groups: Iterator[list[list[Item]]]
-) -> Iterator[tuple[list[Item], list[Example | InputError]]]:
-    """Each group with its prompts, made in threads while the group before it is answered."""
-    pool = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-
-    def ready(group: list[tuple[list[Item], concurrent.futures.Future]]) -> tuple[list, list]:
-        items = [item for run, _ in group for item in run]
-        return items, [prompt for _, future in group for prompt in future.result()]
-
-    try:
-        ahead: list[list[tuple[list[Item], concurrent.futures.Future]]] = []
-        for group in groups:
-            ahead.append([(run, pool.submit(_prepare, model, run)) for run in group])
-            if len(ahead) == 2:
-                yield ready(ahead.pop(0))
-        for group in ahead:
-            yield ready(group)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _prepare(model: MossAudio, run: Sequence[Item]) -> list[Example | InputError]:
-    """The prompts of items that share their clips, which are loaded once."""
-    from moss_audio_jax.api import Request
-    from moss_audio_jax.data.batch import Example
-    from moss_audio_jax.text import build_prompt
-
-    prompts: list[Example | InputError] = []
-    mels = None
-    for item in run:
-        try:
-            if mels is not None:
-                frames = [mel.shape[1] for mel in mels]
-                markers = model.processor.time_markers
-                ids = build_prompt(model.tokenizer, item.prompt, frames, markers)
-                if len(ids) < model.config.decoder.max_positions:
-                    prompts.append(Example(ids, mels))
-                    continue
-            prompts.append(model.prepare(Request(item.prompt, item.audio)))
-            mels = prompts[-1].mels
-        except InputError as error:
-            prompts.append(error)
-    return prompts
 
 
 class _Bar:
@@ -345,7 +292,6 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--output", type=Path, required=True, metavar="FILE|DIR",
                          help="a .jsonl file, or a folder for NAME.jsonl")  # fmt: skip
     command.add_model_options(options)
-    options.add_argument("--lora", type=Path, metavar="DIR", help="adapters to fold in")
     options.add_argument("--batch-size", type=command.positive, default=16, metavar="N")
     sampling_options(options)
     args = options.parse_args(argv)
@@ -359,32 +305,49 @@ def main(argv: Sequence[str]) -> int:
     command.join_processes()
     crew, mesh = crew_and_mesh(args.mesh)
     speaks = crew.index == 0 and crew.writes
-    if speaks:
-        _announce(benchmark)
-    model = command.load_model(args, mesh)
-    settings = settings_of(model, args, sampling)
-    started = time.perf_counter()
-    predictions = infer(
-        model,
-        benchmark.items,
-        output,
-        sampling,
-        settings,
-        crew,
-        args.batch_size,
-        progress=sys.stderr.isatty(),
-    )
+    with Lock(output.parent, "evaluate infer", output.name) if speaks else contextlib.nullcontext():
+        problems: list[str] = []
+        done = read_all(output, problems)
+        left = [item for item in benchmark.items if failed(done.get(item.id))]
+        missing = missing_audio(left, args.audio_root or args.data)
+        if speaks:
+            _announce(benchmark)
+            _some("warning", [f"{problem}; asked again" for problem in problems], 3, output)
+            _some("error", [f"{path}: no such file; see --audio-root" for path in missing], 3, None)
+        model = command.load_model(args, mesh)
+        settings = settings_of(model, args, sampling)
+        started = time.perf_counter()
+        predictions = infer(
+            model,
+            benchmark.items,
+            output,
+            sampling,
+            settings,
+            crew,
+            args.batch_size,
+            progress=sys.stderr.isatty(),
+            limit=args.limit,
+        )
     without = [row for row in predictions if failed(row)]
     if speaks:
-        for row in without:
-            command.say(f"error: {row['id']}: {row['error']}")
+        unnamed = {item.id for item in left if missing.keys().isdisjoint(item.audio)}
+        failures = [f"{row['id']}: {row.get('error')}" for row in without if row["id"] in unnamed]
+        _some("error", failures, _NAMED, output)
         seconds = time.perf_counter() - started
-        audio = sum(row["audio_seconds"] or 0 for row in predictions)
+        audio = sum(row.get("audio_seconds") or 0 for row in predictions)
         command.say(
             f"{len(predictions) - len(without)} answer(s), {len(without)} failed, {audio:.0f} s of "
             f"audio, {seconds:.1f} s -> {output}"
         )
     return 1 if without else 0
+
+
+def _some(kind: str, problems: Sequence[str], most: int, file: Path | None) -> None:
+    """Says the first problems, a line each, and how many more there are."""
+    for problem in problems[:most]:
+        command.say(f"{kind}: {brief(problem, 500)}")
+    if (more := len(problems) - most) > 0:
+        command.say(f"{kind}: and {more:,} more like this" + (f"; see {file}" if file else ""))
 
 
 def _announce(benchmark: benchmarks.Benchmark) -> None:

@@ -93,19 +93,27 @@ def _partials(output: Path) -> list[Path]:
     return sorted(f for f in files if f.name == whole or f.name.startswith(numbered))
 
 
-def read_all(output: Path) -> dict[str, Prediction]:
-    """Every prediction that is on disk, by id; an answer counts for more than a failure."""
+def read_all(output: Path, problems: list[str] | None = None) -> dict[str, Prediction]:
+    """Every prediction that is on disk, by id; an answer counts for more than a failure.
+
+    `problems`, where given, gets a line for each that cannot be read: its item is asked again.
+    """
     found: dict[str, Prediction] = {}
     for path in [output, *_partials(output)]:
-        for row in read_predictions(path)[0] if path.exists() else ():
+        if not path.exists():
+            continue
+        rows, unread = read_predictions(path)
+        for row in rows:
             if failed(found.get(row["id"])):
                 found[row["id"]] = row
+        if problems is not None:
+            problems += unread
     return found
 
 
 def failed(prediction: Prediction | None) -> bool:
     """Whether there is nothing, or an error instead of an answer."""
-    return prediction is None or "error" in prediction
+    return prediction is None or prediction.get("raw_output") is None
 
 
 def check_same(
@@ -114,22 +122,26 @@ def check_same(
     """Predictions of two models, or two ways to ask, must not mix in one file.
 
     Raises:
-      InputError: what is `done` has another meta (but for the code's version) or another prompt.
+      InputError: what is `done` has another meta (but for the code's version and what --limit
+        was) or another prompt.
     """
     prompts = {item.id: item.prompt for item in items}
     for name, row in done.items():
         old = row.get("meta", {})
         for key in meta:
-            if key != "code_version" and old.get(key) != meta[key]:
+            if key not in ("code_version", "limit") and old.get(key) != meta[key]:
                 raise InputError(
-                    f"{output}: {name} was predicted with {key} {old.get(key)!r}, now it is "
-                    f"{meta[key]!r}; name another --output, or remove the old predictions"
+                    f"{output}: {brief(name)} was predicted with {key} "
+                    f"{brief(repr(old.get(key)))}, now it is {brief(repr(meta[key]))}; {_ADVICE}"
                 )
         if row.get("prompt") != prompts.get(name, row.get("prompt")):
             raise InputError(
-                f"{output}: {name} was asked {row.get('prompt')!r}, now it is {prompts[name]!r}; "
-                "name another --output, or remove the old predictions"
+                f"{output}: {brief(name)} was asked {brief(repr(row.get('prompt')))}, now it is "
+                f"{brief(repr(prompts[name]))}; {_ADVICE}"
             )
+
+
+_ADVICE = "name another --output, or remove the old predictions"
 
 
 def merge(output: Path, items: Sequence[Item]) -> None:

@@ -5,15 +5,29 @@ Nothing here opens audio: a score is made where the references are, with or with
 
 from __future__ import annotations
 
-import json
+import math
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple
 
 from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.evaluate.reading import (
+    first_of,
+    group_of,
+    json_kind,
+    name_of,
+    read_keyed,
+    read_lines,
+    read_rows,
+    text_of,
+)
+from moss_audio_jax.files import brief, shown
+from moss_audio_jax.text import textgrid
 
 Level = Literal["word", "sentence"]
+Cut = tuple[float, float | None]  # from, to in seconds; None is the end of the file
 
 AUDIO_KEYS = ("audio", "audio_path", "audio_filepath")
 _AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm", ".mp4"}
@@ -27,12 +41,43 @@ _NO_SPEECH = {"", "<eps>", "sil", "sp", "<sil>"}  # what forced aligners write i
 
 
 class Clip(NamedTuple):
-    """A recording and what is true of it: `reference` is {"text"} or {"slots", "level"}."""
+    """A recording and what is true of it.
+
+    `reference` is {"text"} or {"slots", "level"}; `cut` the part of the recording that is meant.
+    """
 
     id: str
     audio: tuple[str, ...]
     reference: dict[str, Any]
     group: dict[str, Any]
+    cut: Cut | None = None
+
+
+class Root(NamedTuple):
+    """The folder that audio paths count from.
+
+    A closed one is not left: absolute paths and ".." are refused. What links within it point to is
+    the business of whoever made them.
+    """
+
+    folder: Path
+    closed: bool
+
+    @classmethod
+    def of(cls, given: Path | None, otherwise: Path, allow_outside: bool) -> Root:
+        """`given` is closed unless `allow_outside`; the data's own folder never is."""
+        return cls(otherwise if given is None else given, given is not None and not allow_outside)
+
+    def place(self, name: str, where: str) -> str:
+        """The path of a file that a manifest names; InputError where it may not be named."""
+        if self.closed and (os.path.isabs(name) or ".." in PurePath(name).parts):
+            raise InputError(
+                f"{where}: {brief(name)!r} lies outside of --audio-root {shown(self.folder)}; "
+                "expected a path relative to it without '..' (--allow-outside takes it as it is)"
+            )
+        if not name or "\0" in name:
+            raise InputError(f"{where}: {brief(repr(name))} is no path of a file")
+        return str(self.folder / name)
 
 
 Clips = tuple[list[Clip], list[str]]  # and what is odd about them, one line each
@@ -41,31 +86,42 @@ Clips = tuple[list[Clip], list[str]]  # and what is odd about them, one line eac
 # --- transcripts ---------------------------------------------------------------------------------
 
 
-def read_transcripts(data: Path, audio_root: Path | None = None, split: str = "test") -> Clips:
+def read_transcripts(
+    data: Path,
+    audio_root: Path | None = None,
+    split: str = "test",
+    allow_outside: bool = False,
+) -> Clips:
     """Clips with {"text"}, in the layout that `data` has.
 
     Args:
       data: a JSONL or JSON manifest ("audio", "text", and where known "id", "dimension",
-        "language"); a Kaldi folder (text, wav.scp); LibriSpeech or one of its parts; AISHELL-1's
-        data_aishell; a language's folder of FLEURS, or its .tsv.
-      audio_root: replaces the folder that audio paths count from.
+        "language", and "offset" and "duration" in seconds of a part of the file); a Kaldi folder
+        (text, wav.scp, segments); LibriSpeech or one of its parts; AISHELL-1's data_aishell; a
+        language's folder of FLEURS, or its .tsv.
+      audio_root: replaces the folder that audio paths count from; they may not leave it.
       split: train, dev or test, of AISHELL-1 and FLEURS.
+      allow_outside: they may.
 
     Raises:
       InputError: no such layout, or a line that cannot be read.
     """
-    if data.is_file():
+
+    def root(otherwise: Path) -> Root:
+        return Root.of(audio_root, otherwise, allow_outside)
+
+    if data.exists() and not data.is_dir():
         if data.suffix == ".tsv":
-            return _fleurs(data, audio_root)
-        return _manifest(data, audio_root)
+            return _fleurs(data, root(data.parent / "audio" / data.stem))
+        return _manifest(data, root(data.parent))
     if (data / "wav.scp").exists():
-        return _kaldi(data, audio_root)
+        return _kaldi(data, root(Path()))
     if found := sorted(data.glob("transcript/aishell_transcript*.txt")):
-        return _aishell(found[0], audio_root or data / "wav", split)
+        return _aishell(found[0], root(data / "wav"), split)
     if (data / f"{split}.tsv").exists():
-        return _fleurs(data / f"{split}.tsv", audio_root)
+        return _fleurs(data / f"{split}.tsv", root(data / "audio" / split))
     if found := sorted(data.rglob("*.trans.txt")):
-        return _librispeech(data, found, audio_root)
+        return _librispeech(data, found, root(data))
     if not data.exists():
         raise InputError(f"{data}: no such file or folder")
     raise InputError(
@@ -74,92 +130,137 @@ def read_transcripts(data: Path, audio_root: Path | None = None, split: str = "t
     )
 
 
-def _manifest(data: Path, audio_root: Path | None) -> Clips:
+def _manifest(data: Path, root: Root) -> Clips:
     clips = []
     for where, row in read_rows(data):
         text = first_of(row, ("text", "transcript"), where)
         if not isinstance(text, str):
-            raise InputError(f"{where}: the text is {text!r}; expected a string")
-        clips.append(row_clip(row, where, audio_root or data.parent, {"text": text}))
+            raise InputError(f"{where}: the text is {json_kind(text)}; expected a string")
+        clips.append(row_clip(row, where, root, {"text": text}))
     return _noted(clips)
 
 
-def row_clip(row: dict[str, Any], where: str, root: Path, reference: dict[str, Any]) -> Clip:
-    """A clip from a JSONL row; without an "id" its audio path is its name."""
+def row_clip(row: dict[str, Any], where: str, root: Root, reference: dict[str, Any]) -> Clip:
+    """A clip from a JSONL row; without an "id" its audio path, and where it is cut, is its name."""
     audio = first_of(row, AUDIO_KEYS, where)
     paths = [audio] if isinstance(audio, str) else audio
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-        raise InputError(f"{where}: the audio is {audio!r}; expected a path or a list of paths")
-    name = str(row.get("id", " ".join(paths)))
-    group = {key: row[key] for key in ("dimension", "language", "category") if row.get(key)}
-    return Clip(name, tuple(str(root / path) for path in paths), reference, group)
+        raise InputError(
+            f"{where}: the audio is {json_kind(audio)}; expected a path or a list of paths"
+        )
+    placed = tuple(root.place(path, where) for path in paths)
+    cut, start = None, row.get("offset")
+    if start is not None or row.get("duration") is not None:
+        if len(paths) != 1:
+            raise InputError(
+                f"{where}: offset and duration are of one file; {len(paths)} are named"
+            )
+        cut = _cut(start, row.get("duration"), where)
+    name = name_of(row, " ".join(paths) + (f"@{start}" if start is not None else ""), where)
+    group = group_of(row, ("dimension", "language", "category"), where)
+    return Clip(name, placed, reference, group, cut)
 
 
-def _librispeech(data: Path, files: list[Path], audio_root: Path | None) -> Clips:
+def _cut(offset: Any, duration: Any, where: str) -> Cut:
+    times = [0 if offset is None else offset, 0 if duration is None else duration]
+    for name, time in zip(("offset", "duration"), times, strict=True):
+        # Not infinite, nor an integer that no float can hold.
+        if isinstance(time, bool) or not isinstance(time, int | float) or not 0 <= time < 1e9:
+            what = json_kind(time) if isinstance(time, str | dict | list) else brief(time, 40)
+            raise InputError(f"{where}: the {name} is {what}; expected seconds, 0 or more")
+    start, length = map(float, times)
+    if duration is not None and length == 0:
+        raise InputError(f"{where}: the duration is 0; expected more")
+    return start, None if duration is None else start + length
+
+
+def _librispeech(data: Path, files: list[Path], root: Root) -> Clips:
     clips = []
     for file in files:
-        folder = (audio_root or data) / file.parent.relative_to(data)
-        part = file.resolve().parents[2].name  # part/speaker/chapter/*.trans.txt
-        for where, name, text in _keyed_lines(file):
+        folder = file.parent.relative_to(data)
+        parts = file.resolve().parts  # part/speaker/chapter/*.trans.txt
+        for where, name, text in read_keyed(file):
             if not text:
                 raise InputError(f"{where}: {name} has no transcript")
-            group = {"dimension": part, "language": "en"}
-            clips.append(Clip(name, (str(folder / f"{name}.flac"),), {"text": text}, group))
+            group = {"dimension": parts[max(-4, -len(parts))], "language": "en"}
+            audio = root.place(str(folder / f"{name}.flac"), where)
+            clips.append(Clip(name, (audio,), {"text": text}, group))
     return clips, []
 
 
-def _aishell(file: Path, root: Path, split: str) -> Clips:
+def _aishell(file: Path, root: Root, split: str) -> Clips:
     if split not in _AISHELL_SPEAKERS:
         raise UsageError(f"split {split!r} of AISHELL-1: expected train, dev or test")
     first, last = _AISHELL_SPEAKERS[split]
     clips = []
-    for where, name, text in _keyed_lines(file):
+    for where, name, text in read_keyed(file):
         speaker = re.fullmatch(r"BAC\d{3}(S(\d{4}))W\d{4}", name)
         if not speaker:
             raise InputError(f"{where}: {name!r} is no AISHELL-1 utterance (BAC009S0764W0121)")
         if not first <= int(speaker[2]) <= last:
             continue
-        audio = str(root / split / speaker[1] / f"{name}.wav")
+        audio = root.place(f"{split}/{speaker[1]}/{name}.wav", where)
         reference = {"text": text.replace(" ", "")}  # words are split there, as nobody writes them
         clips.append(Clip(name, (audio,), reference, {"dimension": "AISHELL-1", "language": "zh"}))
     return _noted(clips)
 
 
-def _fleurs(file: Path, audio_root: Path | None) -> Clips:
+def _fleurs(file: Path, root: Root) -> Clips:
     """id, file name, raw text, normalised text, letters, samples, gender; ids repeat, files not."""
-    root = audio_root or file.parent / "audio" / file.stem
     language = file.resolve().parent.name
     code = {"cmn": "zh", "yue": "zh"}.get(language.split("_")[0], language.split("_")[0])
     clips = []
-    for number, line in enumerate(_lines(file), 1):
+    for where, line in read_lines(file):
         columns = line.split("\t")
         if len(columns) < 4:
             raise InputError(
-                f"{file}:{number}: {len(columns)} tab-separated column(s); expected id, file, text"
+                f"{where}: {len(columns)} tab-separated column(s); expected id, file, text"
             )
         group = {"dimension": f"FLEURS {language}", "language": code}
         name, text = Path(columns[1]).stem, columns[2].strip()
-        clips.append(Clip(name, (str(root / columns[1]),), {"text": text}, group))
+        clips.append(Clip(name, (root.place(columns[1], where),), {"text": text}, group))
     return _noted(clips)
 
 
-def _kaldi(folder: Path, audio_root: Path | None) -> Clips:
-    if (folder / "segments").exists():
-        raise InputError(f"{folder / 'segments'}: cut the audio at these segments first")
+def _kaldi(folder: Path, root: Root) -> Clips:
+    """text: an utterance and its words a line. Utterances are recordings, or `segments` of them."""
     if not (folder / "text").exists():
         raise InputError(f"{folder / 'text'}: no such file; a Kaldi folder has text and wav.scp")
-    paths = {}
-    for where, name, path in _keyed_lines(folder / "wav.scp"):
+    known: dict[str, tuple[str, Cut | None]] = {}
+    # Names of files need not be UTF-8.
+    for where, name, path in read_keyed(folder / "wav.scp", errors="surrogateescape"):
         if path.endswith("|") or not path:
             raise InputError(f"{where}: {name} is a command or nothing; expected an audio file")
-        paths[name] = str((audio_root or Path()) / path)
+        known[name] = (root.place(path, where), None)
+    listed = folder / "wav.scp"
+    if (folder / "segments").exists():
+        listed = folder / "segments"
+        known = {name: (known[at][0], cut) for name, at, cut in _segments(listed, known)}
     clips = []
-    for where, name, text in _keyed_lines(folder / "text"):
-        if name not in paths:
-            raise InputError(f"{where}: {name} is not in {folder / 'wav.scp'}")
-        clips.append(Clip(name, (paths.pop(name),), {"text": text}, {"dimension": folder.name}))
+    for where, name, text in read_keyed(folder / "text"):
+        if name not in known:
+            raise InputError(f"{where}: {name} is not in {listed}")
+        audio, cut = known.pop(name)
+        clips.append(Clip(name, (audio,), {"text": text}, {"dimension": folder.name}, cut))
     clips, problems = _noted(clips)
-    return clips, problems + [f"{folder / 'text'}: no transcript of {name}" for name in paths]
+    return clips, problems + [f"{folder / 'text'}: no transcript of {name}" for name in known]
+
+
+def _segments(file: Path, recordings: Iterable[str]) -> Iterable[tuple[str, str, Cut]]:
+    """(utterance, recording, cut) of Kaldi's segments; an end of -1 is that of the recording."""
+    for where, line in read_lines(file):
+        try:
+            name, recording, *times = line.split()
+            start, end = map(float, times)
+        except ValueError:
+            raise InputError(
+                f"{where}: expected `utterance recording start end`, found {brief(line, 60)!r}"
+            ) from None
+        if recording not in recordings:
+            raise InputError(f"{where}: {recording} is not in {file.parent / 'wav.scp'}")
+        if not 0 <= start < (math.inf if end == -1 else end) or end == math.inf:
+            raise InputError(f"{where}: {name} runs from {start:g} to {end:g} s")
+        yield name, recording, (start, None if end == -1 else end)
 
 
 def _noted(clips: list[Clip]) -> Clips:
@@ -172,14 +273,19 @@ def _noted(clips: list[Clip]) -> Clips:
 
 
 def read_timed(
-    data: Path, audio_root: Path | None = None, level: Level = "word", tier: str | None = None
+    data: Path,
+    audio_root: Path | None = None,
+    level: Level = "word",
+    tier: str | None = None,
+    allow_outside: bool = False,
 ) -> Clips:
     """Clips with {"slots": [{"text", "start", "end"}, ...], "level"}; times in seconds.
 
     Args:
-      data: a JSONL manifest ("audio" and "words" or "sentences"), a .ctm or .TextGrid file, or a
-        folder of those.
+      data: a JSONL manifest ("audio" and "words" or "sentences"; with "offset" times count from
+        there), a .ctm or .TextGrid file, or a folder of those.
       audio_root: where the audio lies. That of a TextGrid or CTM has its name, in any subfolder.
+        Manifests may not name what lies outside of it, unless `allow_outside`.
       level: which of a row's lists, or of a TextGrid's tiers, is the reference.
       tier: the TextGrid tier's name, where it is none of the usual ones.
 
@@ -193,29 +299,31 @@ def read_timed(
     elif not data.exists():
         raise InputError(f"{data}: no such file or folder")
     elif data.suffix not in (".TextGrid", ".ctm"):
-        return _timed_rows(data, audio_root, level)
+        return _timed_rows(data, Root.of(audio_root, data.parent, allow_outside), level)
     else:
         files = [data]
     timed: list[tuple[str, str, list]] = []  # where, name, slots
     for file in files:
         if file.suffix == ".ctm":
-            timed += ((f"{file}: {name}", name, slots) for name, slots in read_ctm(file).items())
+            named = read_ctm(file).items()
+            timed += ((f"{shown(file)}: {name}", name, slots) for name, slots in named)
         else:
-            timed.append((str(file), file.stem, read_textgrid(file, tier or _TIERS[level])))
-    find = _finder(audio_root or (data if data.is_dir() else data.parent))
+            timed.append((shown(file), file.stem, read_textgrid(file, tier or _TIERS[level])))
+    otherwise = data if data.is_dir() else data.parent
+    find = _finder(Root.of(audio_root, otherwise, allow_outside))
     clips = []
     for where, name, slots in timed:
         reference = {"slots": checked_slots(slots, where), "level": level}
-        clips.append(Clip(name, (find(name),), reference, {"level": level}))
+        clips.append(Clip(name, (find(name, where),), reference, {"level": level}))
     return clips, []
 
 
-def _timed_rows(data: Path, audio_root: Path | None, level: Level) -> Clips:
+def _timed_rows(data: Path, root: Root, level: Level) -> Clips:
     clips = []
     for where, row in read_rows(data):
         slots = first_of(row, (f"{level}s",), where)
         reference = {"slots": checked_slots(slots, where), "level": level}
-        clip = row_clip(row, where, audio_root or data.parent, reference)
+        clip = row_clip(row, where, root, reference)
         clips.append(clip._replace(group={**clip.group, "level": level}))
     return clips, []
 
@@ -228,10 +336,14 @@ def checked_slots(slots: Any, where: str) -> list[dict[str, Any]]:
     """
     try:
         found = [
-            {"text": str(s["text"]), "start": float(s["start"]), "end": float(s["end"])}
+            {
+                "text": text_of(s["text"], where, "a text"),
+                "start": float(s["start"]),
+                "end": float(s["end"]),
+            }
             for s in slots
         ]
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         raise InputError(
             f'{where}: expected a list of {{"text", "start", "end"}} with times in seconds'
         ) from None
@@ -247,7 +359,7 @@ def checked_slots(slots: Any, where: str) -> list[dict[str, Any]]:
 def read_ctm(file: Path) -> dict[str, list[dict[str, Any]]]:
     """Slots of each recording of a CTM: `name channel start duration word [confidence]` a line."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for number, line in enumerate(_lines(file), 1):
+    for where, line in read_lines(file):
         if line.startswith(";;"):
             continue
         try:
@@ -255,151 +367,25 @@ def read_ctm(file: Path) -> dict[str, list[dict[str, Any]]]:
             slot = {"text": word, "start": float(start), "end": float(start) + float(duration)}
         except ValueError:
             raise InputError(
-                f"{file}:{number}: expected `name channel start duration word`, found {line!r}"
+                f"{where}: expected `name channel start duration word`, found {brief(line, 60)!r}"
             ) from None
         if word.lower() not in _NO_SPEECH:
             found.setdefault(name, []).append({**slot, "end": round(slot["end"], 6)})
     return found
 
 
-_TEXTGRID = re.compile(
-    r'"((?:[^"]|"")*)"|<exists>|(?<![\w\[.-])(-?\d+(?:\.\d+)?(?:[eE]-?\d+)?)\b(?!\])'
-)
-
-
 def read_textgrid(file: Path, tiers: str | Iterable[str]) -> list[dict[str, Any]]:
-    """The spoken intervals of one interval tier of a Praat TextGrid, long or short text format.
-
-    Args:
-      tiers: its name, or the names it may have; letter case does not count.
-
-    Raises:
-      InputError: no such tier (the file's are named), or no TextGrid.
-    """
-    wanted = [tiers] if isinstance(tiers, str) else [*tiers]
-    # Both formats are the same strings and numbers in the same order; the long one labels them.
-    values: list[str | float] = [
-        float(match[2]) if match[2] else match[1].replace('""', '"')
-        for match in _TEXTGRID.finditer(_praat_text(file))
-        if match[0] != "<exists>"
-    ]
-    if values[:2] != ["ooTextFile", "TextGrid"]:
-        raise InputError(f"{file}: not a TextGrid in text format")
-    found: dict[str, list[dict[str, Any]]] = {}
-    try:
-        at = 5  # behind the header: xmin, xmax, number of tiers
-        for _ in range(int(values[4])):
-            kind, name, size = values[at], values[at + 1], int(values[at + 4])
-            width = 3 if kind == "IntervalTier" else 2
-            body, at = values[at + 5 : at + 5 + width * size], at + 5 + width * size
-            found[name] = []
-            if kind == "IntervalTier":
-                found[name] = [
-                    {"text": text.strip(), "start": float(start), "end": float(end)}
-                    for start, end, text in zip(body[0::3], body[1::3], body[2::3], strict=True)
-                ]
-        if at != len(values):
-            raise ValueError
-    except (IndexError, TypeError, ValueError, AttributeError):
-        raise InputError(f"{file}: the TextGrid ends early or is broken") from None
-    for name, spans in found.items():
-        if spans and name.lower() in (want.lower() for want in wanted):
-            return [span for span in spans if span["text"].lower() not in _NO_SPEECH]
-    raise InputError(
-        f"{file}: no interval tier {' or '.join(wanted)}; it has {', '.join(found)} (--tier)"
-    )
+    """The spoken intervals of one tier of a Praat TextGrid; see `textgrid.read_intervals`."""
+    found = textgrid.read_intervals(file, tiers)
+    return [span for span in found if span["text"].lower() not in _NO_SPEECH]
 
 
-def _praat_text(file: Path) -> str:
-    raw = file.read_bytes()
-    codec = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        return raw.decode(codec)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not {codec} text ({error.reason})") from None
-
-
-def _finder(root: Path) -> Callable[[str], str]:
-    """name -> the audio file under `root` that bears it; root/name.wav where there is none."""
+def _finder(root: Root) -> Callable[[str, str], str]:
+    """name, where -> the audio file under `root` that bears it; name.wav where there is none."""
     found: dict[str, Path] = {}
-    for path in sorted(root.rglob("*")) if root.is_dir() else ():
+    for path in sorted(root.folder.rglob("*")) if root.folder.is_dir() else ():
         if path.suffix.lower() in _AUDIO_SUFFIXES:
             if path.stem in found:
                 raise InputError(f"{path} and {found[path.stem]} have one name; which is meant?")
             found[path.stem] = path
-    return lambda name: str(found.get(name, root / f"{name}.wav"))
-
-
-# --- files ---------------------------------------------------------------------------------------
-
-
-def read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("file:line" or "file: row n", row) of a .parquet table, a JSON list, or JSON lines.
-
-    Raises:
-      InputError: a file that cannot be read, a line that is no JSON object.
-    """
-    if file.suffix == ".parquet":
-        try:
-            import pyarrow.parquet
-        except ImportError:
-            raise InputError(
-                f"{file}: parquet needs pyarrow: pip install 'moss_audio_jax[evaluate]'"
-            ) from None
-        try:
-            rows = pyarrow.parquet.read_table(file).to_pylist()
-        except (OSError, pyarrow.ArrowException) as error:
-            raise InputError(f"{file}: {error}") from None
-        yield from ((f"{file}: row {number}", row) for number, row in enumerate(rows, 1))
-        return
-    lines = _lines(file, keep_blank=True)
-    if next((line for line in lines if line.strip()), "").lstrip().startswith("["):
-        try:
-            rows = json.loads("\n".join(lines))
-        except ValueError as error:
-            raise InputError(f"{file}: no JSON ({error})") from None
-        numbered = ((f"{file}: row {number}", row) for number, row in enumerate(rows, 1))
-    else:
-        numbered = _json_lines(file, lines)
-    for where, row in numbered:
-        if not isinstance(row, dict):
-            raise InputError(f"{where}: {str(row)[:40]!r} is no JSON object")
-        yield where, row
-
-
-def _json_lines(file: Path, lines: list[str]) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{file}:{number}: no JSON ({error})") from None
-        yield f"{file}:{number}", row
-
-
-def first_of(row: dict[str, Any], keys: tuple[str, ...], where: str) -> Any:
-    """The value of the first of `keys` that the row has, or InputError."""
-    for key in keys:
-        if row.get(key) is not None:
-            return row[key]
-    raise InputError(f"{where}: no {' or '.join(map(repr, keys))}")
-
-
-def _lines(file: Path, keep_blank: bool = False) -> list[str]:
-    try:
-        # Not splitlines(): it also splits at characters that a JSON string may hold.
-        lines = file.read_text(encoding="utf-8-sig").replace("\r\n", "\n").split("\n")
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not UTF-8 text ({error.reason})") from None
-    return lines if keep_blank else [line for line in lines if line.strip()]
-
-
-def _keyed_lines(file: Path) -> Iterator[tuple[str, str, str]]:
-    """("file:line", first word, the rest) of each line."""
-    for number, line in enumerate(_lines(file, keep_blank=True), 1):
-        if line.strip():
-            name, *rest = line.strip().split(maxsplit=1)
-            yield f"{file}:{number}", name, rest[0] if rest else ""
+    return lambda name, where: str(found.get(name) or root.place(f"{name}.wav", where))

@@ -16,6 +16,7 @@ the script says of this file.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from moss_audio_jax import command
-from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.errors import InputError, UsageError, extra
 from moss_audio_jax.evaluate import benchmarks
 from moss_audio_jax.evaluate.benchmarks import Item
 from moss_audio_jax.evaluate.journal import write_lines
-from moss_audio_jax.evaluate.manifests import read_rows
 from moss_audio_jax.evaluate.metrics.choice import choice_by_letter
 from moss_audio_jax.evaluate.predictions import Prediction, by_id, read_predictions
+from moss_audio_jax.evaluate.reading import name_of, read_rows
+from moss_audio_jax.files import brief, write_whole
 from moss_audio_jax.text.prompt import split_thinking
 
 KEYS = {
@@ -73,8 +75,8 @@ def official_rows(
         raise UsageError(f"{benchmark} has no official script; expected one of {', '.join(KEYS)}")
     known = {item.id: item for item in items}
     rows = []
-    for number, (_, row) in enumerate(read_rows(Path(data)), 1):
-        name = str(row.get("id", number))
+    for number, (where, row) in enumerate(read_rows(Path(data)), 1):
+        name = name_of(row, number, where)
         if name not in known:
             continue
         prediction = predictions.get(name)
@@ -98,12 +100,17 @@ def write(benchmark: str, rows: Sequence[dict[str, Any]], output: Path) -> None:
             import pyarrow
             import pyarrow.parquet
         except ImportError:
+            raise InputError(f"{output}: parquet needs pyarrow: {extra('evaluate')}") from None
+        table = io.BytesIO()
+        try:
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), table)
+        except (ValueError, OverflowError, pyarrow.ArrowException) as error:
             raise InputError(
-                f"{output}: parquet needs pyarrow: pip install 'moss_audio_jax[evaluate]'"
+                f"{output}: no table can be made of the rows: {brief(error)}"
             ) from None
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), output)
+        write_whole(output, table.getvalue())
     elif benchmark in ("mmau", "mmau-mini"):
-        output.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_whole(output, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
     else:
         write_lines(output, rows)
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.evaluate import manifests
+from moss_audio_jax.evaluate.reading import json_kind, read_rows
+from moss_audio_jax.files import brief, parse_json, read_bytes, shown
 from moss_audio_jax.text.prompt import split_thinking
 
 # Where the official scripts look for the answer: MMAU and MMAU-Pro, MMAR, MMSU.
 OFFICIAL_KEYS = ("model_output", "answer_prediction", "response")
 
 Prediction = dict[str, Any]
+
+_TEXT = (str, type(None))
+_NUMBER = (int, float, type(None))
+# What the code looks at in a row, and what it has to be.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "raw_output": _TEXT, "answer": _TEXT, "thinking": _TEXT, "prompt": _TEXT, "error": _TEXT,
+    "audio_seconds": _NUMBER, "meta": (dict,),
+}  # fmt: skip
 
 
 def read_predictions(path: str | Path) -> tuple[list[Prediction], list[str]]:
@@ -29,7 +37,8 @@ def read_predictions(path: str | Path) -> tuple[list[Prediction], list[str]]:
 
     Returns:
       (rows, problems): rows in the order of the file, each with a string "id"; a line for each row
-      that is no JSON object or has no id. A line that a killed process left half-written is one.
+      that is no JSON object, has no id, or something of another type than it must be. A line that
+      a killed process left half-written is one.
 
     Raises:
       InputError: no such file, or a JSON list or table that cannot be read.
@@ -39,12 +48,16 @@ def read_predictions(path: str | Path) -> tuple[list[Prediction], list[str]]:
     rows = []
     for number, (where, row) in enumerate(_rows(path, problems), 1):
         if not isinstance(row, dict):
-            problems.append(f"{where}: {str(row)[:40]!r} is no JSON object")
+            problems.append(f"{where}: is {json_kind(row)}; expected a JSON object")
             continue
         official = next((key for key in OFFICIAL_KEYS if key in row), None)
         if "raw_output" not in row and official:
             row = {**row, "id": row.get("id", number), "official_key": official}
-            raw = None if row[official] is None else str(row[official])
+            given = row[official]
+            if not isinstance(given, str | int | float | None):
+                problems.append(f"{where}: {official} is {json_kind(given)}; expected text")
+                continue
+            raw = None if given is None else str(given)
             row |= {"raw_output": raw, "answer": None if raw is None else split_thinking(raw)[1]}
             if "thinking_prediction" in row:
                 row["thinking"] = row["thinking_prediction"]
@@ -52,9 +65,42 @@ def read_predictions(path: str | Path) -> tuple[list[Prediction], list[str]]:
             row = {name: value for name, value in row.items() if name != "answer"}
         if row.get("id") in (None, ""):
             problems.append(f"{where}: no id")
-            continue
-        rows.append({**row, "id": str(row["id"])})
+        elif not isinstance(row["id"], str | int | float):
+            problems.append(f"{where}: the id is {json_kind(row['id'])}; expected text")
+        elif odd := next(
+            (key for key, types in _TYPES.items() if key in row and not _is(row[key], types)), None
+        ):
+            problems.append(f"{where}: {brief(row['id'])}: {odd} is {json_kind(row[odd])}")
+        else:
+            rows.append({**row, "id": str(row["id"])})
     return rows, problems
+
+
+def _is(value: Any, types: tuple[type, ...]) -> bool:
+    return isinstance(value, types) and not isinstance(value, bool)
+
+
+def read_judgements(path: str | Path) -> tuple[list[Prediction], list[str]]:
+    """The rows of a file of `evaluate judge`, and what could not be read of it.
+
+    Those with scores have {field: 1 to 5} under "scores".
+    """
+    rows, problems = read_predictions(path)
+    fit = []
+    for row in rows:
+        scores = row.get("scores")
+        if scores is None or (
+            isinstance(scores, dict)
+            and scores
+            and all(_is(score, (int,)) and 1 <= score <= 5 for score in scores.values())
+        ):
+            fit.append(row)
+        else:
+            problems.append(
+                f"{shown(path)}: {brief(row['id'])}: scores are not a number from 1 to 5 for each "
+                "field"
+            )
+    return fit, problems
 
 
 def by_id(rows: Iterable[Prediction]) -> tuple[dict[str, Prediction], list[str]]:
@@ -78,22 +124,22 @@ def by_id(rows: Iterable[Prediction]) -> tuple[dict[str, Prediction], list[str]]
 
 def _rows(path: Path, problems: list[str]) -> Iterable[tuple[str, Any]]:
     if path.suffix == ".parquet":
-        yield from manifests.read_rows(path)
+        yield from read_rows(path)
         return
-    try:
-        # Bytes, as a killed process may have cut a character in two.
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
+    # Bytes, as a killed process may have cut a character in two.
+    raw = read_bytes(path, "a file of predictions")
     if raw.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-        yield from manifests.read_rows(path)
+        yield from read_rows(path)
         return
     lines = raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        where = f"{shown(path)}:{number}"
         try:
-            yield f"{path}:{number}", json.loads(line.decode())
-        except ValueError:  # UnicodeDecodeError is one
-            half = " (the last line, half-written)" if number == len(lines) else ""
-            problems.append(f"{path}:{number}: no JSON{half}")
+            row = parse_json(line, where)
+        except InputError as error:
+            half = number == len(lines)
+            problems.append(f"{where}: the last line, half-written" if half else str(error))
+        else:
+            yield where, row

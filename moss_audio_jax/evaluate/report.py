@@ -24,6 +24,7 @@ from moss_audio_jax.evaluate.report_browser import browser
 from moss_audio_jax.evaluate.report_html import page
 from moss_audio_jax.evaluate.report_scores import Cell, Score, Section, Table, labelled, read_score
 from moss_audio_jax.evaluate.report_tables import origins, sections
+from moss_audio_jax.files import write_whole
 
 TITLE = "MOSS-Audio on JAX: evaluation"
 
@@ -51,10 +52,11 @@ def write_report(
     about = _about(scores)
     models = [*dict.fromkeys(s.model for s in scores), *dict.fromkeys(s.label for s in scores)]
     models = list(dict.fromkeys(models))
-    output.write_text(page(TITLE, about, found, models, shown.html, made_from), encoding="utf-8")
+    whole = page(TITLE, about, found, models, shown.html, made_from)
+    text = "\n".join(_markdown(about, [*found, made_from]))
+    write_whole(output, whole)
     if markdown is not None:
-        text = "\n".join(_markdown(about, [*found, made_from]))
-        markdown.write_text(text + "\n", encoding="utf-8")
+        write_whole(markdown, text + "\n")
     return shown.notes
 
 

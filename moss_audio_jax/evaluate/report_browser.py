@@ -14,20 +14,20 @@ import os
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from moss_audio_jax import timeline
 from moss_audio_jax.audio import load_audio
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.evaluate import text_norm
+from moss_audio_jax.evaluate.clips import part
 from moss_audio_jax.evaluate.metrics.events import COLLAR
 from moss_audio_jax.evaluate.report_html import ASSETS
-from moss_audio_jax.evaluate.report_scores import Score
+from moss_audio_jax.evaluate.report_scores import TIMED, Score, verdict
 
 LONGEST = 30.0  # seconds of a clip that is written into the page
 _HEAD, _TAIL = 4000, 1000  # characters that are kept of a text that has more
-_TIMED = {"timestamps": "slots", "events": "events"}  # kind -> where its reference has times
 
 
 @dataclasses.dataclass
@@ -53,7 +53,8 @@ def browser(
     notes, rows = [], []
     items: dict[tuple, dict[str, Any]] = {}
     ranked: dict[str, list[tuple[bool, float, str]]] = {}  # benchmark -> clips
-    find = functools.cache(functools.partial(_find, audio_root))
+    sounds: dict[str, _Sound] = {}
+    find = functools.cache(lambda name: _find(audio_root, sounds[name].path))
     for number, score in enumerate(scores):
         if "rows" not in score.content:
             notes.append(f"{score.path} holds no rows: it was scored with --no-rows.")
@@ -63,18 +64,20 @@ def browser(
             order = sorted(range(len(marked)), key=lambda i: (_credit(marked[i][2]), i))[:most]
             notes.append(f"{score.path}: {most:,} of {len(marked):,} rows, the worst; see --rows.")
             marked = [marked[i] for i in sorted(order)]
-        data = (score.content.get("inputs") or {}).get("items_hash", str(score.path))
+        data = str((score.content.get("inputs") or {}).get("items_hash", score.path))
         for row, mark, credit, detail in marked:
-            item = items.setdefault((score.benchmark, data, row["id"]), _item(row, len(items)))
+            heard = _sounds(row)
+            sounds |= heard
+            made = _item(row, len(items), [*heard])
+            item = items.setdefault((score.benchmark, data, row["id"]), made)
             rows.append(_row(row, number, item["n"], mark, credit, detail))
-            if len(paths := row.get("audio") or ()) == 1 and find(paths[0]):
-                timed = row["kind"] in _TIMED
-                ranked.setdefault(score.benchmark, []).append(
-                    (not timed, _credit(credit), paths[0])
-                )
-    clips, unread = _clips(ranked, find, embed)
+            if len(heard) == 1 and find(name := next(iter(heard))):
+                timed = row["kind"] in TIMED
+                ranked.setdefault(score.benchmark, []).append((not timed, _credit(credit), name))
+    clips, unread = _clips(ranked, find, sounds, embed)
     notes += unread
-    audio = {path: _link(find(path), output) for item in items.values() for path in item["audio"]}
+    names = dict.fromkeys(name for item in items.values() for name in item["audio"])
+    audio = {name: _link(find(name), sounds[name], output) for name in names}
     if lost := sum(link is None for link in audio.values()):
         notes.append(
             f"{lost:,} of {len(audio):,} audio files are not where the scores say, such as "
@@ -100,53 +103,32 @@ def browser(
     )
 
 
-def verdict(row: Mapping[str, Any]) -> tuple[str, float | None, str]:
-    """(right, partly, wrong or "not scored"; credit from 0 to 1; in figures) by the strict rule."""
-    sums = row["sums"]
-    detail, credit = "", None
-
-    def share(over: str, under: str) -> float:
-        return sums[over] / sums[under] if sums.get(under) else 1.0
-
-    name = next((n for n in ("strict", "open", "time", "tempo") if sums.get(f"{n}_rows")), None)
-    if name:
-        credit = float(sums[f"{name}_right"])
-    elif "word_errors" in sums:
-        errors, words = sums["word_errors"], sums["words"]
-        credit = max(1 - errors / words, 0.0) if words else float(errors == 0)
-        kinds = [int(sums.get(k, 0)) for k in ("substitutions", "deletions", "insertions")]
-        rate = f"WER {100 * errors / words:.0f}%" if words else f"{errors:.0f} error(s)"
-        detail = "{}: {} sub, {} del, {} ins".format(rate, *kinds)
-    elif "reference_slots" in sums:
-        shift = 1000 * sums["slot_shift"] / sums["slots"] if sums["slots"] else None
-        credit = share("slots", "reference_slots")
-        late = shift is not None and shift > 1000 * COLLAR
-        if credit == 1 and (late or sums.get("order_violations")):
-            credit = 0.99  # all words are there, their times are not
-        detail = f"coverage {share('slots', 'reference_slots'):.0%}"
-        detail += "" if shift is None else f", off by {shift:.0f} ms"
-    elif "event_all" in sums:
-        credit = share("event_twice_right", "event_all")
-        detail = (f"F1 {credit:.2f}, {sums['event_right']:.0f} of {sums['event_reference']:.0f}, "
-                  f"{sums['event_estimated'] - sums['event_right']:.0f} not there")  # fmt: skip
-    elif "sources" in sums:
-        credit = share("sources_named", "sources")
-        detail = f"{sums['sources_named']:.0f} of {sums['sources']:.0f} sources"
-    elif "fields" in sums:
-        credit = share("field_points", "fields")
-        detail = f"fields {credit:.2f}"
-    if sums.get("judged_fields"):
-        detail = f"{detail}, judge {share('judged_points', 'judged_fields'):.2f}".lstrip(", ")
-    if credit is None:
-        return "not scored", None, detail
-    return "right" if credit >= 1 else "partly" if credit > 0 else "wrong", credit, detail
-
-
 def _credit(credit: float | None) -> float:
     return 2.0 if credit is None else credit
 
 
-def _item(row: Mapping[str, Any], number: int) -> dict[str, Any]:
+class _Sound(NamedTuple):
+    """A file and its part that was asked about: seconds, None for an end that is the file's."""
+
+    path: str
+    cut: Sequence[float | None] | None
+
+    @property
+    def fragment(self) -> str:
+        """What makes players play the part alone: a media fragment behind the file's address."""
+        if self.cut is None:
+            return ""
+        start, end = self.cut
+        return f"#t={start:g}" if end is None else f"#t={start:g},{end:g}"
+
+
+def _sounds(row: Mapping[str, Any]) -> dict[str, _Sound]:
+    """A row's clips by the names that they have in the page."""
+    found = [_Sound(path, row.get("cut")) for path in row.get("audio") or ()]
+    return {sound.path + sound.fragment: sound for sound in found}
+
+
+def _item(row: Mapping[str, Any], number: int, audio: Sequence[str]) -> dict[str, Any]:
     return {
         "n": number,
         "id": str(row["id"]),
@@ -154,7 +136,7 @@ def _item(row: Mapping[str, Any], number: int) -> dict[str, Any]:
         "prompt": row.get("prompt", ""),
         "reference": row["reference"],
         "group": row.get("group") or {},
-        "audio": list(row.get("audio") or ()),
+        "audio": audio,
     }
 
 
@@ -168,8 +150,8 @@ def _row(
         "thinking": _cut(row.get("thinking") or ""), "error": row.get("error"),
         "parsed": row.get("parsed"),
     }  # fmt: skip
-    if row["kind"] in _TIMED and isinstance(row.get("parsed"), list):
-        made["off"] = _off(row["parsed"], row["reference"][_TIMED[row["kind"]]])
+    if row["kind"] in TIMED and isinstance(row.get("parsed"), list):
+        made["off"] = _off(row["parsed"], row["reference"][TIMED[row["kind"]]])
     return {key: value for key, value in made.items() if value not in (None, "", [])}
 
 
@@ -203,34 +185,38 @@ def _find(root: Path | None, path: str) -> Path | None:
     """Where a file is: under the root by as much of its path as fits, or where it was."""
     if root is not None:
         parts = Path(path).relative_to(Path(path).anchor).parts
-        for start in range(len(parts)):
+        for start in range(len(parts)) if ".." not in parts else ():
             if (found := root.joinpath(*parts[start:])).is_file():
                 return found
     return Path(path) if Path(path).is_file() else None
 
 
-def _link(path: Path | None, output: Path) -> str | None:
+def _link(path: Path | None, sound: _Sound, output: Path) -> str | None:
     if path is None:
         return None
     there = os.path.relpath(path.resolve(), output.resolve().parent)
-    return urllib.parse.quote(Path(there).as_posix())
+    return urllib.parse.quote(os.fsencode(Path(there).as_posix())) + sound.fragment
 
 
-def _clips(ranked: Mapping[str, list], find: Any, count: int) -> tuple[dict[str, str], list[str]]:
-    """({path: its player and spectrogram as HTML}, what could not be read)."""
-    queues = [dict.fromkeys(path for *_, path in sorted(some)) for some in ranked.values()]
+def _clips(
+    ranked: Mapping[str, list], find: Any, sounds: Mapping[str, _Sound], count: int
+) -> tuple[dict[str, str], list[str]]:
+    """({name: its player and spectrogram as HTML}, what could not be read)."""
+    queues = [dict.fromkeys(name for *_, name in sorted(some)) for some in ranked.values()]
     order = dict.fromkeys(
-        path for some in itertools.zip_longest(*queues) for path in some if path is not None
+        name for some in itertools.zip_longest(*queues) for name in some if name is not None
     )
     clips: dict[str, str] = {}
     problems = []
-    for path in order:
+    for name in order:
         if len(clips) >= count:
             break
         try:
-            wav = load_audio(find(path))
+            wav = load_audio(find(name))
+            if sounds[name].cut is not None:
+                wav = part(wav, sounds[name].cut, sounds[name].path)
             if len(wav) <= LONGEST * SAMPLE_RATE:
-                clips[path] = timeline.clip(wav, [])
+                clips[name] = timeline.clip(wav, [])
         except InputError as error:
             problems.append(f"not embedded: {error}")
     return clips, problems

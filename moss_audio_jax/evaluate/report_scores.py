@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.evaluate.metrics.events import COLLAR
+from moss_audio_jax.evaluate.reading import json_kind
+from moss_audio_jax.files import brief, read_json
+from moss_audio_jax.files import shown as shown_path
 
 FOUR = {"MMAU": ("mmau", "mmau-mini"), "MMAU-Pro": ("mmau-pro",), "MMAR": ("mmar",),
         "MMSU": ("mmsu",)}  # fmt: skip
 PARTS = ("official", "strict")
 NOTHING = "–"
+TIMED = {"timestamps": "slots", "events": "events"}  # kind -> where its reference has times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,56 +93,150 @@ def read_score(path: Path, name: str | None = None) -> Score:
     Raises:
       InputError: it is not what `evaluate score` writes.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except ValueError:
-        content = None
+    content = read_json(path)
     if problem := _problem(content):
-        raise InputError(f"{path}: {problem}; expected the file that evaluate score wrote")
+        raise InputError(
+            f"{shown_path(path)}: {problem}; expected the file that evaluate score wrote"
+        )
     inputs = content.get("inputs") or {}
     data = Path(str(inputs.get("data") or path)).stem
     return Score(path, name or _model(content.get("meta")) or path.stem, data, content)
 
 
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
 def _problem(content: Any) -> str | None:
+    """What in it is not as `evaluate score` writes it."""
     if not isinstance(content, dict):
         return "is no JSON object"
-    if not isinstance(content.get("benchmark"), str) or type(content.get("n")) is not int:
+    if not isinstance(content.get("benchmark"), str) or not _is_number(content.get("n")):
         return "has no benchmark and n"
-    for key in ("official", "strict", "by", "counts", "confidence", "inputs"):
-        value = content.get(key, {} if key in ("confidence", "inputs") else None)
+    for key in ("official", "strict", "by", "counts", "confidence", "inputs", "meta"):
+        value = content.get(key, {} if key in ("confidence", "inputs", "meta") else None)
         if not isinstance(value, dict):
-            return f"{key!r} is {str(value)[:40]!r}"
-        if key != "inputs" and (odd := next(_odd(value, key), None)):
-            return f"{odd} is no number"
-    if odd := next((f"by {k}: {v}" for k, some in content["by"].items() for v, one in some.items()
-                    if not {"n", *PARTS} <= one.keys()), None):  # fmt: skip
-        return f"{odd} is no breakdown"
+            return f"{key!r} is {json_kind(value)}"
+    parts = {part: content[part] for part in PARTS}
+    for key, groups in content["by"].items():
+        for value, one in groups.items() if isinstance(groups, dict) else [("", None)]:
+            if not isinstance(one, dict) or not _is_number(one.get("n")):
+                return f"by {brief(key)}: {brief(value)} is no breakdown"
+            if not all(isinstance(one.get(part), dict) for part in PARTS):
+                return f"by {brief(key)}: {brief(value)} is no breakdown"
+            parts |= {f"by {key}: {value}: {part}": one[part] for part in PARTS}
+    confidence = content.get("confidence") or {}
+    if not all(isinstance(confidence.get(part, {}), dict) for part in PARTS):
+        return "'confidence' has no intervals"
+    checks = [(name, values, _is_number) for name, values in parts.items()]
+    checks += [("counts", content["counts"], _is_number)]
+    checks += [("confidence", confidence.get(part, {}), _is_interval) for part in PARTS]
+    level = confidence.get("level")
+    checks += [("confidence", {"level": level}, _is_number)]
+    for where, values, fits in checks:
+        if odd := next(_odd(values, where, fits), None):
+            return f"{brief(odd)} is no number"
+    problems = content.get("problems", [])
+    if not isinstance(problems, list) or not all(isinstance(one, str) for one in problems):
+        return "'problems' is no list of texts"
     rows = content.get("rows", [])
-    needed = {"id": object, "kind": str, "reference": dict, "sums": dict}
     for number, row in enumerate(rows if isinstance(rows, list) else [rows]):
-        if not isinstance(row, dict) or not all(
-            isinstance(row.get(key), kind) for key, kind in needed.items()
-        ):
+        try:
+            fits = _is_verdict(row)
+        except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError):
+            fits = False
+        if not fits:
             return f"rows[{number}] is no verdict"
     return None
 
 
-def _odd(values: Mapping[str, Any], where: str) -> Iterator[str]:
-    """Names of leaves that are neither numbers, intervals nor null."""
+_GROUPS = ("fields", "judged", "any_label")  # metrics that are several
+
+
+def _odd(values: Mapping[str, Any], where: str, fits: Callable[[Any], bool]) -> Iterator[str]:
+    """Names of what is neither null nor fits."""
     for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _odd(value, f"{where}/{name}")
-        elif value is not None and not all(
-            isinstance(one, int | float) for one in (value if isinstance(value, list) else [value])
-        ):
+        if name in _GROUPS and isinstance(value, dict):
+            yield from _odd({f"{name}/{n}": v for n, v in value.items()}, where, fits)
+        elif value is not None and not fits(value):
             yield f"{where}/{name}"
+
+
+def _is_number(value: Any) -> bool:
+    fits = isinstance(value, int | float) and not isinstance(value, bool)
+    return fits and abs(value) < 1e15  # not NaN or infinite, nor an integer of hundreds of digits
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+
+
+_ROW = {
+    "id": (str,), "kind": (str,), "status": (str,), "prompt": (str,), "answer": (str,),
+    "thinking": (str,), "error": (str,), "audio": (list,), "group": (dict,), "cut": (list,),
+    "reference": (dict,), "sums": (dict,),
+}  # fmt: skip
+
+
+def _is_verdict(row: Any) -> bool:
+    """What a report looks at in a row is there, and of its type."""
+    if not {"id", "kind", "reference", "sums"} <= row.keys():
+        return False
+    if not all(isinstance(row[key], types) for key, types in _ROW.items() if key in row):
+        return False
+    verdict(row)
+    spans = []
+    if row["kind"] in TIMED:
+        parsed = row.get("parsed")
+        spans = row["reference"][TIMED[row["kind"]]] + (parsed if isinstance(parsed, list) else [])
+    cut = row.get("cut", [0, None])
+    return (
+        all(map(_is_number, row["sums"].values()))
+        and all(isinstance(path, str) for path in row.get("audio", []))
+        and all(isinstance(span["text"], str) for span in spans)
+        and all(_is_number(span[edge]) for span in spans for edge in ("start", "end"))
+        and len(cut) == 2
+        and _is_number(cut[0])
+        and (cut[1] is None or _is_number(cut[1]))
+    )
+
+
+def verdict(row: Mapping[str, Any]) -> tuple[str, float | None, str]:
+    """(right, partly, wrong or "not scored"; credit from 0 to 1; in figures) by the strict rule."""
+    sums = row["sums"]
+    detail, credit = "", None
+
+    def share(over: str, under: str) -> float:
+        return sums[over] / sums[under] if sums.get(under) else 1.0
+
+    name = next((n for n in ("strict", "open", "time", "tempo") if sums.get(f"{n}_rows")), None)
+    if name:
+        credit = float(sums[f"{name}_right"])
+    elif "word_errors" in sums:
+        errors, words = sums["word_errors"], sums["words"]
+        credit = max(1 - errors / words, 0.0) if words else float(errors == 0)
+        kinds = [int(sums.get(k, 0)) for k in ("substitutions", "deletions", "insertions")]
+        rate = f"WER {100 * errors / words:.0f}%" if words else f"{errors:.0f} error(s)"
+        detail = "{}: {} sub, {} del, {} ins".format(rate, *kinds)
+    elif "reference_slots" in sums:
+        shift = 1000 * sums["slot_shift"] / sums["slots"] if sums["slots"] else None
+        credit = share("slots", "reference_slots")
+        late = shift is not None and shift > 1000 * COLLAR
+        if credit == 1 and (late or sums.get("order_violations")):
+            credit = 0.99  # all words are there, their times are not
+        detail = f"coverage {share('slots', 'reference_slots'):.0%}"
+        detail += "" if shift is None else f", off by {shift:.0f} ms"
+    elif "event_all" in sums:
+        credit = share("event_twice_right", "event_all")
+        detail = (f"F1 {credit:.2f}, {sums['event_right']:.0f} of {sums['event_reference']:.0f}, "
+                  f"{sums['event_estimated'] - sums['event_right']:.0f} not there")  # fmt: skip
+    elif "sources" in sums:
+        credit = share("sources_named", "sources")
+        detail = f"{sums['sources_named']:.0f} of {sums['sources']:.0f} sources"
+    elif "fields" in sums:
+        credit = share("field_points", "fields")
+        detail = f"fields {credit:.2f}"
+    if sums.get("judged_fields"):
+        detail = f"{detail}, judge {share('judged_points', 'judged_fields'):.2f}".lstrip(", ")
+    if credit is None:
+        return "not scored", None, detail
+    return "right" if credit >= 1 else "partly" if credit > 0 else "wrong", credit, detail
 
 
 def _model(meta: Any) -> str | None:
@@ -265,8 +363,10 @@ def inside(values: Mapping[str, Any], name: str) -> Any:
     return values
 
 
-def plain(value: Any) -> str:
-    """Names and values in one line."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {plain(one)}" for key, one in value.items())
+def plain(value: Any, depth: int = 3) -> str:
+    """Names and values in one line; what lies deeper is left out."""
+    if isinstance(value, Mapping) and depth:
+        return ", ".join(f"{key} {plain(one, depth - 1)}" for key, one in value.items())
+    if isinstance(value, Mapping | list):
+        return f"({len(value)} values)"
     return "?" if value is None else str(value)

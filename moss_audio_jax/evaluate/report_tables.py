@@ -67,7 +67,10 @@ def _overview(scores: Sequence[Score]) -> Section:
     rows = []
     for score in scores:
         name = _headlines([score])[0]
-        rows.append([Cell(score.benchmark), Cell(score.label), Cell(f"{score.content['n']:,}"),
+        count = f"{score.content['n']:,}"
+        if (score.content.get("inputs") or {}).get("limit"):
+            count = f"the first {count}"
+        rows.append([Cell(score.benchmark), Cell(score.label), Cell(count),
                      Cell(MEASURES[name].title),
                      *(measured(score, part, name) for part in PARTS)])  # fmt: skip
     head = ("benchmark", "model", "items", "measure", "official", "strict")
@@ -188,7 +191,8 @@ def _asr(scores: Sequence[Score]) -> Section:
     most = max((dot.interval or [dot.value])[-1] for _, some in lines for dot in some)
     notes = [
         "Rates over the whole corpus, no row left out: errors of all rows over units of all "
-        "references. The WER counts words of Latin script and characters of Chinese.",
+        "references. The WER counts words, and characters of scripts that put no space between "
+        "words (Chinese, Japanese, Thai and the like).",
         *_same_items(scores),
     ]
     head = ("model", "dimension", "items", "WER, %", "sub / del / ins", "CER, %",
@@ -367,7 +371,7 @@ def _same_items(scores: Sequence[Score]) -> Iterable[str]:
     found: dict[str, dict[Any, str]] = {}
     for score in scores:
         key = (score.content.get("inputs") or {}).get("items_hash")
-        found.setdefault(score.benchmark, {}).setdefault(key, score.label)
+        found.setdefault(score.benchmark, {}).setdefault(plain(key), score.label)
     for benchmark, labels in found.items():
         if len(labels) > 1:
             yield f"Not the same items of {benchmark}: {', '.join(labels.values())} differ."

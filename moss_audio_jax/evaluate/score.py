@@ -6,9 +6,10 @@ example:
 
 --predictions is a file that `evaluate infer` wrote, or one that the benchmark's official script
 reads. The answer to a multiple choice counts by the official rule as that script has it; strictly
-it must name one choice, by letter, text or both. An item without a prediction is wrong; captions
-and open answers take --judgements, a file that `evaluate judge` wrote. Exit code 1: something is
-missing, unknown, twice there or broken; each is named.
+it must name one choice, by letter, text or both. An item without a prediction is wrong; but where
+all answers are of `evaluate infer --limit N`, only the first N items count, and the score says so.
+Captions and open answers take --judgements, a file that `evaluate judge` wrote. Exit code 1:
+something is missing, unknown, twice there or broken; each is named.
 """
 
 from __future__ import annotations
@@ -30,7 +31,13 @@ from moss_audio_jax.evaluate import benchmarks, code_version, text_norm
 from moss_audio_jax.evaluate.benchmarks import CAPTION_FIELDS, Item
 from moss_audio_jax.evaluate.metrics import bootstrap, events
 from moss_audio_jax.evaluate.metrics.rows import Scored, Scorer
-from moss_audio_jax.evaluate.predictions import Prediction, by_id, read_predictions
+from moss_audio_jax.evaluate.predictions import (
+    Prediction,
+    by_id,
+    read_judgements,
+    read_predictions,
+)
+from moss_audio_jax.files import brief, read_bytes, write_whole
 
 Ratio = tuple[str, str, float]  # what is summed, what it is divided by, the factor
 
@@ -41,6 +48,8 @@ _BOTH: dict[str, Ratio | str] = {  # a ratio of sums, or a sum
     "deletions": "deletions",
     "insertions": "insertions",
     "reference_words": "words",
+    "rows_in_words": "rows_in_words",  # what `wer` counts in each row; see text_norm
+    "rows_in_characters": "rows_in_characters",
     "character_substitutions": "character_substitutions",
     "character_deletions": "character_deletions",
     "character_insertions": "character_insertions",
@@ -120,9 +129,10 @@ def score_items(
     found, repeated = by_id(predictions)
     known = {item.id for item in items}
     if not known & found.keys():
+        other = brief(next(iter(found), ""))
         raise InputError(
             f"no predictions at all for the {len(items)} items of {benchmark}"
-            + (f"; {len(found)} are for other ids, such as {next(iter(found))!r}" if found else "")
+            + (f"; {len(found)} are for other ids, such as {other!r}" if found else "")
         )
     missing = [item.id for item in items if item.id not in found]
     unknown = [name for name in found if name not in known]
@@ -164,13 +174,25 @@ def score_items(
             *(f"{row.id}: failed: {row.error}" for row in scored if row.error),
         ],
         "normaliser": text_norm.identity(),
+        "counted": text_norm.COUNTED,
         "code_version": code_version(),
     }
     if metas := [row["meta"] for row in found.values() if isinstance(row.get("meta"), dict)]:
-        result["meta"] = metas[0]
+        result["meta"] = {key: value for key, value in metas[0].items() if key != "limit"}
     if with_rows:
         result["rows"] = [row.verdict(item) for item, row in zip(items, scored, strict=True)]
     return result
+
+
+def asked(items: Sequence[Item], predictions: Iterable[Prediction]) -> Sequence[Item]:
+    """The items that `evaluate infer` was told to ask: the first N, where it had --limit N.
+
+    Of several runs the largest N counts; predictions without one are of all items.
+    """
+    limits = [(row.get("meta") or {}).get("limit") for row in predictions if "raw_output" in row]
+    if not limits or not all(type(limit) is int and limit > 0 for limit in limits):
+        return items
+    return items[: max(limits)]
 
 
 _STATUS_COUNTS = {
@@ -276,11 +298,15 @@ def main(argv: Sequence[str]) -> int:
             f"{args.predictions}: no predictions at all"
             + (f"; {len(problems)} line(s) are broken: {problems[0]}" if problems else "")
         )
-    judgements = read_predictions(args.judgements)[0] if args.judgements else None
+    judgements = None
+    if args.judgements:
+        judgements, unread = read_judgements(args.judgements)
+        problems += unread
+    items = benchmark.items if args.limit else asked(benchmark.items, rows)
     try:
         result = score_items(
             benchmark.name,
-            benchmark.items,
+            items,
             rows,
             problems,
             judgements,
@@ -292,21 +318,23 @@ def main(argv: Sequence[str]) -> int:
     result["inputs"] = {
         "data": str(args.data),
         "items_hash": _hash(
-            json.dumps(
-                [[item.id, item.reference] for item in benchmark.items], default=str
-            ).encode()
+            json.dumps([[item.id, item.reference] for item in items], default=str).encode()
         ),
         "predictions": str(args.predictions),
-        "predictions_hash": _hash(args.predictions.read_bytes()),
+        "predictions_hash": _hash(read_bytes(args.predictions)),
     }
-    args.output.write_text(
-        json.dumps(result, ensure_ascii=False, indent=1 if args.no_rows else None) + "\n",
-        encoding="utf-8",
-    )
+    if len(items) < len(benchmark.items):
+        result["inputs"]["limit"] = len(items)
+        command.say(
+            f"note: only the first {len(items):,} of {len(benchmark.items):,} items were asked "
+            f"(evaluate infer --limit); this score is of those"
+        )
+    text = json.dumps(result, ensure_ascii=False, indent=1 if args.no_rows else None)
+    write_whole(args.output, text + "\n")
     for problem in benchmark.problems[:NAMED]:
-        command.say(f"note: {problem}")
+        command.say(f"note: {brief(problem, 500)}")
     for problem in result["problems"][:NAMED]:
-        command.say(f"error: {problem}")
+        command.say(f"error: {brief(problem, 500)}")
     if (more := len(result["problems"]) - NAMED) > 0:
         command.say(f"error: and {more} more; all are in {args.output} under problems")
     print("\n".join(_summary(result)))

@@ -1,13 +1,23 @@
-"""Text before it is compared: English, Chinese and other languages, and the units of error rates.
+"""Text before it is compared, and what an error rate counts of it.
 
     english     Whisper's English normaliser (package whisper-normalizer)
     chinese     rules of our own, below
-    basic       other languages: Whisper's rule for them, which drops symbols and letter case
+    basic       other languages: Whisper's basic rule, but a combining mark stays with its letter
+    unspaced    the same, for scripts that put no space between words: Japanese, Thai, Lao, Khmer,
+                Burmese, Tibetan and their kin
+
+Whisper's basic rule makes a space of every combining mark, and so tears the words of Hindi, Tamil
+or pointed Hebrew into letters and loses their vowels. Here a mark is part of its letter: a wrong
+vowel sign is a wrong word, and no mark (a point, a tone) is optional. Two spellings that Unicode
+calls the same (composed or decomposed, full width or half) are one; characters that nobody sees
+(joiners, directions, soft hyphens, variation selectors) do not count.
 
 Chinese: full width and letter case; numerals to Arabic ones, whatever form they have (二十三,
 二三, 3万, 百分之五, 三分之一, 三点五); dates, clocks, percent, signs of money and temperature to
-one form; punctuation off; erhua (花儿) left alone, as it is heard. Error rates count characters of
-Chinese and words of Latin script, so that mixed speech is fair to both.
+one form; punctuation off; erhua (花儿) left alone, as it is heard.
+
+Error rates count words where the script separates them, and characters (code points) of scripts
+that do not; words of another script among those are words, so that mixed speech is fair to both.
 """
 
 from __future__ import annotations
@@ -22,27 +32,66 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
-from moss_audio_jax.errors import InputError
+from moss_audio_jax.errors import InputError, extra
 
-VERSION = "1"
-EXTRA = "pip install 'moss_audio_jax[evaluate]'"
+VERSION = "2"
 
-Rules = Literal["english", "chinese", "basic"]
+Rules = Literal["english", "chinese", "basic", "unspaced"]
+# What the score file says about its numbers.
+COUNTED = {
+    "wer": "words; of scripts without spaces between words (Chinese, Japanese, Thai, Lao, Khmer, "
+    "Burmese, Tibetan) characters",
+    "cer": "code points of the normalised text; one space between words is one",
+}
 
 _HAN = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff〇"
 _KANA = r"\u3040-\u30ff\u31f0-\u31ff"
-_HAN_CHARACTER = re.compile(f"[{_HAN}]")
-_UNIT = re.compile(rf"[{_HAN}{_KANA}]|[^\s{_HAN}{_KANA}]+")
+_UNSPACED = (
+    _HAN + _KANA + r"\u0e00-\u0eff"  # Thai, Lao
+    r"\u0f00-\u0fff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Tibetan, Burmese
+    r"\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\uaa80-\uaadf\U00011700-\U0001174f"  # Khmer, Tai
+    r"\u1b00-\u1b7f\ua980-\ua9df"  # Balinese, Javanese
+)
+_HAN_CHARACTER, _KANA_CHARACTER = re.compile(f"[{_HAN}]"), re.compile(f"[{_KANA}]")
+_UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}]")
+_LATIN_LETTER = re.compile(r"[A-Za-z\u00aa-\u024f\u1e00-\u1eff\uff21-\uff5a]")
+_UNIT = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+_NO_SPACE = re.compile(rf"(?<=[{_UNSPACED}]) | (?=[{_UNSPACED}])")
+_LANGUAGES: dict[Rules, str] = {
+    "chinese": "zh zho chi cmn yue wuu nan hak chinese mandarin cantonese",
+    "english": "en eng english",
+    "unspaced": "ja jpn japanese th tha thai lo lao km khm khmer my mya burmese myanmar bo bod "
+    "tibetan dz dzo dzongkha shn shan",
+}
+_BY_CODE = {code: rules for rules, codes in _LANGUAGES.items() for code in codes.split()}
 
 
 def rules_for(reference: str, language: str | None = None) -> Rules:
-    """Which rules a row is under: by its language, else by whether its reference has Chinese."""
+    """Which rules a row is under: by its language, else by the script of its reference.
+
+    A text that is mostly Latin is taken for English where no language is given.
+    """
     if language:
         code = re.split(r"[-_]", language.lower())[0]
-        if code in ("zh", "cmn", "yue", "chinese", "mandarin", "cantonese"):
-            return "chinese"
-        return "english" if code in ("en", "eng", "english") else "basic"
-    return "chinese" if _HAN_CHARACTER.search(reference) else "english"
+        if code in _BY_CODE:
+            return _BY_CODE[code]
+    elif reference.isascii():
+        return "english"
+    elif _KANA_CHARACTER.search(reference):
+        return "unspaced"
+    elif _HAN_CHARACTER.search(reference):
+        return "chinese"
+    letters = sum(map(str.isalpha, reference))
+    if 2 * len(_UNSPACED_CHARACTER.findall(reference)) > letters:
+        return "unspaced"
+    if language or 2 * len(_LATIN_LETTER.findall(reference)) < letters:
+        return "basic"
+    return "english"
+
+
+def unit(rules: Rules) -> Literal["words", "characters"]:
+    """What the word error rate of a row under these rules counts."""
+    return "characters" if rules in ("chinese", "unspaced") else "words"
 
 
 def normalise(text: str, rules: Rules) -> str:
@@ -53,19 +102,22 @@ def normalise(text: str, rules: Rules) -> str:
     """
     if rules == "chinese":
         return chinese(text)
-    return " ".join(_whisper(rules)(text).split())
+    if rules == "english":
+        return english(text)
+    text = basic(text)
+    return _NO_SPACE.sub("", text) if rules == "unspaced" else text
 
 
 def units(normalised: str, rules: Rules) -> list[str]:
-    """What an error rate counts: characters of Chinese (and kana), words of everything else.
+    """What an error rate counts: characters of scripts without spaces, words of everything else.
 
-    Under the Chinese rules a digit is a unit too: it is said as a character.
+    In a text of such a script a digit is a unit too: it is said as a character.
     """
-    if rules == "chinese":
+    if unit(rules) == "characters":
         # "mp3" is one word; "5%" and "2008" are said character by character.
         found = []
-        for unit in _UNIT.findall(normalised):
-            found += [unit] if re.search(r"[^\W\d_]", unit) else unit
+        for each in _UNIT.findall(normalised):
+            found += [each] if re.search(r"[^\W\d_]", each) else each
         return found
     return _UNIT.findall(normalised)
 
@@ -75,17 +127,15 @@ def plain_units(text: str) -> list[str]:
 
     For words that carry times: what joins or drops words would lose theirs.
     """
-    text = unicodedata.normalize("NFKC", text).casefold()
-    text = re.sub(r"(?<=\w)['’](?=\w)", "", text)
     if text.isalpha() and text.isascii():  # most words that carry times
-        return [text]
-    return _UNIT.findall("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text))
+        return [text.lower()]
+    text = re.sub(r"(?<=\w)['’](?=\w)", "", _folded(text))
+    return _UNIT.findall(_words(text))
 
 
 def key(text: str) -> str:
     """For short answers and names: case, width, spacing, punctuation around it do not count."""
-    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return text.strip(" .,;:!?。，；：！？、\"'`“”‘’*_")
+    return " ".join(_folded(text).split()).strip(" .,;:!?。，；：！？、\"'`“”‘’*_")
 
 
 @functools.cache
@@ -100,19 +150,119 @@ def identity() -> dict[str, str | None]:
     return {"version": VERSION, "hash": digest.hexdigest()[:16], "whisper_normalizer": whisper}
 
 
-@functools.cache
-def _whisper(rules: Rules) -> Callable[[str], str]:
+# --- all scripts ---------------------------------------------------------------------------------
+
+
+class _Table(dict):
+    """For str.translate: what a character becomes, worked out when it is first met."""
+
+    def __init__(self, rule: Callable[[str], str]) -> None:
+        super().__init__()
+        self._rule = rule
+
+    def __missing__(self, code: int) -> str:
+        self[code] = self._rule(chr(code))
+        return self[code]
+
+
+def _seen(c: str) -> str:
+    """Nothing for what is not seen; an invisible border of words is a space."""
+    if c == "\u200b":
+        return " "
+    selector = "\ufe00" <= c <= "\ufe0f" or "\U000e0100" <= c <= "\U000e01ef"
+    return "" if selector or unicodedata.category(c) in ("Cf", "Cs") else c
+
+
+_SEEN = _Table(_seen)
+_LETTERS = _Table(lambda c: c if unicodedata.category(c)[0] in "LMN" else " ")
+_SYMBOLS = _Table(lambda c: " " if unicodedata.category(c)[0] in "SP" else c)
+
+
+def _folded(text: str) -> str:
+    """One spelling of what Unicode calls the same, in lower case, without what is not seen."""
+    if text.isascii():
+        return text.casefold()
+    # Folding the dotted capital I leaves a dot behind; folding takes some letters apart.
+    text = unicodedata.normalize("NFKC", text.translate(_SEEN)).replace("İ", "i").casefold()
+    return unicodedata.normalize("NFKC", text)
+
+
+def _words(text: str, table: _Table = _LETTERS) -> str:
+    """Words one space apart; what `table` makes a space ends one. A mark without a letter goes."""
+    words = text.translate(table).split()
+    for number, word in enumerate(words):
+        while word and unicodedata.category(word[0])[0] == "M":
+            words[number] = word = word[1:]
+    return " ".join(filter(None, words))
+
+
+def basic(text: str) -> str:
+    """Whisper's basic rule: lower case, bracketed words, symbols and punctuation off; marks stay.
+
+    Equal to whisper-normalizer's BasicTextNormalizer(preserve_marks=True) where a text has neither
+    characters that nobody sees nor marks without a letter.
+    """
+    text = unicodedata.normalize("NFC", text.translate(_SEEN)).replace("İ", "i").lower()
+    text = unicodedata.normalize("NFKC", _without_asides(text)).lower()
+    return _words(unicodedata.normalize("NFKC", text), _SYMBOLS)
+
+
+def _without_asides(text: str) -> str:
+    """Text without [brackets], <tags> and (parentheses), found as Whisper's patterns find them.
+
+    Those patterns take quadratic time over openers that are never closed.
+    """
+    text = _cut(text, "<[", ">]", 0)
+    return _cut(text, "(", ")", 1)
+
+
+def _cut(text: str, openers: str, closers: str, least: int) -> str:
+    """Cuts out each opener up to the next closer, `least` characters or more between them.
+
+    Openers that are never closed become a symbol that nothing pairs with.
+    """
+    if not any(opener in text for opener in openers):
+        return text
+    kept, at = [], 0
+    opening, closing = re.compile(f"[{re.escape(openers)}]"), re.compile(f"[{re.escape(closers)}]")
+    while (start := opening.search(text, at)) is not None:
+        end = closing.search(text, start.end())
+        if end is None:
+            return "".join([*kept, opening.sub("|", text[at:])])
+        closed = end.start() - start.end() >= least
+        kept.append(text[at : start.start() if closed else start.end()])
+        at = end.end() if closed else start.end()
+    return "".join([*kept, text[at:]])
+
+
+_FILLERS = re.compile(r"\b(hmm|mm|mhm|mmm|uh|um)\b")
+
+
+def english(text: str) -> str:
+    """Whisper's rule for English, in linear time.
+
+    Raises:
+      InputError: whisper-normalizer is not installed.
+    """
+    # What its slow patterns would find is taken out before: asides, then long runs of spaces.
+    text = _without_asides(unicodedata.normalize("NFC", text).lower())
+    text = " ".join(_FILLERS.sub("", text).split())
     try:
-        from whisper_normalizer.basic import BasicTextNormalizer
+        return " ".join(_whisper()(text).split())
+    except (AssertionError, ValueError, IndexError, TypeError):
+        return basic(text)  # its numbers give up, over thousands of digits for one
+
+
+@functools.cache
+def _whisper() -> Callable[[str], str]:
+    try:
         from whisper_normalizer.english import EnglishTextNormalizer
     except ImportError:
-        raise InputError(f"{rules} text needs whisper-normalizer: {EXTRA}") from None
-    if rules == "basic":
-        return BasicTextNormalizer()
-    english = EnglishTextNormalizer()
+        raise InputError(f"english text needs whisper-normalizer: {extra('evaluate')}") from None
+    whisper = EnglishTextNormalizer()
     # Some fifty patterns a text: compiled once, they are not looked up each time.
-    english.replacers = {re.compile(find): put for find, put in english.replacers.items()}
-    return english
+    whisper.replacers = {re.compile(find): put for find, put in whisper.replacers.items()}
+    return whisper
 
 
 # --- Chinese -------------------------------------------------------------------------------------
@@ -124,15 +274,20 @@ _SMALL = {"百": 100, "千": 1000}
 _N = "零一二三四五六七八九两十百千万亿"
 _D = "零一二三四五六七八九幺"
 # A decimal's digits are said one by one; 三点五分 and 三点十五 are clocks.
-_DECIMAL = re.compile(rf"([{_N}]+)点([{_D}]+)(?![{_D}两十百千分刻钟])")
+_DECIMAL = re.compile(rf"(?<![{_N}])([{_N}]+)点([{_D}]+)(?![{_D}两十百千分刻钟])")
 _RUN = re.compile(rf"[{_N}幺]+")
-_ARABIC_LARGE = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)(百万|千万|万|亿)(?![万亿\d])")
+# Numbers of up to 28 digits, which is what a Decimal holds exactly.
+_ARABIC_LARGE = re.compile(r"(?<![\d.])(\d{1,14}(?:\.\d{1,14})?)(百万|千万|万|亿)(?![万亿\d])")
+_LONGEST = 60  # signs of a number that anybody says
 _LARGE = {"百万": 10**6, "千万": 10**7, "万": 10**4, "亿": 10**8}
+
+
+_CHINESE = _Table(lambda c: c if c in "%‰\0\1" else _LETTERS[ord(c)])
 
 
 def chinese(text: str) -> str:
     """Chinese text, with Latin words in it or not, in one form."""
-    text = unicodedata.normalize("NFKC", text).casefold().translate(_SAME)
+    text = " ".join(_folded(text).translate(_SAME).split())
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})(?![\d.])", r"\1年\3月\4日", text)
     text = re.sub(r"(?<![\d:])(\d{1,2}):(\d{2})(?![\d:])", r"\1点\2分", text)
@@ -141,18 +296,17 @@ def chinese(text: str) -> str:
     text = text.replace("百分之百", "100%")
     text = re.sub(r"百分之(负?\d+(?:\.\d+)?)", r"\1%", text)
     text = re.sub(r"千分之(负?\d+(?:\.\d+)?)", r"\1‰", text)
-    text = re.sub(r"(\d+)分之(\d+)", r"\2/\1", text)
-    text = re.sub(r"(?<![\d.])0+(?=\d+[月日号点])", "", text)  # 08月 is 8月
+    text = re.sub(r"(?<!\d)(\d+)分之(\d+)", r"\2/\1", text)
+    # 08月 is 8月
+    text = re.sub(r"(?<![\d.])\d+(?=[月日号点])", lambda m: m[0].lstrip("0") or "0", text)
     text = re.sub(r"(?<=\d点)(?:半|(\d{1,2})分(?!之))", _minutes, text)
     text = re.sub(r"\$(\d+(?:\.\d+)?)", r"\1美元", text)
     text = re.sub(r"¥(\d+(?:\.\d+)?)", r"\1元", text)
     text = text.replace("°c", "摄氏度")
     text = re.sub(r"(?<=\w)['’](?=\w)", "", text)
     text = re.sub(r"(?<=\d)[./](?=\d)", lambda m: {".": "\0", "/": "\1"}[m[0]], text)
-    kept = (c if unicodedata.category(c)[0] in "LMN" or c in "%‰\0\1" else " " for c in text)
-    text = "".join(kept).replace("\0", ".").replace("\1", "/")
-    text = re.sub(rf"(?<=[{_HAN}])\s+|\s+(?=[{_HAN}])", "", text)
-    return " ".join(text.split())
+    text = _words(text, _CHINESE).replace("\0", ".").replace("\1", "/")
+    return re.sub(rf"(?<=[{_HAN}]) | (?=[{_HAN}])", "", text)
 
 
 def _minutes(match: re.Match[str]) -> str:
@@ -192,6 +346,8 @@ def _run(run: str, following: str) -> str:
 
 def _cardinal(text: str) -> int | None:
     """The value of 三百零五, 十二, 两万三千, 一亿; None for what is no such number."""
+    if len(text) > _LONGEST:
+        return None
     for sign, size in (("亿", 10**8), ("万", 10**4)):
         if sign not in text:
             continue

@@ -9,6 +9,11 @@ answer goes to stdout, everything else to stderr.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends those too
+    from moss_audio_jax import cli
+
+    cli.run_verb("generate")
+
 import argparse
 import dataclasses
 import json
@@ -19,6 +24,7 @@ from typing import Any
 
 from moss_audio_jax import command
 from moss_audio_jax.errors import UsageError
+from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,53 +38,53 @@ def main(argv: Sequence[str]) -> int:
                          help="no seconds between the audio tokens")  # fmt: skip
     options.add_argument("--json", action="store_true", help="one JSON object a line")
     options.add_argument("--stream", action="store_true", help="print text as it comes")
-    options.add_argument("--batch-size", type=command.positive, default=8, metavar="N")
+    options.add_argument("--batch-size", type=command.positive, default=BATCH_SIZE, metavar="N")
     sampling_options(options)
     args = options.parse_args(argv)
 
-    from moss_audio_jax.api import Request
+    from moss_audio_jax.api import Request, Stream
 
     groups = [args.audio] if args.together or not args.audio else [[file] for file in args.audio]
     if args.stream and (len(groups) > 1 or args.json):
         raise UsageError("--stream is for one question and plain text")
     sampling = sampling_from(args)
+    wrong = command.look(args.audio)
+    for line in wrong.values():
+        command.say(line)
+    asked = [group for group in groups if not wrong.keys() & set(group)]
+    if not asked:
+        return 1
     model = command.load_model(args)
-    requests = [
-        Request(args.prompt, audio, sampling, args.system, False if args.no_time_markers else None)
-        for audio in groups
-    ]
-    if args.stream:
-        request = requests[0]
-        reply = model.generate(
-            request.text,
-            request.audio,
-            system=request.system,
-            time_markers=request.time_markers,
-            on_text=lambda piece: print(piece, end="", flush=True),
-            **dataclasses.asdict(sampling),
-        )
-        print()
-        _explain(reply)
-        return 0
+    markers = False if args.no_time_markers else None
 
-    prompts, failed = command.collect(requests, model.prepare)
-    asked = [i for i, prompt in enumerate(prompts) if prompt is not None]
+    def prepare(group: Sequence[str]) -> Any:
+        prompt = model.prepare(Request(args.prompt, group, sampling, args.system, markers))
+        command.warn(prompt.warnings, group[0] if len(group) == 1 else None)
+        return prompt
+
+    prompts, _ = command.collect(asked, prepare)
+    asked = [group for group, prompt in zip(asked, prompts, strict=True) if prompt is not None]
+    prompts = [prompt for prompt in prompts if prompt is not None]
     started = time.perf_counter()
-    replies = model.answer(
-        [(prompts[i], sampling) for i in asked],
-        batch_size=args.batch_size,
-        progress=sys.stderr.isatty(),
-    )
+    if args.stream:
+        for prompt in prompts:
+            stream = Stream(model, prompt)
+            for piece in stream:
+                print(piece, end="", flush=True)
+            print()
+            _explain(stream.reply)
+        return 0 if asked else 1
+    replies = model.answer(prompts, args.batch_size, progress=sys.stderr.isatty())
     seconds = time.perf_counter() - started
-    for i, reply in zip(asked, replies, strict=True):
+    for group, prompt, reply in zip(asked, prompts, replies, strict=True):
         if args.json:
-            row: dict[str, Any] = {"audio": groups[i], "prompt": args.prompt}
+            row: dict[str, Any] = {"audio": group, "prompt": args.prompt}
             row |= dataclasses.asdict(reply)
-            row |= {"n_prompt_tokens": len(prompts[i].ids), "n_output_tokens": len(reply.ids)}
+            row |= {"n_prompt_tokens": len(prompt.ids), "n_output_tokens": len(reply.ids)}
             print(json.dumps(row | {"random_weights": model.random_weights}, ensure_ascii=False))
             continue
         if len(groups) > 1:
-            print(f"== {groups[i][0]}")
+            print(f"== {group[0]}")
         if reply.thinking:
             command.say(f"(thinking) {reply.thinking}")
         print(reply.text)
@@ -86,37 +92,38 @@ def main(argv: Sequence[str]) -> int:
             print("(random weights: this answer is noise)")
         _explain(reply)
     if asked:
-        audio_seconds = sum(mel.shape[1] for i in asked for mel in prompts[i].mels) / 100
+        audio_seconds = sum(mel.shape[1] for prompt in prompts for mel in prompt.mels) / 100
         command.say(f"{audio_seconds:.1f} s of audio, {len(asked)} answer(s), {seconds:.1f} s")
-    return 1 if failed else 0
+    return 0 if len(asked) == len(groups) else 1
 
 
 def sampling_options(options: argparse.ArgumentParser) -> None:
-    """One option for each field of `Sampling` that fits on a command line; greedy by default."""
+    """One option for each field of `Sampling` that fits on a command line, with its default."""
     group = options.add_argument_group("sampling")
-    group.add_argument("--max-new-tokens", type=int, default=1024, metavar="N")
-    group.add_argument("--temperature", type=float, default=0.0, metavar="T",
+    group.add_argument("--max-new-tokens", type=int, metavar="N",
+                       help=f"default {Sampling.max_new_tokens}")  # fmt: skip
+    group.add_argument("--temperature", type=float, metavar="T",
                        help="default 0: always the most likely token")  # fmt: skip
-    group.add_argument("--top-k", type=int, default=0, metavar="K")
-    group.add_argument("--top-p", type=float, default=1.0, metavar="P")
-    group.add_argument("--min-p", type=float, default=0.0, metavar="P")
-    group.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R")
-    group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--stop", action="append", default=[], metavar="TEXT",
+    group.add_argument("--top-k", type=int, metavar="K")
+    group.add_argument("--top-p", type=float, metavar="P")
+    group.add_argument("--min-p", type=float, metavar="P")
+    group.add_argument("--repetition-penalty", type=float, metavar="R")
+    group.add_argument("--seed", type=int)
+    group.add_argument("--stop", action="append", metavar="TEXT",
                        help="end the answer before this text; may be given again")  # fmt: skip
     group.add_argument("--thinking-budget", type=int, metavar="N",
                        help="close a <think> block after N tokens")  # fmt: skip
     group.add_argument("--no-loop-guard", dest="loop_guard", action="store_false",
                        help="let an answer repeat itself to the end")  # fmt: skip
+    options.set_defaults(**{
+        name: list(value) if name == "stop" else value
+        for name, value in dataclasses.asdict(Sampling()).items()
+    })  # fmt: skip
 
 
-def sampling_from(args: argparse.Namespace) -> Any:
+def sampling_from(args: argparse.Namespace) -> Sampling:
     """The `Sampling` of parsed `sampling_options`."""
-    from moss_audio_jax.generate.sampling import Sampling
-
-    given = vars(args) | {"stop": tuple(args.stop)}
-    names = {field.name for field in dataclasses.fields(Sampling)}
-    return Sampling(**{name: value for name, value in given.items() if name in names})
+    return Sampling.of(vars(args))
 
 
 def _explain(reply: Any) -> None:
@@ -126,7 +133,3 @@ def _explain(reply: Any) -> None:
         )
     elif reply.finish_reason == "length":
         command.say("note: the answer reached --max-new-tokens and may be cut short")
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

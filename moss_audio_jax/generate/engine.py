@@ -10,7 +10,7 @@ are free to be refilled, to stream, or to look for stop strings.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,8 +39,8 @@ from moss_audio_jax.generate.slots import (
     take_rows,
 )
 from moss_audio_jax.generate.vocabulary import Vocabulary
-from moss_audio_jax.models.cache import Caches, rows_of, slots_of
-from moss_audio_jax.models.decoder import is_unstacked
+from moss_audio_jax.models.cache import Cache, length_of, rows_of
+from moss_audio_jax.models.decoder import unrolled
 
 FINISH_REASON = {STOP: "stop", LENGTH: "length", LOOP: "loop"}
 
@@ -57,11 +57,20 @@ class Output:
     finish_reason: str
 
 
+class Step(NamedTuple):
+    """How far the answer to request `number` is; `output` once it has ended."""
+
+    number: int
+    ids: list[int]
+    output: Output | None
+
+
 class Engine:
     """Generates answers with one set of parameters.
 
     Args:
-      params: the model's tree, placed on `mesh`; fastest with the decoder's layers unstacked.
+      params: the model's tree, placed on `mesh`; its decoder's layers are unrolled here if they are
+        not yet, and are then in memory twice.
       vocab: ids to know; its `size` is the model's vocabulary.
       mesh: as `sharding.serving_mesh` makes it.
       decode: ids -> text, for stop strings; None where there is no tokenizer.
@@ -78,7 +87,8 @@ class Engine:
         decode: Callable[[list[int]], str] | None = None,
         slots: int = 16,
     ) -> None:
-        self._params = params
+        with jax.set_mesh(mesh):
+            self._params = unrolled(params)
         self._static = {"config": config, "compute": compute, "vocab": vocab}
         self._mesh = mesh
         self._decode = decode
@@ -101,12 +111,29 @@ class Engine:
           InputError: a prompt does not fit the model's positions, or its placeholders and clips
             disagree.
         """
-        if not requests:
-            return []
-        with jax.set_mesh(self._mesh):
-            return self._run(requests, on_done, on_token)
+        results: list[Output | None] = [None] * len(requests)
+        for number, ids, output in self.steps(requests, on_token is not None):
+            if on_token is not None:
+                on_token(number, ids)
+            if output is not None:
+                results[number] = output
+                if on_done is not None:
+                    on_done(number, output)
+        return results
 
-    def _run(self, requests, on_done, on_token) -> list[Output]:
+    def steps(
+        self, requests: Sequence[tuple[Example, Sampling]], each_token: bool
+    ) -> Iterator[Step]:
+        """The work of `run`, bit by bit: after every token, or when the device comes to rest."""
+        work = self._steps(requests, each_token) if requests else iter(())
+        while True:
+            with jax.set_mesh(self._mesh):  # not around the yield: there the mesh is the caller's
+                told = next(work, None)
+            if told is None:
+                return
+            yield from told
+
+    def _steps(self, requests, each_token) -> Iterator[list[Step]]:
         max_positions = self._static["config"].decoder.max_positions
         for example, _ in requests:
             if len(example.ids) >= max_positions:
@@ -118,13 +145,9 @@ class Engine:
         slots_count = bucket(min(self._slots, len(requests)))
         room = bucket(max(limits), 64)
         size = bucket(max(len(e.ids) + n for (e, _), n in zip(requests, limits, strict=True)), 128)
-        slots = empty_slots(
-            **self._static, count=slots_count, room=room, size=size,
-            unstacked=is_unstacked(self._params["language_model"]),
-        )  # fmt: skip
+        slots = empty_slots(**self._static, count=slots_count, room=room, size=size)
         prefiller = _Prefiller(self._params, self._static, requests, limits, room, size)
         watched = [bool(s.stop) and self._decode is not None for _, s in requests]
-        results: list[Output | None] = [None] * len(requests)
         owner: list[int | None] = [None] * slots_count  # the request in each slot
         count = np.zeros(slots_count, int)  # tokens of its answer so far
         while prefiller or any(number is not None for number in owner):
@@ -139,7 +162,7 @@ class Engine:
                     owner[slot] = number
             else:
                 steps = max(limits)
-                if on_token is not None:
+                if each_token:
                     steps = 1
                 elif any(number is not None and watched[number] for number in owner):
                     steps = _STOP_STRING_STEPS
@@ -158,6 +181,7 @@ class Engine:
             state, count, output = jax.device_get(
                 (slots.rows.state, slots.rows.count, slots.rows.output)
             )
+            told = []
             for slot, number in enumerate(owner):
                 if number is None:
                     continue
@@ -168,14 +192,11 @@ class Engine:
                     if cut is not None:
                         ids, reason = ids[:cut], STOP
                         slots = finish(slots, slot, STOP)
-                if on_token is not None:
-                    on_token(number, ids)
-                if reason != RUNNING:
-                    results[number] = Output(ids, FINISH_REASON[reason])
+                ended = None if reason == RUNNING else Output(ids, FINISH_REASON[reason])
+                told.append(Step(number, ids, ended))
+                if ended is not None:
                     owner[slot] = None
-                    if on_done is not None:
-                        on_done(number, results[number])
-        return results
+            yield told
 
     def _first_stop(self, ids: list[int], stops: tuple[str, ...]) -> int | None:
         """The number of ids before the text first holds a stop string, or None if it never does."""
@@ -192,7 +213,7 @@ class Engine:
 
 
 def _reach(top: int, size: int) -> int:
-    """Slots that the next steps read of a cache with `size`: it, or half of it, and so on.
+    """Positions that the next steps read of a cache with `size`: it, or half of it, and so on.
 
     A step reads what it may reach, and most answers end long before their limit; each half is a
     program of its own. Room for some steps beyond `top` is left, or they would be few.
@@ -213,7 +234,7 @@ class _Waiting(NamedTuple):
 class _Prefiller:
     """Prompts on their way into slots; true as long as there are any.
 
-    `room` tokens and `size` cache slots is what the slots have that they go to.
+    `room` new tokens and `size` tokens in the cache is what the slots have that they go to.
     """
 
     def __init__(
@@ -228,7 +249,7 @@ class _Prefiller:
         self._room, self._size = room, size
         examples = [example for example, _ in requests]
         self._queue = Queue(examples, self._config.encoder, self._vocab.audio_token_id)
-        self._prefixes: Caches | None = None  # of the families that have members waiting
+        self._prefixes: Cache | None = None  # of the families that have members waiting
         self._waiting: list[_Waiting] = []
 
     def __bool__(self) -> bool:
@@ -275,8 +296,8 @@ class _Prefiller:
         """Prefills the rests of up to `free` prompts that wait."""
         rests = [len(self._ids(each.number)) - each.begin for each in self._waiting[:free]]
         tokens = bucket(max(rests), _MIN_REST)
-        slots = min(slots_of(self._prefixes) + tokens, self._size)
-        together = min(free, max(1, PREFILL_TOKENS // slots))
+        length = min(length_of(self._prefixes) + tokens, self._size)
+        together = min(free, max(1, PREFILL_TOKENS // length))
         taken, self._waiting = self._waiting[:together], self._waiting[together:]
         shape = Shape(bucket(len(taken)), tokens, 0, self._config.encoder.chunk_frames)
         numbers = [each.number for each in taken]
@@ -285,7 +306,7 @@ class _Prefiller:
         row, begin = np.zeros((2, shape.rows), np.int32)
         row[: len(taken)] = [each.row for each in taken]
         begin[: len(taken)] = [each.begin for each in taken]
-        cache = take_rows(self._prefixes, row, slots=slots)
+        cache = take_rows(self._prefixes, row, length=length)
         self._release()
         rows = self._rows(numbers, shape.rows)
         return numbers, resume(self._params, batch, rows, cache, begin, **self._static)
@@ -298,8 +319,8 @@ class _Prefiller:
         elif bucket(len(needed)) < rows_of(self._prefixes):
             row = np.zeros(bucket(len(needed)), np.int32)
             row[: len(needed)] = needed
-            slots = slots_of(self._prefixes)
-            self._prefixes = take_rows(self._prefixes, row, slots=slots)
+            length = length_of(self._prefixes)
+            self._prefixes = take_rows(self._prefixes, row, length=length)
             self._waiting = [each._replace(row=needed.index(each.row)) for each in self._waiting]
 
     def _rows(self, numbers: Sequence[int], count: int) -> Rows:

@@ -26,8 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moss_audio_jax.audio.features import log_mel
-from moss_audio_jax.audio.lengths import HOP, audio_tokens, chunk_frames
+from moss_audio_jax.audio.lengths import audio_tokens, chunk_frames
 from moss_audio_jax.config import Compute, EncoderConfig, read_json
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import write_whole
@@ -36,7 +35,7 @@ from moss_audio_jax.weights.heads import FOLDER, load_heads
 
 NAME = "familiarity"
 _BUCKETS = (1, 4, 16, 64)  # chunks encoded at a time
-_SHORTEST = 0.5  # seconds; what is shorter holds too few tokens for a verdict
+_SHORTEST_FRAMES = 50  # half a second; what is shorter holds too few tokens for a verdict
 
 
 class Familiarity(NamedTuple):
@@ -130,36 +129,36 @@ class Gauge:
 
     def measure(
         self,
-        wavs: Sequence[np.ndarray],
+        mels: Sequence[np.ndarray],
         params: Any,
         config: EncoderConfig,
         compute: Compute,
         mesh: jax.sharding.Mesh,
     ) -> list[Measures | None]:
-        """Measures clips, float32 [n] at 16 kHz each; None for one shorter than half a second.
+        """Measures clips by their log-mels [128, F]; None for one shorter than half a second.
 
         Args:
           params: the encoder's.
         """
         size = config.chunk_frames
-        chunks: list[tuple[int, np.ndarray]] = []  # clip, mel [F, 128]
-        for number, wav in enumerate(wavs):
-            if len(wav) < _SHORTEST * 16_000:
+        chunks: list[tuple[int, np.ndarray]] = []  # clip, log-mel [F, 128]
+        for number, mel in enumerate(mels):
+            if mel.shape[1] < _SHORTEST_FRAMES:
                 continue
-            mel, start = log_mel(wav), 0
-            for frames in chunk_frames(len(wav) // HOP, size):
+            start = 0
+            for frames in chunk_frames(mel.shape[1], size):
                 chunks.append((number, mel[:, start : start + frames].T))
                 start += frames
-        totals: list[Any] = [None] * len(wavs)
+        totals: list[Any] = [None] * len(mels)
         for batch in _batches(chunks):
             places = next(b for b in _BUCKETS if b >= len(batch))
-            mels = np.zeros((places, size, 128), np.float32)
+            padded = np.zeros((places, size, 128), np.float32)
             frames = np.zeros(places, np.int32)
             for i, (_, mel) in enumerate(batch):
-                mels[i, : len(mel)], frames[i] = mel, len(mel)
+                padded[i, : len(mel)], frames[i] = mel, len(mel)
             with jax.set_mesh(mesh):
                 sums = _sums(
-                    params, self._pieces, mels, frames, config, compute, self.probe.tap
+                    params, self._pieces, padded, frames, config, compute, self.probe.tap
                 )  # fmt: skip
             for (number, mel), *row in zip(batch, *map(np.asarray, sums), strict=False):
                 row = [*row, audio_tokens(len(mel))]

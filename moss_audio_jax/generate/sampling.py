@@ -1,65 +1,15 @@
-"""What to generate: the user's options, and the choice of one token on the device."""
+"""The choice of one token on the device."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from moss_audio_jax.errors import UsageError
+from moss_audio_jax.generate.options import MAX_STOP_IDS, Sampling
 
-MAX_STOP_IDS = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How one answer is generated. The default is greedy; the authors sample
-    with temperature 1 and top_k 50.
-
-    Attributes:
-      max_new_tokens: the answer ends after so many tokens (`finish_reason` "length").
-      temperature: 0 takes the most likely token, always.
-      top_k: keep the k most likely tokens; 0 keeps all.
-      top_p: keep the smallest set of tokens whose probability reaches p.
-      min_p: keep tokens at least p times as likely as the most likely one.
-      repetition_penalty: above 1 makes tokens already in prompt or answer less likely.
-      seed: the same seed gives the same answer, whatever else is in the batch.
-      stop: strings that end the answer and are cut from it.
-      stop_ids: token ids that end the answer, beside the model's own.
-      thinking_budget: tokens after which an open <think> block is closed; None for no limit.
-      loop_guard: end an answer that repeats itself over and over (`finish_reason` "loop").
-    """
-
-    max_new_tokens: int = 1024
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    stop_ids: tuple[int, ...] = ()
-    thinking_budget: int | None = None
-    loop_guard: bool = True
-
-    def __post_init__(self) -> None:
-        limits = {
-            "max_new_tokens": self.max_new_tokens >= 1,
-            "temperature": self.temperature >= 0,
-            "top_k": 0 <= self.top_k < 2**31,
-            "top_p": 0 < self.top_p <= 1,
-            "min_p": 0 <= self.min_p <= 1,
-            "repetition_penalty": self.repetition_penalty > 0,
-            "stop": not isinstance(self.stop, str)
-            and all(isinstance(s, str) and s for s in self.stop),
-            "stop_ids": len(self.stop_ids) <= MAX_STOP_IDS,
-            "thinking_budget": self.thinking_budget is None or 0 <= self.thinking_budget < 2**31,
-        }
-        for name, good in limits.items():
-            if not good:
-                raise UsageError(f"{name} is {getattr(self, name)!r}, which is out of range")
+__all__ = ["MAX_STOP_IDS", "Knobs", "Sampling", "choose"]
 
 
 class Knobs(NamedTuple):

@@ -22,7 +22,7 @@ from moss_audio_jax.generate.sampling import MAX_STOP_IDS, Knobs, Sampling, choo
 from moss_audio_jax.generate.vocabulary import Vocabulary
 from moss_audio_jax.models import cache as kv_cache
 from moss_audio_jax.models import moss_audio
-from moss_audio_jax.models.cache import Caches
+from moss_audio_jax.models.cache import Cache
 from moss_audio_jax.sharding import replicate
 
 # Why an answer ended. RUNNING and EMPTY are states of a slot; the others reach the user.
@@ -56,7 +56,7 @@ class Rows(NamedTuple):
 
 class Slots(NamedTuple):
     rows: Rows
-    cache: Caches
+    cache: Cache
 
 
 def accept(rows: Rows, logits: jax.Array, vocab: Vocabulary) -> Rows:
@@ -119,7 +119,7 @@ def start(
 ) -> Slots:  # fmt: skip
     """Prefills prompts and chooses the first token of each: slots of their own, b rows wide."""
     length = batch["tokens"].shape[1]
-    logits, cache = moss_audio.prefill(params, config, compute, batch, slots=length)
+    logits, cache = moss_audio.prefill(params, config, compute, batch, length)
     return Slots(replicate(accept(rows, logits, vocab)), cache)
 
 
@@ -127,7 +127,7 @@ def start(
     jax.jit, static_argnames=("config", "compute", "vocab"), donate_argnames=("cache",)
 )
 def resume(
-    params: Any, batch: moss_audio.Batch, rows: Rows, cache: Caches, begin: jax.Array, *,
+    params: Any, batch: moss_audio.Batch, rows: Rows, cache: Cache, begin: jax.Array, *,
     config: ModelConfig, compute: Compute, vocab: Vocabulary,
 ) -> Slots:  # fmt: skip
     """`start` for prompts whose first `begin` [b] tokens are in `cache`; `batch` holds the rest."""
@@ -136,7 +136,7 @@ def resume(
 
 
 # Apart from `resume`, which is thereby compiled for fewer shapes.
-take_rows = functools.partial(jax.jit, static_argnames=("slots",))(kv_cache.take_rows)
+take_rows = functools.partial(jax.jit, static_argnames=("length",))(kv_cache.take_rows)
 
 
 @functools.partial(jax.jit, donate_argnames=("slots",))
@@ -184,14 +184,12 @@ def finish(slots: Slots, at: jax.Array, state: jax.Array) -> Slots:
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "compute", "vocab", "count", "room", "size", "unstacked"),
+    static_argnames=("config", "compute", "vocab", "count", "room", "size"),
 )
 def empty_slots(
-    *, config: ModelConfig, compute: Compute, vocab: Vocabulary, count: int, room: int, size: int,
-    unstacked: bool,
+    *, config: ModelConfig, compute: Compute, vocab: Vocabulary, count: int, room: int, size: int
 ) -> Slots:  # fmt: skip
-    """`count` empty slots: `size` cache slots and `room` new tokens each; `unstacked` as the
-    decoder's layers are."""
+    """`count` empty slots: `size` tokens in the cache and `room` new ones each."""
     zero = jnp.zeros((count,), jnp.int32)
     knobs = Knobs(*(zero.astype(dtype) for dtype in (float, int, float, float, float, int)))
     rows = Rows(
@@ -210,7 +208,7 @@ def empty_slots(
         budget=zero,
         forced=zero,
     )
-    cache = kv_cache.init_cache(config.decoder, count, size, compute, unstacked)
+    cache = kv_cache.init_cache(config.decoder, count, size, compute)
     return Slots(replicate(rows), cache)
 
 

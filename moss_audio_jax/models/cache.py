@@ -1,8 +1,10 @@
-"""The key/value cache of the decoder: an argument and a result, never hidden state."""
+"""The key/value cache of the decoder: an argument and a result, never hidden state.
+
+Whatever has a cache runs through unrolled layers, so a cache is one `Cache` for each layer.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -14,13 +16,13 @@ from moss_audio_jax.models.quantize import to_int8
 from moss_audio_jax.ops.linear import Int8
 from moss_audio_jax.sharding import constrain
 
-DIMENSIONS = (None, "batch", "heads", None, None)  # of every leaf, on the mesh
+DIMENSIONS = ("batch", "heads", None, None)  # of every leaf, on the mesh
 
 
-class Cache(NamedTuple):
-    """Keys (rotated) and values of L layers: [L, B, KV, S, H] each.
+class LayerCache(NamedTuple):
+    """Keys (rotated) and values of one layer: [B, KV, S, H] each, S tokens of each row.
 
-    In int8 each token's head has a scale, [L, B, KV, S], in compute's dtype; else None. Slots stand
+    In int8 each token's head has a scale, [B, KV, S], in compute's dtype; else None. Tokens stand
     beside H, as the products read them: heads there, of which a device may have two, would make
     a TPU lay every layer out anew at every step.
     """
@@ -31,125 +33,109 @@ class Cache(NamedTuple):
     value_scale: jax.Array | None = None
 
 
-Caches = Cache | tuple[Cache, ...]  # of all layers together, or one of each (decoder.unstack)
+Cache = tuple[LayerCache, ...]
 
 
-def init_cache(
-    config: DecoderConfig, batch: int, slots: int, compute: Compute, unstacked: bool = False
-) -> Caches:
-    """An empty cache, in compute's dtype or, where it says so, in int8."""
-    if unstacked:
-        one = dataclasses.replace(config, layers=1)
-        return tuple(init_cache(one, batch, slots, compute) for _ in range(config.layers))
-    shape = (config.layers, batch, config.kv_heads, slots, config.head_dim)
-    dtype = as_dtype(compute)
-    if compute.quantize != "weights+cache":
-        return pin(Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)))
-    scale = jnp.zeros(shape[:-1], dtype)
-    return pin(Cache(jnp.zeros(shape, jnp.int8), jnp.zeros(shape, jnp.int8), scale, scale))
+def init_cache(config: DecoderConfig, batch: int, length: int, compute: Compute) -> Cache:
+    """An empty cache for `length` tokens a row, in compute's dtype or, where it says so, int8."""
+    shape = (batch, config.kv_heads, length, config.head_dim)
+    stored = jnp.int8 if compute.quantize == "weights+cache" else as_dtype(compute)
+
+    def layer() -> LayerCache:
+        scales = ()
+        if stored == jnp.int8:
+            scales = (jnp.zeros(shape[:-1], as_dtype(compute)) for _ in range(2))
+        return LayerCache(jnp.zeros(shape, stored), jnp.zeros(shape, stored), *scales)
+
+    return pin(tuple(layer() for _ in range(config.layers)))
 
 
-def rows_of(cache: Caches) -> int:
-    return jax.tree.leaves(cache)[0].shape[1]
+def rows_of(cache: Cache) -> int:
+    return cache[0].key.shape[0]
 
 
-def slots_of(cache: Caches) -> int:
-    return jax.tree.leaves(cache)[0].shape[3]
+def length_of(cache: Cache) -> int:
+    return cache[0].key.shape[2]
 
 
-def pin(cache: Caches) -> Caches:
+def pin(cache: Cache) -> Cache:
     """The cache's place on the mesh: rows over `data`, heads over `tensor`."""
     return jax.tree.map(lambda x: constrain(x, *DIMENSIONS[: x.ndim]), cache)
 
 
-def write_prefix(cache: Cache, layer: jax.Array, key: jax.Array, value: jax.Array) -> Cache:
-    """Stores key and value [B, T, KV, H] in one layer's slots 0..T-1 (T <= S)."""
+# --- one layer -----------------------------------------------------------------------------------
+
+
+def write_prefix(cache: LayerCache, key: jax.Array, value: jax.Array) -> LayerCache:
+    """Stores key and value [B, T, KV, H] at positions 0..T-1 (T <= S)."""
 
     def write(old: jax.Array, new: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice(old, new[None], (layer, *[0] * (old.ndim - 1)))
+        return jax.lax.dynamic_update_slice(old, new, [0] * old.ndim)
 
     key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
     return jax.tree.map(write, cache, _stored(cache, key, value))
 
 
-def write_token(
-    cache: Cache, layer: jax.Array, slots: jax.Array, key: jax.Array, value: jax.Array
-) -> Cache:
-    """Stores one token's key and value [B, 1, KV, H] of each row in its slot; slots [B].
+def write(cache: LayerCache, positions: jax.Array, key: jax.Array, value: jax.Array) -> LayerCache:
+    """Stores key and value [B, T, KV, H] of some tokens of each row at their positions [B, T].
 
-    A slot beyond the cache is dropped: rows that are done may run past their end.
-    """
-    return write_tokens(cache, layer, slots[:, None], key, value)
-
-
-def write_tokens(
-    cache: Cache, layer: jax.Array, slots: jax.Array, key: jax.Array, value: jax.Array
-) -> Cache:
-    """Stores key and value [B, T, KV, H] of some tokens of each row in their slots [B, T].
-
-    A slot beyond the cache is dropped.
+    A position beyond the cache is dropped: rows that are done may run past their end.
     """
     rows, heads = jnp.arange(key.shape[0]), jnp.arange(key.shape[2])
     # Each head by its number: what is written at once is [H], and says nothing of the layout.
-    at = (layer, rows[:, None, None], heads[:, None], slots[:, None])
+    at = (rows[:, None, None], heads[:, None], positions[:, None])
     key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
     return jax.tree.map(
         lambda old, new: old.at[at].set(new, mode="drop"), cache, _stored(cache, key, value)
     )
 
 
-def read(
-    cache: Cache, layer: jax.Array, slots: int | None = None
-) -> tuple[jax.Array | Int8, jax.Array | Int8]:
-    """One layer's keys and values, [B, S, KV, H] each, as `attention` takes them; of the first
-    `slots` slots alone, where that is given."""
-
-    def take(x: jax.Array) -> jax.Array:
-        sizes = (1, *x.shape[1:3], slots or x.shape[3], *x.shape[4:])
-        part = jax.lax.dynamic_slice(x, (layer, *[0] * (x.ndim - 1)), sizes)
-        return jnp.swapaxes(part[0], 1, 2)
-
-    key, value, key_scale, value_scale = jax.tree.map(take, cache)
+def read(cache: LayerCache, length: int | None = None) -> tuple[jax.Array | Int8, jax.Array | Int8]:
+    """Keys and values, [B, S, KV, H] each, as `attention` takes them; of the first `length`
+    positions alone, where that is given."""
+    first = jax.tree.map(lambda x: jnp.swapaxes(x[:, :, :length], 1, 2), cache)
+    key, value, key_scale, value_scale = first
     if key_scale is None:
         return key, value
     return Int8(key, key_scale), Int8(value, value_scale)
 
 
-def insert_rows(cache: Caches, rows: Caches, slots: jax.Array) -> Caches:
-    """Copies `rows` of T slots over the first T slots of the batch rows `slots` [b].
+# --- batch rows ----------------------------------------------------------------------------------
+
+
+def insert_rows(cache: Cache, rows: Cache, at: jax.Array) -> Cache:
+    """Copies `rows`, T tokens each, over the first T positions of the batch rows `at` [b].
 
     A row number beyond the cache's batch is dropped.
     """
 
     def insert(old: jax.Array, new: jax.Array) -> jax.Array:
-        return old.at[:, slots, :, : new.shape[3]].set(new, mode="drop")
+        return old.at[at, :, : new.shape[2]].set(new, mode="drop")
 
     return pin(jax.tree.map(insert, cache, rows))
 
 
-def store_as(cache: Caches, rows: Caches) -> Caches:
+def store_as(cache: Cache, rows: Cache) -> Cache:
     """`rows`, whose keys and values are in compute's dtype, as `cache` stores them."""
-    if isinstance(cache, Cache):
-        return _stored(cache, rows.key, rows.value)
-    return tuple(map(store_as, cache, rows))
+    return tuple(_stored(old, new.key, new.value) for old, new in zip(cache, rows, strict=True))
 
 
-def take_rows(cache: Caches, rows: jax.Array, slots: int) -> Caches:
-    """A cache of the batch rows `rows` [b], any of them any number of times, with `slots` slots
-    (at least as many as `cache` has)."""
+def take_rows(cache: Cache, rows: jax.Array, length: int) -> Cache:
+    """A cache of the batch rows `rows` [b], any of them any number of times, with room for
+    `length` tokens (at least as many as `cache` has)."""
 
     def take(x: jax.Array) -> jax.Array:
         room = [(0, 0)] * x.ndim
-        room[3] = (0, slots - x.shape[3])
-        return jnp.pad(jnp.take(x, rows, axis=1), room)
+        room[2] = (0, length - x.shape[2])
+        return jnp.pad(jnp.take(x, rows, axis=0), room)
 
     return pin(jax.tree.map(take, cache))
 
 
-def _stored(cache: Cache, key: jax.Array, value: jax.Array) -> Cache:
+def _stored(cache: LayerCache, key: jax.Array, value: jax.Array) -> LayerCache:
     """Keys and values [..., H] as this cache stores them."""
     if cache.key_scale is None:
-        return Cache(key.astype(cache.key.dtype), value.astype(cache.value.dtype))
+        return LayerCache(key.astype(cache.key.dtype), value.astype(cache.value.dtype))
     parts = [to_int8(x, -1, cache.key_scale.dtype) for x in (key, value)]
     (key, key_scale), (value, value_scale) = parts
-    return Cache(key, value, key_scale[..., 0], value_scale[..., 0])
+    return LayerCache(key, value, key_scale[..., 0], value_scale[..., 0])

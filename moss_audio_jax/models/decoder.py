@@ -1,8 +1,9 @@
 """Qwen3 decoder, for training, prefill and decoding alike.
 
-Its layers are stacked and scanned: compile time does not grow with depth. To generate they are
-unstacked, a tuple of trees, and unrolled: a scan copies each layer's weights out of the stack
-before it multiplies, and a token's step is hardly more than reading them (docs/design.md).
+Training scans stacked layers: compile time does not grow with depth. Generation unrolls them, a
+tuple of trees: a scan copies each layer's weights out of the stack before it multiplies, and a
+token's step is hardly more than reading them (docs/design.md). Only `decode` asks which form it is
+given.
 
 Letters: L layers, B rows, T tokens, N query heads, KV key/value heads, H head size, D width,
 V vocabulary.
@@ -27,13 +28,13 @@ from moss_audio_jax.models.blocks import (
     row_major,
     settled,
 )
-from moss_audio_jax.models.cache import Cache, Caches
+from moss_audio_jax.models.cache import Cache, LayerCache
 from moss_audio_jax.ops.linear import Kernel, dense, matmul
 from moss_audio_jax.ops.rotary import rotary_angles, rotate
 from moss_audio_jax.sharding import constrain
 
-# (query [B,T,N,H], key [B,T,KV,H], value [B,T,KV,H], cache, layer of it) -> (out [B,T,N,H], cache)
-Attend = Callable[..., tuple[jax.Array, Cache | None]]
+# (query [B,T,N,H], key [B,T,KV,H], value [B,T,KV,H], the layer's cache) -> (out [B,T,N,H], cache)
+Attend = Callable[..., tuple[jax.Array, LayerCache | None]]
 
 
 class SelfAttention(nn.Module):
@@ -89,11 +90,6 @@ def init_head(key: jax.Array, config: DecoderConfig) -> Any:
     return Linear(config.vocab_size).init(key, x)["params"]
 
 
-def is_unstacked(params: Any) -> bool:
-    """Are the layers of a `language_model` subtree a tuple of trees?"""
-    return isinstance(params["layers"], tuple)
-
-
 def unstack(layers: Any) -> tuple[Any, ...]:
     """Stacked layers, or one leaf of them: leaves [L, ...] as L trees of leaves [...]."""
     count = jax.tree.leaves(layers)[0].shape[0]
@@ -111,6 +107,18 @@ def with_layers(params: Any, layers: Any) -> Any:
     return params | {"language_model": params["language_model"] | {"layers": layers}}
 
 
+def unrolled(params: Any) -> Any:
+    """A whole model's tree with its decoder's layers one by one, as a cache needs them."""
+    layers = params["language_model"]["layers"]
+    return params if isinstance(layers, tuple) else with_layers(params, unstack(layers))
+
+
+def stacked(params: Any) -> Any:
+    """The inverse of `unrolled`; a tree that is stacked is returned as it is."""
+    layers = params["language_model"]["layers"]
+    return with_layers(params, stack(layers)) if isinstance(layers, tuple) else params
+
+
 @jax.jit  # of any index: one program for all layers
 def _layer(layers: Any, index: jax.Array) -> Any:
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), layers)
@@ -123,52 +131,53 @@ def decode(
     x: jax.Array,
     positions: jax.Array,
     attend: Attend,
-    cache: Caches | None = None,
+    cache: Cache | None = None,
     injected: jax.Array | None = None,
-) -> tuple[jax.Array, Caches | None]:
+) -> tuple[jax.Array, Cache | None]:
     """Runs all layers and the final norm.
 
     Args:
-      params: the `language_model` subtree, its layers stacked or a tuple (`unstack`).
+      params: the `language_model` subtree, its layers stacked or, where there is a cache, a tuple
+        (`unrolled`).
       x: embeddings [B, T, D].
       positions: int [B, T], for the rotary embedding.
-      attend: how queries meet keys; given a cache and which of its layers this is, returns it.
-      cache: goes through `attend` in every layer, of which unstacked ones have one each; None where
-        nothing is cached.
+      attend: how queries meet keys; it is given the layer's cache, or None, and returns it.
+      cache: one for each layer, or None where nothing is cached.
       injected: [K, B, T, D], added to the outputs of layers 0..K-1 (DeepStack), or None.
 
     Returns:
       (hidden [B, T, D], cache).
     """
     angles = rotary_angles(positions, config.head_dim, config.rope_theta)
-    layer, apart = DecoderLayer(config), is_unstacked(params)
+    layer, layers = DecoderLayer(config), params["layers"]
 
-    def body(carry: tuple, xs: tuple) -> tuple[tuple, None]:
-        x, cache, gradients_of = carry
-        layer_params, index = xs
+    def body(carry: tuple, xs: tuple) -> tuple[tuple, LayerCache | None]:
+        x, gradients_of = carry
+        layer_params, index, own_cache = xs
 
         def attend_here(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple:
-            return attend(query, key, value, cache, 0 if apart else index)
+            return attend(query, key, value, own_cache)
 
-        x, cache = layer.apply({"params": layer_params}, x, angles, attend_here)
+        x, own_cache = layer.apply({"params": layer_params}, x, angles, attend_here)
         if injected is not None:
             x, gradients_of = _inject(x, jax.lax.stop_gradient(injected), gradients_of, index)
         x = row_major(constrain(x, "batch", "tokens", None))
-        return (x, cache, gradients_of), None
+        return (x, gradients_of), own_cache
 
     x = constrain(x, "batch", "tokens", None)
     body = rematerialised(body, compute)
-    if apart:
-        updated = []
-        for index, own in enumerate(params["layers"]):
-            kv = None if cache is None else cache[index]
-            (x, kv, injected), _ = body((x, kv, injected), (own, jnp.int32(index)))
-            updated.append(kv)
-        cache = None if cache is None else tuple(updated)
+    if isinstance(layers, tuple):
+        carry, updated = (x, injected), []
+        for index, own in enumerate(layers):
+            own_cache = None if cache is None else cache[index]
+            carry, own_cache = body(carry, (own, jnp.int32(index), own_cache))
+            updated.append(own_cache)
+        x, cache = carry[0], None if cache is None else tuple(updated)
     else:
-        (x, cache, _), _ = jax.lax.scan(
-            body, (x, cache, injected), (params["layers"], jnp.arange(config.layers))
-        )
+        if cache is not None:
+            raise ValueError("a cache needs unrolled layers (decoder.unrolled)")
+        xs = layers, jnp.arange(config.layers), None
+        (x, _), _ = jax.lax.scan(body, (x, injected), xs)
     return RMSNorm(config.norm_eps).apply({"params": params["norm"]}, x), cache
 
 

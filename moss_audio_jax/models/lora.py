@@ -28,7 +28,7 @@ Flat = dict[str, Any]  # path -> leaf
 
 
 def init(key: jax.Array, params: Flat, rank: int, targets: str) -> Flat:
-    """Fresh adapters (float32) for every kernel whose path matches; lora_b starts at zero.
+    """Fresh adapters (float32) for every linear kernel that matches; lora_b starts at zero.
 
     Args:
       params: the base parameters (or their ShapeDtypeStructs) by path.
@@ -40,7 +40,8 @@ def init(key: jax.Array, params: Flat, rank: int, targets: str) -> Flat:
     adapters: Flat = {}
     for path, kernel in params.items():
         module, _, leaf = path.rpartition("/")
-        if leaf != "kernel" or not re.search(targets, module):
+        # Convolutions (four axes) compute by another rule, and PEFT has another layout for them.
+        if leaf != "kernel" or len(kernel.shape) > 3 or not re.search(targets, module):
             continue
         *stack, n_in, n_out = kernel.shape
         key, here = jax.random.split(key)
@@ -50,7 +51,7 @@ def init(key: jax.Array, params: Flat, rank: int, targets: str) -> Flat:
         )
         adapters[f"{module}/lora_b"] = jnp.zeros((*stack, rank, n_out))
     if not adapters:
-        raise UsageError(f"lora.targets {targets!r} matches no kernel")
+        raise UsageError(f"lora.targets {targets!r} matches no linear kernel")
     return adapters
 
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from moss_audio_jax.config import Compute, ModelConfig
 from moss_audio_jax.models import adapter, cache, decoder, encoder
 from moss_audio_jax.models.blocks import as_dtype
-from moss_audio_jax.models.cache import Caches
+from moss_audio_jax.models.cache import Cache
 from moss_audio_jax.ops.attention import attention, decode_attention
 from moss_audio_jax.sharding import constrain, platform
 
@@ -82,7 +82,7 @@ def hidden_states(
     x, injected = _embed(params, config, compute, batch, audio)
     segments = batch["segment_ids"]
 
-    def attend(query, key, value, cache, layer):
+    def attend(query, key, value, _):
         out = attention(
             query,
             key,
@@ -92,7 +92,7 @@ def hidden_states(
             branch_ids=batch.get("branch_ids"),
             implementation=compute.attention,
         )
-        return out, cache
+        return out, None
 
     hidden, _ = decoder.decode(
         params["language_model"], config.decoder, compute, x, batch["positions"], attend,
@@ -102,60 +102,61 @@ def hidden_states(
 
 
 def prefill(
-    params: Any, config: ModelConfig, compute: Compute, batch: Batch, slots: int
-) -> tuple[jax.Array, Caches]:
+    params: Any, config: ModelConfig, compute: Compute, batch: Batch, length: int
+) -> tuple[jax.Array, Cache]:
     """Runs prompts and keeps their keys and values.
 
     Args:
+      params: with the decoder's layers unrolled, as in `extend` and `decode_step`.
       batch: one prompt a row, padded on the right (segments 1, then 0).
-      slots: slots of the cache made here, at least T.
+      length: tokens that the cache made here has room for, at least T.
 
     Returns:
-      float32 logits [B, V] after each row's last token, and the cache, `slots` wide.
+      float32 logits [B, V] after each row's last token, and the cache.
     """
     audio = encode_audio(params, config, compute, batch)
     x, injected = _embed(params, config, compute, batch, audio)
-    unstacked = decoder.is_unstacked(params["language_model"])
     batch_size, _ = batch["tokens"].shape
 
-    def attend(query, key, value, kv, layer):
+    def attend(query, key, value, kv):
         # Padding stands to the right of every prompt: causality alone keeps it unseen.
         out = attention(query, key, value, causal=True, implementation=compute.attention)
-        return out, cache.write_prefix(kv, layer, key, value)
+        return out, cache.write_prefix(kv, key, value)
 
     hidden, kv = decoder.decode(
         params["language_model"], config.decoder, compute, x, batch["positions"], attend,
-        cache=cache.init_cache(config.decoder, batch_size, slots, compute, unstacked),
+        cache=cache.init_cache(config.decoder, batch_size, length, compute),
         injected=injected,
     )  # fmt: skip
     return decoder.logits(params, _last(hidden, batch)), cache.pin(kv)
 
 
 def extend(
-    params: Any, config: ModelConfig, compute: Compute, batch: Batch, kv: Caches, start: jax.Array
-) -> tuple[jax.Array, Caches]:
+    params: Any, config: ModelConfig, compute: Compute, batch: Batch, kv: Cache, start: jax.Array
+) -> tuple[jax.Array, Cache]:
     """Runs text that goes on behind what a cache holds, in one pass.
 
     Args:
       batch: `tokens` and `segment_ids` [B, T], one text a row, padded on the right; no audio.
-      kv: cache of B rows; a row's slots below its `start` are filled, all others may hold anything.
-      start: int [B], the position, and slot, of each row's first token here.
+      kv: cache of B rows; a row's positions below its `start` are filled, all others may hold
+        anything.
+      start: int [B], the position of each row's first token here.
 
     Returns:
       float32 logits [B, V] after each row's last token, and the cache with the text in it. What
-      stands in slots behind a row's text is never seen before it is written.
+      stands at positions behind a row's text is never seen before it is written.
     """
     tokens = batch["tokens"]
     x = decoder.embed_tokens(params["language_model"], tokens, as_dtype(compute))
-    slots = start[:, None] + jnp.arange(tokens.shape[1])
+    positions = start[:, None] + jnp.arange(tokens.shape[1])
 
-    def attend(query, key, value, kv, layer):
-        kv = cache.write_tokens(kv, layer, slots, key, value)
-        out = attention(query, *cache.read(kv, layer), causal=True, query_slots=slots)
+    def attend(query, key, value, kv):
+        kv = cache.write(kv, positions, key, value)
+        out = attention(query, *cache.read(kv), causal=True, query_slots=positions)
         return out, kv
 
     hidden, kv = decoder.decode(
-        params["language_model"], config.decoder, compute, x, slots, attend, cache=kv
+        params["language_model"], config.decoder, compute, x, positions, attend, cache=kv
     )
     return decoder.logits(params, _last(hidden, batch)), cache.pin(kv)
 
@@ -166,35 +167,35 @@ def decode_step(
     compute: Compute,
     tokens: jax.Array,
     positions: jax.Array,
-    kv: Caches,
+    kv: Cache,
     reach: int | None = None,
-) -> tuple[jax.Array, Caches]:
+) -> tuple[jax.Array, Cache]:
     """One token for each row.
 
     Args:
       tokens: int [B], the newest token of each row.
-      positions: int [B], its position, which is also its slot in the cache.
-      reach: how many of the cache's slots are read, by default all: more than the position of any
-        row whose logits matter.
+      positions: int [B], its position.
+      reach: how many of the cache's positions are read, by default all: more than the position of
+        any row whose logits matter.
 
     Returns:
       float32 logits [B, V] for the next token, and the cache with this one in it.
     """
     x = decoder.embed_tokens(params["language_model"], tokens[:, None], as_dtype(compute))
-    slots = positions[:, None]
+    here = positions[:, None]
 
-    def attend(query, key, value, kv, layer):
-        written = cache.write_token(kv, layer, positions, key, value)
+    def attend(query, key, value, kv):
+        written = cache.write(kv, here, key, value)
         if platform() == "tpu":
             # Of a cache that is written first the compiler takes all into its core's memory, and
             # brings all back. A CPU's copies one that is written last.
-            held = cache.read(kv, layer, reach)
+            held = cache.read(kv, reach)
             return decode_attention(query, key, value, *held, positions), written
-        held = cache.read(written, layer, reach)
-        return attention(query, *held, causal=True, query_slots=slots), written
+        held = cache.read(written, reach)
+        return attention(query, *held, causal=True, query_slots=here), written
 
     hidden, kv = decoder.decode(
-        params["language_model"], config.decoder, compute, x, slots, attend, cache=kv
+        params["language_model"], config.decoder, compute, x, here, attend, cache=kv
     )
     return decoder.logits(params, hidden[:, 0]), kv
 

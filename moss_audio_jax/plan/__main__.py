@@ -1,10 +1,12 @@
 """Does a run fit a TPU slice, and how fast would it be? Asks the TPU compiler; needs no TPU.
 
 example:
-  moss-audio-jax plan --config configs/sft.py:8b --topology v5e:16x16
-  moss-audio-jax plan --config configs/sft.py --topology v6e:4x4 --sweep --output plan.json
-  moss-audio-jax plan --config configs/pretrain_full.py:8b --topology v5e:16x16 --budget
-  moss-audio-jax plan --config configs/sft.py:8b --topology v5e:2x4 --generate --quantize weights
+  moss-audio-jax plan --config sft:8b --topology v5e:16x16
+  moss-audio-jax plan --config sft --topology v6e:4x4 --sweep --output plan.json
+  moss-audio-jax plan --config pretrain_full:8b --topology v5e:16x16 --budget
+  moss-audio-jax plan --config sft:8b --topology v5e:2x4 --generate --quantize weights
+
+--config NAME[:ARG] is a packaged config (`moss-audio-jax` lists them), or the path of your own.
 
 Compiles the very train step of the config for the slice and reports one device's memory by owner,
 the collectives, and a modelled step time (a way to rank settings, not a measurement). No weights
@@ -14,29 +16,35 @@ killed one goes on where it was. --budget is the whole run on paper, without the
 --generate compiles what answers questions instead of the train step, for a model of the config's
 sizes: does it fit, and what must a token read?
 
-needs the extra [plan] (libtpu): pip install 'moss_audio_jax[plan]'. Exit code 1: it does not fit.
+Needs the extra `plan` (libtpu, the TPU compiler; --budget does without it):
+pip install -e '.[plan]'. Exit code 3: it does not fit.
 """
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends those too
+    from moss_audio_jax import cli
+
+    cli.run_verb("plan")
+
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from moss_audio_jax import command
+from moss_audio_jax import command, files
 from moss_audio_jax.config import QUANTIZE, Compute
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.plan import budget, topologies
 
+DOES_NOT_FIT = 3  # the exit code of a plan that says so
 _LOAD = ("batch", "prompt_tokens", "audio_seconds", "new_tokens")
 _GENERATE = (*_LOAD, "quantize", "mesh")
 
 
 def main(argv: Sequence[str]) -> int:
     options = command.parser("plan", __doc__)
-    options.add_argument("--config", required=True, metavar="FILE[:ARG]")
+    options.add_argument("--config", required=True, metavar="NAME[:ARG]")
     options.add_argument("--topology", required=True, metavar="NAME",
                          help="v4:2x2x1, v5e:16x16, v5p:4x4x8, v6e:4x4, tpu7x:2x2x1")  # fmt: skip
     options.add_argument("--slices", type=command.positive, default=1, metavar="N",
@@ -131,12 +139,12 @@ def main(argv: Sequence[str]) -> int:
         ]  # fmt: skip
     print(report.table(result))
     if args.output:
-        args.output.write_text(json.dumps(written, indent=1) + "\n")
+        files.write_whole(args.output, json.dumps(written, indent=1) + "\n")
         if args.sweep:
             kept.drop()
     if args.picture:
-        args.picture.write_text(report.picture(result))
-    return 0 if result.fits else 1
+        files.write_whole(args.picture, report.picture(result))
+    return 0 if result.fits else DOES_NOT_FIT
 
 
 def _generate(args: argparse.Namespace, model, topology: topologies.Topology, devices) -> int:
@@ -150,8 +158,9 @@ def _generate(args: argparse.Namespace, model, topology: topologies.Topology, de
     )
     print(serving_report.table(plan))
     if args.output:
-        args.output.write_text(json.dumps(serving_report.as_json(plan), indent=1) + "\n")
-    return 0 if plan.fits else 1
+        written = json.dumps(serving_report.as_json(plan), indent=1)
+        files.write_whole(args.output, f"{written}\n")
+    return 0 if plan.fits else DOES_NOT_FIT
 
 
 def _line(setting, plan) -> str:
@@ -175,7 +184,3 @@ def _words(text: str) -> tuple[str, ...]:
         if word not in REMAT:
             raise argparse.ArgumentTypeError(f"{word!r}: expected one of {', '.join(REMAT)}")
     return words
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

@@ -17,6 +17,7 @@ import json
 import math
 from typing import Any
 
+from moss_audio_jax import files
 from moss_audio_jax.audio import lengths
 from moss_audio_jax.config import EncoderConfig, ModelConfig, ProcessorConfig, read_json
 from moss_audio_jax.errors import InputError, UsageError
@@ -234,9 +235,9 @@ def run(args: argparse.Namespace, config: Any, topology: Topology) -> int:
     written = budget(args, config, topology)
     print(table(written))
     if args.output:
-        args.output.write_text(json.dumps(written, indent=1) + "\n")
+        files.write_whole(args.output, json.dumps(written, indent=1) + "\n")
     if args.picture:
-        args.picture.write_text(picture(written))
+        files.write_whole(args.picture, picture(written))
     return 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
-import importlib.util
 import os
 import re
 import time
@@ -15,10 +14,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from moss_audio_jax import libtpu
 from moss_audio_jax.config import ModelConfig
 from moss_audio_jax.data.batch import Shape, make_train_batch
 from moss_audio_jax.data.pipeline import targets_of
-from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.errors import InputError, UsageError, extra
 from moss_audio_jax.evaluate import code_version
 from moss_audio_jax.plan.hlo import Module
 from moss_audio_jax.plan.topologies import GIB, Topology
@@ -36,12 +36,6 @@ from moss_audio_jax.train.step import (
 )
 
 FLAGS = "LIBTPU_INIT_ARGS"
-# Outside a TPU machine: ask no metadata server; the default backend stays the CPU.
-_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "JAX_PLATFORMS": "cpu",
-}
 _OUT_OF_MEMORY = (
     r"Used ([\d.]+)([KMG])i?B? of ([\d.]+)([KMG])i?B? hbm",
     r"memory required for HLO temporaries \(([\d.]+)([KMG])\) exceeds available HBM "
@@ -98,18 +92,21 @@ def prepare_environment() -> None:
     Raises:
       UsageError: libtpu is not installed.
     """
-    if importlib.util.find_spec("libtpu") is None:
-        raise UsageError("plan needs the TPU compiler: pip install 'moss_audio_jax[plan]'")
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    if not libtpu.installed():
+        raise UsageError(f"plan needs the TPU compiler: {extra('plan')}")
+    libtpu.set_environment()
     jax.config.update("jax_platforms", "cpu")
 
 
 def versions() -> dict[str, str]:
     """What a compiled step depends on besides its config and its slice."""
-    libtpu = importlib.metadata.version("libtpu")
     flags = os.environ.get(FLAGS, "")
-    return {"code": code_version(), "jax": jax.__version__, "libtpu": libtpu, "flags": flags}
+    return {
+        "code": code_version(),
+        "jax": jax.__version__,
+        "libtpu": importlib.metadata.version("libtpu"),
+        "flags": flags,
+    }
 
 
 def slice_devices(topology: Topology) -> list[Any]:

@@ -57,7 +57,7 @@ def table(plan: Plan) -> str:
         *(f"    {name:<13}{readable(size):>11}" for name, size in rows.items()),
         f"  a step: {plan.tokens:,} tokens, {plan.flops / 1e12:,.1f} model TFLOP",
         f"  compiled in {plan.compile_seconds:.0f} s; {plan.kernels} Pallas kernel(s)",
-        f"  {FLAGS}: {plan.compiler_flags or 'none; launch/xla_flags.py has some to start from'}",
+        f"  {FLAGS}: {plan.compiler_flags or 'none; launch/xla_flags.py in a clone has some'}",
     ]
     for kind, entry in sorted(by_kind(plan.collectives).items()):
         lines.append(

@@ -158,7 +158,7 @@ def compile_decode(serving: Serving) -> Compiled:
             number,
             number,
             **serving.static,
-            reach=cache.slots_of(serving.slots.cache),
+            reach=cache.length_of(serving.slots.cache),
         )
     given = held_bytes([decoder_params(serving), serving.slots])
     return compile_lowered(lowered, given, serving.mesh.size)
@@ -181,7 +181,6 @@ def _slots(serving: Serving, count: int) -> slots.Slots:
         functools.partial(
             slots.empty_slots, **serving.static, count=count,
             room=bucket(serving.load.new_tokens, 64), size=serving.load.cache_slots,
-            unstacked=True,
         )
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moss_audio_jax import files
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.evaluate.journal import Journal
 from moss_audio_jax.plan.estimate import Estimate, Memory, Plan
@@ -85,10 +86,10 @@ class Kept:
         if self._path is None or not self._path.exists():
             return
         # A line that a killed process left half-written has no end.
-        for line in self._path.read_text().splitlines(keepends=True):
+        for line in files.read_bytes(self._path).decode(errors="replace").splitlines(keepends=True):
             if line.endswith("\n"):
                 try:
-                    row = json.loads(line)
+                    row = files.parse_json(line, str(self._path))
                     self._found[row["question"]] = _plan(row["plan"])
                 except (ValueError, TypeError, KeyError):
                     raise InputError(f"{self._path}: not what a sweep keeps; remove it") from None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from tokenizers import models, pre_tokenizers
 
 from moss_audio_jax.config import ProcessorConfig, read_json
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.text.tokenizer import SPECIAL_STRINGS, Tokenizer
+from moss_audio_jax.files import brief, quoted, read_bytes
+from moss_audio_jax.text.tokenizer import LONE_SURROGATE, SPECIAL_STRINGS, Tokenizer
 
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -61,8 +63,9 @@ class BpeTokenizer(Tokenizer):
         for string, index, hide in added:
             if vocab.get(string, index) != index or owner.get(index, string) != string:
                 raise InputError(
-                    f"{where}: added token {string!r} has id {index}, which clashes with "
-                    f"{owner.get(index, string)!r} = {vocab.get(string, index)}; give it its own id"
+                    f"{where}: added token {quoted(string)} has id {index}, which clashes with "
+                    f"{quoted(owner.get(index, string))} = {vocab.get(string, index)}; give it its "
+                    "own id"
                 )
             vocab[string] = index
             owner[index] = string
@@ -88,7 +91,8 @@ class BpeTokenizer(Tokenizer):
                         f"{self.files[0]}: no piece for the bytes of {char!r}; expected all 256 "
                         "bytes in the vocabulary"
                     )
-        return self._core.encode(text, add_special_tokens=False).ids
+        with _one_line(f"{self.files[0]}: cannot encode a text"):
+            return self._core.encode(text, add_special_tokens=False).ids
 
     def _piece_bytes(self, piece: str) -> bytes:
         if piece in self._added or not BYTE_OF.keys() >= set(piece):
@@ -102,19 +106,18 @@ def from_vocab_and_merges(
     """Reads vocab.json + merges.txt, with the added tokens of the `side` files."""
     vocab = _checked_vocab(read_json(vocab_path), vocab_path)
     try:
-        lines = merges_path.read_text(encoding="utf-8").split("\n")
+        text = read_bytes(merges_path, "a list of merges").decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{merges_path}: not valid UTF-8 ({error})") from None
-    lines = [line.strip() for line in lines]
+    lines = [line.strip() for line in text.split("\n")]
     if lines[0].startswith("#version:"):
         lines[0] = ""
     merges = [tuple(line.split(" ")) for line in lines if line]
     try:
-        model = models.BPE(vocab=vocab, merges=merges)
-    except Exception as error:  # the library raises the bare class
-        raise InputError(
-            _bad_merge(lines, vocab, merges_path) or f"{merges_path}: {error}"
-        ) from None
+        with _one_line(f"{vocab_path.parent}: vocab.json and merges.txt"):
+            model = models.BPE(vocab=vocab, merges=merges)
+    except InputError as error:
+        raise InputError(_bad_merge(lines, vocab, merges_path) or str(error)) from None
     core = tokenizers.Tokenizer(model)
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -133,10 +136,12 @@ def from_tokenizer_json(
     raw = read_json(path)
     model = raw.get("model")
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
-    if kind != "BPE" or '"ByteLevel"' not in json.dumps([raw.get("pre_tokenizer")]):
+    with _one_line(f"{path}: pre_tokenizer"):
+        splitter = json.dumps(raw.get("pre_tokenizer"))
+    if kind != "BPE" or '"ByteLevel"' not in splitter:
         raise InputError(
             f"{path}: expected a byte-level BPE model (model.type BPE, pre_tokenizer ByteLevel), "
-            f"found {kind}"
+            f"found {quoted(kind)}"
         )
     vocab = _checked_vocab(model.get("vocab"), path)
     listed = raw.get("added_tokens") or []
@@ -148,10 +153,8 @@ def from_tokenizer_json(
     raw |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     if nfc:
         raw["normalizer"] = None
-    try:
+    with _one_line(f"{path}: not a tokenizer.json"):
         core = tokenizers.Tokenizer.from_str(json.dumps(raw))
-    except Exception as error:  # the library raises the bare class
-        raise InputError(f"{path}: not a tokenizer.json ({str(error).splitlines()[0]})") from None
     # A token may be listed among the added ones and in the model's vocabulary too.
     return BpeTokenizer(core, nfc, vocab, [*added, *_added_tokens(side)], [path, *side], processor)
 
@@ -160,9 +163,28 @@ def _checked_vocab(vocab: Any, path: Path) -> dict[str, int]:
     if not isinstance(vocab, dict):
         raise InputError(f"{path}: no vocabulary; expected an object of piece -> id")
     for piece, index in vocab.items():
-        if type(index) is not int or index < 0:
-            raise InputError(f"{path}: id of {piece!r} is {index!r}; expected a whole number >= 0")
+        if not _is_id(index):
+            raise InputError(
+                f"{path}: id of {quoted(piece)} is {quoted(index)}; expected a whole number >= 0"
+            )
+        if LONE_SURROGATE.search(piece):
+            raise InputError(f"{path}: the piece {quoted(piece)} is no text (a lone surrogate)")
     return vocab
+
+
+def _is_id(index: Any) -> bool:
+    return type(index) is int and 0 <= index < 2**31
+
+
+@contextlib.contextmanager
+def _one_line(where: str) -> Iterator[None]:
+    """What the library raises, its panics too, becomes an InputError."""
+    try:
+        yield
+    except BaseException as error:  # a panic is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{where}: {brief(error)}") from None
 
 
 def _added_tokens(side: Iterable[Path]) -> list[tuple[str, int, bool]]:
@@ -180,7 +202,8 @@ def _added_tokens(side: Iterable[Path]) -> list[tuple[str, int, bool]]:
         if not isinstance(listed, dict) or any(not isinstance(t, dict) for t in listed.values()):
             raise InputError(f"{path}: added_tokens_decoder must map ids to objects")
         for key, token in listed.items():
-            tokens.append(_added(token, int(key) if key.isdecimal() else key, path))
+            number = int(key) if key.isascii() and key.isdecimal() and len(key) < 20 else key
+            tokens.append(_added(token, number, path))
     # The configuration's flags win; a different id stays in both lists and is found as a clash.
     same = {(string, index) for string, index, _ in tokens}
     return [t for t in found.values() if t[:2] not in same] + tokens
@@ -188,9 +211,11 @@ def _added_tokens(side: Iterable[Path]) -> list[tuple[str, int, bool]]:
 
 def _added(token: dict[str, Any], index: Any, path: Path) -> tuple[str, int, bool]:
     string = token.get("content")
-    if not isinstance(string, str) or not string or type(index) is not int or index < 0:
+    whole = isinstance(string, str) and string and not LONE_SURROGATE.search(string)
+    if not whole or not _is_id(index):
         raise InputError(
-            f"{path}: added token {string!r} has id {index!r}; expected a string and a number >= 0"
+            f"{path}: added token {quoted(string)} has id {quoted(index)}; expected a string and a "
+            "number >= 0"
         )
     return string, index, bool(token.get("special", False))
 
@@ -207,5 +232,7 @@ def _bad_merge(lines: Sequence[str], vocab: dict[str, int], path: Path) -> str |
             )
         for piece in (*pair, "".join(pair)):
             if piece not in vocab:
-                return f"{path}: line {number} makes or uses {piece!r}, which vocab.json lacks"
+                return (
+                    f"{path}: line {number} makes or uses {quoted(piece)}, which vocab.json lacks"
+                )
     return None

@@ -22,6 +22,7 @@ import numpy as np
 from moss_audio_jax.audio import lengths
 from moss_audio_jax.config import ProcessorConfig
 from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.files import brief
 from moss_audio_jax.text.tokenizer import (
     AUDIO,
     AUDIO_END,
@@ -268,12 +269,14 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> list[_Turn]:
             raise InputError(f"{where} is a {type(message).__name__}; expected an object")
         role, kind, content = (message.get(key) for key in ("role", "message_type", "content"))
         if role not in ("system", "user", "assistant"):
-            raise InputError(f"{where}: role is {role!r}; expected system, user or assistant")
+            raise InputError(f"{where}: role is {_said(role)}; expected system, user or assistant")
         if kind not in ("text", "audio") or (kind == "audio" and role != "user"):
             allowed = "'text' or 'audio'" if role == "user" else f"'text' (role {role})"
-            raise InputError(f"{where}: message_type is {kind!r}; expected {allowed}")
+            raise InputError(f"{where}: message_type is {_said(kind)}; expected {allowed}")
         if kind == "audio" and (not isinstance(content, (str, os.PathLike)) or content == ""):
-            raise InputError(f"{where}: content is {content!r}; expected the path of an audio file")
+            raise InputError(
+                f"{where}: content is {_said(content)}; expected the path of an audio file"
+            )
         if kind == "text":
             _require_text(content, f"{where}: content")
         if not turns or turns[-1].role != role:
@@ -353,6 +356,11 @@ def _answer_ids(tokenizer: Tokenizer, answer: str) -> list[int]:
     thinking, closed, after = rest.partition(closing)
     ids = [*tokenizer.encode(before), open_id, *tokenizer.encode(thinking)]
     return [*ids, close_id, *tokenizer.encode(after)] if closed else ids
+
+
+def _said(value: Any) -> str:
+    """A value for a message, short; what nests deeply has no repr."""
+    return brief(repr(value), 60) if isinstance(value, str | int | None) else type(value).__name__
 
 
 def _require_text(value: Any, what: str) -> None:

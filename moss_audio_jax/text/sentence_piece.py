@@ -24,10 +24,12 @@ import sentencepiece
 
 from moss_audio_jax.config import ProcessorConfig
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.files import read_bytes
 from moss_audio_jax.text.tokenizer import SPECIAL_STRINGS, Tokenizer
 
 _SPACE = "\u2581"  # how a piece writes a space
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+_BYTES = {f"<0x{b:02X}>" for b in range(256)}
 _SPECIAL_SHAPE = re.compile(r"<\|[^|<>]+\|>")
 # A chat is tokenised piece by piece: a space before each piece, or one dropped, would change it.
 # Appended to a serialised ModelProto, this sets normalizer_spec (field 3) add_dummy_prefix and
@@ -48,8 +50,13 @@ class SentencePieceTokenizer(Tokenizer):
         model: the library's processor, loaded.
         files, processor: see `Tokenizer`.
         """
-        pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
+        try:
+            pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
+        except UnicodeDecodeError as error:
+            raise InputError(f"{files[0]}: a piece is not UTF-8 ({error.reason})") from None
         self._byte_pieces = {p: i for i, p in enumerate(pieces) if model.is_byte(i)}
+        if self._byte_pieces and self._byte_pieces.keys() != _BYTES:
+            raise InputError(f"{files[0]}: its byte pieces are not <0x00> to <0xFF>")
         self._unknown = {p for i, p in enumerate(pieces) if model.is_unknown(i)}
         self._model = model
         control = {p for i, p in enumerate(pieces) if model.is_control(i)}
@@ -100,8 +107,9 @@ def from_model(
     """Reads a *.model file; a dummy prefix and the removal of whitespace are switched off."""
     model = sentencepiece.SentencePieceProcessor()
     try:
-        model.load_from_serialized_proto(path.read_bytes() + _KEEP_WHITESPACE)
-    except RuntimeError:
+        raw = read_bytes(path, "a SentencePiece model")
+        model.load_from_serialized_proto(raw + _KEEP_WHITESPACE)
+    except (RuntimeError, UnicodeDecodeError):
         raise InputError(f"{path}: not a SentencePiece model; train or copy it anew") from None
     if not model.get_piece_size():
         raise InputError(f"{path}: a SentencePiece model without pieces; train or copy it anew")

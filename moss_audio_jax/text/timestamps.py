@@ -16,8 +16,8 @@ answer. What could not be read is reported, never dropped without a word.
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import json
-import math
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -31,7 +31,8 @@ _CLOCK = r"(?:\d{1,3}[:：])?\d{1,3}[:：]\d{2}(?:[.,．]\d{1,9})?"
 _UNIT = r"(?:\s*(?:seconds?|secs?|s|秒)(?![A-Za-z]))?"
 _TIME = rf"(?:{_CLOCK}|{_NUMBER}){_UNIT}"
 _STAMP = re.compile(rf"[\[［【]\s*({_TIME})\s*[\]］】]")
-_CUT_STAMP = re.compile(r"\s*[\[［【][\s\d.,:：．]*\Z")  # an answer cut off by its token limit
+_OPENS = "[［【"
+_IN_STAMP = re.compile(r"[\s\d.,:：．]*")
 _TO = r"\s*(?:-+>?|[‐-―−~～→]|to\b|至|到)\s*"
 _OPEN, _CLOSE = r"[\[［【(（]\s*", r"\s*[\]］】)）]"
 _BULLET = r"(?:[-*•·]|\d{1,3}[.)、](?!\d))\s*"
@@ -43,6 +44,9 @@ _EVENT = re.compile(
 )
 _FENCE = re.compile(r"^[ \t]*```[\w+-]*[ \t]*$\n?", re.MULTILINE)
 _LINE_BULLET = re.compile(rf"(?<=\n)[ \t]*{_BULLET}\Z")
+
+LATEST = 1e9  # seconds: no later time can be written; what is read stays below it
+_CUE = 500  # milliseconds that a subtitle without a length is shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,24 +107,29 @@ def shift(segments: Iterable[Segment], seconds: float) -> list[Segment]:
 
 # --- writers -----------------------------------------------------------------------------------
 # Each takes segments in any order and returns the text of a file, or raises InputError naming the
-# segment whose times are not finite, are negative, or end before they start.
+# segment whose times are not finite, are negative or beyond LATEST, or end before they start. What
+# no file of text can hold (lone surrogates, zero bytes) becomes U+FFFD.
 
 
 def to_srt(segments: Iterable[Segment]) -> str:
-    """SubRip subtitles; times are rounded to milliseconds."""
+    """SubRip subtitles in order of their starts; times are rounded to milliseconds.
+
+    A segment without a length is shown for half a second, or until the next one starts; with
+    others that start in its millisecond it becomes one cue, that of the first of them that lasts.
+    """
     cues = [
-        f"{number}\n{_clock(s.start, ',')} --> {_clock(s.end, ',')}\n{_lines(s.text)}\n"
-        for number, s in enumerate(_checked(segments), 1)
+        f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text.replace('-->', '->')}\n"
+        for number, (start, end, text) in enumerate(_cues(segments), 1)
     ]
     return "\n".join(cues)
 
 
 def to_vtt(segments: Iterable[Segment]) -> str:
-    """WebVTT subtitles; times are rounded to milliseconds, & < > are escaped."""
+    """WebVTT subtitles as `to_srt` makes them; & < > are escaped."""
     cues = ["WEBVTT\n"]
-    for s in _checked(segments):
-        text = _lines(s.text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        cues.append(f"{_clock(s.start, '.')} --> {_clock(s.end, '.')}\n{text}\n")
+    for start, end, text in _cues(segments):
+        text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        cues.append(f"{_clock(start, '.')} --> {_clock(end, '.')}\n{text}\n")
     return "\n".join(cues)
 
 
@@ -141,18 +150,24 @@ def to_textgrid(segments: Iterable[Segment], duration: float | None = None) -> s
       segments: what to write.
       duration: seconds of the recording; by default, and at least, the last segment's end.
     """
+    if duration is not None and not 0 <= duration <= LATEST:
+        raise InputError(f"the duration is {duration} s; expected 0 to {LATEST:.0f}")
     rows = sorted((round(s.start, 6), round(s.end, 6), s.text) for s in _checked(segments))
     end = max([round(duration or 0.0, 6), *(stop for _, stop, _ in rows)])
     end = end or 1.0  # Praat refuses a TextGrid of no length
     tiers: list[list[tuple[float, float, str]]] = [[]]
+    free, busy = [0], []  # heaps of tiers: by number; by when their last segment ends
     for row in rows:
         if row[0] == row[1]:
             continue
-        free = next((t for t in tiers if not t or t[-1][1] <= row[0]), None)
-        if free is None:
-            free = []
-            tiers.append(free)
-        free.append(row)
+        while busy and busy[0][0] <= row[0]:
+            heapq.heappush(free, heapq.heappop(busy)[1])
+        if not free:
+            free.append(len(tiers))
+            tiers.append([])
+        number = heapq.heappop(free)
+        tiers[number].append(row)
+        heapq.heappush(busy, (row[1], number))
     points = [(start, text) for start, stop, text in rows if start == stop]
 
     lines = [
@@ -187,33 +202,57 @@ def to_textgrid(segments: Iterable[Segment], duration: float | None = None) -> s
     if points:
         lines += _tier_head(len(tiers) + 1, "TextTier", "points", end)
         # Praat allows one point at a time.
-        merged: dict[float, str] = {}
+        merged: dict[float, list[str]] = {}
         for time, text in points:
-            merged[time] = f"{merged[time]} {text}" if time in merged else text
+            merged.setdefault(time, []).append(text)
         lines.append(f"        points: size = {len(merged)}")
-        for index, (time, text) in enumerate(merged.items(), 1):
+        for index, (time, texts) in enumerate(merged.items(), 1):
             lines += [
                 f"        points [{index}]:",
                 f"            number = {_number(time)}",
-                f"            mark = {_quoted(text)}",
+                f"            mark = {_quoted(' '.join(texts))}",
             ]
     return "\n".join(lines) + "\n"
 
 
 def _checked(segments: Iterable[Segment]) -> list[Segment]:
-    segments = list(segments)
+    checked = []
     for number, s in enumerate(segments, 1):
-        if not (math.isfinite(s.end) and 0 <= s.start <= s.end):
+        if not 0 <= s.start <= s.end <= LATEST:
             raise InputError(
                 f"segment {number} ({s.text[:40]!r}) runs from {s.start} to {s.end} s; "
-                "expected 0 <= start <= end"
+                f"expected 0 <= start <= end <= {LATEST:.0f}"
             )
-    return segments
+        checked.append(dataclasses.replace(s, text=_UNWRITABLE.sub("\ufffd", s.text)))
+    return checked
 
 
-def _clock(seconds: float, point: str) -> str:
-    """hh:mm:ss and milliseconds, rounded as a whole so that 59.9996 carries to the minute."""
-    rest, milliseconds = divmod(round(seconds * 1000), 1000)
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+
+
+def _cues(segments: Iterable[Segment]) -> list[tuple[int, int, str]]:
+    """(start, end, text) in milliseconds, by start; every cue ends later than it starts."""
+    rows = [
+        (round(s.start * 1000), round(s.end * 1000), _lines(s.text)) for s in _checked(segments)
+    ]
+    rows.sort(key=lambda row: row[0])
+    cues: list[tuple[int, int, str]] = []
+    waiting: list[str] = []  # texts without a length, of the next cue's start
+    for number, (start, end, text) in enumerate(rows):
+        following = rows[number + 1][0] if number + 1 < len(rows) else None
+        if start == end and start == following:
+            waiting.append(text)
+            continue
+        if start == end:
+            end = start + _CUE if following is None else min(start + _CUE, following)
+        cues.append((start, end, "\n".join(filter(None, [*waiting, text]))))
+        waiting = []
+    return cues
+
+
+def _clock(time: int, point: str) -> str:
+    """hh:mm:ss and milliseconds of a time in milliseconds."""
+    rest, milliseconds = divmod(time, 1000)
     rest, whole = divmod(rest, 60)
     hours, minutes = divmod(rest, 60)
     return f"{hours:02d}:{minutes:02d}:{whole:02d}{point}{milliseconds:03d}"
@@ -275,7 +314,7 @@ def _parse_stamps(answer: str) -> Parsed:
         opening = stamp
     if opening is not None:
         rest = _one_line(answer[opening.end() :])
-        piece = _CUT_STAMP.sub("", rest)
+        piece = _without_cut_stamp(rest)
         if piece and (explicit or chained):
             start = _seconds(opening[1])
             segments.append(Segment(start, start, piece))
@@ -314,7 +353,14 @@ def _segment(start: float, end: float, text: str, source: str, unread: list[str]
 
 
 def _one_line(piece: str) -> str:
-    return re.sub(r"\s*\n\s*", " ", piece.strip())
+    return " ".join(filter(None, map(str.strip, piece.split("\n"))))
+
+
+def _without_cut_stamp(text: str) -> str:
+    """Without the half of a stamp at its end: the answer was cut off by its token limit."""
+    at = max(map(text.rfind, _OPENS))
+    cut = at >= 0 and _IN_STAMP.fullmatch(text, at + 1)
+    return text[:at].rstrip() if cut else text
 
 
 def _bare_whole(time: str) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from moss_audio_jax import config
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.files import quoted
 
 PAD = "<|endoftext|>"
 TURN_START = "<|im_start|>"
@@ -24,7 +25,7 @@ AUDIO, AUDIO_START, AUDIO_END = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
 # Strings that are special wherever a vocabulary holds them, whether or not a file says so.
 SPECIAL_STRINGS = frozenset({PAD, TURN_START, TURN_END, *THINK, AUDIO, AUDIO_START, AUDIO_END})
 
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # What a converter must carry along for other programs to find a complete tokenizer.
 _SIDE_FILES = (
     "tokenizer_config.json",
@@ -70,7 +71,7 @@ class Tokenizer(abc.ABC):
         if len(self._pieces) != len(vocab):
             first, second = _same_id(vocab)
             raise InputError(
-                f"{_where(files)}: id {vocab[first]} is both {first!r} and {second!r}; "
+                f"{_where(files)}: id {vocab[first]} is both {quoted(first)} and {quoted(second)}; "
                 "expected one piece for each id"
             )
         if processor is None:
@@ -130,7 +131,7 @@ class Tokenizer(abc.ABC):
         """
         if not isinstance(text, str):
             raise InputError(f"cannot tokenise a {type(text).__name__}; expected a string")
-        text = self._normalize(_LONE_SURROGATE.sub("\ufffd", text))
+        text = self._normalize(LONE_SURROGATE.sub("\ufffd", text))
         if not special or self._special_pattern is None:
             return self._encode_plain(text)
         ids: list[int] = []
@@ -207,7 +208,7 @@ class Tokenizer(abc.ABC):
             check_fits(self, self.processor, vocab_size, str(self.files[0].parent))
         for index, piece in self._clashes:
             raise InputError(
-                f"{_where(self.files)}: id {index} is the ordinary piece {piece!r} "
+                f"{_where(self.files)}: id {index} is the ordinary piece {quoted(piece)} "
                 "but processor_config.json (or its defaults) makes it an audio id; "
                 "give audio ids that no text can produce"
             )
@@ -264,11 +265,14 @@ def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> Tokeniz
 def _read_tokenizer(folder: Path) -> Tokenizer:
     """`load_tokenizer` before any check of ids."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected one that holds a tokenizer")
-    side = [folder / name for name in _SIDE_FILES if (folder / name).is_file()]
+        raise InputError(
+            f"{folder}: no such folder; expected one that holds a tokenizer"
+            f"{config.hub_advice(folder)}"
+        )
+    side = [folder / name for name in _SIDE_FILES if (folder / name).exists()]
     processor = None
-    if (folder / "processor_config.json").is_file():
-        path = folder / "processor_config.json"
+    path = folder / "processor_config.json"
+    if path.exists():
         processor = config.processor_from_official(config.read_json(path), str(path))
 
     whole, vocab, merges = (
@@ -276,12 +280,12 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
     )
     models = sorted(folder.glob("*.model"))
     # Imported here: a model with one kind of tokenizer needs only that kind's library.
-    if whole.is_file():
+    if whole.exists():
         from moss_audio_jax.text import bpe
 
-        parts = [path for path in (vocab, merges) if path.is_file()]
+        parts = [path for path in (vocab, merges) if path.exists()]
         return bpe.from_tokenizer_json(whole, [*parts, *side], processor)
-    if vocab.is_file() and merges.is_file():
+    if vocab.exists() and merges.exists():
         from moss_audio_jax.text import bpe
 
         return bpe.from_vocab_and_merges(vocab, merges, side, processor)
@@ -297,7 +301,7 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
         model = preferred if preferred in models else models[0]
         return sentence_piece.from_model(model, side, processor)
     for here, missing in ((vocab, merges), (merges, vocab)):
-        if here.is_file():
+        if here.exists():
             raise InputError(f"{missing}: no such file, though {here.name} is there; add it")
     raise InputError(
         f"{folder}: no tokenizer; expected tokenizer.json, vocab.json + merges.txt or *.model"

@@ -1,16 +1,21 @@
 """Trains a model, or continues what a folder holds, and exports it.
 
 example:
-  moss-audio-jax train --config configs/sft.py --workdir DIR \\
+  moss-audio-jax train --config sft --workdir DIR \\
       --config.init_from=CHECKPOINT --config.data.train="('rows.jsonl',)"
 
---config FILE[:argument] names a Python file with get_config(); --config.KEY=VALUE overrides one of
-its keys. The same command again continues; SIGTERM saves and ends the run with exit code 0.
+--config NAME[:argument] is a packaged config (`moss-audio-jax` lists them), or the path of a Python
+file with get_config(); --config.KEY=VALUE overrides one of its keys. The same command again
+continues; SIGTERM saves and ends the run with exit code 0.
 """
 
 from __future__ import annotations
 
-import sys
+if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends those too
+    from moss_audio_jax import cli
+
+    cli.run_verb("train")
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +44,7 @@ def parse(argv: Sequence[str]) -> tuple[Any, Path]:
       UsageError: an unknown key, a value of the wrong type.
     """
     options = command.parser("train", __doc__)
-    options.add_argument("--config", required=True, metavar="FILE[:ARG]")
+    options.add_argument("--config", required=True, metavar="NAME[:ARG]")
     options.add_argument("--workdir", required=True, metavar="DIR")
     args, rest = options.parse_known_args(argv)
     if "://" in args.workdir:
@@ -60,7 +65,3 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Any:
         config.data.mixture = ConfigDict()  # a recipe's own data gives way
     check_keys(config)
     return config
-
-
-if __name__ == "__main__":
-    sys.exit(command.run(main))

@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 
+from moss_audio_jax.errors import InputError
 from moss_audio_jax.models import lora
 from moss_audio_jax.models.blocks import as_dtype
 from moss_audio_jax.train.start import Start
-from moss_audio_jax.train.step import Recipe
+from moss_audio_jax.train.step import Recipe, all_finite
 from moss_audio_jax.weights import heads
 from moss_audio_jax.weights.adapters import save_adapters
 from moss_audio_jax.weights.checkpoint import save_native, unflatten
@@ -37,7 +38,24 @@ def merged_params(state: dict[str, Any], recipe: Recipe) -> Any:
 
 def write(config: Any, start: Start, state: dict, recipe: Recipe, workdir: Path) -> None:
     """WORKDIR/export (official or native, LoRA merged), WORKDIR/lora (the adapters alone), and
-    beside the weights of an export the heads of the helper losses."""
+    beside the weights of an export the heads of the helper losses.
+
+    Raises:
+      InputError: the last updates were skipped, or the weights are not finite; nothing is written.
+    """
+    if not recipe.lora_alpha and config.checkpoint.export == "none":
+        return
+    if skipped := int(state["skipped"]):
+        raise InputError(
+            f"{workdir}: nothing is exported: the last {skipped} updates had a loss or gradient "
+            "that is not finite; the state is saved (lower optimizer.learning_rate, or look at the "
+            "rows of the last steps; the same command with more train.steps continues)"
+        )
+    if not all_finite({key: state[key] for key in ("trained", "ema") if key in state}):
+        raise InputError(
+            f"{workdir}: nothing is exported: weights are not finite (lower "
+            "optimizer.learning_rate; the same command continues from the last finite checkpoint)"
+        )
     if recipe.lora_alpha:
         adapters = state.get("ema", state["trained"])
         save_adapters(workdir / "lora", adapters, config.lora.alpha, start.model)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,13 @@ import numpy as np
 from clu import parameter_overview
 from jax.experimental import multihost_utils
 
-from moss_audio_jax import command
+from moss_audio_jax import command, files
 from moss_audio_jax.config import Compute
 from moss_audio_jax.data.augment import Augment
 from moss_audio_jax.data.loader_config import LoaderConfig, Pick
 from moss_audio_jax.data.mixture import Mixture
-from moss_audio_jax.data.pipeline import Loader, eval_batches
-from moss_audio_jax.errors import InputError
+from moss_audio_jax.data.pipeline import HostBatch, Loader, eval_batches
+from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.models import flops, lora, moss_audio
 from moss_audio_jax.sharding import make_mesh, param_shardings
 from moss_audio_jax.train import export, samples
@@ -42,7 +44,7 @@ from moss_audio_jax.train.step import (
     make_train_step,
     state_shardings,
 )
-from moss_audio_jax.weights.checkpoint import flatten
+from moss_audio_jax.weights.checkpoint import flatten, from_all
 from moss_audio_jax.weights.heads import load_heads
 
 _TOTALS = ("tokens_seen", "audio_seconds_seen", "skipped_total")
@@ -53,7 +55,8 @@ def train(config: Any, workdir: Path) -> int:
 
     Raises:
       InputError, UsageError: before anything is compiled, naming the key or file; or InputError
-        when the data or the loss turn bad, after saving.
+        when the data or the loss turn bad, after saving, or when the disk is full.
+      UsageError: another process trains in `workdir`.
     """
     # --- what is trained, on what -----------------------------------------------------------------
     start = read_start(config)
@@ -65,8 +68,17 @@ def train(config: Any, workdir: Path) -> int:
     spec = tuple(config.data.train) or config.data.mixture
     mixture = Mixture(spec, config.train.seed)
     held_out = Mixture(tuple(config.data.eval)) if config.data.eval else None
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(config.to_json_best_effort(indent=1) + "\n")
+    with _owner(workdir):
+        return _train(config, workdir, start, mesh, loader_config, mixture, held_out)
+
+
+def _train(
+    config: Any, workdir: Path, start: Start, mesh: jax.sharding.Mesh,
+    loader_config: LoaderConfig, mixture: Mixture, held_out: Mixture | None,
+) -> int:  # fmt: skip
+    if not jax.process_index():
+        text = config.to_json_best_effort(indent=1) + "\n"
+        files.write_whole(workdir / "config.json", text)
 
     recipe = recipe_of(config, start)
     abstract, factor = parameters_of(config, recipe)
@@ -77,8 +89,8 @@ def train(config: Any, workdir: Path) -> int:
     init = functools.partial(init_state, trained=trained, optimizer=optimizer, recipe=recipe)
     abstract_state = jax.eval_shape(init, abstract)
     shardings = state_shardings(abstract_state, start.model, mesh)
-    checkpoints = Checkpoints(workdir, config.checkpoint)
-    latest = checkpoints.latest()
+    checkpoints = Checkpoints(workdir, config.checkpoint, abstract_state)
+    newest = checkpoints.newest()
     with jax.set_mesh(mesh):
         base_shardings = param_shardings(moss_audio.abstract_params(start.model), start.model, mesh)
         params = flatten(initial_params(start, base_shardings, config.train.seed))
@@ -91,12 +103,12 @@ def train(config: Any, workdir: Path) -> int:
         del params
     totals = dict.fromkeys(_TOTALS, 0)
     saved_data = None
-    if latest is not None:
-        restored, run = checkpoints.restore(latest, abstract_state, shardings)
+    if newest is not None:
+        restored, run = checkpoints.restore(newest, shardings)
         state = {**state, **restored}
         totals, saved_data = run["totals"], run["data"]
-        command.say(f"continues at step {latest} of {workdir}")
-    first = latest or 0
+        command.say(f"continues at step {newest} of {workdir}")
+    first = newest or 0
     _describe(state, start, mesh, mixture)
 
     # --- the step, and what goes in and out of it ------------------------------------------------
@@ -109,6 +121,8 @@ def train(config: Any, workdir: Path) -> int:
     rows_log = workdir / f"rows-{jax.process_index()}.jsonl" if config.data.log_rows else None
     if rows_log:
         cut_back(rows_log, first)
+    if not jax.process_index():
+        cut_back(workdir / samples.LOG, first)
     stop = _StopSignal()
     overdue = _Overdue(60 * config.checkpoint.minutes)
 
@@ -129,21 +143,33 @@ def train(config: Any, workdir: Path) -> int:
     waiting: list[dict] = []  # numbers of steps, still on the device
     eval_loss = None
 
-    def save(step: int) -> None:
+    def save(step: int, data: dict) -> None:
         _collect(waiting, totals, rows.rows * rows.tokens)
         run = {"totals": totals, "config": json.loads(config.to_json_best_effort())}
-        checkpoints.save(step, state, run, loader.state(), eval_loss)
+        checkpoints.save(step, state, run, data, eval_loss)
         overdue.saved()
+
+    def stopped(step: int, data: dict) -> int:
+        done = "no step was done yet"
+        if step > first:
+            save(step, data)
+            done = f"saved step {step}"
+        command.say(f"asked to stop: {done}; the same command continues")
+        return 0
 
     step = first
     try:
         with jax.set_mesh(mesh), loader:
             while step < config.train.steps:
                 _profile(config.train.profile, step - first, workdir)
-                batch = next(loader)
+                data = loader.state()
+                try:
+                    batch = stop.next(loader)
+                except _Stopped:  # data that do not come must not hold it up
+                    return stopped(step, data)
                 if rows_log:
-                    with rows_log.open("a") as file:
-                        file.write(json.dumps({"step": step + 1, "rows": batch.row_ids}) + "\n")
+                    seen = {"step": step + 1, "rows": batch.row_ids}
+                    files.append(rows_log, json.dumps(seen) + "\n")
                 placed = _place(batch.arrays, mesh)
                 if echo:
                     placed = echo(step, placed)
@@ -155,7 +181,7 @@ def train(config: Any, workdir: Path) -> int:
                     values = _collect(waiting, totals, rows.rows * rows.tokens)
                     metrics.write(step, values | _task_losses(values, config.data.tasks))
                     if int(state["skipped"]) >= config.train.max_skipped:
-                        save(step)
+                        save(step, loader.state())
                         raise InputError(
                             f"{int(state['skipped'])} updates in a row had a loss or gradient that "
                             f"is not finite; stopped at step {step}, saved in {workdir} (lower "
@@ -171,19 +197,34 @@ def train(config: Any, workdir: Path) -> int:
                         )  # fmt: skip
                 late = step % config.train.log_every == 0 and overdue.now()
                 if late or step % config.checkpoint.every == 0 or step == config.train.steps:
-                    save(step)
+                    save(step, loader.state())
                 if stop.asked(step):
-                    save(step)
-                    command.say(f"asked to stop: saved step {step}; the same command continues")
-                    return 0
+                    return stopped(step, loader.state())
     finally:
         checkpoints.close()
+        stop.close()
     export.write(config, start, state, recipe, workdir)
     command.say(f"done: {step} steps in {workdir}")
     return 0
 
 
 # --- parts -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _owner(workdir: Path) -> Iterator[None]:
+    """This run alone writes to `workdir`: the first process holds its lock, for all of them."""
+    with contextlib.ExitStack() as held:
+        problem = None
+        if not jax.process_index():
+            try:
+                held.enter_context(files.Lock(workdir, "train"))
+            except (InputError, UsageError) as error:
+                problem = [isinstance(error, UsageError), str(error)]
+        if problem := from_all(problem)[0]:
+            bad_use, message = problem
+            raise (UsageError if bad_use else InputError)(message)
+        yield
 
 
 def parameters_of(config: Any, recipe: Recipe) -> tuple[dict, dict[str, float]]:
@@ -377,16 +418,37 @@ class _Overdue:
         return late
 
 
+class _Stopped(Exception):
+    """SIGTERM came while the run waited for data."""
+
+
 class _StopSignal:
     """SIGTERM asks to save and stop. With several processes all of them learn it at one step."""
 
     def __init__(self) -> None:
-        self._asked = False
+        self._asked = self._waits = False
+        self._before: Any = None
         if jax.process_count() == 1:
-            signal.signal(signal.SIGTERM, self._ask)
+            self._before = signal.signal(signal.SIGTERM, self._ask)
 
     def _ask(self, *_: Any) -> None:
         self._asked = True
+        if self._waits:
+            raise _Stopped
+
+    def next(self, loader: Loader) -> HostBatch:
+        """The next batch. Raises _Stopped where SIGTERM comes, or came, before it."""
+        self._waits = True
+        try:
+            if self._asked:
+                raise _Stopped
+            return next(loader)
+        finally:
+            self._waits = False
+
+    def close(self) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
 
     def asked(self, step: int) -> bool:
         if jax.process_count() > 1:

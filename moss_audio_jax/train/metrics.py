@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 
-from moss_audio_jax import command
+from moss_audio_jax import command, files
+from moss_audio_jax.errors import InputError
 
 
 class Metrics:
@@ -44,8 +45,7 @@ class Metrics:
             row["mfu"] = self._flops * rate / self._peak
         if not self._writes:
             return
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(row)) + "\n")
+        files.append(self._file, json.dumps(_finite(row)) + "\n")
         if self._tensorboard:
             self._tensorboard.write_scalars(
                 step, {k: v for k, v in row.items() if isinstance(v, int | float)}
@@ -65,19 +65,22 @@ class Metrics:
 
 
 def cut_back(file: Path, step: int) -> None:
-    """Drops the lines of a JSONL log beyond `step`, and a half-written last one."""
+    """Drops the lines of a JSONL log beyond `step`, and those that are damaged or half-written."""
     if not file.exists():
         return
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):
-            continue
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    partial.replace(file)
+    old = files.read_bytes(file, "a log")
+    new = b"".join(line + b"\n" for line in old.split(b"\n") if line and _step(line, file) <= step)
+    if new != old:
+        files.write_whole(file, new)
+
+
+def _step(line: bytes, file: Path) -> float:
+    try:
+        row = files.parse_json(line, str(file))
+    except InputError:
+        return math.inf
+    step = row.get("step") if isinstance(row, dict) else None
+    return step if isinstance(step, int | float) else math.inf
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from moss_audio_jax import command
+from moss_audio_jax import command, files
 from moss_audio_jax.data.batch import Example, TrainExample
 from moss_audio_jax.data.loader_config import LoaderConfig
 from moss_audio_jax.data.mixture import Mixture
@@ -22,6 +22,8 @@ from moss_audio_jax.generate.vocabulary import vocabulary
 from moss_audio_jax.train.export import merged_params
 from moss_audio_jax.train.start import Start
 from moss_audio_jax.train.step import Recipe
+
+LOG = "samples.jsonl"
 
 
 def show(
@@ -44,15 +46,14 @@ def show(
     outputs = engine.run(prompts)
     if jax.process_index():
         return
-    with (workdir / "samples.jsonl").open("a", encoding="utf-8") as file:
-        for example, output in zip(examples, outputs, strict=True):
-            answer = tokenizer.decode(example.ids[example.labels >= 0])
-            row = {
-                "step": step,
-                "row": example.row_id,
-                "expected": answer,
-                "answer": tokenizer.decode(output.ids),
-                "finish_reason": output.finish_reason,
-            }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            command.say(f"  {row['row']}: {row['answer']!r}  (expected {row['expected']!r})")
+    for example, output in zip(examples, outputs, strict=True):
+        answer = tokenizer.decode(example.ids[example.labels >= 0])
+        row = {
+            "step": step,
+            "row": example.row_id,
+            "expected": answer,
+            "answer": tokenizer.decode(output.ids),
+            "finish_reason": output.finish_reason,
+        }
+        files.append(workdir / LOG, json.dumps(row, ensure_ascii=False) + "\n")
+        command.say(f"  {row['row']}: {row['answer']!r}  (expected {row['expected']!r})")

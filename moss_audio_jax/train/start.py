@@ -10,7 +10,6 @@ init_from = "encoder=DIR,decoder=QWEN3_DIR"
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ from moss_audio_jax.config import (
     EncoderConfig,
     ModelConfig,
     decoder_from_qwen3,
-    read_json,
+    read_config_json,
 )
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.models import moss_audio
@@ -67,8 +66,7 @@ def read_start(config: Any) -> Start:
             taps = len(model.encoder.tap_layers)
             model = dataclasses.replace(model, inject_layers=min(model.inject_layers, taps))
         if decoder:
-            file = Path(decoder) / "config.json"
-            theirs = decoder_from_qwen3(read_json(file), str(file))
+            theirs = decoder_from_qwen3(*read_config_json(decoder))
             tied = model.decoder.tie_embeddings
             model = dataclasses.replace(
                 model, decoder=dataclasses.replace(theirs, tie_embeddings=tied)
@@ -103,7 +101,7 @@ def initial_params(start: Start, shardings: Any, seed: int) -> Any:
                 if path.startswith("audio_encoder/"):
                     params[path] = reader.load(path, flat[path])
     if start.decoder:
-        tied = bool(read_json(Path(start.decoder) / "config.json").get("tie_word_embeddings"))
+        tied = bool(read_config_json(start.decoder)[0].get("tie_word_embeddings"))
         with OfficialReader(start.decoder, qwen3_table(start.model, tied)) as reader:
             for path in reader.entries:
                 params[path] = reader.load(path, flat[path])

@@ -240,6 +240,13 @@ def make_train_step(
     return train_step
 
 
+@jax.jit
+def all_finite(state: State) -> jax.Array:
+    """Whether no value of a state, or of a part of one, is NaN or infinite: bool []."""
+    floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))
+
+
 def eval_step(trained: Flat, frozen: Flat, batch: dict, recipe: Recipe) -> dict:
     """Sums over a held-out batch; see `loss_sums`."""
     return loss_sums(trained, frozen, recipe, batch, loss_counts(recipe, batch))[1]

@@ -2,22 +2,163 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from moss_audio_jax.config import ModelConfig
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.weights import safetensors
+from moss_audio_jax.files import brief
+from moss_audio_jax.weights import adapter_config, safetensors
+from moss_audio_jax.weights.adapter_config import AdapterConfig
 from moss_audio_jax.weights.checkpoint import new_folder
-from moss_audio_jax.weights.official import table
+from moss_audio_jax.weights.official import Entry, check_float16, table
 
 _PEFT = "base_model.model."
-_WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
+
+
+class Adapter(NamedTuple):
+    """What one module of the official model gains: scale * b @ a, as official tensors name them."""
+
+    a: str  # the tensor's name; [r, in]
+    b: str  # [out, r]
+    scale: float
+
+
+class Adapters:
+    """A folder of adapters (ours or PEFT's), checked against a model; headers alone are read.
+
+    `modules` maps the path of a native kernel to one Adapter a layer, None for layers without.
+
+    Raises:
+      InputError: a file that is missing or broken, a setting of adapter_config.json that cannot be
+        obeyed, or tensors that do not fit it or the model; each is named.
+    """
+
+    def __init__(self, folder: str | Path, config: ModelConfig):
+        self.folder = Path(folder)
+        self.entries = {entry.path: entry for entry in table(config) if _is_linear(entry)}
+        names = [module for entry in self.entries.values() for module in _modules(entry)]
+        _check_folder(self.folder)
+        self.config = AdapterConfig(self.folder, names)
+        self.file = self.folder / _WEIGHTS
+        self._reader = safetensors.Reader(self.file)
+        try:
+            self.modules = self._found()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Adapters:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def __str__(self) -> str:
+        """'rank 4, scale 2, on q_proj, v_proj of language_model (8 kernels)'."""
+        adapters = [(path, a) for path, layers in self.modules.items() for a in layers if a]
+        ranks = sorted({self._reader.tensors[a.a].shape[0] for _, a in adapters})
+        scales = sorted({a.scale for _, a in adapters})
+        kinds: dict[str, set[str]] = {}
+        for path, _ in adapters:
+            parts = path.split("/")
+            kinds.setdefault(parts[0], set()).add(parts[-2])
+        where = "; ".join(f"{', '.join(sorted(kinds[part]))} of {part}" for part in kinds)
+        return f"rank {_span(ranks)}, scale {_span(scales)}, on {where} ({len(adapters)} kernels)"
+
+    def read(self, path: str, layer: int) -> tuple[np.ndarray, np.ndarray, float] | None:
+        """(a [in, r], b [r, out], scale) of a native kernel's layer, float32; None for none.
+
+        Raises:
+          InputError: values that are not finite.
+        """
+        adapter = self.modules[path][layer]
+        if adapter is None:
+            return None
+        entry = self.entries[path]
+        a, b = (self._tensor(name) for name in (adapter.a, adapter.b))
+        return _side(entry, a.shape[0]).to_native(a), b.T, adapter.scale
+
+    def _tensor(self, name: str) -> np.ndarray:
+        tensor = self._reader.read(name).astype(np.float32)
+        if not np.isfinite(tensor).all():
+            raise InputError(f"{self.file}: {name} holds values that are not finite")
+        return tensor
+
+    def _found(self) -> dict[str, list[Adapter | None]]:
+        """`modules`; InputError unless every tensor of the file has its place there."""
+        left = set(self._reader.tensors)
+        found: dict[str, list[Adapter | None]] = {}
+        unused = []
+        for path, entry in self.entries.items():
+            layers = [self._adapter(entry, module, left) for module in _modules(entry)]
+            if any(layers):
+                found[path] = layers
+            missing = [
+                module
+                for module, adapter in zip(_modules(entry), layers, strict=True)
+                if adapter is None and module in self.config.targets
+            ]
+            if missing and any(layers):
+                raise InputError(
+                    f"{self.file}: {_names(missing[0])[0]} is missing; {adapter_config.FILE} "
+                    "says that it was adapted"
+                )
+            if missing and not any(layers):
+                unused.append(path.removesuffix("/kernel"))
+        if left:
+            raise InputError(f"{self.file}: {self._why(brief(min(left)))}")
+        if not found:
+            raise InputError(f"{self.file}: holds no LoRA tensors")
+        if unused:
+            warnings.warn(
+                f"{self.folder}: target_modules names {unused[0]} too"
+                + (f" (and {len(unused) - 1} more)" if len(unused) > 1 else "")
+                + ", for which there are no tensors; it stays as it is",
+                stacklevel=2,
+            )
+        return found
+
+    def _adapter(self, entry: Entry, module: str, left: set[str]) -> Adapter | None:
+        a, b = _names(module)
+        there = {a, b} & left
+        if not there:
+            return None
+        left -= there
+        if len(there) == 1:
+            [missing] = {a, b} - there
+            raise InputError(f"{self.file}: {missing} is missing; expected it beside {min(there)}")
+        if module not in self.config.targets:
+            raise InputError(
+                f"{self.file}: holds {a}, though {adapter_config.FILE} does not adapt {module}"
+            )
+        rank, (n_out, n_in) = self.config.rank(module), entry.tensor
+        for name, shape in ((a, (rank, n_in)), (b, (n_out, rank))):
+            if (theirs := self._reader.tensors[name].shape) != shape:
+                raise InputError(
+                    f"{self.file}: {name} has shape {list(theirs)}; the model and "
+                    f"{adapter_config.FILE} (rank {rank}) call for {list(shape)}"
+                )
+        return Adapter(a, b, self.config.scale(module))
+
+    def _why(self, name: str) -> str:
+        """Why a tensor has no place."""
+        module = name.removeprefix(_PEFT)
+        if name.endswith((".lora_A.weight", ".lora_B.weight")):
+            module = module.rsplit(".", 2)[0]
+            return f"{name}: {module} is no linear layer of the model; is the base another one?"
+        return f"{name} is no LoRA tensor of a linear layer; expected lora_A and lora_B alone"
 
 
 def save_adapters(
@@ -29,15 +170,20 @@ def save_adapters(
     """
     host = {path: np.asarray(jax.device_get(leaf), np.float32) for path, leaf in adapters.items()}
     tensors: dict[str, np.ndarray] = {}
-    for entry in table(config):
+    modules: list[str] = []
+    linear = [entry for entry in table(config) if _is_linear(entry)]
+    for entry in linear:
         module = entry.path.removesuffix("/kernel")
-        for leaf, name in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
-            if (stack := host.get(f"{module}/{leaf}")) is None:
-                continue
-            layers = stack if entry.stack is not None else stack[None]
-            for official, layer in zip(entry.names, layers, strict=True):
-                key = f"{_PEFT}{official.removesuffix('.weight')}.{name}.weight"
-                tensors[key] = np.ascontiguousarray(layer.T)
+        if f"{module}/lora_a" not in host:
+            continue
+        a, b = (host[f"{module}/{leaf}"] for leaf in ("lora_a", "lora_b"))
+        if entry.stack is None:
+            a, b = a[None], b[None]
+        side = _side(entry, a.shape[-1])
+        for official, layer_a, layer_b in zip(_modules(entry), a, b, strict=True):
+            name_a, name_b = _names(official)
+            tensors |= {name_a: side.to_official(layer_a), name_b: layer_b.T}
+        modules += _modules(entry)
     if jax.process_index():
         return
     nbytes = sum(tensor.nbytes for tensor in tensors.values())
@@ -46,7 +192,7 @@ def save_adapters(
         with safetensors.Writer(partial, shapes) as writer:
             for name, tensor in tensors.items():
                 writer.write(name, tensor)
-        (partial / "model.safetensors").rename(partial / _WEIGHTS)
+        (partial / safetensors.SINGLE).rename(partial / _WEIGHTS)
         description = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -54,46 +200,55 @@ def save_adapters(
             "lora_alpha": alpha,
             "lora_dropout": 0.0,
             "bias": "none",
-            "target_modules": sorted({n.split(".lora_")[0].rsplit(".", 1)[1] for n in tensors}),
+            "target_modules": _target_modules(modules, linear),
         }
-        (partial / _CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+        (partial / adapter_config.FILE).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def _target_modules(modules: Sequence[str], linear: Sequence[Entry]) -> list[str]:
+    """Their last names where those name no other module, else their whole names."""
+    short = {module.rpartition(".")[2] for module in modules}
+    everywhere = [module for entry in linear for module in _modules(entry)]
+    meant = {module for module in everywhere if module.rpartition(".")[2] in short}
+    return sorted(short if meant == set(modules) else modules)
 
 
 def load_adapters(folder: str | Path, config: ModelConfig) -> tuple[dict[str, np.ndarray], float]:
-    """What `save_adapters` (or PEFT) wrote: adapters by native path, and alpha.
+    """What `save_adapters` (or PEFT) wrote: adapters by native path (float32), and alpha.
+
+    Each adds lora_a @ lora_b * alpha / r to its kernel, whatever scales and ranks the file has:
+    layers of a lower rank, and those without an adapter, are padded with zeros.
 
     Raises:
-      InputError: files that are missing, or tensors that fit no kernel of the model.
+      InputError: see `Adapters`.
     """
-    folder = Path(folder)
-    try:
-        description = json.loads((folder / _CONFIG).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / _CONFIG}: cannot be read ({error})") from None
-    adapters: dict[str, np.ndarray] = {}
-    with safetensors.Reader(folder / _WEIGHTS) as reader:
-        left = set(reader.tensors)
-        for entry in table(config):
-            for leaf, name in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
-                keys = [
-                    f"{_PEFT}{official.removesuffix('.weight')}.{name}.weight"
-                    for official in entry.names
-                ]
-                found = [key for key in keys if key in left]
-                if not found:
+    leaves: dict[str, np.ndarray] = {}
+    with Adapters(folder, config) as adapters:
+        alpha = None
+        for path in adapters.modules:
+            entry, module = adapters.entries[path], path.removesuffix("/kernel")
+            layers = [adapters.read(path, layer) for layer in range(len(_modules(entry)))]
+            rank = max(a.shape[1] for a, _, _ in filter(None, layers))
+            n_out, n_in = entry.tensor
+            lora_a = np.zeros((len(layers), n_in, rank), np.float32)
+            lora_b = np.zeros((len(layers), rank, n_out), np.float32)
+            for i, layer in enumerate(layers):
+                if layer is None:
                     continue
-                if found != keys:
-                    missing = next(key for key in keys if key not in left)
-                    raise InputError(f"{folder / _WEIGHTS}: {missing} is missing")
-                layers = [reader.read(key).T.astype(np.float32) for key in keys]
-                stacked = np.stack(layers) if entry.stack is not None else layers[0]
-                adapters[f"{entry.path.removesuffix('/kernel')}/{leaf}"] = stacked
-                left -= set(keys)
-    if left:
-        raise InputError(f"{folder / _WEIGHTS}: {min(left)} belongs to no kernel of the model")
-    if not adapters:
-        raise InputError(f"{folder / _WEIGHTS}: holds no LoRA tensors")
-    return adapters, float(description.get("lora_alpha", description["r"]))
+                a, b, scale = layer
+                alpha = alpha or scale * rank or 1.0  # the first one's, so that ours stay as saved
+                lora_a[i, :, : a.shape[1]] = a
+                lora_b[i, : b.shape[0]] = b * np.float32(scale * rank / alpha)
+            one = entry.stack is None
+            leaves[f"{module}/lora_a"] = lora_a[0] if one else lora_a
+            leaves[f"{module}/lora_b"] = lora_b[0] if one else lora_b
+    return leaves, alpha
+
+
+def describe(folder: str | Path, config: ModelConfig) -> str:
+    """One line about a folder of adapters: rank, scale, and what it adapts; see `Adapters`."""
+    with Adapters(folder, config) as adapters:
+        return f"{folder}: LoRA adapters of {adapters}"
 
 
 class Merged:
@@ -102,32 +257,74 @@ class Merged:
     def __init__(self, reader: Any, folder: str | Path, config: ModelConfig):
         """Raises InputError if the adapters cannot be read or do not fit the model."""
         self._reader = reader
-        self.entries, self.dtype = reader.entries, reader.dtype
-        self._adapters, alpha = load_adapters(folder, config)
-        for path, a in self._adapters.items():
-            module, _, leaf = path.rpartition("/")
-            kernel = self.entries[f"{module}/kernel"].shape
-            expected = kernel[:-1] if leaf == "lora_a" else (*kernel[:-2], kernel[-1])
-            found = a.shape[:-1] if leaf == "lora_a" else (*a.shape[:-2], a.shape[-1])
-            if found != expected:
-                raise InputError(
-                    f"{folder}: the adapter of {module} is for {list(found)}; "
-                    f"the model has {list(expected)}"
-                )
-        self._alpha = alpha
+        self.entries = reader.entries
+        try:
+            self._adapters = Adapters(folder, config)
+        except BaseException:
+            reader.__exit__(None, None, None)
+            raise
 
     def __enter__(self) -> Merged:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._adapters.close()
         self._reader.__exit__(None, None, None)
 
+    @property
+    def dtype(self) -> np.dtype:
+        return self._reader.dtype
+
     def read(self, path: str, dtype: Any) -> np.ndarray:
-        module = path.removesuffix("/kernel")
-        if (a := self._adapters.get(f"{module}/lora_a")) is None:
+        if path not in self._adapters.modules:
             return self._reader.read(path, dtype)
-        b = self._adapters[f"{module}/lora_b"]
         kernel = self._reader.read(path, np.float32)
-        for layer in range(len(kernel)) if kernel.ndim == 3 else (...,):
-            kernel[layer] += a[layer] @ b[layer] * (self._alpha / a.shape[-1])
-        return kernel.astype(dtype)
+        layers = kernel if kernel.ndim == 3 else kernel[None]
+        for layer, kept in enumerate(layers):
+            if (found := self._adapters.read(path, layer)) is not None:
+                a, b, scale = found
+                kept += a @ b * np.float32(scale)
+        merged = np.empty_like(kernel, np.dtype(dtype))
+        with np.errstate(over="ignore"):
+            np.copyto(merged, kernel, casting="unsafe")
+        if merged.dtype == np.float16:
+            check_float16(merged, f"{self._adapters.folder}: {path}")
+        return merged
+
+
+def _is_linear(entry: Entry) -> bool:
+    return entry.path.endswith("/kernel") and len(entry.tensor) == 2
+
+
+def _modules(entry: Entry) -> list[str]:
+    """The official modules of an entry, in order of layers."""
+    return [name.removesuffix(".weight") for name in entry.names]
+
+
+def _names(module: str) -> tuple[str, str]:
+    """The tensors of a module's lora_A [r, in] and lora_B [out, r]."""
+    a, b = (f"{_PEFT}{module}.{side}.weight" for side in ("lora_A", "lora_B"))
+    return a, b
+
+
+def _side(entry: Entry, rank: int) -> Entry:
+    """The entry of lora_A [r, in], whose columns lie as the kernel's do."""
+    split = entry.split and (rank, *entry.split[1:])
+    return dataclasses.replace(entry, tensor=(rank, entry.tensor[1]), stack=None, split=split)
+
+
+def _span(values: Sequence[float]) -> str:
+    return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
+
+
+def _check_folder(folder: Path) -> None:
+    if (folder / adapter_config.FILE).exists():
+        if not (folder / _WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
+            raise InputError(
+                f"{folder / 'adapter_model.bin'}: pickle files are not read (they can run code); "
+                "save the adapter as safetensors first"
+            )
+        return
+    inside = folder / "lora"
+    hint = f"; do you mean {inside}?" if (inside / adapter_config.FILE).is_file() else ""
+    raise InputError(f"{folder}: no folder of LoRA adapters (no {adapter_config.FILE}){hint}")

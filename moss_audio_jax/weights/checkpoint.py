@@ -2,7 +2,8 @@
 
     config.json, processor_config.json, generation_config.json, tokenizer files
     params/<dotted.path>/    one Orbax checkpoint {"value": array} for each parameter
-    moss_audio_jax.json      version, and each parameter's shape and dtype; written last
+    moss_audio_jax.json      version, each parameter's shape and dtype, size and CRC-32 of every
+                             file of params/; written last
 
 One Orbax checkpoint a parameter lets a converter hold one stacked leaf at a time. The arrays are
 plain Zarr in chunks of one layer or less, so that a process reads little beyond its own slices.
@@ -17,6 +18,7 @@ import logging
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from moss_audio_jax import files
 from moss_audio_jax.config import (
     ModelConfig,
     ProcessorConfig,
@@ -71,48 +74,65 @@ def new_folder(folder: str | Path, nbytes: int, overwrite: bool = False) -> Iter
 
     Raises:
       InputError: the folder exists, is not a checkpoint, or the disk is full.
+      UsageError: somebody else is writing it.
     """
     folder = Path(os.path.abspath(folder))
     partial = folder.with_name(f".{folder.name}.partial")
     old = folder.with_name(f".{folder.name}.old")
     first = jax.process_index() == 0
-    if folder.exists():
-        if not overwrite:
-            raise InputError(f"{folder}: exists already; choose another folder or overwrite it")
-        if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").exists()):
-            raise InputError(f"{folder}: is not a checkpoint; it is not overwritten")
-    _wait_for_all("looked")
-    try:
-        if first:
-            if partial.exists():  # left by a process that was killed
-                shutil.rmtree(partial)
-            partial.mkdir(parents=True)
-            if (free := shutil.disk_usage(partial).free) < nbytes:
-                raise InputError(
-                    f"{folder}: the disk has {free / 1e9:.1f} GB free, {nbytes / 1e9:.1f} GB needed"
-                )
-        _wait_for_all("made")
-        yield partial
-        _wait_for_all("written")
-        if first:
-            if folder.exists():
-                shutil.rmtree(old, ignore_errors=True)
-                folder.rename(old)
-            partial.rename(folder)
-            shutil.rmtree(old, ignore_errors=True)
-        _wait_for_all("renamed")
-    except BaseException as error:
-        if first:
-            if old.exists() and not folder.exists():
+    with files.Lock(folder.parent, "a writer", folder.name) if first else contextlib.nullcontext():
+        try:
+            if first and old.exists() and not folder.exists():  # killed between two renames
                 old.rename(folder)
-            shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            reason = errno.errorcode.get(error.errno, "") if error.errno else ""
-            raise InputError(
-                f"{folder}: not written: {error.strerror or error} {reason}".rstrip()
-                + "; the unfinished copy was removed"
-            ) from error
-        raise
+            if folder.exists():
+                _check_replaceable(folder, overwrite)
+            _wait_for_all("looked")
+            if first:
+                if partial.exists():  # left by a process that was killed
+                    shutil.rmtree(partial)
+                partial.mkdir()
+                if shutil.disk_usage(partial).free < nbytes:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            _wait_for_all("made")
+            yield partial
+            _wait_for_all("written")
+            if first:
+                if folder.exists():
+                    shutil.rmtree(old, ignore_errors=True)
+                    folder.rename(old)
+                partial.rename(folder)
+                shutil.rmtree(old, ignore_errors=True)
+            _wait_for_all("renamed")
+        except BaseException as error:
+            if first:
+                if old.exists() and not folder.exists():
+                    old.rename(folder)
+                shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise _not_written(folder, error, nbytes) from error
+            raise
+
+
+def _check_replaceable(folder: Path, overwrite: bool) -> None:
+    if not overwrite:
+        raise InputError(f"{folder}: exists already; choose another folder or overwrite it")
+    ours = ("config.json", "adapter_config.json", "helpers.json")
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if not empty and not any((folder / name).exists() for name in ours):
+        raise InputError(f"{folder}: is not a checkpoint; it is not overwritten")
+
+
+def _not_written(folder: Path, error: OSError, nbytes: int) -> InputError:
+    """One line; of a full disk it says what is needed."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(folder.parent).free
+        return InputError(
+            f"{folder}: not written: {files.reason(error)}: {nbytes / 1e9:.3g} GB needed, "
+            f"{free / 1e9:.3g} GB free in {folder.parent}; make room or name another folder"
+        )
+    return InputError(
+        f"{folder}: not written: {files.reason(error)}; the unfinished copy was removed"
+    )
 
 
 def write_side_files(
@@ -151,7 +171,7 @@ def write_side_files(
                     verbatim = False
                 raw = theirs
     if verbatim:
-        shutil.copyfile(source, folder / "config.json")
+        _copy_file(source, folder / "config.json")
     else:
         _write_json(folder / "config.json", raw)
     if processor is not None and not (folder / "processor_config.json").exists():
@@ -164,7 +184,12 @@ def copy_files(
     """Copies the files of a checkpoint or tokenizer folder that match `patterns`."""
     for pattern in patterns:
         for file in sorted(Path(source).glob(pattern)):
-            shutil.copyfile(file, Path(folder) / file.name)
+            _copy_file(file, Path(folder) / file.name)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    with files.open_regular(source) as found, open(target, "wb") as copy:
+        shutil.copyfileobj(found, copy)
 
 
 def save_native(
@@ -202,6 +227,8 @@ def write_native(
 ) -> None:
     """Writes all leaves, given one by one in any order, into `folder`; the marker last."""
     stacked = {entry.path: entry.stack is not None for entry in entries}
+    share = jax.process_index(), jax.process_count()
+    sums: dict[str, list[int]] = {}
     for path, leaf in leaves:
         save_args = ocp.SaveArgs(
             chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if stacked[path] else ()
@@ -212,13 +239,20 @@ def write_native(
                 args=ocp.args.PyTreeSave({"value": leaf}, save_args={"value": save_args}),
             )
         del leaf  # before the next one is made
-    _wait_for_all("parameters")
+        here = _leaf_folder(folder, path)
+        sums |= {f"{here.name}/{name}": s for name, s in files.checksums(here, share).items()}
+    every = {name: s for part in from_all(sums) for name, s in part.items()}
     if jax.process_index() == 0:
         name = np.dtype(dtype).name
         parameters = {e.path: {"shape": list(e.shape), "dtype": name} for e in entries}
         _write_json(
             folder / MARKER,
-            {"format": "moss_audio_jax", "version": VERSION, "parameters": parameters},
+            {
+                "format": "moss_audio_jax",
+                "version": VERSION,
+                "parameters": parameters,
+                "files": dict(sorted(every.items())),
+            },
         )
 
 
@@ -226,7 +260,8 @@ class NativeReader:
     """A native checkpoint, checked against the model it should hold; reads leaf by leaf.
 
     Raises:
-      InputError: a folder that was not finished, of another version, or of another model.
+      InputError: a folder that was not finished, of another version, or of another model; when a
+        parameter is read, that its files are not what was written.
     """
 
     def __init__(self, folder: str | Path, entries: Sequence[Entry]):
@@ -238,10 +273,20 @@ class NativeReader:
         raw = read_json(marker)
         if raw.get("version") != VERSION or not isinstance(raw.get("parameters"), dict):
             raise InputError(f"{marker}: version {raw.get('version')!r}; expected {VERSION}")
-        leaves = {
-            path: jax.ShapeDtypeStruct(tuple(leaf["shape"]), np.dtype(leaf["dtype"]))
-            for path, leaf in raw["parameters"].items()
-        }
+        try:
+            leaves = {
+                path: jax.ShapeDtypeStruct(tuple(leaf["shape"]), np.dtype(leaf["dtype"]))
+                for path, leaf in raw["parameters"].items()
+            }
+            self._sums: dict[str, dict[str, list[int]]] = {}
+            for name, (size, crc) in raw.get("files", {}).items():
+                leaf, _, file = name.partition("/")
+                self._sums.setdefault(leaf, {})[file] = [size, crc]
+        except (TypeError, ValueError, KeyError, AttributeError):
+            raise InputError(f"{marker}: damaged; write the checkpoint again") from None
+        if "files" not in raw:
+            warnings.warn(f"{folder}: an older version wrote it, without checksums: damage would "
+                          "not be noticed", stacklevel=2)  # fmt: skip
         self.dtype = check_leaves(leaves, entries, str(marker))
         for path in leaves:
             if not _leaf_folder(self.folder, path).is_dir():
@@ -268,6 +313,13 @@ class NativeReader:
         return self._restore(path, args)
 
     def _restore(self, path: str, args: ocp.RestoreArgs) -> Any:
+        here = _leaf_folder(self.folder, path)
+        share = jax.process_index(), jax.process_count()  # each looks at some files
+        if fault := files.damage(here, self._sums.get(here.name, {}), share):
+            raise InputError(
+                f"{self.folder / PARAMS}: parameter {path}: {fault}; write the checkpoint again"
+            )
+        self._sums.pop(here.name, None)  # once is enough
         with _checkpointer() as checkpointer, _named(self.folder / PARAMS, path):
             value = checkpointer.restore(
                 _leaf_folder(self.folder, path),
@@ -338,11 +390,13 @@ def check_leaves(
             raise InputError(f"{where}: {path} is missing")
         if tuple(leaves[path].shape) != shape:
             raise InputError(
-                f"{where}: {path} has shape {list(leaves[path].shape)}; "
+                f"{where}: {path} has shape {files.quoted(list(leaves[path].shape))}; "
                 f"config.json calls for {list(shape)}"
             )
     if extra := sorted(leaves.keys() - shapes.keys()):
-        raise InputError(f"{where}: unexpected {extra[0]}; config.json has no place for it")
+        raise InputError(
+            f"{where}: unexpected {files.brief(extra[0])}; config.json has no place for it"
+        )
     dtypes = {np.dtype(leaf.dtype): path for path, leaf in leaves.items()}
     if len(dtypes) > 1:
         (one, path), (other, second) = list(dtypes.items())[:2]
@@ -381,6 +435,8 @@ def _named(folder: Path, path: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if "No space left" in str(error) or "quota exceeded" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"{folder}: parameter {path}: {lines[0][:300]}") from error
 
@@ -414,3 +470,17 @@ def _write_json(path: Path, value: Any) -> None:
 def _wait_for_all(step: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"checkpoint {step}")
+
+
+def from_all(value: Any) -> list[Any]:
+    """This JSON value of every process, in their order."""
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([len(data)]))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(data)] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [
+        json.loads(bytes(row[: int(size)])) for row, size in zip(rows, np.ravel(sizes), strict=True)
+    ]

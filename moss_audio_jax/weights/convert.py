@@ -22,7 +22,7 @@ from moss_audio_jax.config import (
     ProcessorConfig,
     decoder_from_qwen3,
     from_official,
-    read_json,
+    read_config_json,
 )
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.models import moss_audio
@@ -65,8 +65,7 @@ def open_checkpoint(
 
 
 def read_config(folder: str | Path) -> ModelConfig:
-    file = Path(folder) / "config.json"
-    return from_official(read_json(file), str(file))
+    return from_official(*read_config_json(folder))
 
 
 def load_params(
@@ -217,13 +216,16 @@ class _Grafted:
     """A Qwen3 decoder under an encoder and adapters that know nothing yet; reads like a reader."""
 
     def __init__(self, config: ModelConfig, folder: str | Path):
-        file = Path(folder) / "config.json"
-        theirs = decoder_from_qwen3(read_json(file), str(file))
-        _check_decoder(theirs, config.decoder, str(file))
+        raw, file = read_config_json(folder)
+        theirs = decoder_from_qwen3(raw, file)
+        _check_decoder(theirs, config.decoder, file)
         self.entries = {entry.path: entry for entry in table(config)}
         self._decoder = OfficialReader(folder, qwen3_table(config, theirs.tie_embeddings))
-        self.dtype = self._decoder.dtype
         self._config = config
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._decoder.dtype
 
     def __enter__(self) -> _Grafted:
         return self

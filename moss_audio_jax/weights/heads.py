@@ -46,7 +46,7 @@ def load_heads(checkpoint: str | Path) -> tuple[dict[str, np.ndarray], tuple[str
     if not folder.is_dir():
         return {}, ()
     tags = read_json(folder / "helpers.json").get("tags")
-    if not isinstance(tags, list):
+    if not isinstance(tags, list) or any(not isinstance(tag, str) for tag in tags):
         raise InputError(f'{folder / "helpers.json"}: no "tags"; expected their names')
     with safetensors.Reader(folder) as reader:
         return {PREFIX + name: reader.read(name) for name in reader.tensors}, tuple(tags)

@@ -12,8 +12,10 @@ is one rule: native layer = official.reshape(split).T, reshaped; only the embedd
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +26,7 @@ import numpy as np
 
 from moss_audio_jax.config import ModelConfig
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.files import brief
 from moss_audio_jax.weights import safetensors
 
 Index = tuple[slice, ...]
@@ -154,21 +157,22 @@ def _official_name(path: str) -> str:
 class OfficialReader:
     """An official checkpoint (or a plain Qwen3 one) seen as native leaves.
 
-    Everything is checked against the table when it is opened; nothing but headers is read.
+    Everything is checked against the table when it is opened; nothing but headers is read. Tensors
+    may have different dtypes: a leaf is read in the dtype that is asked for, else in `dtype`.
 
     Args:
       folder: a folder or a .safetensors file.
       entries: `table(config)` or `qwen3_table(config, tied)`.
 
     Raises:
-      InputError: a missing, unexpected or misshapen tensor, or dtypes that differ.
+      InputError: a missing, unexpected or misshapen tensor.
     """
 
     def __init__(self, folder: str | Path, entries: Sequence[Entry]):
         self.entries = {entry.path: entry for entry in entries}
         self._tensors = safetensors.Reader(folder)
         try:
-            self.dtype = _validate(self._tensors, entries)
+            _validate(self._tensors, entries)
         except BaseException:
             self.close()
             raise
@@ -182,9 +186,27 @@ class OfficialReader:
     def close(self) -> None:
         self._tensors.close()
 
+    @functools.cached_property
+    def dtype(self) -> np.dtype:
+        """The one dtype of all tensors, or with a warning that of most bytes."""
+        found: dict[np.dtype, tuple[int, str]] = {}
+        for name in (name for entry in self.entries.values() for name in entry.names):
+            tensor = self._tensors.tensors[name]
+            nbytes, first = found.get(tensor.dtype, (0, name))
+            found[tensor.dtype] = nbytes + math.prod(tensor.shape) * tensor.dtype.itemsize, first
+        most, *others = sorted(found, key=lambda dtype: -found[dtype][0])
+        if others:
+            also = ", ".join(f"{found[dtype][1]} is {dtype}" for dtype in others)
+            warnings.warn(
+                f"{self._tensors.path}: mixed dtypes: most weights are {most}, but {also}; all "
+                f"become {most} (choose the dtype where that loses too much)",
+                stacklevel=2,
+            )
+        return most
+
     def read(self, path: str, dtype: Any = None, index: Index | None = None) -> np.ndarray:
         """A native leaf, or the part of it that `index` (slices of its axes, step 1) selects."""
-        return read_leaf(self._tensors, self.entries[path], index, dtype)
+        return read_leaf(self._tensors, self.entries[path], index, dtype or self.dtype)
 
     def load(self, path: str, sharding: jax.sharding.Sharding, dtype: Any = None) -> jax.Array:
         """A native leaf on devices; a process reads what its own devices need, once."""
@@ -212,7 +234,10 @@ def read_leaf(
     Args:
       index: slices (step 1) of the leaf's axes; None: all of it. Layers outside it are not read,
         nor rows of official tensors (a kernel's output columns) outside it.
-      dtype: the result's dtype; None: the file's.
+      dtype: the result's; None: the first tensor's.
+
+    Raises:
+      InputError: the bytes cannot be read, or a value is too large for `dtype`.
     """
     spans = [(slice(None) if index is None else index[axis]).indices(size)[:2]
              for axis, size in enumerate(entry.shape)]  # fmt: skip
@@ -241,6 +266,8 @@ def read_leaf(
     else:
         tasks = [(read_whole, layer) for layer in layers]
     _run(tasks)
+    if leaf.dtype == np.float16 and any(tensors.tensors[n].dtype != np.float16 for n in names):
+        check_float16(leaf, f"{tensors.path}: {names[0]}")
     return leaf[0] if entry.stack is None else leaf
 
 
@@ -283,7 +310,13 @@ def write_official(
             del leaf  # before the next one is made
 
 
-def _validate(reader: safetensors.Reader, entries: Sequence[Entry]) -> np.dtype:
+def check_float16(leaf: np.ndarray, where: str) -> None:
+    """Raises InputError where a value was lost on the way to float16."""
+    if not np.isfinite(leaf).all():
+        raise InputError(f"{where}: values beyond float16's largest, 65,504; choose another dtype")
+
+
+def _validate(reader: safetensors.Reader, entries: Sequence[Entry]) -> None:
     where, found = reader.path, reader.tensors
     expected = {name: entry.tensor for entry in entries for name in entry.names}
     if missing := [name for name in expected if name not in found]:
@@ -295,19 +328,15 @@ def _validate(reader: safetensors.Reader, entries: Sequence[Entry]) -> np.dtype:
             # Files of tied models often repeat the embedding. A different head would be ignored.
             _check_tied(reader, name, embedding)
             continue
-        raise InputError(f"{where}: unexpected tensor {name}; config.json has no place for it")
-    dtypes: dict[np.dtype, str] = {}
+        raise InputError(
+            f"{where}: unexpected tensor {brief(name)}; config.json has no place for it"
+        )
     for name, shape in expected.items():
         if found[name].shape != shape:
             raise InputError(
                 f"{found[name].file}: tensor {name} has shape {list(found[name].shape)}; "
                 f"config.json calls for {list(shape)}"
             )
-        dtypes.setdefault(found[name].dtype, name)
-    if len(dtypes) > 1:
-        (one, name), (other, second) = list(dtypes.items())[:2]
-        raise InputError(f"{where}: mixed dtypes: {name} is {one}, {second} is {other}")
-    return next(iter(dtypes))
 
 
 def _check_tied(reader: safetensors.Reader, head: str, embedding: str) -> None:
@@ -342,10 +371,12 @@ def _copy(out: np.ndarray, part: np.ndarray) -> None:
         out, part = (x.view(f"u{x.dtype.itemsize}") for x in (out, part))
     if out.ndim == 2 and part.strides[0] < part.strides[1]:
         # The fast axis of the source is walked in tiles, so that cache lines are used whole.
-        for at in range(0, part.shape[1], _TILE):
-            np.copyto(out[:, at : at + _TILE], part[:, at : at + _TILE], casting="unsafe")
+        tiles = [(slice(None), slice(at, at + _TILE)) for at in range(0, part.shape[1], _TILE)]
     else:
-        np.copyto(out, part, casting="unsafe")
+        tiles = [...]
+    with np.errstate(over="ignore"):  # see check_float16
+        for tile in tiles:
+            np.copyto(out[tile], part[tile], casting="unsafe")
 
 
 def _run(tasks: list[tuple]) -> None:

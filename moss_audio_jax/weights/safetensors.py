@@ -9,19 +9,23 @@ places in any order, and the header last, so that an interrupted file never load
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
+import functools
 import json
 import math
 import os
 import threading
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
 from moss_audio_jax.config import read_json
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.files import brief, open_regular, parse_json, quoted, reason, shown
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -31,7 +35,10 @@ DTYPES = {
     "F32": np.dtype(np.float32),
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_QUANTIZED = ("I8", "U8", "I16", "U16", "I32", "U32", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4")
 _MAX_HEADER = 100_000_000
+_MAX_AXES, _MAX_SIZE = 8, 1 << 48
+_SHARDS = "model-*-of-*.safetensors"
 _MAX_SHARD = 5_000_000_000
 
 
@@ -48,7 +55,8 @@ class Tensor:
 class Reader:
     """The tensors of a .safetensors file, or of a folder with one file or an index and shards.
 
-    Threads may share a Reader. `tensors` maps names to Tensors.
+    Threads may share a Reader. `tensors` maps names to Tensors. Where a folder has both, the one
+    file is read, as transformers does, and a warning says so.
 
     Raises:
       InputError: no weights, only pickle files, a broken or truncated file, a tensor that is
@@ -59,24 +67,24 @@ class Reader:
         path = Path(path)
         self.path = path
         self.tensors: dict[str, Tensor] = {}
-        self._files: dict[Path, int] = {}
+        self._files: dict[Path, BinaryIO] = {}
         self._lock = threading.Lock()
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder")
-        if path.is_file():
+        if not os.path.lexists(path):
+            raise InputError(f"{shown(path)}: no such file or folder")
+        if not path.is_dir():
             self.tensors = _read_header(path)
-        elif (path / INDEX).is_file():
-            self.tensors = _read_shards(path)
-        elif (path / SINGLE).is_file():
+        elif (path / SINGLE).exists():
             self.tensors = _read_header(path / SINGLE)
-        else:
-            pickles = sorted(f.name for f in path.iterdir() if f.suffix in (".bin", ".pt", ".pth"))
-            if pickles:
-                raise InputError(
-                    f"{path / pickles[0]}: pickle files are not read (they can run code); "
-                    "convert the weights to safetensors first"
+            if (path / INDEX).exists():
+                warnings.warn(
+                    f"{path}: holds both {SINGLE} and {INDEX}; {SINGLE} is read, as transformers "
+                    "does; remove the one that is out of date",
+                    stacklevel=2,
                 )
-            raise InputError(f"{path}: no weights; expected {SINGLE} or {INDEX}")
+        elif (path / INDEX).exists():
+            self.tensors = _read_shards(path)
+        else:
+            raise InputError(_no_weights(path))
 
     def __enter__(self) -> Reader:
         return self
@@ -85,8 +93,8 @@ class Reader:
         self.close()
 
     def close(self) -> None:
-        for fd in self._files.values():
-            os.close(fd)
+        for file in self._files.values():
+            file.close()
         self._files.clear()
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
@@ -108,8 +116,8 @@ class Reader:
     def _open(self, file: Path) -> int:
         with self._lock:
             if file not in self._files:
-                self._files[file] = os.open(file, os.O_RDONLY)
-            return self._files[file]
+                self._files[file] = open_regular(file, "a safetensors file")
+            return self._files[file].fileno()
 
 
 class Writer:
@@ -216,51 +224,77 @@ def _header(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+def _no_weights(folder: Path) -> str:
+    names = sorted(file.name for file in folder.iterdir())
+    shards = [name for name in names if fnmatch.fnmatch(name, _SHARDS)]
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
+    if pickles and not shards:
+        return (
+            f"{folder / pickles[0]}: pickle files are not read (they can run code); convert the "
+            "weights to safetensors first"
+        )
+    more = f", without which {shards[0]} cannot be read" if shards else ""
+    return f"{folder}: no weights; expected {SINGLE} or {INDEX}{more}"
+
+
 def _read_shards(folder: Path) -> dict[str, Tensor]:
     index = folder / INDEX
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: weight_map is missing; expected tensor names and their files")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise InputError(
+                f"{index}: shard {quoted(file)} of {brief(name)} is not a plain file name"
+            )
     tensors: dict[str, Tensor] = {}
-    for file in sorted({str(file) for file in weight_map.values()}):
-        if Path(file).name != file:
-            raise InputError(f"{index}: shard {file!r} is not a plain file name")
-        if not (folder / file).is_file():
-            raise InputError(f"{folder / file}: no such file, though {INDEX} names it")
+    files = set(weight_map.values())
+    for file in sorted(files):
+        if not os.path.exists(folder / file):  # of a name too long, too
+            raise InputError(f"{folder}: no such file {quoted(file)}, though {INDEX} names it")
         for name, tensor in _read_header(folder / file).items():
             if name in tensors:
                 raise InputError(
-                    f"{folder}: tensor {name} is in both {tensors[name].file.name} and {file}"
+                    f"{folder}: tensor {brief(name)} is in both {tensors[name].file.name} and "
+                    f"{shown(file)}"
                 )
             tensors[name] = tensor
     for name, file in weight_map.items():
         if name not in tensors or tensors[name].file.name != file:
             raise InputError(
-                f"{folder / str(file)}: no tensor {name}, though {INDEX} puts it there"
+                f"{folder / file}: no tensor {brief(name)}, though {INDEX} puts it there"
             )
     if unlisted := tensors.keys() - weight_map.keys():
         name = min(unlisted)
-        raise InputError(f"{index}: tensor {name} of {tensors[name].file.name} is not listed")
+        raise InputError(
+            f"{index}: tensor {brief(name)} of {tensors[name].file.name} is not listed"
+        )
+    if more := sorted({shard.name for shard in folder.glob(_SHARDS)} - files):
+        warnings.warn(
+            f"{folder / more[0]}: is not in {INDEX} and is not read"
+            + (f" (nor {len(more) - 1} more)" if len(more) > 1 else ""),
+            stacklevel=3,
+        )
     return tensors
 
 
 def _read_header(file: Path) -> dict[str, Tensor]:
     """The tensors of one file; InputError unless they fill its data exactly."""
-    size = file.stat().st_size
-    with file.open("rb") as f:
-        length = int.from_bytes(f.read(8), "little")
-        if size < 8 or not 2 <= length <= _MAX_HEADER:
-            raise InputError(f"{file}: not a safetensors file, or one that was not finished")
-        if length > size - 8:
-            raise InputError(
-                f"{file}: truncated: the header alone takes {length + 8:,} bytes, the file has "
-                f"{size:,}; copy it again"
-            )
-        text = f.read(length)
-    try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: broken header ({error})") from None
+    with open_regular(file, "a safetensors file") as f:
+        size = os.fstat(f.fileno()).st_size
+        try:
+            length = int.from_bytes(f.read(8), "little")
+            if size < 8 or not 2 <= length <= _MAX_HEADER:
+                raise InputError(f"{file}: not a safetensors file, or one that was not finished")
+            if length > size - 8:
+                raise InputError(
+                    f"{file}: truncated: the header alone takes {length + 8:,} bytes, the file has "
+                    f"{size:,}; copy it again"
+                )
+            text = f.read(length)
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read ({reason(error)})") from None
+    header = parse_json(text, f"{file}: broken header", functools.partial(_unique_keys, file))
     if not isinstance(header, dict):
         raise InputError(f"{file}: broken header (expected an object)")
     header.pop("__metadata__", None)
@@ -268,20 +302,26 @@ def _read_header(file: Path) -> dict[str, Tensor]:
     tensors = {}
     spans = []
     for name, entry in header.items():
+        where = f"{file}: tensor {brief(name)}"
         try:
             dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            whole = all(type(n) is int and n >= 0 for n in (*shape, start, end))
+            whole = isinstance(dtype, str) and isinstance(shape, list) and len(shape) <= _MAX_AXES
+            whole &= all(type(n) is int and 0 <= n < _MAX_SIZE for n in (*shape, start, end))
         except (KeyError, TypeError, ValueError):
             whole = False
         if not whole:
-            raise InputError(f"{file}: tensor {name}: broken header entry {entry!r}")
+            raise InputError(f"{where}: broken header entry {quoted(entry)}")
         if dtype not in DTYPES:
-            raise InputError(f"{file}: tensor {name} has dtype {dtype}; expected BF16, F16 or F32")
+            quantized = dtype in _QUANTIZED
+            raise InputError(
+                f"{where} has dtype {brief(dtype, 20)}; expected BF16, F16 or F32"
+                + ("; quantised weights are not read: take the unquantised checkpoint"
+                   if quantized else "")
+            )  # fmt: skip
         expected = math.prod(shape) * DTYPES[dtype].itemsize
         if end - start != expected:
             raise InputError(
-                f"{file}: tensor {name}: offsets {start}..{end} do not hold {expected:,} bytes "
-                f"({dtype} {list(shape)})"
+                f"{where}: offsets {start}..{end} do not hold {expected:,} bytes ({dtype} {shape})"
             )
         spans.append((start, end, name))
         tensors[name] = Tensor(file, DTYPES[dtype], tuple(shape), 8 + length + start)
@@ -291,11 +331,11 @@ def _read_header(file: Path) -> dict[str, Tensor]:
             fault = (
                 "overlaps the tensor before it" if start < position else "leaves a gap before it"
             )
-            raise InputError(f"{file}: tensor {name}: its data {fault} (offset {start})")
+            raise InputError(f"{file}: tensor {brief(name)}: its data {fault} (offset {start})")
         if 8 + length + end > size:
             raise InputError(
-                f"{file}: truncated: tensor {name} ends at byte {8 + length + end:,}, the file has "
-                f"{size:,}; copy it again"
+                f"{file}: truncated: tensor {brief(name)} ends at byte {8 + length + end:,}, the "
+                f"file has {size:,}; copy it again"
             )
         position = end
     if 8 + length + position != size:
@@ -303,18 +343,22 @@ def _read_header(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = dict(pairs)
-    if len(keys) != len(pairs):
-        names = [key for key, _ in pairs]
-        raise ValueError(f"{next(n for n in names if names.count(n) > 1)} is there twice")
+def _unique_keys(file: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in keys:
+            raise InputError(f"{file}: broken header ({brief(key)} is there twice)")
+        keys[key] = value
     return keys
 
 
 def _read_into(fd: int, buffer: np.ndarray, offset: int, file: Path, name: str) -> None:
     view = memoryview(buffer)
     while view:
-        count = os.preadv(fd, [view], offset)
+        try:
+            count = os.preadv(fd, [view], offset)
+        except OSError as error:
+            raise InputError(f"{file}: tensor {name}: cannot be read ({reason(error)})") from None
         if count == 0:
             raise InputError(f"{file}: the file ended while tensor {name} was read")
         view = view[count:]

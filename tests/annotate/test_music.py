@@ -46,5 +46,5 @@ def test_silence_has_no_tempo_and_no_key():
 
 def test_missing_librosa_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "librosa", None)
-    with pytest.raises(InputError, match=r"pip install 'moss_audio_jax\[annotate\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[annotate\]'"):
         describe_music(np.zeros(16_000, np.float32))

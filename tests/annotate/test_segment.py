@@ -16,7 +16,7 @@ from moss_audio_jax.annotate.posteriors import (
 )
 from moss_audio_jax.annotate.segment import SegmentOptions, segment
 from moss_audio_jax.annotate.tags import hear_sources
-from moss_audio_jax.command import DEFAULT_CHECKPOINT
+from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.data import world
 from moss_audio_jax.errors import InputError, UsageError
 

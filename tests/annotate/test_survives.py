@@ -150,7 +150,7 @@ def test_a_folder_has_one_run_at_a_time(tmp_path, capsys):
         assert codes("", "0/2") == [2, 2]
     assert f"out: in use by annotate (process {os.getpid()}" in capsys.readouterr().err
     shard = "-00000-of-00002"
-    with Lock(out, "annotate", shared=True), Lock(out, "annotate", f".lock{shard}"):
+    with Lock(out, "annotate", shared=True), Lock(out, "annotate", f"shard{shard}"):
         assert codes("", "0/2", "1/2") == [2, 2, 0]
     assert codes("0/2", "") == [0, 0]
 

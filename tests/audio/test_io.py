@@ -187,7 +187,8 @@ def test_shared_files_as_librosa_loads_them():
     for path in sorted((SHARED / "audio").glob("*.mp3")):
         expected, _ = librosa.load(path, sr=16000)
         wav = load_audio(path)
-        np.testing.assert_allclose(wav, expected, rtol=0, atol=1e-6)
+        # Two decoders (FFmpeg's, mpg123) round differently: 1.7e-6, a tenth of half a 16-bit step.
+        np.testing.assert_allclose(wav, expected, rtol=0, atol=2e-6)
         np.testing.assert_allclose(log_mel(wav), log_mel(expected), rtol=0, atol=1e-4)
 
 

@@ -148,7 +148,7 @@ def test_speech_events_and_captions(tmp_path):
         ({"question": None}, "mmau.json: row 2: no 'question'"),
         ({"audio_id": None}, "row 2: no 'audio_id' or 'audio_path'"),
         ({"choices": ["one"]}, r"row 2: 1 choice\(s\); expected 2 to 26"),
-        ({"choices": "one, two"}, "row 2: choices are 'one, two'"),
+        ({"choices": "one, two"}, "row 2: choices are text; expected a list"),
         ({"id": "q1"}, "id 'q1' stands twice, at item 1 and 2"),
     ],
 )

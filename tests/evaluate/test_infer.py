@@ -19,6 +19,7 @@ from moss_audio_jax.evaluate import __main__ as verb
 from moss_audio_jax.evaluate import infer as module
 from moss_audio_jax.evaluate.benchmarks import Item
 from moss_audio_jax.evaluate.infer import item_seed
+from moss_audio_jax.files import Lock
 from moss_audio_jax.models import lora
 from moss_audio_jax.weights.adapters import save_adapters
 from moss_audio_jax.weights.checkpoint import flatten
@@ -195,7 +196,8 @@ def test_bad_items_are_named_counted_and_tried_again(evaluate, data, tmp_path, c
         if "error" in row
     )
     said = capsys.readouterr().err.splitlines()
-    assert [line.split(": ")[1] for line in said if line.startswith("error: ")] == [*errors]
+    named = [line.split(": ")[1] for line in said if line.startswith("error: ")]
+    assert named == [str(data / "gone.wav"), "broken", "long"]  # what is not there comes first
     assert any("2 answer(s), 3 failed" in line for line in said)
 
     good = [row for row in rows if "error" not in row]
@@ -213,6 +215,87 @@ def test_bad_items_are_named_counted_and_tried_again(evaluate, data, tmp_path, c
     assert len(rows) == 5
 
 
+def test_audio_that_is_not_there_is_one_line_before_the_model(tmp_path, capsys):
+    rows = [{"id": str(n), "audio": f"{n}.wav", "text": "x"} for n in range(1000)]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = command(tmp_path / "no model", data, tmp_path / "p.jsonl", "--audio-root", tmp_path)
+    assert main(argv) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"error: none of the 1,000 audio file(s) under {tmp_path} is there, such as "
+        f"{tmp_path / '0.wav'}; see --audio-root"
+    )
+    (tmp_path / "7.wav").write_bytes(b"")
+    assert main(argv) == 1
+    said = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert said[:3] == [f"error: {tmp_path / f'{n}.wav'}: no such file; see --audio-root"
+                        for n in range(3)]  # fmt: skip
+    assert said[3] == "error: and 996 more like this"
+    assert len(said) == 5  # and that there is no such model
+
+
+def test_one_process_owns_an_output(toy, data, tmp_path, capsys):
+    """The second is told in one line; other files of the folder are free; nothing is left."""
+    argv = command(toy, data / "good.jsonl", tmp_path / "p.jsonl", "--limit", "1")
+    with Lock(tmp_path, "evaluate infer", "p.jsonl"):
+        assert main(argv) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"error: {tmp_path / 'p.jsonl'}: in use by evaluate infer (process " in line
+        with Lock(tmp_path, "evaluate infer", "q.jsonl"):
+            pass
+    assert main(argv) == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["p.jsonl"]
+    # A score of what was asked says so, and one of more counts the rest as missing.
+    capsys.readouterr()
+    scored = tmp_path / "score.json"
+    ask = ["score", "--benchmark", "asr", "--data", str(data / "good.jsonl"), "--predictions",
+           str(tmp_path / "p.jsonl"), "--output", str(scored)]  # fmt: skip
+    assert main(ask) == 0
+    result = json.loads(scored.read_text())
+    assert (result["n"], result["inputs"]["limit"], result["counts"]["missing"]) == (1, 1, 0)
+    assert f"only the first 1 of {ITEMS} items were asked" in capsys.readouterr().err
+    assert "limit" not in result["meta"]
+    assert main([*ask, "--limit", "2"]) == 1
+    assert json.loads(scored.read_text())["counts"]["missing"] == 1
+
+
+def test_parts_of_files_are_asked_alone(evaluate, toy, data, tmp_path, capsys):
+    """What is heard of a part is that part: the same answer as of a file that holds no more."""
+    low, high = tone(1.0, 300), tone(0.5, 900)
+    write_wav(tmp_path / "both.wav", np.concatenate([low, high]))
+    write_wav(tmp_path / "high.wav", high)
+    rows = [
+        {"id": "part", "audio": "both.wav", "offset": 1.0, "duration": 0.5, "text": "x"},
+        {"id": "rest", "audio": "both.wav", "offset": 1.0, "text": "x"},
+        {"id": "file", "audio": "high.wav", "text": "x"},
+        {"id": "behind", "audio": "both.wav", "offset": 2, "text": "x"},
+        {"id": "longer", "audio": "both.wav", "duration": 2.1, "text": "x"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(command(toy, tmp_path / "rows.jsonl", tmp_path / "p.jsonl")) == 1
+    part, rest, file, behind, longer = read(tmp_path / "p.jsonl")
+    assert part["raw_output"] == rest["raw_output"] == file["raw_output"]
+    assert part["audio_seconds"] == rest["audio_seconds"] == file["audio_seconds"] == 0.5
+    assert "it holds 1.50 s; the part from 2 s to the end is not in it" in behind["error"]
+    assert "the part from 0 s to 2.1 s is not in it" in longer["error"]
+
+
+def test_damaged_predictions_are_asked_again(evaluate, tmp_path, capsys):
+    _, expected = evaluate("p.jsonl", "--limit", "6")
+    lines = (tmp_path / "p.jsonl").read_text().splitlines(keepends=True)
+    lines[0] = "{" + "[" * 5000 + "\n"
+    lines[1] = lines[1].replace('"raw_output": "', '"raw_output": 5, "x": "')
+    lines[2] = '{"id": ["clip 2"], "raw_output": "x"}\n'
+    (tmp_path / "p.jsonl").write_text("".join(lines[:5]) + "[1]\n" + lines[5][:40])
+    capsys.readouterr()
+    code, rows = evaluate("p.jsonl", "--limit", "6")
+    assert (code, timeless(rows)) == (0, timeless(expected))
+    said = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning: ")]
+    assert [x.split("p.jsonl:")[1][0] for x in said[:3]] == ["1", "2", "3"]
+    assert said[3].startswith("warning: and 2 more")
+
+
 def test_predictions_of_two_kinds_do_not_mix(evaluate, toy, data, tmp_path, capsys):
     evaluate("p.jsonl", "--limit", "1")
     before = (tmp_path / "p.jsonl").read_bytes()
@@ -228,7 +311,7 @@ def test_predictions_of_two_kinds_do_not_mix(evaluate, toy, data, tmp_path, caps
     assert (tmp_path / "p.jsonl").read_bytes() == before
 
 
-def test_adapters_are_folded_in(evaluate, toy, tmp_path):
+def test_adapters_are_folded_in(evaluate, toy, tmp_path, capsys):
     """Against adapters added to the loaded parameters; and their own name in the file."""
     import jax
 
@@ -251,6 +334,7 @@ def test_adapters_are_folded_in(evaluate, toy, tmp_path):
     assert code == 0
     assert adapted[0]["raw_output"] != plain[0]["raw_output"]
     assert adapted[0]["meta"]["lora"] == str(tmp_path / "lora")
+    assert f"{tmp_path / 'lora'}: LoRA adapters of rank 4, scale 2, on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mesh", ["data=1", "data=2"])

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
 
 from moss_audio_jax.errors import InputError, UsageError
-from moss_audio_jax.evaluate.manifests import (
-    read_rows,
-    read_textgrid,
-    read_timed,
-    read_transcripts,
-)
+from moss_audio_jax.evaluate.benchmarks import load_benchmark
+from moss_audio_jax.evaluate.manifests import read_textgrid, read_timed, read_transcripts
+from moss_audio_jax.evaluate.reading import read_rows
 from moss_audio_jax.text import Segment, to_textgrid
 
 
@@ -89,8 +88,9 @@ def test_fleurs(tmp_path):
 def test_kaldi(tmp_path):
     put(tmp_path / "wav.scp", "u1 /a/1.wav\nu2 2.wav\nu3 3.wav\n")
     put(tmp_path / "text", "u2 two words\nu1 one\n")
-    clips, problems = read_transcripts(tmp_path, Path("/root"))
+    clips, problems = read_transcripts(tmp_path, Path("/root"), allow_outside=True)
     assert told(clips) == [("u2", "/root/2.wav", "two words"), ("u1", "/a/1.wav", "one")]
+    assert told(read_transcripts(tmp_path)[0])[1][1] == "/a/1.wav"
     assert problems == [f"{tmp_path / 'text'}: no transcript of u3"]
 
     put(tmp_path / "text", "u4 who\n")
@@ -99,9 +99,98 @@ def test_kaldi(tmp_path):
     put(tmp_path / "wav.scp", "u1 sox 1.sph -t wav - |\n")
     with pytest.raises(InputError, match=r"wav\.scp:1: u1 is a command"):
         read_transcripts(tmp_path)
-    put(tmp_path / "segments", "")
-    with pytest.raises(InputError, match="segments: cut the audio"):
+
+
+def test_kaldi_segments(tmp_path):
+    """Utterances are parts of recordings; a file name need not be UTF-8."""
+    (tmp_path / "wav.scp").write_bytes(b"r1 caf\xe9.wav\nr2 2.wav\n")
+    put(tmp_path / "segments", "u1 r1 0.5 2\r\nu2 r1 2 -1\nu3 r2 0 1.25\nu4 r2 3 4\n")
+    put(tmp_path / "text", "u3 three\nu1 one\nu2 two\n")
+    clips, problems = read_transcripts(tmp_path, tmp_path)
+    assert [(c.id, os.fsencode(c.audio[0]).split(b"/")[-1], c.cut) for c in clips] == [
+        ("u3", b"2.wav", (0.0, 1.25)), ("u1", b"caf\xe9.wav", (0.5, 2.0)),
+        ("u2", b"caf\xe9.wav", (2.0, None)),
+    ]  # fmt: skip
+    assert problems == [f"{tmp_path / 'text'}: no transcript of u4"]
+    for line, said in (
+        ("u1 r1 1", "expected `utterance recording start end`"),
+        ("u1 r1 one two", "expected `utterance"),
+        ("u1 r9 0 1", "r9 is not in"),
+        ("u1 r1 2 1", "u1 runs from 2 to 1 s"),
+        ("u1 r1 nan 1", "u1 runs from nan"),
+        ("u1 r1 0 inf", "u1 runs from 0 to inf"),
+    ):
+        put(tmp_path / "segments", line)
+        with pytest.raises(InputError, match=f"segments:1: {said}"):
+            read_transcripts(tmp_path)
+    put(tmp_path / "segments", "u9 r1 0 1\n")
+    with pytest.raises(InputError, match=r"text:1: u3 is not in .*segments"):
         read_transcripts(tmp_path)
+
+
+def test_parts_of_files(tmp_path):
+    """NeMo's offset and duration; without ids the names tell the parts of a file apart."""
+    rows = [
+        {"audio_filepath": "a.flac", "offset": 0.0, "duration": 2.5, "text": "x"},
+        {"audio_filepath": "a.flac", "offset": 2.5, "text": "y"},
+        {"audio_filepath": "a.flac", "duration": 3, "text": "z"},
+        {"audio_filepath": "a.flac", "text": "w", "duration": None, "id": "whole"},
+    ]
+    file = put(tmp_path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    clips, _ = read_transcripts(file)
+    assert [(c.id, c.cut) for c in clips] == [
+        ("a.flac@0.0", (0.0, 2.5)), ("a.flac@2.5", (2.5, None)), ("a.flac", (0.0, 3.0)),
+        ("whole", None),
+    ]  # fmt: skip
+    for odd, said in (
+        ('"offset": -1', "the offset is -1; expected seconds"),
+        ('"offset": NaN', "the offset is nan"),
+        ('"offset": "1"', "the offset is text"),
+        ('"offset": true', "the offset is True"),
+        ('"duration": 0', "the duration is 0"),
+        ('"duration": 1e400', "the duration is inf"),
+        (f'"duration": {"9" * 4000}', "the duration is 999"),
+    ):
+        put(file, f'{{"audio": "a", "text": "b", {odd}}}')
+        with pytest.raises(InputError, match=f"rows.jsonl:1: {said}"):
+            read_transcripts(file)
+    put(file, '{"audio": ["a", "b"], "text": "b", "offset": 1}')
+    with pytest.raises(InputError, match="are of one file; 2 are named"):
+        read_transcripts(file)
+
+
+@pytest.mark.parametrize("path", ["/etc/a.wav", "../a.wav", "b/../../a.wav"])
+def test_a_given_audio_root_is_not_left(tmp_path, path):
+    row = {"audio": path, "text": "x", "words": [], "events": []}
+    file = put(tmp_path / "rows.jsonl", json.dumps(row))
+    put(tmp_path / "kaldi/wav.scp", f"u {path}\n")
+    put(tmp_path / "kaldi/text", "u x\n")
+    root = tmp_path / "root"
+    for read, data in (
+        (read_transcripts, file), (read_timed, file), (read_transcripts, tmp_path / "kaldi"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=r"(rows\.jsonl|wav\.scp):1: .* lies outside of --a"):
+            read(data, root)
+        (clip,), _ = read(data, root, allow_outside=True)
+        assert clip.audio == (str(root / path),)
+    assert read_transcripts(file)[0][0].audio == (str(tmp_path / path),)
+    with pytest.raises(InputError, match="lies outside"):
+        load_benchmark("events", file, root)
+    assert load_benchmark("events", file, root, allow_outside=True).items
+    for hostile in ("", "a\0b"):
+        put(file, json.dumps({**row, "audio": hostile}))
+        with pytest.raises(InputError, match="is no path of a file"):
+            read_transcripts(file)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_encodings(tmp_path, encoding):
+    put(tmp_path / "rows.jsonl", '{"audio": "é.wav", "text": "né"}\r\n', encoding)
+    put(tmp_path / "wav.scp", "u é.wav\n")
+    put(tmp_path / "text", "u né\n", encoding)
+    for data in (tmp_path / "rows.jsonl", tmp_path):
+        (clip,), _ = read_transcripts(data)
+        assert (Path(clip.audio[0]).name, clip.reference["text"]) == ("é.wav", "né")
 
 
 def test_manifest_rows(tmp_path):
@@ -122,11 +211,16 @@ def test_manifest_rows(tmp_path):
     [
         ('{"audio": "a.wav"}', "rows.jsonl:1: no 'text' or 'transcript'"),
         ('{"text": "a"}', "rows.jsonl:1: no 'audio' or 'audio_path'"),
-        ('{"text": "a", "audio": 5}', "rows.jsonl:1: the audio is 5"),
-        ('{"text": 5, "audio": "a"}', "rows.jsonl:1: the text is 5"),
-        ('{"text": "a", "audio": "b"}\n{"te', "rows.jsonl:2: no JSON"),
-        ("[1]", "row 1: '1' is no JSON object"),
-        ("[{", "rows.jsonl: no JSON"),
+        ('{"text": "a", "audio": 5}', "rows.jsonl:1: the audio is a number"),
+        ('{"text": 5, "audio": "a"}', "rows.jsonl:1: the text is a number"),
+        ('{"text": "a", "audio": "b"}\n{"te', "rows.jsonl:2: not valid JSON"),
+        ("[1]", "row 1: is a number; expected a JSON object"),
+        ('{"text": "a", "audio": "b", "language": 5}', "rows.jsonl:1: the language is a number"),
+        ('{"text": "a", "audio": "b", "id": [1]}', "rows.jsonl:1: the id is a list"),
+        ('{"text": "a", "audio": "b", "dimension": {}}', "rows.jsonl:1: 'dimension' is an object"),
+        ('{"x": ' + "[" * 100_000, "rows.jsonl:1: not usable JSON .it nests too deeply"),
+        ('{"x": ' + "9" * 5000 + "}", "rows.jsonl:1: not usable JSON .an integer of thousands"),
+        ("[{", "rows.jsonl: not valid JSON"),
     ],
 )
 def test_manifests_that_cannot_be_read(tmp_path, text, words):
@@ -144,6 +238,9 @@ def test_files_that_cannot_be_read(tmp_path):
             read_timed(missing)
     with pytest.raises(InputError, match="not UTF-8"):
         read_transcripts(put(tmp_path / "rows.jsonl", "é", "latin-1"))
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(InputError, match="no regular file"):
+        read_transcripts(tmp_path / "pipe.jsonl")
     pytest.importorskip("pyarrow", reason="parquet needs the extra `evaluate`")
     with pytest.raises(InputError, match=r"rows\.parquet: "):
         list(read_rows(put(tmp_path / "rows.parquet", "no parquet")))
@@ -259,6 +356,54 @@ def test_textgrids(tmp_path, text, encoding):
             read_textgrid(put(file, broken), "words")
     with pytest.raises(InputError, match="not a TextGrid"):
         read_textgrid(put(file, "a b c"), "words")
+
+
+def short(*tiers: str, header: str = 'File type = "ooTextFile"\nObject class = "TextGrid"') -> str:
+    return f"{header}\n\n0\n2\n<exists>\n{len(tiers)}\n" + "\n".join(tiers) + "\n"
+
+
+GOOD = '"IntervalTier"\n"words"\n0\n2\n1\n0\n2\n"good"'
+YES = GOOD.replace("good", "yes")
+
+
+def test_textgrids_as_praat_and_others_write_them(tmp_path):
+    file = tmp_path / "a.TextGrid"
+    old = short(GOOD, header='File type = "ooTextFile short"\n"TextGrid"')
+    commented = short(GOOD.replace("2\n1", '2 ! of "two" 3\n1'))
+    plus = short(GOOD.replace("\n2\n", "\n+2.0e+00\n")).replace("\n2\n", "\n2e+00\n")
+    long = 'File type = "ooTextFile"\nObject class = "TextGrid"\nxmin=0\nxmax=2\ntiers? <exists>\n'
+    long += 'size=1\nitem []:\nitem [1]:\nclass="IntervalTier"\nname="words"\nxmin=0\nxmax=2.\n'
+    long += 'intervals: size=1\nintervals [1]:\nxmin=.0\nxmax=2\ntext="good"\n'
+    for text in (old, commented, plus, long, old.replace("\n", "\r\n")):
+        expected = [{"text": "good", "start": 0.0, "end": 2.0}]
+        assert read_textgrid(put(file, text), "words") == expected, text
+
+
+def test_of_two_tiers_of_one_name_the_first_is_taken_with_a_warning(tmp_path):
+    file = put(tmp_path / "a.TextGrid", short(GOOD, YES))
+    with pytest.warns(UserWarning, match="2 tiers are named 'words'; the first is taken"):
+        assert [span["text"] for span in read_textgrid(file, "words")] == ["good"]
+    put(file, short(GOOD, YES.replace("words", "Word")))
+    assert [span["text"] for span in read_textgrid(file, ("words", "word"))] == ["good"]
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        short(GOOD.replace("\n1\n", "\n1e300\n")),
+        short(GOOD.replace("\n1\n", "\n-1\n")),
+        short(GOOD.replace("\n1\n", "\n1.5\n")),
+        short(GOOD).replace(">\n1\n", ">\n1e999\n"),
+        short(GOOD.replace("IntervalTier", "Spectrum")),
+        short(GOOD.replace('"words"', "7")),
+        short(GOOD.replace('0\n2\n"good"', '"0"\n"nan"\n"good"')),
+        short(GOOD) + '"a',
+        short(GOOD)[:-3] + '""' * 100_000,
+    ],
+)
+def test_textgrids_that_are_broken(tmp_path, hostile):
+    with pytest.raises(InputError, match="ends early or is broken"):
+        read_textgrid(put(tmp_path / "a.TextGrid", hostile), "words")
 
 
 def test_our_own_textgrids_come_back(tmp_path):

@@ -17,8 +17,7 @@ from moss_audio_jax import command
 from moss_audio_jax.evaluate import __main__ as verb
 from moss_audio_jax.evaluate.benchmarks import CAPTION_FIELDS, Item
 from moss_audio_jax.evaluate.report import write_report
-from moss_audio_jax.evaluate.report_browser import verdict
-from moss_audio_jax.evaluate.report_scores import Score, labelled, read_score
+from moss_audio_jax.evaluate.report_scores import Score, labelled, read_score, verdict
 from moss_audio_jax.evaluate.report_tables import origins, sections
 from moss_audio_jax.evaluate.score import score_items
 
@@ -305,18 +304,56 @@ def test_rows_beyond_the_limit_are_counted(tmp_path):
 def test_bad_score_files_are_named(tmp_path, capsys):
     good = choices("mmar", 1, "m")
     bad = {
-        "half.json": ('{"benchmark": "mmar"', "is no JSON object"),
+        "half.json": ('{"benchmark": "mmar"', "not valid JSON"),
         "list.json": ("[]", "is no JSON object"),
         "empty.json": ("{}", "has no benchmark and n"),
-        "nan.json": (json.dumps(good | {"n": float("nan")}), "is no JSON object"),
+        "nan.json": (json.dumps(good | {"n": float("nan")}), "has no benchmark and n"),
+        "inf.json": (json.dumps(good | {"strict": {"wer": 1e400}}), "strict/wer is no number"),
+        "wide.json": (json.dumps(good | {"counts": {"errors": 10**400}}), "counts/errors is no"),
+        "group.json": (json.dumps(good | {"strict": {"wer": {"a": 1}}}), "strict/wer is no number"),
+        "said.json": (json.dumps(good | {"problems": "many"}), "'problems' is no list"),
+        "from.json": (json.dumps(good | {"meta": [1]}), "'meta' is a list"),
+        "bounds.json": (
+            json.dumps(good | {"confidence": {"strict": {"accuracy": [1]}}}),
+            "confidence/accuracy is no number",
+        ),
+        "span.json": (
+            json.dumps(
+                good
+                | {
+                    "rows": [
+                        {
+                            "id": "1",
+                            "kind": "events",
+                            "sums": {},
+                            "reference": {"events": [{"start": 0}]},
+                        }
+                    ]
+                }
+            ),
+            "rows[0] is no verdict",
+        ),
+        "sums.json": (
+            json.dumps(
+                good
+                | {
+                    "rows": [
+                        {"id": "1", "kind": "asr", "reference": {}, "sums": {"word_errors": 1}}
+                    ]
+                }
+            ),
+            "rows[0] is no verdict",
+        ),
+        "deep.json": ("[" * 100_000, "nests too deeply"),
+        "latin.json": (b'{"benchmark": "caf\xe9"}', "not valid UTF-8"),
         "text.json": (json.dumps(good | {"strict": {"accuracy": "high"}}), "strict/accuracy"),
         "by.json": (json.dumps(good | {"by": {"task": {"x": {}}}}), "by task: x"),
         "rows.json": (json.dumps(good | {"rows": [{"id": "1"}]}), "rows[0] is no verdict"),
-        "gone.json": (None, "No such file"),
+        "gone.json": (None, "no such file"),
     }
     for name, (text, _) in bad.items():
         if text is not None:
-            (tmp_path / name).write_text(text)
+            (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     (tmp_path / "good.json").write_text(json.dumps(good))
     paths = [tmp_path / name for name in bad]
     output = tmp_path / "r.html"

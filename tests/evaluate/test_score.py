@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +15,10 @@ from moss_audio_jax import command
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.evaluate import official_files, score
 from moss_audio_jax.evaluate.benchmarks import Item, load_benchmark
-from moss_audio_jax.evaluate.predictions import by_id, read_predictions
-from moss_audio_jax.evaluate.score import score_items
+from moss_audio_jax.evaluate.predictions import by_id, read_judgements, read_predictions
+from moss_audio_jax.evaluate.score import asked, score_items
 
+CASES = Path(__file__).parents[3] / "shared/cases/text"
 MINI = Path(__file__).parents[3] / "shared/benchmarks/mmau-test-mini.json"
 
 
@@ -216,7 +219,10 @@ def test_reading_predictions(tmp_path):
     rows, problems = read_predictions(file)
     assert [row["id"] for row in rows] == ["7", "8"]
     assert len(problems) == 4
-    assert [":2: no id" in problems[0], "is no JSON object" in problems[1]] == [True, True]
+    assert [":2: no id" in problems[0], "is a list; expected a JSON object" in problems[1]] == [
+        True,
+        True,
+    ]
     assert [f"{file}:6" in problems[2], "half-written" in problems[3]] == [True, True]
 
     table = [
@@ -231,13 +237,116 @@ def test_reading_predictions(tmp_path):
     assert {k: v["raw_output"] for k, v in found.items()} == {"1": "A", "3": None}  # never gold
     assert found["1"]["official_key"] == "model_output"
     assert [row.get("answer") for row in rows] == ["A", None, None]
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match="no such file"):
         read_predictions(tmp_path / "none.jsonl")
 
     twice = [{"id": "1", "raw_output": None}, *said(**{"1": "a"}), *said(**{"1": "b"})]
     found, problems = by_id(twice)
     assert found["1"]["raw_output"] == "a"
     assert len(problems) == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('{"id": "1", "raw_output": ["x"]}', ":1: 1: raw_output is a list"),
+        ('{"id": "1", "raw_output": 5}', ":1: 1: raw_output is a number"),
+        ('{"id": "1", "raw_output": "x", "meta": null}', ":1: 1: meta is null"),
+        ('{"id": "1", "raw_output": "x", "thinking": {}}', ":1: 1: thinking is an object"),
+        ('{"id": "1", "raw_output": "x", "audio_seconds": "x"}', ":1: 1: audio_seconds is text"),
+        ('{"id": {"a": 1}, "raw_output": "x"}', ":1: the id is an object"),
+        ('{"id": true, "raw_output": "x", "error": false}', ":1: True: error is true or false"),
+        ('{"id": "1", "response": [1]}', ":1: response is a list"),
+        (
+            '{"id": "1", "raw_output": ' + "9" * 5000 + "}",
+            ":1: not usable JSON (an integer of thousands",
+        ),
+        ('{"id": "1", "raw_output": ' + "[" * 100_000, ":1: not usable JSON (it nests too deeply"),
+        (b'{"id": "caf\xe9", "raw_output": "x"}', ":1: not valid UTF-8"),
+        ("42", ":1: is a number; expected a JSON object"),
+    ],
+)
+def test_damaged_predictions_are_one_line_each(tmp_path, row, said):
+    file = tmp_path / "p.jsonl"
+    row = row if isinstance(row, bytes) else row.encode()
+    file.write_bytes(row + b'\n{"id": "2", "raw_output": "x"}\n')
+    rows, (problem,) = read_predictions(file)
+    assert [one["id"] for one in rows] == ["2"]
+    assert problem.startswith(f"{file}{said}")
+    assert len(problem) < 500
+
+
+def test_judgements_are_checked(tmp_path):
+    rows = [
+        {"id": "a", "scores": {"tone": 5}}, {"id": "b", "scores": None, "error": "x"},
+        {"id": "c", "scores": {"tone": 6}}, {"id": "d", "scores": {"tone": True}},
+        {"id": "e", "scores": [1]}, {"id": "f", "scores": {}}, {"id": "g", "scores": {"t": 2.5}},
+    ]  # fmt: skip
+    fit, problems = read_judgements(lines(tmp_path / "j.jsonl", rows))
+    assert [row["id"] for row in fit] == ["a", "b"]
+    assert [problem.split(": ")[1] for problem in problems] == [*"cdefg"]
+
+
+def test_what_was_asked():
+    """The largest --limit of several runs; one prediction without any is of all."""
+    rows = [{"id": "1", "raw_output": "A", "meta": {"limit": n}} for n in (1, 3, 2)]
+    assert asked(ITEMS, rows) == ITEMS[:3]
+    assert asked(ITEMS, [*rows, {"id": "1", "raw_output": "A", "meta": {}}]) is ITEMS
+    assert asked(ITEMS, said(**{"1": "A"})) is ITEMS
+    assert asked(ITEMS, [{"id": "1", "raw_output": "A", "meta": {"limit": -1}}]) is ITEMS
+    assert asked(ITEMS, []) is ITEMS
+
+
+def test_words_of_scripts_with_marks_and_characters_of_scripts_without_spaces():
+    """One wrong vowel sign is one wrong word; the score says in what units a row counts."""
+    texts = {"hi": ("किताब", "कीताब"), "ta": ("மீன்", "மான்"), "th": ("สวัสดี ครับ", "สวัสดี")}
+    items = [
+        Item(code, "asr", "?", (), {"text": text}, {"language": code})
+        for code, (text, _) in texts.items()
+    ]
+    answers = said(**{code: answer for code, (_, answer) in texts.items()})
+    result = score_items("asr", items, answers)
+    by = {code: one["strict"] for code, one in result["by"]["language"].items()}
+    for code, letters in (("hi", 5), ("ta", 4)):
+        assert (by[code]["wer"], by[code]["reference_words"]) == (100, 1)
+        assert (by[code]["substitutions"], by[code]["rows_in_words"]) == (1, 1)
+        assert by[code]["cer"] == pytest.approx(100 / letters)
+        assert by[code]["rows_in_characters"] == 0
+    # Spaces, which Thai puts where it likes, do not count.
+    assert (by["th"]["reference_words"], by["th"]["deletions"]) == (10, 4)
+    assert by["th"]["cer"] == by["th"]["wer"] == 40
+    assert (by["th"]["rows_in_characters"], by["th"]["rows_in_words"]) == (1, 0)
+    assert "characters" in result["counted"]["wer"]
+
+
+def test_an_old_score_outlives_a_failure(tmp_path, monkeypatch, capsys):
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(DATA))
+    file = lines(tmp_path / "p.jsonl", said(q0="A", q1="B", q2="A"))
+    output = tmp_path / "s.json"
+    output.write_text("old")
+    options = ("--benchmark", "mmau", "--data", data, "--predictions", file, "--output", output)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert run(*options) == 1
+    assert "s.json: not written: the disk is full" in capsys.readouterr().err
+    assert output.read_text() == "old"
+    assert not list(tmp_path.glob(".*"))
+    assert run(*options) == 0
+    assert json.loads(output.read_text())["n"] == 3
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the cases are not here")
+def test_the_case_of_two_wrong_vowel_signs(tmp_path):
+    options = ("--benchmark", "asr", "--data", CASES / "ref.jsonl", "--predictions",
+               CASES / "predictions.jsonl", "--output", tmp_path / "s.json")  # fmt: skip
+    assert run(*options) == 0
+    strict = json.loads((tmp_path / "s.json").read_text())["strict"]
+    assert (strict["wer"], strict["reference_words"]) == (100, 2)
 
 
 DATA = [

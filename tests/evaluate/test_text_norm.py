@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import time
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -10,7 +13,10 @@ from hypothesis import strategies as st
 
 from moss_audio_jax.evaluate import text_norm
 from moss_audio_jax.evaluate.metrics import caption
+from moss_audio_jax.evaluate.metrics.choice import read_choice
+from moss_audio_jax.evaluate.metrics.closed import is_right
 from moss_audio_jax.evaluate.metrics.error_rate import errors, transcript_errors
+from moss_audio_jax.evaluate.metrics.instructions import follows
 from moss_audio_jax.evaluate.text_norm import chinese, plain_units, rules_for, units
 
 
@@ -114,6 +120,96 @@ def test_units():
     assert rules_for("bonjour", "fr_fr") == "basic"
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("किताब, अच्छी है।", ["किताब", "अच्छी", "है"]),  # Devanagari
+        ("மீன் வறுவல்!", ["மீன்", "வறுவல்"]),
+        ("আমি ভালো আছি", ["আমি", "ভালো", "আছি"]),  # two-part vowels, composed or not
+        ("שָׁלוֹם עֲלֵיכֶם", ["שָׁלוֹם", "עֲלֵיכֶם"]),
+        ("السَّلَامُ عَلَيْكُمْ،", ["السَّلَامُ", "عَلَيْكُمْ"]),
+        ("ẹ̀kọ́ ni", ["ẹ̀kọ́", "ni"]),  # letters that have no composed form
+        ("İstanbul ÇOK", ["istanbul", "çok"]),
+        ("한국어 말", ["한국어", "말"]),
+        ("नमस\u200dते\u200c जी \ufeff", ["नमसते", "जी"]),  # joiners are not seen
+        ("❤️ \u0301 1️⃣ x", ["1", "x"]),  # marks without a letter, selectors
+        ("a [b] (c) <d> e", ["a", "e"]),
+    ],
+)
+def test_a_mark_stays_with_its_letter(text, words):
+    """Whatever form of Unicode a text is in."""
+    expected = [unicodedata.normalize("NFKC", word).replace("\u20e3", "") for word in words]
+    for form in ("NFC", "NFD", "NFKC", "NFKD"):
+        found = units(text_norm.normalise(unicodedata.normalize(form, text), "basic"), "basic")
+        assert [word.replace("\u20e3", "") for word in found] == expected
+
+
+def test_scripts_without_spaces_count_characters():
+    thai = text_norm.normalise("ผมชื่อ John อายุ 25 ปี", rules_for("x", "th_th"))
+    assert units(thai, "unspaced") == [*"ผมชื่อ", "john", *"อายุ25ปี"]
+    assert text_norm.normalise("น้ำ ใจ", "unspaced") == unicodedata.normalize("NFKC", "น้ำใจ")
+    for text, language in (
+        ("สวัสดี", None), ("ສະບາຍດີ", None), ("សួស្តី", None), ("မင်္ဂလာပါ", None),
+        ("བཀྲ་ཤིས", None), ("こんにちは、世界", None), ("x", "ja_jp"), ("x", "my"), ("x", "Khmer"),
+    ):  # fmt: skip
+        assert rules_for(text, language) == "unspaced", text
+        assert text_norm.unit("unspaced") == "characters"
+    for text, language in (("नमस्ते", None), ("Привет", None), ("안녕", "ko_kr"), ("bonjour", "fr")):
+        assert (rules_for(text, language), text_norm.unit("basic")) == ("basic", "words")
+    assert (rules_for("你好"), rules_for("café au lait")) == ("chinese", "english")
+
+
+@given(st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S", "Zs"]), max_size=20))
+def test_basic_is_whispers_where_marks_stay(text):
+    whisper = pytest.importorskip("whisper_normalizer.basic", reason="extra `evaluate`")
+    oracle = whisper.BasicTextNormalizer()
+    if not any(unicodedata.category(c)[0] == "M" for c in unicodedata.normalize("NFKD", text)):
+        assert text_norm.normalise(text, "basic") == " ".join(oracle(text).split())
+
+
+@given(st.text("ab um's()[]<>.,$%1'0 é\n"))
+def test_english_in_linear_time_is_still_whispers(text):
+    whisper = pytest.importorskip("whisper_normalizer.english", reason="extra `evaluate`")
+    try:
+        expected = " ".join(_oracle(whisper)(text).split())
+    except (AssertionError, ValueError, IndexError, TypeError):
+        return  # Whisper's own numbers give up
+    assert text_norm.normalise(text, "english") == expected
+
+
+@functools.cache
+def _oracle(whisper):
+    return whisper.EnglishTextNormalizer()
+
+
+@pytest.mark.parametrize(
+    "again",
+    ["[", "(", " ", "um ", "(um) ", "0", "9", "亿", "零", "一点", "百分之", "one ", " '", "\u0301",
+     "answer: ", "final ", "{", "* \n", "<<>", "1, "],
+)  # fmt: skip
+def test_hostile_texts_take_linear_time(again):
+    """100,000 characters; what is quadratic takes minutes. The guard is for hangs alone."""
+    text = f"a{again * (100_000 // len(again))}万b"
+    started = time.process_time()
+    for rules in ("english", "chinese", "basic", "unspaced"):
+        units(text_norm.normalise(text, rules), rules)
+    plain_units(text)
+    read_choice(text, ["a dog", "a cat"])
+    is_right("1.5 s", text)
+    caption.read_fields(text)
+    for task in ("Number Placeholder", "Number Bullets", "Title", "Number Sentences (at least)"):
+        follows(task, {"N": 1}, text, "?")
+    assert time.process_time() - started < 30
+
+
+def test_numbers_that_nobody_says():
+    """Runs of signs beyond any number; digits beyond what Python or Whisper turn into one."""
+    assert chinese("一" + "亿" * 5000) == "一" + "亿" * 5000
+    assert chinese("零" * 5000) == "0" * 5000
+    assert chinese("9" * 5000 + "万") == "9" * 5000 + "万"
+    assert text_norm.normalise("9" * 5000 + " cats", "english") == "9" * 5000 + " cats"
+
+
 def test_identity_changes_with_the_rules(tmp_path, monkeypatch):
     before = text_norm.identity()
     assert before["version"] == text_norm.VERSION
@@ -136,6 +232,7 @@ def test_english_is_whispers():
     ):  # fmt: skip
         assert text_norm.normalise(text, "english") == " ".join(oracle(text).split())
     assert text_norm.normalise("Ça va, Élise ?", "basic") == "ça va élise"
+    assert text_norm.normalise("cafe\u0301", "english") == text_norm.normalise("café", "english")
 
 
 def test_error_rates_are_jiwers():

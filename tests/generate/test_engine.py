@@ -45,7 +45,7 @@ def always(model, cycle):
 
     Every layer's output is zeroed, so the head sees the last embedding alone: one-hot directions.
     """
-    params = jax.tree.map(np.array, model.params)
+    params = jax.tree.map(np.array, model.stacked_params())
     layers = params["language_model"]["layers"]
     layers["self_attn"]["o_proj"]["kernel"][:] = 0
     layers["mlp"]["down_proj"]["kernel"][:] = 0

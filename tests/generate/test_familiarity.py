@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moss_audio_jax.api import MossAudio
-from moss_audio_jax.audio import load_audio
-from moss_audio_jax.command import DEFAULT_CHECKPOINT
+import moss_audio_jax as mj
+from moss_audio_jax.api import MossAudio, Request, Sampling
+from moss_audio_jax.audio import load_audio, log_mel
+from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.generate.familiarity import Gauge
 
@@ -30,8 +31,9 @@ def gauge():
 
 
 def measure(model, gauge, wavs):
+    mels = [log_mel(wav) for wav in wavs]
     return gauge.measure(
-        wavs, model.encoder_params, model.config.encoder, model.compute, model.mesh
+        mels, model.encoder_params, model.config.encoder, model.compute, model.mesh
     )
 
 
@@ -62,6 +64,26 @@ def test_the_bundled_clips_are_familiar_and_a_strange_voice_is_not(model, gauge)
     assert verdict.reason
 
 
+def test_a_reply_and_a_transcript_say_that_the_sound_is_strange(model):
+    strange, known = buzz(), load_audio(DEMO / "two_people.flac")
+    (reply, other, both) = model.generate_batch([
+        Request("What is heard?", [strange], Sampling(2)),
+        Request("What is heard?", [known], Sampling(2)),
+        Request("What is heard?", [known, strange], Sampling(2)),
+    ])  # fmt: skip
+    (warning,) = reply.warnings
+    assert "unlike what this model was trained on" in warning
+    assert other.warnings == ()
+    assert both.warnings == (f"clip 2: {warning}",)
+    streamed = model.stream("What is heard?", [strange], max_new_tokens=2)
+    list(streamed)
+    assert streamed.reply.warnings == (warning,)
+    assert model.familiarity((strange, 16_000)).unfamiliar
+    assert not model.familiarity(known).unfamiliar
+    heard = mj.transcribe(model, strange, sampling=Sampling(2))
+    assert any(warning in problem for problem in heard.problems)
+
+
 def test_a_clip_measures_the_same_alone_and_among_others(model, gauge):
     wavs = [buzz(9.3), load_audio(DEMO / "two_people.flac"), buzz(0.2), buzz(0.7)]
     together = measure(model, gauge, wavs)
@@ -76,8 +98,6 @@ def test_a_clip_measures_the_same_alone_and_among_others(model, gauge):
 
 def test_pooled_states_are_those_of_the_encoder(model, gauge):
     """Against `encode_audio`, which pads the last chunk to the first: so one whole chunk."""
-    from moss_audio_jax.audio import log_mel
-
     wav = buzz(4.0)
     ((_, taps),) = model.encode_audio([log_mel(wav)])
     states = taps[gauge.probe.tap]

@@ -11,7 +11,7 @@ from tiny_model import AUDIO_ID, tone, write_checkpoint, write_wav
 import moss_audio_jax as mj
 from moss_audio_jax.data.batch import Example, Shape, make_batch
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.evaluate import infer
+from moss_audio_jax.evaluate import clips, infer
 from moss_audio_jax.evaluate.benchmarks import Item
 from moss_audio_jax.generate import engine as engine_module
 from moss_audio_jax.generate.engine import Engine
@@ -116,7 +116,7 @@ def test_extended_logits_equal_whole_prompts(load):
 
     @jax.jit
     def in_two(params, prefix, batch, row, start):
-        _, cache = moss_audio.prefill(params, model.config, model.compute, prefix, slots=128)
+        _, cache = moss_audio.prefill(params, model.config, model.compute, prefix, 128)
         cache = kv_cache.take_rows(cache, row, 144)
         return moss_audio.extend(params, model.config, model.compute, batch, cache, start)[0]
 
@@ -229,7 +229,7 @@ def test_an_evaluation_keeps_questions_of_a_clip_together(load, tmp_path, monkey
         mj.MossAudio, "prepare", lambda *args: loaded.append(args) or prepare(*args)
     )
     too_long = dataclasses.replace(runs[0][1], prompt="x" * 300)
-    prompts = infer._prepare(model, [runs[0][0], too_long, *runs[0][1:]])
+    prompts = clips._prepare(model, [runs[0][0], too_long, *runs[0][1:]])
     assert isinstance(prompts[1], InputError)
     assert "256 positions" in str(prompts.pop(1))
     assert len(loaded) == 2  # the first, and the one that does not fit, for its words

@@ -13,7 +13,7 @@ from moss_audio_jax.generate import slots as serving
 from moss_audio_jax.generate.engine import Engine
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.models import cache as kv_cache
-from moss_audio_jax.models import moss_audio
+from moss_audio_jax.models import decoder, moss_audio
 from moss_audio_jax.plan.hlo import Module
 from moss_audio_jax.weights.convert import load_params
 
@@ -33,10 +33,10 @@ def test_params_are_the_checkpoints(model):
     expected = load_params(OWN, model.config, "float32")
     names = jax.tree_util.tree_leaves_with_path(expected)
     if model.compute.quantize == "none":
-        found = dict(jax.tree_util.tree_leaves_with_path(model.params))
+        found = dict(jax.tree_util.tree_leaves_with_path(model.stacked_params()))
         assert len(found) == len(names)
         assert all(np.array_equal(found[path], leaf) for path, leaf in names)
-    kernel = model.params["language_model"]["layers"]["mlp"]["up_proj"]["kernel"]
+    kernel = model.stacked_params()["language_model"]["layers"]["mlp"]["up_proj"]["kernel"]
     assert kernel.shape == expected["language_model"]["layers"]["mlp"]["up_proj"]["kernel"].shape
 
 
@@ -46,41 +46,50 @@ def test_answers_and_logits_are_those_of_the_stack():
     mels = np.split(golden["s1_mel"], np.cumsum(golden["s1_clips"])[:-1], axis=1)
     example = model._example(golden["s1_ids"], mels)
     requests = [(example, Sampling(12, loop_guard=False)), (Example(np.arange(9)), Sampling(5))]
-    stack = Engine(model.params, model.config, model.compute, model._vocab, model.mesh)
+    stack = model.stacked_params()
+    from_stack = Engine(stack, model.config, model.compute, model._vocab, model.mesh)
     found = model._engine(2).run(requests)
-    assert [output.ids for output in found] == [output.ids for output in stack.run(requests)]
+    assert [output.ids for output in found] == [output.ids for output in from_stack.run(requests)]
 
     batch = model._batch([example])
-    hidden = jax.jit(moss_audio.hidden_states, static_argnums=(1, 2))
-    ours, stacks = (
-        hidden(params, model.config, model.compute, batch)
-        for params in (model._params, model.params)
-    )
+    ours, stacks = (hidden(params, model, batch) for params in (model.params, stack))
     np.testing.assert_allclose(ours, stacks, atol=2e-5)
 
 
-def test_caches_are_those_of_the_stack(model):
-    config, tokens = model.config, np.arange(20, dtype=np.int32)
-    first = make_batch([[Example(tokens)]], Shape(1, 24, 0, 400), config.encoder, -1)
-    more = make_batch([[Example(tokens[:5])]], Shape(1, 8, 0, 400), config.encoder, -1)
+def hidden(params, model, batch):
+    run = jax.jit(moss_audio.hidden_states, static_argnums=(1, 2))
+    return run(params, model.config, model.compute, batch)
+
+
+def test_prefill_extend_and_step_give_the_logits_of_one_pass():
+    """What a cache holds is what a pass without one computes from the stack."""
+    model = mj.MossAudio.load(OWN, "float32")
+    config, tokens = model.config, np.arange(26, dtype=np.int32)
+
+    def batch_of(ids, room):
+        return make_batch([[Example(ids)]], Shape(1, room, 0, 400), config.encoder, -1)
 
     @jax.jit
     def run(params):
-        _, kv = moss_audio.prefill(params, config, model.compute, first, 32)
-        _, kv = moss_audio.extend(params, config, model.compute, more, kv, jnp.array([20]))
-        return moss_audio.decode_step(
-            params, config, model.compute, jnp.array([3]), jnp.array([25]), kv
+        first, kv = moss_audio.prefill(params, config, model.compute, batch_of(tokens[:20], 24), 32)
+        more, kv = moss_audio.extend(
+            params, config, model.compute, batch_of(tokens[20:25], 8), kv, jnp.array([20])
         )
+        last, kv = moss_audio.decode_step(
+            params, config, model.compute, jnp.array(tokens[25:]), jnp.array([25]), kv
+        )
+        return (first[0], more[0], last[0]), kv
 
-    (ours, apart), (stacks, together) = run(model._params), run(model.params)
-    np.testing.assert_allclose(ours, stacks, atol=2e-5)
-    assert len(apart) == config.decoder.layers
-    assert kv_cache.slots_of(apart) == kv_cache.slots_of(together) == 32
-    for index, one in enumerate(apart):
-        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(together), strict=True):
-            assert a.dtype == b.dtype
-            step = 1 if a.dtype == jnp.int8 else 2e-5
-            np.testing.assert_allclose(np.float32(a[0]), np.float32(b[index]), atol=step, rtol=1e-5)
+    found, kv = run(model.params)
+    assert len(kv) == config.decoder.layers
+    assert kv_cache.length_of(kv) == 32
+    assert kv_cache.rows_of(kv) == 1
+    stack = model.stacked_params()
+    whole = decoder.logits(stack, hidden(stack, model, batch_of(tokens, 26)))[0]
+    for logits, at in zip(found, (19, 24, 25), strict=True):
+        np.testing.assert_allclose(logits, whole[at], atol=2e-5)
+    with pytest.raises(ValueError, match="unrolled"):
+        run(stack)
 
 
 def test_steps_on_tpus_are_those_elsewhere(model, monkeypatch):
@@ -99,7 +108,7 @@ def test_steps_on_tpus_are_those_elsewhere(model, monkeypatch):
                 found.append(logits)
             return jnp.stack(found), kv
 
-        return jax.jit(run)(model._params)
+        return jax.jit(run)(model.params)
 
     elsewhere, kept = steps()
     asked = []
@@ -113,23 +122,17 @@ def test_steps_on_tpus_are_those_elsewhere(model, monkeypatch):
         np.testing.assert_allclose(np.float32(ours), np.float32(theirs), atol=step, rtol=1e-2)
 
 
-@pytest.mark.parametrize("unstacked", [True, False])
-def test_a_step_copies_neither_weights_nor_cache(unstacked):
-    """But of the stack each layer's: or there would be no reason to take it apart."""
+def test_a_step_copies_neither_weights_nor_cache():
     model = mj.MossAudio.load(OWN, "float32")  # int8 a CPU converts beside the product
-    params = model._params if unstacked else model.params
     count = 5  # of which no other array has the size of a weight or a cache
-    slots = serving.empty_slots(
-        **static(model), count=count, room=64, size=128, unstacked=unstacked
-    )
+    slots = serving.empty_slots(**static(model), count=count, room=64, size=128)
     number = jnp.int32(1)
     with jax.set_mesh(model.mesh):
         text = serving.decode_until.lower(
-            params, slots, number, number, reach=128, **static(model)
+            model.params, slots, number, number, reach=128, **static(model)
         ).compile().as_text()  # fmt: skip
-    layer = jax.tree.leaves(model._params["language_model"]["layers"][0])
+    layer = jax.tree.leaves(model.params["language_model"]["layers"][0])
     sizes = {x.size for x in layer if x.ndim == 2 and x.shape[0] > 1}
-    decoder = model.config.decoder
-    sizes.add(count * decoder.kv_heads * 128 * decoder.head_dim)
-    made = Module(text, 1).turn().made(sizes)
-    assert bool(made) != unstacked, made
+    heads = model.config.decoder
+    sizes.add(count * heads.kv_heads * 128 * heads.head_dim)
+    assert not Module(text, 1).turn().made(sizes)

@@ -1,18 +1,17 @@
 """The real TPU compiler on a small step; wherever libtpu is installed (extra `plan`)."""
 
-import importlib.util
-import os
 from pathlib import Path
 
 import pytest
 
+from moss_audio_jax import libtpu
 from moss_audio_jax.plan import compile as compiling
 from moss_audio_jax.plan import estimate, report, topologies
 from moss_audio_jax.train.__main__ import load_config
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed: pip install 'moss_audio_jax[plan]'",
+    not libtpu.installed(),
+    reason="libtpu is not installed: pip install -e '.[plan]'",
 )
 CONFIG = str(Path(__file__).parents[2] / "configs" / "tiny.py")
 SMALL = (
@@ -25,7 +24,6 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def planned():
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # beside other tests' processes
     compiling.prepare_environment()
     topology = topologies.parse("v5e:2x2")
     run = compiling.build(load_config(CONFIG, SMALL), compiling.slice_devices(topology))

@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import os
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import jax
 import pytest
 
-from moss_audio_jax import cli
+from moss_audio_jax import cli, libtpu
 from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.plan import __main__ as plan_verb
 from moss_audio_jax.plan import compile as compiling
 from moss_audio_jax.plan import estimate, report, sweep, topologies
 from moss_audio_jax.plan.compile import Compiled
@@ -209,9 +211,39 @@ def test_setting_changes_the_config_it_is_given_only_by_copy():
 
 
 def test_without_the_compiler_one_line_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(libtpu, "installed", lambda: False)
     code = cli.main(["plan", "--config", CONFIG, "--topology", "v5e:2x2"])
     assert code == 2
     assert capsys.readouterr().err == (
-        "error: plan needs the TPU compiler: pip install 'moss_audio_jax[plan]'\n"
+        "error: plan needs the TPU compiler: pip install -e '.[plan]'\n"
     )
+
+
+def test_a_step_that_does_not_fit_has_an_exit_code_of_its_own(monkeypatch, capsys, tmp_path):
+    """Compiling is replaced: it would need libtpu. Config, report, output are those of `plan`."""
+    monkeypatch.setattr(compiling, "prepare_environment", lambda: None)
+    monkeypatch.setattr(compiling, "slice_devices", lambda topology: jax.devices()[:4])
+    refused = Compiled(1.0, peak=20 * GIB, limit=16 * GIB, refusal="too large")
+    monkeypatch.setattr(compiling, "compile_step", lambda run: refused)
+    output = tmp_path / "plan.json"
+    words = ["plan", "--config", "tiny", "--topology", "v5e:2x2", "--output", str(output)]
+    assert cli.main(words) == 3
+    assert "DOES NOT FIT" in capsys.readouterr().out
+    assert json.loads(output.read_text())["fits"] is False
+    assert "code 3: it does not fit" in plan_verb.__doc__
+
+
+def test_without_a_tpu_libtpu_is_quiet_and_shared(monkeypatch):
+    """What these variables do, the compiler's own tests see; here: when they are set."""
+    monkeypatch.setattr(os, "environ", {"TPU_WORKER_HOSTNAMES": "mine"})
+    monkeypatch.setattr(libtpu, "installed", lambda: False)
+    libtpu.quieten()
+    assert os.environ == {"TPU_WORKER_HOSTNAMES": "mine"}
+    monkeypatch.setattr(libtpu, "installed", lambda: True)
+    monkeypatch.setattr(libtpu.glob, "glob", lambda pattern: [pattern])  # a machine with TPUs
+    libtpu.quieten()
+    assert os.environ == {"TPU_WORKER_HOSTNAMES": "mine"}
+    monkeypatch.setattr(libtpu.glob, "glob", lambda pattern: [])
+    libtpu.quieten()
+    assert os.environ["TPU_WORKER_HOSTNAMES"] == "mine"
+    assert os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] == "1"

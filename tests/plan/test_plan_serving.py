@@ -1,15 +1,13 @@
 """What generation needs: arithmetic on shapes alone, and the real TPU compiler on a small model."""
 
 import dataclasses
-import importlib.util
 import json
-import os
 from pathlib import Path
 
 import jax
 import pytest
 
-from moss_audio_jax import cli
+from moss_audio_jax import cli, libtpu
 from moss_audio_jax.config import Compute, DecoderConfig, EncoderConfig, ModelConfig
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.plan import compile as compiling
@@ -100,9 +98,8 @@ def test_options_that_do_not_agree(capsys):
 
 @pytest.fixture(scope="module")
 def plans():
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("libtpu is not installed: pip install 'moss_audio_jax[plan]'")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # beside other tests' processes
+    if not libtpu.installed():
+        pytest.skip("libtpu is not installed: pip install -e '.[plan]'")
     compiling.prepare_environment()
     topology = topologies.parse("v5e:2x2")
     devices = compiling.slice_devices(topology)

@@ -229,6 +229,8 @@ ASK, REPLY = message("user", "q"), message("assistant", "a")
         ("hello", [], False, "messages is a str"),
         ([ASK, "hello"], [], False, r"messages\[1\] is a str"),
         ([message("tool", "x")], [], False, r"messages\[0\]: role is 'tool'"),
+        ([message("t" * 9999, "x")], [], False, r"role is 't{50,60} \.\.\.; expected system"),
+        ([message([[]], "x")], [], False, "role is list; expected system"),
         ([message("user", "x", "image")], [], False, "message_type is 'image'"),
         ([ASK, message("assistant", "a.wav", "audio")], [8], False, "message_type is 'audio'"),
         ([message("user", 3)], [], True, r"messages\[0\]: content is a int"),

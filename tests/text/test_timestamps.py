@@ -1,7 +1,9 @@
+import collections
 import html
 import json
 import math
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -147,17 +149,36 @@ def read_cues(text):
 @given(segments(st.one_of(WORDS, st.just("a\nb <i>&amp;"))))
 def test_subtitles_round_trip(expected):
     srt = to_srt(expected)
-    assert read_cues(srt) == expected
-    assert re.findall(r"(?m)^(\d+)\n\d\d+:", srt) == [str(i + 1) for i in range(len(expected))]
+    cues = read_cues(srt)
+    assert re.findall(r"(?m)^(\d+)\n\d\d+:", srt) == [str(i + 1) for i in range(len(cues))]
     vtt = to_vtt(expected)
     assert vtt.startswith("WEBVTT\n")
-    assert [Segment(c.start, c.end, html.unescape(c.text)) for c in read_cues(vtt)] == expected
+    assert [Segment(c.start, c.end, html.unescape(c.text)) for c in read_cues(vtt)] == cues
+    # What lasts is as it was, all is there and in order, and every cue ends later than it starts.
+    assert all(a.start < a.end for a in cues)
+    assert [c.start for c in cues] == sorted(c.start for c in cues)
+    lasting = [(s.start, s.end) for s in expected if s.start < s.end]
+    assert not collections.Counter(lasting) - collections.Counter((c.start, c.end) for c in cues)
+    lines = [line for text in (s.text for s in expected) for line in text.split("\n")]
+    assert sorted(line for c in cues for line in c.text.split("\n")) == sorted(lines)
+
+
+def test_a_cue_without_a_length_gets_one():
+    """Half a second or up to the next start; one that starts with others is shown with them."""
+    rows = [Segment(4, 4, "d"), Segment(1, 1, "a"), Segment(2, 2, "b"), Segment(2, 2.25, "c")]
+    rows += [Segment(4.3, 4.3, "e"), Segment(9, 9.0004, "f")]
+    assert [(c.start, c.end, c.text) for c in read_cues(to_vtt(rows))] == [
+        (1, 1.5, "a"), (2, 2.25, "b\nc"), (4, 4.3, "d"), (4.3, 4.8, "e"), (9, 9.5, "f"),
+    ]  # fmt: skip
+    # A text cannot pass for another cue, nor hold what no file can.
+    (cue,) = read_cues(to_srt([Segment(0, 1, "a\n\n2\n00:00:05,000 --> 00:00:06,000\nb\ud800\0")]))
+    assert cue.text == "a\n2\n00:00:05,000 -> 00:00:06,000\nb\ufffd\ufffd"
 
 
 def test_subtitle_clocks_carry_and_blank_lines_do_not_end_a_cue():
     rows = [Segment(59.9996, 3599.9995001, "a\n\n  \nb --> c"), Segment(360000, 360000.0004, "")]
     assert to_srt(rows) == (
-        "1\n00:01:00,000 --> 01:00:00,000\na\nb --> c\n\n2\n100:00:00,000 --> 100:00:00,000\n\n"
+        "1\n00:01:00,000 --> 01:00:00,000\na\nb -> c\n\n2\n100:00:00,000 --> 100:00:00,500\n\n"
     )
     assert "00:01:00.000 --> 01:00:00.000\na\nb --&gt; c\n" in to_vtt(rows)
     assert (to_srt([]), to_vtt([]), json.loads(to_json([]))) == ("", "WEBVTT\n", [])
@@ -227,7 +248,33 @@ def test_json_and_shift(expected, offset):
 
 
 @pytest.mark.parametrize("write", [to_srt, to_vtt, to_json, to_textgrid])
-@pytest.mark.parametrize("times", [(2, 1), (-1, 1), (0, math.inf), (math.nan, 1)])
+@pytest.mark.parametrize("times", [(2, 1), (-1, 1), (0, math.inf), (math.nan, 1), (0, 1e308)])
 def test_writers_name_an_impossible_segment(write, times):
     with pytest.raises(InputError, match=r"segment 2 \('bad'\) runs from"):
         write([Segment(0, 1, "good"), Segment(*times, "bad")])
+
+
+def test_a_textgrid_of_no_possible_length():
+    with pytest.raises(InputError, match="the duration is nan s"):
+        to_textgrid([Segment(0, 1, "good")], math.nan)
+    with pytest.raises(InputError, match="the duration is 1e"):
+        to_textgrid([], 1e308)
+
+
+@pytest.mark.parametrize(
+    ("before", "again", "after"),
+    [
+        ("[0.0]a[1.0]b", " ", "[" + "1" * 1000 + "x"),
+        ("[0.0]a[1.0]b", "\n ", "c[2.0]"),
+        ("", "[1", ""),
+        ("", "1 ", "- 2 x"),
+        ("- ", " ", "1 - "),
+        ("1 ", "-", ""),
+        ("", "[0.0]a[9.0]", ""),
+    ],
+)
+def test_hostile_answers_take_linear_time(before, again, after):
+    """200,000 characters; what is quadratic takes minutes. The guard is for hangs alone."""
+    started = time.process_time()
+    to_textgrid(parse(before + again * (200_000 // len(again)) + after).segments)
+    assert time.process_time() - started < 30

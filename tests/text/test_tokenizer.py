@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -174,8 +175,27 @@ def added(content, index):
             lambda d: (d / "tokenizer.json").write_text("{}"),
             "tokenizer.json: expected a byte-level",
         ),
+        (lambda d: (d / "tokenizer.json").mkdir(), "tokenizer.json: is a directory"),
+        (lambda d: os.mkfifo(d / "tokenizer_config.json.new") or (
+            d / "tokenizer_config.json.new").rename(d / "tokenizer_config.json"),
+         "tokenizer_config.json: is no regular file"),
+        (lambda d: (d / "vocab.json").write_text("[" * 100_000), "vocab.json: .* nests too deeply"),
+        (lambda d: (d / "vocab.json").write_text(f'{{"a": 1{"0" * 5000}}}'), "vocab.json: .*JSON"),
+        (lambda d: rewrite(d / "vocab.json", lambda v: v.update(h=10**30)), "id of 'h' is 1000"),
+        (lambda d: rewrite(d / "vocab.json", lambda v: v.update(h=True)), "id of 'h' is True"),
+        (lambda d: rewrite(d / "vocab.json", lambda v: v.update({"\ud800": 7000})), "lone surr"),
+        (lambda d: (d / "merges.txt").write_bytes(b"\xff\n"), "merges.txt: not valid UTF-8"),
+        (lambda d: rewrite(d / "tokenizer_config.json", added("<a>", "9" * 5000)), "'<a>' has id"),
+        (lambda d: rewrite(d / "tokenizer_config.json", added("\udc00", 9)), "expected a string"),
+        (
+            lambda d: (d / "tokenizer.json").write_text(
+                json.dumps({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]},
+                            "pre_tokenizer": {"type": "ByteLevel", "use_regex": "x\ny"}})
+            ),
+            "not a tokenizer.json",
+        ),
     ],
-)
+)  # fmt: skip
 def test_unusable_folders_are_named(bpe_folder, tmp_path, spoil, message):
     folder = tmp_path / "tokenizer"
     shutil.copytree(bpe_folder, folder)
@@ -213,6 +233,11 @@ def test_sentencepiece_files(sentencepiece_folder, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(model[:1000])
     with pytest.raises(InputError, match=r"tokenizer\.model: not a SentencePiece model"):
         load_tokenizer(tmp_path)
+    for fault in (model.replace(b"<0x41>", b"<0xZZ>"), model.replace(b"<|im_end|>", b"\xff" * 10)):
+        assert fault != model
+        (tmp_path / "tokenizer.model").write_bytes(fault)
+        with pytest.raises(InputError, match=r"tokenizer\.model: "):
+            load_tokenizer(tmp_path)
 
 
 def test_text_needs_no_jax():

@@ -2,11 +2,16 @@
 
 import ast
 import shlex
+import sys
 from pathlib import Path
 
+import jax
 import pytest
 
+from moss_audio_jax import config_file
 from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.plan import compile as plan_compile
+from moss_audio_jax.plan.estimate import layer_inputs
 from moss_audio_jax.train import loop
 from moss_audio_jax.train.__main__ import load_config
 from moss_audio_jax.train.check import check_keys
@@ -25,6 +30,7 @@ ARGUMENTS = {
     "pretrain_adapter.py": ("8b", "model.decoder.hidden_size"),
     "pretrain_full.py": ("8b", "model.decoder.hidden_size"),
     "sft.py": ("8b", "model.decoder.hidden_size"),
+    "sft_one_gpu.py": ("80g,8b", "model.decoder.hidden_size"),
     **{
         f"small/{stage}.py": ("gpu", "data.batch")
         for stage in ("encoder", "adapter", "pretrain", "sft", "cold_start")
@@ -44,12 +50,23 @@ def at(config, key: str):
     return config
 
 
+@pytest.fixture
+def nothing_compiles(monkeypatch):
+    """Whatever reaches the weights was not refused in time."""
+
+    def reached(*_):
+        raise AssertionError("the run went on to its weights")
+
+    monkeypatch.setattr(loop, "initial_params", reached)
+
+
 # --- every file of configs/ -----------------------------------------------------------------------
 
 
 def test_no_file_of_configs_is_missed():
     assert {"common.py", "tiny.py", "moss_audio_4b.py", "moss_audio_8b.py", "pretrain_encoder.py",
-            "pretrain_adapter.py", "pretrain_full.py", "sft.py", "lora.py", "cold_start.py",
+            "pretrain_adapter.py", "pretrain_full.py", "sft.py", "sft_one_gpu.py", "lora.py",
+            "cold_start.py",
             *(f"small/{stage}.py" for stage in ("encoder", "adapter", "pretrain", "sft",
                                                 "cold_start")),
             } <= set(FILES)  # fmt: skip
@@ -101,6 +118,60 @@ def test_overrides_work_on_every_config(name):
     assert config.data.packing is False
     assert config.optimizer.groups == (("^lm_head/", 2.0), (".*", 0.5))
     assert not config.data.mixture  # a recipe's own data is replaced, not mixed in
+
+
+# --- by name, wherever one is --------------------------------------------------------------------
+
+
+def test_packaged_configs_are_known_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("sft", "sft.py", "configs/sft.py", "configs/sft"):
+        assert config_file.find(name) == config_file.FOLDER / "sft.py"
+    assert config_file.find("small/sft") == config_file.FOLDER / "small" / "sft.py"
+    assert load_config("sft:8b").model.decoder.hidden_size == 4096
+    assert load_config("small/sft:gpu").optimizer.name == "muon"
+    listed = {f"{name}.py" for name in config_file.names()}
+    assert listed == set(FILES) | OTHERS - {"small/small.py"}
+
+
+def test_a_file_comes_before_a_packaged_config_and_may_start_from_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sft.py").write_text(
+        "import lora\n\ndef get_config(rank='2'):\n    c = lora.get_config()\n"
+        "    c.lora.rank = int(rank)\n    return c\n"
+    )
+    (tmp_path / "work").mkdir()
+    path = list(sys.path)
+    assert load_config("sft.py:5").lora.rank == 5
+    assert load_config("sft").lora.rank == 0  # the packaged one: a name is no file of this folder
+    assert load_config(str(tmp_path / "sft.py")).lora.rank == 2
+    assert sys.path == path
+    for name in ("work", "no_such", "../configs/sft", "/configs/sft.py", "small"):
+        with pytest.raises(InputError, match=r"no such config file; .*: annotate, .*, sft, ") as e:
+            load_config(name)
+        assert str(e.value).startswith(name)
+
+
+@pytest.mark.usefixtures("nothing_compiles")
+@pytest.mark.parametrize("name", ["tiny", "sft:small"])
+def test_what_comes_with_the_package_is_enough_to_train(name, corpus, tmp_path):
+    """Rows alone are given: tokenizer and start are those of the small model."""
+    config = load_config(name, [f"--config.data.train=('{corpus / 'rows.jsonl'}',)",
+                                "--config.mesh.fsdp=1"])  # fmt: skip
+    with pytest.raises(AssertionError, match="went on to its weights"):
+        loop.train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("options", ["24g,4b", "24g,8b", "80g,4b", "80g,8b"])
+def test_one_gpu_holds_what_a_step_is_given(options):
+    """State, gradients and the layers' inputs; what else a step needs, the compiler was asked:
+    the config's docstring has it."""
+    config = load_config(f"sft_one_gpu:{options}")
+    run = plan_compile.build(config, jax.devices()[:1])
+    state = plan_compile.held_bytes(run.state)
+    gradients = plan_compile.held_bytes(run.state["trained"])
+    room = {"24": 22.5, "80": 79}[options[:2]] * 2**30 * 0.95
+    assert state + gradients + layer_inputs(run) < room
 
 
 # --- keys and types ------------------------------------------------------------------------------
@@ -172,16 +243,6 @@ def test_an_argument_that_a_config_does_not_know_is_named(name):
 
 
 # --- impossible combinations ---------------------------------------------------------------------
-
-
-@pytest.fixture
-def nothing_compiles(monkeypatch):
-    """Whatever reaches the weights was not refused in time."""
-
-    def reached(*_):
-        raise AssertionError("the run went on to its weights")
-
-    monkeypatch.setattr(loop, "initial_params", reached)
 
 
 @pytest.mark.usefixtures("nothing_compiles")

@@ -2,13 +2,16 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from runs import log
 
 import moss_audio_jax as mj
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.train.loop import train
+from moss_audio_jax.train import export
+from moss_audio_jax.train.loop import recipe_of, train
+from moss_audio_jax.train.start import read_start
 from moss_audio_jax.weights.adapters import load_adapters
 from moss_audio_jax.weights.checkpoint import flatten
 from moss_audio_jax.weights.convert import convert
@@ -113,6 +116,19 @@ def test_a_run_that_diverges_stops_with_a_saved_state(run_config, tmp_path):
         train(config, tmp_path)
     assert (tmp_path / "checkpoints").is_dir()
     assert log(tmp_path)[-1]["skipped"] == 3
+
+
+def test_what_is_not_finite_is_not_exported(run_config, tmp_path):
+    config = run_config("checkpoint.export=native")
+    start = read_start(config)
+    recipe = recipe_of(config, start)
+    weights = {"trained": {"a": jnp.ones(3), "b": jnp.ones(2)}, "frozen": {}}
+    skipped = {**weights, "skipped": jnp.array(2)}
+    infinite = {**weights, "ema": {"a": jnp.array([1, jnp.inf])}, "skipped": jnp.array(0)}
+    for state, why in ((skipped, "the last 2 updates had"), (infinite, "weights are not finite")):
+        with pytest.raises(InputError, match=f"nothing is exported: {why}"):
+            export.write(config, start, state, recipe, tmp_path)
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_run_continues_on_another_mesh(run_config, tmp_path):

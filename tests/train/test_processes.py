@@ -1,10 +1,12 @@
 """One run on 1, 2 and 4 processes of the same 8 devices."""
 
+import json
 import subprocess
 import sys
 
 import numpy as np
 from runs import ROOT, command, environment, log
+from test_checkpoints import contents, flipped_within_the_largest
 
 
 def test_many_processes_are_one(small_run, tmp_path):
@@ -35,15 +37,21 @@ def test_many_processes_are_one(small_run, tmp_path):
     run(2, "two", "checkpoint.minutes=1e-9", "checkpoint.keep_last=3", "checkpoint.every=1000")
     kept = sorted(int(path.name) for path in (tmp_path / "two" / "checkpoints").iterdir())
     assert kept == [2, 3, 4]
-    for process_count in (1, 4):  # what two processes saved
+    steps = tmp_path / "two" / "checkpoints"
+    told = json.loads((steps / "4" / "checksums.json").read_text())["files"]
+    assert sorted(told) == sorted(set(contents(steps / "4")) - {"checksums.json"})
+    for process_count, done in ((1, 4), (4, 3)):  # what two processes saved
         workdir = f"two-{process_count}"
         subprocess.run(["cp", "-r", str(tmp_path / "two"), str(tmp_path / workdir)], check=True)
         for file in (tmp_path / workdir).glob("rows-*.jsonl"):
             file.unlink()
+        if done < 4:  # each file is looked at by one process, and all hear of it
+            flipped_within_the_largest(tmp_path / workdir / "checkpoints" / "4")
         run(process_count, workdir, "train.steps=8")
+        assert (tmp_path / workdir / "damaged_checkpoints" / "4").exists() == (done < 4)
         found = log(tmp_path / workdir)
         np.testing.assert_allclose(
             [row["loss"] for row in found], [row["loss"] for row in expected], rtol=1e-5
         )
-        assert seen(workdir) == seen("one")[4:]
+        assert seen(workdir) == seen("one")[done:]
     assert seen("two") == seen("one")[:4]

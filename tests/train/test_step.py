@@ -184,7 +184,7 @@ def test_lora_trains_its_leaves_alone_and_merges_to_the_same_logits(params, exam
 def test_encoder_targets_and_targets_that_match_nothing(params):
     both = lora.init(jax.random.key(0), params, 2, f"{lora.DECODER}|{lora.ENCODER}")
     assert len(both) == 20
-    with pytest.raises(UsageError, match="matches no kernel"):
+    with pytest.raises(UsageError, match="matches no linear kernel"):
         lora.init(jax.random.key(0), params, 2, "nothing")
 
 

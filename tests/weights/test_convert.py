@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
+import os
 import resource
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import ml_dtypes
@@ -19,6 +23,7 @@ from tiny_checkpoint import random_tensors, read_tensors, write_checkpoint, writ
 from moss_audio_jax import sharding
 from moss_audio_jax.config import ProcessorConfig, read_json
 from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.weights import checkpoint
 from moss_audio_jax.weights.checkpoint import MARKER, save_native, total_bytes
 from moss_audio_jax.weights.convert import (
     convert,
@@ -207,10 +212,75 @@ def test_too_small_a_disk_is_seen_first(tmp_path, folder, config, monkeypatch):
     assert not list(tmp_path.glob("*out*"))
 
 
+def test_native_folders_of_an_older_version_load(native):
+    """They have no checksums, and a warning says so."""
+    marker = read_json(native / MARKER)
+    assert len(marker.pop("files")) > len(marker["parameters"])
+    (native / MARKER).write_text(json.dumps(marker))
+    with pytest.warns(UserWarning, match="without checksums"):
+        load_params(native)
+
+
+def test_a_disk_that_fills_up_is_one_line(tmp_path, folder, monkeypatch):
+    def pwrite(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("moss_audio_jax.weights.safetensors.os.pwrite", pwrite)
+    with pytest.raises(
+        InputError, match=r"out: not written: No space left on device: .* GB needed"
+    ):
+        quiet(folder, tmp_path / "out", "official")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_one_writer_at_a_time(tmp_path, folder, native, monkeypatch):
+    """Another one is refused in one line, and the first one's work is whole."""
+    inside, finish = threading.Event(), threading.Event()
+    real = checkpoint.write_side_files
+
+    def slowly(*args, **how):
+        inside.set()
+        assert finish.wait(60)
+        real(*args, **how)
+
+    monkeypatch.setattr(checkpoint, "write_side_files", slowly)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(quiet, folder, tmp_path / "out", "native")
+        assert inside.wait(60)
+        for overwrite in (True, False):
+            with pytest.raises(UsageError, match=r"out: in use by a writer .process") as caught:
+                quiet(folder, tmp_path / "out", "official", overwrite=overwrite)
+            assert "\n" not in str(caught.value)
+        finish.set()
+        first.result()
+    jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "out"), load_params(native))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["native", "official", "out"]
+
+    # Killed between two renames: the old checkpoint is there again, and then replaced.
+    (tmp_path / "out").rename(tmp_path / ".out.old")
+    (tmp_path / ".out.partial").mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        quiet(folder, tmp_path / "out", "official")
+    assert folder_format(tmp_path / "out") == "native"
+    quiet(folder, tmp_path / "out", "official", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["native", "official", "out"]
+
+
+def test_files_that_are_none_are_not_copied(tmp_path, folder):
+    (folder / "merges.txt").unlink()
+    os.mkfifo(folder / "merges.txt")
+    with pytest.raises(InputError, match=r"merges.txt: is no regular file"):
+        quiet(folder, tmp_path / "out", "native")
+    assert not (tmp_path / "out").exists()
+
+
 def test_native_folders_that_are_broken(native, config):
     leaf = native / "params" / "language_model.layers.mlp.up_proj.kernel"
     chunk = next(path for path in leaf.rglob("*.0.0") if path.is_file())
     data = chunk.read_bytes()
+    chunk.write_bytes(data[:10] + bytes([data[10] ^ 64]) + data[11:])
+    with pytest.raises(InputError, match=r"up_proj/kernel: .* is damaged \(its checksum differs\)"):
+        load_params(native)
     chunk.write_bytes(data[:-10])
     with pytest.raises(InputError, match=r"params: parameter .*up_proj/kernel: ") as caught:
         load_params(native)
@@ -228,6 +298,10 @@ def test_native_folders_that_are_broken(native, config):
     bigger = dataclasses.replace(config, adapter_dim=57)
     with pytest.raises(InputError, match=r"audio_adapter/gate_proj/kernel has shape"):
         load_params(native, bigger)
+    for broken in ({"files": 3}, {"files": {"a": 1}}, {"parameters": {"a": {"shape": "b"}}}):
+        (native / MARKER).write_text(json.dumps(marker | broken))
+        with pytest.raises(InputError, match=r"moss_audio_jax.json: damaged"):
+            load_params(native)
     (native / MARKER).write_text(json.dumps(marker | {"version": 99}))
     with pytest.raises(InputError, match="version 99"):
         load_params(native)

@@ -9,12 +9,18 @@ import numpy as np
 import pytest
 from tiny_checkpoint import random_tensors, read_tensors, write_checkpoint, write_tensors
 
-from moss_audio_jax.config import RELEASED, from_official, read_json
+from moss_audio_jax.config import (
+    RELEASED,
+    from_official,
+    processor_from_official,
+    read_json,
+    to_official,
+)
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.models.moss_audio import abstract_params
 from moss_audio_jax.weights import safetensors
 from moss_audio_jax.weights.checkpoint import flatten
-from moss_audio_jax.weights.convert import load_params
+from moss_audio_jax.weights.convert import convert, load_params, open_checkpoint
 from moss_audio_jax.weights.official import OfficialReader, read_leaf, table
 
 TESTS = Path(__file__).parents[1]
@@ -133,10 +139,6 @@ KEY = "language_model.layers.2.mlp.up_proj.weight"
             lambda t: t.update({"language_model.layers.4.mlp.up_proj.weight": t[KEY]}),
             "unexpected tensor language_model.layers.4.mlp.up_proj.weight",
         ),
-        (
-            lambda t: t.update({KEY: t[KEY].astype(np.float32)}),
-            f"mixed dtypes: .* is bfloat16, {KEY} is float32",
-        ),
     ],
 )
 def test_checkpoints_that_do_not_fit(folder, config, change, message):
@@ -144,6 +146,74 @@ def test_checkpoints_that_do_not_fit(folder, config, change, message):
     with pytest.raises(InputError, match=message) as caught:
         load_params(folder)
     assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_mixed_dtypes_load(folder, config, tmp_path):
+    """Norms in float32, the rest half; without a dtype that was asked for, most bytes decide."""
+    tensors = random_tensors(config, "float32")
+    kept = {name: "float32" if "norm" in name else "float16" for name in tensors}
+    mixed = {name: tensor.astype(kept[name]) for name, tensor in tensors.items()}
+    break_checkpoint(folder, config, lambda t: t.update(mixed))
+    norm = "language_model.norm.weight"
+    loaded = load_params(folder, dtype="float32")
+    np.testing.assert_array_equal(loaded["language_model"]["norm"]["scale"], mixed[norm])
+    head = loaded["lm_head"]["kernel"]
+    np.testing.assert_array_equal(head, mixed["lm_head.weight"].T.astype(np.float32))
+    for layout in ("native", "official"):
+        out = tmp_path / f"new_{layout}"
+        with pytest.warns(UserWarning, match="most weights are float16, but .* is float32; all"):
+            convert(folder, out, layout, progress=False)
+        with open_checkpoint(out) as reader:
+            assert reader.dtype == "float16"
+            scale = reader.read("language_model/norm/scale")
+            np.testing.assert_array_equal(scale, mixed[norm].astype(np.float16))
+    assert load_params(folder, dtype="bfloat16")["lm_head"]["kernel"].dtype == "bfloat16"
+
+    mixed[norm] = mixed[norm] * 1e6
+    break_checkpoint(folder, config, lambda t: t.update(mixed))
+    with (
+        pytest.warns(UserWarning, match="mixed"),
+        pytest.raises(InputError, match=f"{norm}: values beyond float16's largest"),
+    ):
+        convert(folder, tmp_path / "over", "official", progress=False)
+
+
+ODD = [
+    # part of config.json (or another file), key, value, what is said
+    ("audio_config", "encoder_layers", True, "encoder_layers is True; expected int"),
+    ("audio_config", "encoder_layers", 10**9, "encoder.layers is 1000000000; expected at most"),
+    ("audio_config", "d_model", 10**4000, "encoder.d_model is 1000.*expected at most"),
+    ("audio_config", "d_model", 1.5, "d_model is 1.5; expected int"),
+    ("audio_config", "layer_norm_eps", float("nan"), "layer_norm_eps is nan; expected a number"),
+    ("audio_config", "deepstack_encoder_layer_indexes", {"0": 1}, "layer_indexes is .*list"),
+    ("audio_config", "activation_function", ["gelu"] * 99, "activation_function is .*only knows"),
+    ("language_config", "rope_theta", 10**400, "rope_theta is 1000.*expected a number above 0"),
+    ("language_config", "rope_theta", -1.0, "rope_theta is -1.0"),
+    ("language_config", "rope_parameters", {"rope_type": [1]}, r"rope_type is \[1\]"),
+    ("language_config", "tie_word_embeddings", "no", "tie_word_embeddings is 'no'; expected true"),
+    (None, "tie_word_embeddings", 0, "tie_word_embeddings is 0; expected true or false"),
+    (None, "audio_config", [], "audio_config is missing; expected an object"),
+    (None, "model_type", [[]], r"model_type is \[\[\]\]"),
+    (None, "quantization_config", {"quant_method": "gptq"}, "weights are quantised .'gptq'."),
+    (None, "quantization_config", 8, "weights are quantised"),
+    ("language_config", "quantization_config", {"quant_method": "fp8"}, "quantised .'fp8'."),
+    ("processor", "audio_token_id", 2**40, "audio_token_id is 1099511627776; expected a token id"),
+    ("processor", "audio_token_id", True, "audio_token_id is True"),
+    ("processor", "enable_time_marker", "false", "enable_time_marker is 'false'; expected true"),
+    ("processor", "mel_dtype", {"a": 1}, "mel_dtype is"),
+    ("processor", "mel_sr", [16000], r"mel_sr is \[16000\]; expected 16000"),
+]
+
+
+@pytest.mark.parametrize(("part", "key", "value", "message"), ODD)
+def test_odd_values_are_named(config, part, key, value, message):
+    raw = {} if part == "processor" else to_official(config)
+    (raw if part in (None, "processor") else raw[part])[key] = value
+    read = processor_from_official if part == "processor" else from_official
+    with pytest.raises(InputError, match=message) as caught:
+        read(raw)
+    assert len(str(caught.value)) < 400
     assert "\n" not in str(caught.value)
 
 

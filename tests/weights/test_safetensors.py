@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import ml_dtypes
 import numpy as np
@@ -117,6 +118,25 @@ def test_unfinished_files_never_load(tmp_path, fault):
         (file_bytes({"a": entry(0, 4), "b": entry(8, 12)}, b"x" * 12), "tensor b: .* a gap"),
         (file_bytes({"a": entry(0, 4)}, b"x" * 6), "2 bytes after the last tensor"),
         (file_bytes({"a": entry(0, 8, "I64")}, b"x" * 8), "tensor a has dtype I64; expected BF16"),
+        (
+            file_bytes({"a": entry(0, 1, "F8_E4M3")}, b"x"),
+            "F8_E4M3; .*quantised weights are not re",
+        ),
+        (file_bytes({"a": entry(0, 4, ["F32"])}, b"x" * 4), "tensor a: broken header entry"),
+        (file_bytes({"a": entry(0, 4, shape=(True,))}, b"x" * 4), "tensor a: broken header entry"),
+        (file_bytes({"a": entry(0, 0, shape=(0, 10**30))}), "tensor a: broken header entry"),
+        (file_bytes({"a": entry(0, 0, shape=(0,) * 70)}), "tensor a: broken header entry"),
+        (
+            file_bytes({"a": entry(0, 4) | {"shape": "1"}}, b"x" * 4),
+            "tensor a: broken header entry",
+        ),
+        (file_bytes({"a": entry(0, 4) | {"data_offsets": [0, 1, 4]}}), "tensor a: broken header e"),
+        (file_bytes({"a": entry(0, 10**4000)}), "tensor a: broken header entry"),
+        (file_bytes(b'{"a": ' + b"[" * 100_000), "broken header.* nests too deeply"),
+        (file_bytes(b'{"a": 1' + b"0" * 5000 + b"}"), "broken header: not usable JSON"),
+        (file_bytes(b'{"\xff": 1}'), "broken header: not valid UTF-8"),
+        (file_bytes({"\n\x1b": 3}), r"tensor \\n\\x1b: broken header entry"),
+        ((2**63).to_bytes(8, "little") + b"{}", "not a safetensors file"),
     ],
 )
 def test_broken_files(tmp_path, content, message):
@@ -145,7 +165,7 @@ def test_broken_folders(tmp_path):
         (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
 
     index(a=one, b=two)
-    with pytest.raises(InputError, match=f"{two}: no such file"):
+    with pytest.raises(InputError, match=f"no such file '{two}', though {INDEX} names it"):
         Reader(tmp_path)
     index(a=one, b=one)
     with pytest.raises(InputError, match=f"{one}: no tensor b"):
@@ -160,3 +180,31 @@ def test_broken_folders(tmp_path):
     (tmp_path / two).write_bytes(file_bytes({"b": entry(0, 4), "c": entry(4, 8)}, b"x" * 8))
     with pytest.raises(InputError, match=f"tensor c of {two} is not listed"):
         Reader(tmp_path)
+    index(a=[one])
+    with pytest.raises(
+        InputError, match=r"shard \['model-00001.*'\] of a is not a plain file name"
+    ):
+        Reader(tmp_path)
+    (tmp_path / INDEX).unlink()
+    with pytest.raises(InputError, match=f"expected {SINGLE} or {INDEX}, without which {one}"):
+        Reader(tmp_path)
+    (tmp_path / SINGLE).mkdir()
+    with pytest.raises(InputError, match=f"{SINGLE}: is a directory"):
+        Reader(tmp_path)
+    (tmp_path / SINGLE).rmdir()
+    os.mkfifo(tmp_path / SINGLE)
+    with pytest.raises(InputError, match=f"{SINGLE}: is no regular file"):
+        Reader(tmp_path)
+
+
+def test_a_file_and_an_index_are_read_as_transformers_does(tmp_path):
+    """The one file wins over shards, of which an older save may have left some; both are said."""
+    old, new = "model-00001-of-00001.safetensors", "model-00001-of-00002.safetensors"
+    for file, value in ((SINGLE, b"new!"), (old, b"old!"), (new, b"more")):
+        (tmp_path / file).write_bytes(file_bytes({"a": entry(0, 4)}, value))
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": old}}))
+    with pytest.warns(UserWarning, match=f"holds both {SINGLE} and {INDEX}"), Reader(tmp_path) as r:
+        assert r.read("a").tobytes() == b"new!"
+    (tmp_path / SINGLE).unlink()
+    with pytest.warns(UserWarning, match=f"{new}: is not in {INDEX}"), Reader(tmp_path) as r:
+        assert r.read("a").tobytes() == b"old!"

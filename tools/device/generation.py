@@ -28,14 +28,9 @@ def released(model: ModelConfig, how: str = "none") -> Any:
 
     def init(key: jax.Array) -> Any:
         params = moss_audio.init_params(key, model, "bfloat16")
-        return unstacked(params if how == "none" else quantize(params, model))
+        return decoder.unrolled(params if how == "none" else quantize(params, model))
 
     return jax.block_until_ready(jax.jit(init)(jax.random.key(0)))
-
-
-def unstacked(params: Any) -> Any:
-    layers = decoder.unstack(params["language_model"]["layers"])
-    return decoder.with_layers(params, layers)
 
 
 def static_of(model: ModelConfig, how: str, dtype: str = "bfloat16") -> dict[str, Any]:
@@ -45,11 +40,9 @@ def static_of(model: ModelConfig, how: str, dtype: str = "bfloat16") -> dict[str
     return {"config": model, "compute": Compute(dtype, quantize=how), "vocab": vocab}
 
 
-def running_slots(
-    static: dict[str, Any], count: int, size: int, room: int, unstacked: bool = True
-) -> serving.Slots:
-    """Slots of `count` answers in the making, whose caches of `size` slots are half full."""
-    slots = serving.empty_slots(**static, count=count, room=room, size=size, unstacked=unstacked)
+def running_slots(static: dict[str, Any], count: int, size: int, room: int) -> serving.Slots:
+    """Slots of `count` answers in the making, whose caches of `size` tokens are half full."""
+    slots = serving.empty_slots(**static, count=count, room=room, size=size)
     rows = slots.rows
     return slots._replace(
         rows=rows._replace(

@@ -20,12 +20,9 @@ from scipy import signal
 
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.data.world.espeak_worker import WORD
-from moss_audio_jax.errors import InputError
+from moss_audio_jax.errors import InputError, extra
 
-MISSING = (
-    "speech of the world needs espeak-ng: pip install 'moss_audio_jax[world]' "
-    "(sounds and music do without)"
-)
+MISSING = f"speech of the world needs espeak-ng: {extra('world')} (sounds and music do without)"
 _QUIET = 10 ** (-50 / 20)  # of its loudest 5 ms: espeak is silent where nothing is said
 _WINDOW = SAMPLE_RATE * 5 // 1000
 _VOWEL = re.compile("[aeiouyAEIOUY@]")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from moss_audio_jax.evaluate import text_norm
+
+_TRIED = 50  # braces, each of which may be read to the end of the answer
 
 
 def read_fields(answer: str) -> dict[str, str] | None:
@@ -16,13 +19,13 @@ def read_fields(answer: str) -> dict[str, str] | None:
 
     Returns:
       name in lower case -> text; values that are null are left out, lists and numbers become text.
-      None where there is no JSON object.
+      None where there is no JSON object, or it begins behind too many other braces.
     """
     decoder = json.JSONDecoder(strict=False)
-    for match in re.finditer(r"\{", answer):
+    for match in itertools.islice(re.finditer(r"\{", answer), _TRIED):
         try:
             found, _ = decoder.raw_decode(answer, match.start())
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         return {
             str(name).strip().lower(): value if isinstance(value, str) else _as_text(value)
@@ -55,8 +58,13 @@ def named(sources: Sequence[Sequence[str]], answer: str) -> int:
 def _as_text(value: Any) -> str:
     if isinstance(value, str):
         return value
-    if isinstance(value, Mapping):
-        return json.dumps(value, ensure_ascii=False)
     if isinstance(value, Sequence):
-        return ", ".join(map(_as_text, value))
-    return str(value)
+        return ", ".join(one if isinstance(one, str) else _as_json(one) for one in value)
+    return _as_json(value)
+
+
+def _as_json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return ""

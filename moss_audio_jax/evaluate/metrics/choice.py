@@ -27,10 +27,10 @@ _LED = re.compile(
 _NEXT = re.compile(r"([A-Z])\s+(\S.*)", re.DOTALL)  # "B text": only with its own text
 _BECAUSE = re.compile(r"([A-Z]),?\s+(?:because|since|as)\b", re.IGNORECASE)
 _SAYS = re.compile(
-    r"(?:\b(?:final |correct |right |best |most suitable )*(?:answer|option|choice)"
+    r"(?:\b(?:final |correct |right |best |most suitable ){0,6}(?:answer|option|choice)"
     r"(?: (?:is|would be|should be)\b|\s*:)(?: (?:option|choice)\b)?\s*:?"
     r"|\bI (?:would )?(?:choose|pick|select)\b(?: (?:option|choice)\b)?"
-    r"|答案(?:是|为|选|[:])|选(?=[\s(]?[A-Z]))(?=\s*([^\n]+))",
+    r"|答案(?:是|为|选|[:])|选(?=[\s(]?[A-Z]))(?=\s*([^\n]{1,2000}))",
     re.IGNORECASE,
 )
 _WRAPPED = re.compile(
@@ -55,7 +55,9 @@ def read_choice(answer: str, choices: Sequence[str]) -> str | None:
     Returns:
       The text as it stands in `choices`.
     """
-    answer = unicodedata.normalize("NFKC", answer).strip()
+    # Runs of white space as one: several patterns would try each way to divide a run in two.
+    lines = (" ".join(line.split()) for line in unicodedata.normalize("NFKC", answer).split("\n"))
+    answer = "\n".join(filter(None, lines))
     if not any("**" in choice for choice in choices):
         answer = answer.replace("**", "").strip()
     if not answer:
@@ -111,7 +113,7 @@ class _Choices:
     def exactly(self, piece: str) -> set[int]:
         """Of a piece that is nothing but a letter, a text, or a letter and its text."""
         forms = [piece.strip()]
-        while (match := _WRAPPED.fullmatch(forms[-1])) is not None:
+        while len(forms) < 10 and (match := _WRAPPED.fullmatch(forms[-1])) is not None:
             forms.append(next(group for group in match.groups() if group).strip())
         found = set()
         for form in forms:

@@ -48,7 +48,8 @@ def is_right(reference: str, answer: str, task: str | None = None) -> bool:
 def _spans(text: str) -> list[tuple[float, ...]]:
     """[(start, end), ...] or [(value,)] of a text that is nothing else; [] otherwise."""
     found: list[tuple[float, ...]] = []
-    text = re.sub(r",\s*and\b", ",", text.strip().lower().rstrip("."))
+    lines = (" ".join(line.split()) for line in text.strip().lower().rstrip(".").split("\n"))
+    text = re.sub(r", ?and\b", ",", "\n".join(lines))
     pieces = _BETWEEN.split(text)
     for piece in pieces:
         if match := _SPAN.fullmatch(piece):

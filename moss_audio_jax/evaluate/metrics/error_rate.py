@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from moss_audio_jax.errors import InputError
+from moss_audio_jax.errors import InputError, extra
 from moss_audio_jax.evaluate import text_norm
 
 
@@ -39,7 +39,7 @@ def editops(reference: Sequence[str], hypothesis: Sequence[str]):
     try:
         from rapidfuzz.distance import Levenshtein
     except ImportError:
-        raise InputError(f"error rates need rapidfuzz: {text_norm.EXTRA}") from None
+        raise InputError(f"error rates need rapidfuzz: {extra('evaluate')}") from None
     return Levenshtein.editops(reference, hypothesis)
 
 
@@ -48,8 +48,8 @@ def transcript_errors(
 ) -> tuple[Errors, Errors]:
     """(word errors, character errors) of a transcript, both texts normalised.
 
-    Words are those of Latin script and the characters of Chinese (`text_norm.units`). Characters
-    are all of the normalised text; a space between words is one.
+    Words are those of `text_norm.units`: characters where the script has no spaces. Characters are
+    the code points of the normalised text; a space between words is one.
     """
     rules = text_norm.rules_for(reference, language)
     true = text_norm.normalise(reference, rules)

@@ -44,10 +44,8 @@ def count(
     for label in {e.label for e in [*reference, *estimated]}:
         true = [e for e in reference if e.label == label]
         said = [e for e in estimated if e.label == label]
-        right = _match(
-            {(i, j) for i, a in enumerate(true) for j, b in enumerate(said) if _near(a, b)}
-        )
-        found[label] = (len(right), len(true), len(said))
+        near = np.array([[_near(a, b) for b in said] for a in true], bool)
+        found[label] = (_matched(near) if near.any() else 0, len(true), len(said))
     return found
 
 
@@ -106,22 +104,9 @@ def _iou(a: Event, b: Event) -> float:
     return max(shared, 0.0) / union
 
 
-def _match(edges: set[tuple[int, int]]) -> dict[int, int]:
-    """A largest one-to-one choice of (reference, estimated) edges, by augmenting paths."""
-    neighbours: dict[int, list[int]] = collections.defaultdict(list)
-    for i, j in sorted(edges):
-        neighbours[i].append(j)
-    taken: dict[int, int] = {}  # estimated -> reference
+def _matched(near: np.ndarray) -> int:
+    """How many events pair off at most, each used once: near is [reference, estimated] bool."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import maximum_bipartite_matching
 
-    def place(i: int, tried: set[int]) -> bool:
-        for j in neighbours[i]:
-            if j not in tried:
-                tried.add(j)
-                if j not in taken or place(taken[j], tried):
-                    taken[j] = i
-                    return True
-        return False
-
-    for i in list(neighbours):
-        place(i, set())
-    return {i: j for j, i in taken.items()}
+    return int((maximum_bipartite_matching(csr_array(near)) >= 0).sum())

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 Arguments = Mapping[str, Any]
+# What the rules below look at, and what it has to be.
+ARGUMENTS = {
+    **dict.fromkeys(("N", "N1", "N2"), int | float),
+    **dict.fromkeys(
+        ("keywords", "forbidden_words", "keyword", "section_splitter", "postscript_marker",
+         "start_phrase", "end_phrase"), str),
+}  # fmt: skip
 
 
 def follows(task: str, arguments: Arguments | str | None, response: str, question: str) -> bool:
@@ -63,6 +71,29 @@ def _counted(name: str, count: Callable[[str], int]) -> dict[str, Callable[[str,
     }
 
 
+def _placeholders(text: str) -> int:
+    """[what is in brackets]: as many as the official pattern \\[[^\\]]+\\] finds."""
+    # Behind the last bracket that closes it would look for another from each one that opens.
+    return len(re.findall(r"\[[^\]]+\]", text[: text.rfind("]") + 1]))
+
+
+def _has_title(text: str) -> bool:
+    """Whether the official pattern <<[^>]+>> is anywhere in it."""
+    pieces = text.split(">")
+    return any(
+        0 <= piece.find("<<") < len(piece) - 2 and following == ""
+        for piece, following in itertools.pairwise(pieces[:-1])
+    )
+
+
+_RUN = re.compile(r"\s{2,}")
+
+
+def _shortest(run: re.Match[str]) -> str:
+    """White space as one character: a line break where there is one."""
+    return "\n" if "\n" in run[0] else " "
+
+
 def _two(response: str) -> bool:
     parts = [part.lower().strip() for part in response.split("******")]
     return len(parts) == 2 and parts[0] != parts[1]
@@ -80,13 +111,15 @@ _RULES: dict[str, Callable[[str, Arguments], bool]] = {
     ),
     "Keyword Frequency": lambda r, a: _times(r, a.get("keyword", "")) == a.get("N", 0),
     "Number Paragraphs": lambda r, a: _sections(r, "***") == a.get("N", 0),
-    "Number Placeholder": lambda r, a: len(re.findall(r"\[[^\]]+\]", r)) >= a.get("N", 0),
-    "Number Bullets": lambda r, a: len(re.findall(r"(?:^|\n)\s*\*\s+", r)) == a.get("N", 0),
+    "Number Placeholder": lambda r, a: _placeholders(r) >= a.get("N", 0),
+    "Number Bullets": lambda r, a: (
+        len(re.findall(r"(?:^|\n)\s*\*\s+", _RUN.sub(_shortest, r))) == a.get("N", 0)
+    ),
     "Minimum Number Highlighted Section": lambda r, a: (
         len(re.findall(r"\*([^*]+)\*", r)) >= a.get("N", 0)
     ),
     "Multiple Sections": lambda r, a: _sections(r, a.get("section_splitter", "")) == a.get("N", 0),
-    "Title": lambda r, a: re.search(r"<<[^>]+>>", r),
+    "Title": lambda r, a: _has_title(r),
     "Postscript": lambda r, a: _letters(a.get("postscript_marker", "")) in _letters(r),
     "Start Checker": lambda r, a: _letters(r, " ").startswith(
         _letters(a.get("start_phrase", ""), " ")

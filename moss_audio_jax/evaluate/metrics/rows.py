@@ -5,9 +5,11 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import multiprocessing
+import signal
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from moss_audio_jax.evaluate import text_norm
 from moss_audio_jax.evaluate.benchmarks import Item
 from moss_audio_jax.evaluate.metrics import caption, choice, closed, events, timestamps
 from moss_audio_jax.evaluate.metrics.error_rate import transcript_errors
@@ -55,6 +57,8 @@ class Scored:
             "answer": self.answer,
             "sums": {name: round(float(value), 6) for name, value in self.sums.items()},
         }  # fmt: skip
+        if item.cut is not None:
+            row["cut"] = list(item.cut)
         if self.thinking:
             row["thinking"] = self.thinking
         if self.parsed is not None and self.parsed != self.answer:
@@ -80,7 +84,11 @@ class Scorer:
             return self._some(rows)
         chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(processes, context) as pool:
+        # Ctrl-C is for the parent, which ends them.
+        quiet = (signal.SIGINT, signal.SIG_IGN)
+        with concurrent.futures.ProcessPoolExecutor(
+            processes, context, signal.signal, quiet
+        ) as pool:
             return [scored for chunk in pool.map(self._some, chunks) for scored in chunk]
 
     def _some(self, rows: Iterable[tuple[Item, Prediction | None, str | None]]) -> list[Scored]:
@@ -210,7 +218,9 @@ class Scorer:
 def _asr(row: Scored, item: Item) -> None:
     language = item.group.get("language")
     words, characters = transcript_errors(item.reference["text"], row.parsed or "", language)
+    unit = text_norm.unit(text_norm.rules_for(item.reference["text"], language))
     row.sums |= {
+        f"rows_in_{unit}": 1,
         "word_errors": words.total,
         "words": words.reference,
         "substitutions": words.substitutions,

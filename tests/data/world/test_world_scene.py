@@ -172,7 +172,7 @@ def test_bad_requests():
 def test_speech_without_its_wheel(monkeypatch):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     espeak._worker_of.cache_clear()
-    with pytest.raises(InputError, match=r"pip install 'moss_audio_jax\[world\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[world\]'"):
         world.scene(0, content="speech")
     world.scene(0, content="sound")
 

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 
-from moss_audio_jax import command, world
+from moss_audio_jax import command, files, world
 from moss_audio_jax.audio import load_audio, log_mel
 from moss_audio_jax.data import world as scenes
 from moss_audio_jax.data.sources import Source
@@ -52,6 +52,28 @@ def test_errors(tmp_path, capsys):
                "--content", "music") == 2  # fmt: skip
     assert not (tmp_path / "a").exists()
     assert capsys.readouterr().err.count("\n") == 3  # one line each
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_full_disk_is_one_line(processes, small_disk, capsys):
+    out = small_disk / "out"
+    code = run("--count", 30, "--output", out, "--content", "sound", "--processes", processes)
+    assert code == 1
+    assert re.fullmatch(
+        r"error: .*out/wav/.*wav: not written: the disk is full \(.* MB free in .*, up to .* MB "
+        r"needed\); make room or name another folder\n",
+        capsys.readouterr().err,
+    )
+    assert [path.name for path in out.iterdir()] == ["wav"]
+
+
+def test_a_folder_in_use_is_named(tmp_path, capsys):
+    arguments = ("--count", 1, "--output", tmp_path, "--content", "music", "--processes", 1)
+    with files.Lock(tmp_path, "world"):
+        assert run(*arguments) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: in use by world (process ")
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert run(*arguments) == 0
 
 
 def test_spectrogram():

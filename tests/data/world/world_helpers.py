@@ -11,7 +11,7 @@ from moss_audio_jax.data.world import espeak
 
 RATE = 16_000
 needs_espeak = pytest.mark.skipif(
-    not espeak.available(), reason="needs espeak-ng: pip install 'moss_audio_jax[world]'"
+    not espeak.available(), reason="needs espeak-ng: pip install -e '.[world]'"
 )
 
 

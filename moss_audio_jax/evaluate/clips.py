@@ -1,0 +1,139 @@
+"""The sound of a benchmark's items: whether it is there, how long it is, the prompts made of it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moss_audio_jax.audio.lengths import SAMPLE_RATE
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.evaluate.benchmarks import Item
+from moss_audio_jax.evaluate.manifests import Cut
+from moss_audio_jax.files import open_regular, shown
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from moss_audio_jax.api import MossAudio
+    from moss_audio_jax.generate.request import Prepared
+
+_UNREAD_BYTES_PER_SECOND = 16_000  # of a file whose header soundfile cannot read; sorts, no more
+_OVERSHOOT = 0.5  # seconds that a part may end behind its file, as in Kaldi's extract-segments
+
+
+def missing_audio(items: Sequence[Item], root: Path) -> dict[str, None]:
+    """Paths of the items' clips that are not there, in their order.
+
+    Args:
+      root: where they were looked for, for the message.
+
+    Raises:
+      InputError: none of them is there.
+    """
+    paths = dict.fromkeys(path for item in items for path in item.audio)
+    missing = dict.fromkeys(path for path in paths if not os.path.exists(path))
+    if missing and len(missing) == len(paths):
+        raise InputError(
+            f"none of the {len(paths):,} audio file(s) under {shown(root)} is there, such as "
+            f"{shown(next(iter(missing)))}; see --audio-root"
+        )
+    return missing
+
+
+def file_seconds(items: Sequence[Item]) -> list[float]:
+    """Seconds of sound of each item by the files' headers; 0 for what is not there."""
+    known: dict[str, float] = {}
+    for path in {path for item in items for path in item.audio}:
+        known[path] = _header_seconds(path)
+    return [sum(known[path] for path in item.audio) for item in items]
+
+
+def _header_seconds(path: str) -> float:
+    import soundfile
+
+    with contextlib.suppress(InputError, OSError), open_regular(path) as file:
+        try:
+            return soundfile.info(file).duration
+        except (soundfile.SoundFileError, ValueError, ArithmeticError):
+            return os.fstat(file.fileno()).st_size / _UNREAD_BYTES_PER_SECOND
+    return 0.0
+
+
+def part_seconds(cut: Cut | None, whole: float) -> float:
+    """Seconds of the part of a file that is meant."""
+    if cut is None:
+        return whole
+    return max((whole if cut[1] is None else cut[1]) - cut[0], 0.0)
+
+
+def prepared_ahead(
+    model: MossAudio, groups: Iterator[list[list[Item]]]
+) -> Iterator[tuple[list[Item], list[Prepared | InputError]]]:
+    """Each group with its prompts, made in threads while the group before it is answered."""
+    pool = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+
+    def ready(group: list[tuple[list[Item], concurrent.futures.Future]]) -> tuple[list, list]:
+        items = [item for run, _ in group for item in run]
+        return items, [prompt for _, future in group for prompt in future.result()]
+
+    try:
+        ahead: list[list[tuple[list[Item], concurrent.futures.Future]]] = []
+        for group in groups:
+            ahead.append([(run, pool.submit(_prepare, model, run)) for run in group])
+            if len(ahead) == 2:
+                yield ready(ahead.pop(0))
+        for group in ahead:
+            yield ready(group)
+    finally:
+        # A thread that still decodes while the interpreter ends may crash it.
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare(model: MossAudio, run: Sequence[Item]) -> list[Prepared | InputError]:
+    """The prompts of items that share their clips, which are loaded once."""
+    from moss_audio_jax.api import Request
+    from moss_audio_jax.audio import load_audio
+    from moss_audio_jax.text import build_prompt
+
+    prompts: list[Prepared | InputError] = []
+    first, cut, whole = None, None, None
+    for item in run:
+        try:
+            if first is not None and item.cut == cut:
+                frames = [mel.shape[1] for mel in first.mels]
+                markers = model.processor.time_markers
+                ids = build_prompt(model.tokenizer, item.prompt, frames, markers)
+                if len(ids) < model.config.decoder.max_positions:
+                    prompts.append(dataclasses.replace(first, ids=ids))
+                    continue
+            audio = item.audio
+            if item.cut is not None:
+                whole = load_audio(audio[0]) if whole is None else whole
+                audio = [part(whole, item.cut, audio[0])]
+            first, cut = model.prepare(Request(item.prompt, audio)), item.cut
+            prompts.append(first)
+        except InputError as error:
+            prompts.append(error)
+    return prompts
+
+
+def part(wav: np.ndarray, cut: Cut, path: str) -> np.ndarray:
+    """Samples of a part of a file, whose samples `wav` are.
+
+    Raises:
+      InputError: the file ends before it, or by more than half a second too early.
+    """
+    start, end = cut
+    seconds = len(wav) / SAMPLE_RATE
+    if start >= seconds or (end is not None and end > seconds + _OVERSHOOT):
+        until = "the end" if end is None else f"{end:g} s"
+        raise InputError(
+            f"{shown(path)}: it holds {seconds:.2f} s; the part from {start:g} s to {until} is not "
+            "in it"
+        )
+    return wav[round(start * SAMPLE_RATE) : None if end is None else round(end * SAMPLE_RATE)]

@@ -1,0 +1,80 @@
+"""A question on its way to an answer: as it is asked, as the model takes it, as it is answered."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from moss_audio_jax.data.batch import Example
+from moss_audio_jax.generate.options import Sampling
+
+# A file, a 16 kHz mono waveform, or samples with their rate: {"array": ..., "sampling_rate": ...}
+# or (samples, rate).
+Audio = str | Path | BinaryIO | np.ndarray | Mapping[str, Any] | tuple[np.ndarray, int]
+
+
+def name_of(clip: Audio, number: int) -> str:
+    """What messages call a clip: its file, or "clip N"."""
+    if isinstance(clip, str | Path):
+        return str(clip)
+    return str(getattr(clip, "name", f"clip {number}"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One question: a text, its clips (see `Audio`), how to sample the answer.
+
+    `system` replaces the default system text; `time_markers` overrides processor_config.json.
+    """
+
+    text: str
+    audio: Sequence[Audio] | Audio = ()
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    system: str | None = None
+    time_markers: bool | None = None
+
+    @property
+    def clips(self) -> Sequence[Audio]:
+        """`audio` as a list: a clip by itself is one clip, not a sequence of letters or samples."""
+        audio = self.audio
+        one = isinstance(audio, str | Path | np.ndarray | Mapping) or hasattr(audio, "read")
+        with_rate = isinstance(audio, tuple) and len(audio) == 2 and np.isscalar(audio[1])
+        return [audio] if one or (with_rate and not isinstance(audio[1], str)) else audio
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared(Example):
+    """A request as the model takes it: token ids and log-mels, and what goes on to its reply.
+
+    `warnings` is what a reader of the answer should know about the sound.
+    """
+
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """One answer.
+
+    Attributes:
+      text: the answer, without its thinking.
+      thinking: what stood in the <think> block; None without one.
+      ids: every generated token, the stop token dropped.
+      finish_reason: "stop", "length" (max_new_tokens or the last position), "loop" (the answer
+        went round in circles and was ended) or "error" (there is no answer).
+      warnings: why the answer may not be worth much, a sentence each; with several clips each
+        begins with its clip.
+      error: why there is no answer, in a batch; None where there is one.
+    """
+
+    text: str
+    thinking: str | None
+    ids: list[int]
+    finish_reason: str
+    warnings: tuple[str, ...] = ()
+    error: str | None = None

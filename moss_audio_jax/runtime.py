@@ -1,0 +1,177 @@
+"""The process around a verb: its standard streams, Ctrl-C, and JAX's cache of programs.
+
+Imports little, since Ctrl-C ends a process as it should from the moment that this is imported.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import types
+    from collections.abc import Callable, Iterator
+    from typing import NoReturn
+
+INTERRUPTED = 130  # what a shell says of a process that Ctrl-C ended: 128 + SIGINT
+_GRACE = 10.0  # seconds that Ctrl-C leaves a verb to clean up
+
+
+def run_as_process(main: Callable[[], int]) -> NoReturn:
+    """Runs `main`, and ends this process with the exit code that it returns.
+
+    Ctrl-C (SIGINT) raises KeyboardInterrupt in `main`, so that it can clean up, and ends the
+    process with 130: as soon as `main` is through with that, at once where Ctrl-C comes again, and
+    after ten seconds in any case, for example where a program is being compiled.
+    """
+    _open_streams()
+    _Interrupts().run(main)
+
+
+class _Interrupts:
+    """SIGINT from the first line to the last."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def run(self, main: Callable[[], int]) -> NoReturn:
+        # A shell starts background jobs with SIGINT ignored; they stay so.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._interrupt)
+            sys.unraisablehook = self._unraisable
+            self._watch()
+        try:
+            code = main()
+        except BaseException as error:
+            # Libraries make other exceptions of it: an import that was interrupted fails.
+            if not self._asked and not isinstance(error, KeyboardInterrupt):
+                raise
+            code = INTERRUPTED
+        if self._asked or code == INTERRUPTED:
+            _leave()
+        # The work is done: from here on nothing needs an exception to clean up.
+        if signal.getsignal(signal.SIGINT) == self._interrupt:
+            signal.signal(signal.SIGINT, _leave)
+        # As Python ends a process of `multiprocessing`: threads, what waits for the exit, and out.
+        # Its usual end takes modules apart one by one, deaf to Ctrl-C, which is then a crash.
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        _flush()
+        os._exit(code)
+
+    def _interrupt(self, _: int, frame: types.FrameType | None) -> None:
+        # Modules written in C++, JAX's among them, call Python while they are imported, and an
+        # exception that comes out of it aborts the process (SIGABRT, SIGSEGV).
+        if self._asked or _importing(frame):
+            _leave()
+        self._asked = True
+        raise KeyboardInterrupt
+
+    def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """Where Python would drop an exception with a traceback and go on: in a destructor."""
+        if unraisable.exc_type is KeyboardInterrupt:
+            _leave()
+        if not self._asked:
+            sys.__unraisablehook__(unraisable)
+
+    def _watch(self) -> None:
+        """Python handles a signal between two of its own instructions, and there may be none for
+        minutes: a thread learns of it at once."""
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+        def wait() -> None:
+            while signal.SIGINT not in os.read(reading, 1):
+                pass
+            threading.Event().wait(_GRACE)
+            _leave()
+
+        threading.Thread(target=wait, daemon=True).start()
+
+
+def _importing(frame: types.FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _leave(*_: object) -> NoReturn:
+    """Ends the process with 130, without what Python does at a usual end.
+
+    Threads may still compute or compile, and crash or hang when the interpreter takes down under
+    them what they use.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    _flush()
+    if "multiprocessing" in sys.modules:
+        for worker in sys.modules["multiprocessing"].active_children():
+            worker.kill()
+    os._exit(INTERRUPTED)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # such as: it was being flushed when Ctrl-C came
+            stream.flush()
+
+
+@contextlib.contextmanager
+def deaf_workers() -> Iterator[None]:
+    """Processes that are started within never hear Ctrl-C: who started them does, and ends them.
+
+    A terminal sends SIGINT to all processes at once, and each would print a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # children inherit it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _open_streams() -> None:
+    """Where stdin, stdout or stderr came closed (`>&-`), opens something in its place.
+
+    The next file to be opened would get its number, and what is meant for the stream. Nothing can
+    be read there; writing to stdout fails, as an answer would be lost; stderr goes nowhere.
+    """
+    for number, name, how in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):  # open all the same
+                os.fstat(number)
+                continue
+            opened = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+            stream = open(number, how, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+            setattr(sys, name, stream)
+
+
+def keep_compiled() -> None:
+    """Programs that JAX compiles are kept on disk for the next process.
+
+    In ~/.cache/moss_audio_jax/xla ($XDG_CACHE_HOME). Where JAX was told a folder or not to keep
+    them (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE or the like in jax.config), that
+    stays; the environment variable MOSS_AUDIO_JAX_CACHE=off keeps nothing.
+    """
+    import jax
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+    if jax.config.jax_compilation_cache_dir or os.environ.get("MOSS_AUDIO_JAX_CACHE") == "off":
+        return
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = os.path.join(caches, "moss_audio_jax", "xla")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    # Also what compiles in less than JAX's one second: generation has dozens of such programs.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    reset_cache()  # JAX looks for a folder once, when it compiles for the first time

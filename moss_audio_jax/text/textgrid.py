@@ -1,0 +1,120 @@
+"""Reads Praat's TextGrids in text form, long or short; `timestamps.to_textgrid` writes them."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.files import brief, read_text, shown
+
+
+class Tier(NamedTuple):
+    """Rows of a tier: (start, end, text) of intervals, (time, time, text) of points; seconds."""
+
+    name: str
+    is_intervals: bool
+    rows: list[tuple[float, float, str]]
+
+
+def read_tiers(file: Path) -> list[Tier]:
+    """All tiers, in the order of the file.
+
+    Raises:
+      InputError: it is no TextGrid in text form, or breaks off.
+    """
+    values = list(_values(read_text(file, "a TextGrid"), shown(file)))
+    if values[:1] == ["ooBinaryFile"] or values[1:2] != ["TextGrid"] or values[0] not in _HEADERS:
+        raise InputError(f"{shown(file)}: not a TextGrid in text format")
+    tiers = []
+    try:
+        at = 5  # behind the header: xmin, xmax, number of tiers
+        for _ in range(_count(values[4])):
+            kind, name, size = values[at], values[at + 1], _count(values[at + 4])
+            width = {"IntervalTier": 3, "TextTier": 2}[kind]
+            body, at = values[at + 5 : at + 5 + width * size], at + 5 + width * size
+            texts, starts, ends = body[width - 1 :: width], body[::width], body[width - 2 :: width]
+            rows = [
+                (start, end, text.strip())
+                for start, end, text in zip(starts, ends, texts, strict=True)
+            ]
+            times = [*starts, *ends]
+            if len(rows) != size or not all(isinstance(time, float) for time in times):
+                raise ValueError
+            if not isinstance(name, str):
+                raise ValueError
+            tiers.append(Tier(name, kind == "IntervalTier", rows))
+        if at != len(values):
+            raise ValueError
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(f"{shown(file)}: the TextGrid ends early or is broken") from None
+    return tiers
+
+
+def read_intervals(file: Path, tiers: str | Iterable[str]) -> list[dict[str, Any]]:
+    """Intervals {"text", "start", "end"} of one interval tier, pauses included; times in seconds.
+
+    Of several tiers that bear the name the first is taken, with a warning.
+
+    Args:
+      tiers: its name, or the names it may have; letter case does not count.
+
+    Raises:
+      InputError: no such tier (the file's are named), or no TextGrid.
+    """
+    wanted = [tiers] if isinstance(tiers, str) else [*tiers]
+    found = read_tiers(file)
+    names = {name.lower() for name in wanted}
+    fitting = [tier for tier in found if tier.is_intervals and tier.name.lower() in names]
+    if not fitting:
+        there = brief(", ".join(tier.name for tier in found)) or "none"
+        raise InputError(
+            f"{shown(file)}: no interval tier {' or '.join(wanted)}; it has {there} (--tier)"
+        )
+    same = sum(tier.name == fitting[0].name for tier in fitting)
+    if same > 1:
+        warnings.warn(
+            f"{shown(file)}: {same} tiers are named {fitting[0].name!r}; the first is taken",
+            stacklevel=2,
+        )
+    return [{"text": text, "start": start, "end": end} for start, end, text in fitting[0].rows]
+
+
+_HEADERS = ("ooTextFile", "ooTextFile short")
+_NUMBER = re.compile(r"[-+]?(?:\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})(?:[eE][-+]?\d{1,3})?", re.ASCII)
+_PIECE = re.compile(r'"|![^\n]*|[^\s"!]+')
+
+
+def _values(text: str, where: str) -> Iterator[str | float]:
+    """Strings and free-standing numbers in their order: what both forms have in common.
+
+    All else labels them (`xmin =`, `intervals [1]:`, `<exists>`), and ! starts a comment.
+    """
+    at = 0
+    while (piece := _PIECE.search(text, at)) is not None:
+        at = piece.end()
+        if piece[0] != '"':
+            word = piece[0].rpartition("=")[2]  # "xmin=0" stands for "xmin = 0"
+            if _NUMBER.fullmatch(word):
+                yield float(word)
+            continue
+        string = []
+        while True:
+            end = text.find('"', at)
+            if end < 0:
+                raise InputError(f"{where}: the TextGrid ends early or is broken")
+            string.append(text[at:end])
+            at = end + 1
+            if not text.startswith('"', at):
+                break
+            at += 1  # two of them are one within a string
+        yield '"'.join(string)
+
+
+def _count(value: str | float) -> int:
+    if not isinstance(value, float) or not value.is_integer() or value < 0:
+        raise ValueError
+    return int(value)
