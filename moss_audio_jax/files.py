@@ -39,7 +39,7 @@ def open_regular(path: str | os.PathLike[str], what: str = "a file") -> BinaryIO
         # O_NONBLOCK: opening a FIFO that nobody writes to would wait.
         number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise InputError(f"{shown(name)}: no such file; expected {what}") from None
+        raise InputError(f"{shown(name)}: no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte, or a lone surrogate
         raise InputError(f"{shown(name)}: cannot be opened ({reason(error)})") from None
     try:

@@ -24,7 +24,7 @@ def test_only_regular_files_are_opened(tmp_path):
         "/dev/zero": "no regular file",
         "/proc/self/status": "no regular file",
         tmp_path: "is a directory; expected a song",
-        tmp_path / "none": "none: no such file; expected a song",
+        tmp_path / "none": "none: no such file",
         tmp_path / "a\nb": r"a\\nb: no such file",
         "a\0b": r"a\\x00b: cannot be opened",
         "\ud800": r"\\ud800: cannot be opened",
