@@ -307,7 +307,9 @@ class MossAudio:
             wav = clip if isinstance(clip, np.ndarray) else load_audio(clip)
             mels.append(self._mel(wav, name))
             if not wav.any():
-                warnings.append(_of(number, clips, "every sample is 0: nothing can be heard in it"))
+                warnings.append(
+                    _of(number, clips, "every sample is 0: what the answer says was not heard")
+                )
         ids = build_prompt(
             tokenizer,
             request.text,
