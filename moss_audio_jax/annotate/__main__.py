@@ -59,6 +59,8 @@ def main(argv: Sequence[str]) -> int:
         out, rows_name = out.parent, out.name
         if rows_name in ("segments.jsonl", "dropped.jsonl"):
             raise UsageError(f"--output {args.output}: another file of the run has this name")
+    if config.checkpoint == defaults.BUNDLED:
+        command.say(command.SMALL_MODEL)
     summary = pipeline.annotate(
         found,
         out,

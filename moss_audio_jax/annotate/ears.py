@@ -157,10 +157,10 @@ class Ears:
                 continue
             sampling = Sampling(max_new_tokens=min(8 + int(8 * len(wav) / SAMPLE_RATE), 256))
             try:
-                prompt = self.model.prepare(Request(TRANSCRIBE["none"], [np.asarray(wav)]))
+                request = Request(TRANSCRIBE["none"], [np.asarray(wav)], sampling)
+                prompts.append(self.model.prepare(request))
             except InputError:  # longer than the model's positions
                 continue
-            prompts.append((prompt, sampling))
             places.append(number)
         texts = [""] * len(wavs)
         for number, reply in zip(places, self.model.answer(prompts, batch), strict=True):

@@ -71,7 +71,10 @@ def test_the_defaults_run_with_any_checkpoint(checkpoint, tmp_path):
     )
     (tmp_path / "in").mkdir()
     soundfile.write(tmp_path / "in" / "a.flac", wav, 16_000)
-    pipeline.annotate(source.find(tmp_path / "in"), tmp_path / "out", defaults_of(checkpoint))
+    summary = pipeline.annotate(
+        source.find(tmp_path / "in"), tmp_path / "out", defaults_of(checkpoint)
+    )
+    assert summary.failed == []
     records, rows = runs.checked(tmp_path / "out")
     assert {one["system"] for r in records for one in r["asr"]} == {"ctc", "decoder"}
     assert any(r["events"] for r in records)
