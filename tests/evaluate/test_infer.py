@@ -316,7 +316,7 @@ def test_adapters_are_folded_in(evaluate, toy, tmp_path, capsys):
     import jax
 
     model = MossAudio.load(toy, "float32")
-    params = flatten(model.params)
+    params = flatten(model.stacked_params())
     adapters = lora.init(jax.random.key(0), params, 4, lora.DECODER)
     keys = iter(jax.random.split(jax.random.key(1), len(adapters)))
     adapters = {path: jax.random.normal(next(keys), leaf.shape) for path, leaf in adapters.items()}
