@@ -314,7 +314,7 @@ def test_blocked_products_are_the_plain_ones(kind):
 
 def test_a_cpus_loop_holds_no_kernel_in_float32():
     """Of a loop over tokens the compiler would move the conversion out, for all layers at once."""
-    size = 1024
+    size = 2048
 
     def steps(kernels, x):
         def one(_, x):
