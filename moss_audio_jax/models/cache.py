@@ -37,7 +37,7 @@ Cache = tuple[LayerCache, ...]
 
 
 def init_cache(config: DecoderConfig, batch: int, length: int, compute: Compute) -> Cache:
-    """An empty cache for `length` tokens a row, in the dtype of `compute` or, if it says so, int8."""
+    """An empty cache for `length` tokens a row, in compute's dtype or, if it says so, int8."""
     shape = (batch, config.kv_heads, length, config.head_dim)
     stored = jnp.int8 if compute.quantize == "weights+cache" else as_dtype(compute)
 
