@@ -33,8 +33,7 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--audio", nargs="*", default=[], metavar="FILE")
     options.add_argument("--prompt", required=True, metavar="TEXT")
     options.add_argument("--system", metavar="TEXT", help="replaces the default system text")
-    options.add_argument("--together", action="store_true",
-                         help="all files are clips of one prompt")  # fmt: skip
+    options.add_argument("--together", action="store_true", help="all files belong to one prompt")
     options.add_argument("--no-time-markers", action="store_true",
                          help="leave out the seconds between the audio tokens")  # fmt: skip
     options.add_argument("--json", action="store_true", help="one JSON object a line")
