@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
 # Where a command of ours begins: after a prompt of its venv, settings, or another command.
 _OURS = re.compile(
-    r"(?:\.venv/bin/)?(moss-audio-jax|python3? (?:-m moss_audio_jax|tools/|launch/)|launch/\w)"
+    r"(?:\.venv/bin/)?(moss-audio-jax|python3? (?:-m moss_audio_jax|(?:tools|launch|examples)/)|launch/\w)"
 )
 
 
