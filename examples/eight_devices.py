@@ -21,7 +21,7 @@ from moss_audio_jax.sharding import make_mesh, param_shardings
 
 CLIP = Path(mj.__file__).parent / "assets" / "demo" / "cow_drill_laser.flac"
 QUESTION = "List all that is heard, one per line, as start - end: description"
-MAX_NEW_TOKENS = 100
+MAX_NEW_TOKENS = 200
 
 # %% [markdown]
 # ## A mesh

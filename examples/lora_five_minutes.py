@@ -80,6 +80,7 @@ run("train", "--config", "sft:small", "--workdir", WORK / "run",
     f"--config.lora.alpha={RANK}",
     "--config.optimizer.learning_rate=2e-3",
     "--config.data.length=512",
+    "--config.mesh.fsdp=1",  # one device
     "--config.checkpoint.export=none")  # fmt: skip
 
 # %% [markdown]
