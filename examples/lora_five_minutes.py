@@ -92,6 +92,8 @@ for file in sorted((WORK / "run" / "lora").iterdir()):
 
 # %% [markdown]
 # ## Before and after, on scenes that were not trained on
+# An answer is right if every word of it is. One run had 0 of 20 right before and 6 after, and took
+# 161 s of processor time in all. More scenes and steps would help: hearing is the harder part.
 
 
 # %%
