@@ -117,12 +117,10 @@ class Gauge:
         """The verdict on what was measured."""
         probe = self.probe
         strange = float(measures.pooled @ probe.weight + probe.bias)
+        # No figures: the windows of a long file share one sentence.
         scores = {
-            f"its encoder is in doubt about what is said ({measures.doubt:.2f} nats a token; "
-            f"{probe.doubt_limit:.2f} at most in its own world)": measures.doubt / probe.doubt_limit
-            - 1,
-            "its encoder tells the sound from that of its own world "
-            f"(log-odds {strange - probe.strange_limit:+.1f})": strange - probe.strange_limit,
+            "its encoder cannot tell what is said": measures.doubt / probe.doubt_limit - 1,
+            "its encoder tells it from the sound of its own world": strange - probe.strange_limit,
         }
         why, score = max(scores.items(), key=lambda item: item[1])
         return Familiarity(score, score > 0, why if score > 0 else "")
