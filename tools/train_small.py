@@ -32,14 +32,15 @@ import numpy as np
 from tqdm import tqdm
 from train_tokenizer import texts_of, train_tokenizer
 
+from moss_audio_jax import world
 from moss_audio_jax.audio import log_mel
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
-from moss_audio_jax.data import shards, world
+from moss_audio_jax.data import shards
 from moss_audio_jax.data.records import Row, encode_record
 from moss_audio_jax.data.sources import Source
-from moss_audio_jax.data.world import describe
 from moss_audio_jax.weights.convert import convert
 from moss_audio_jax.weights.heads import load_heads, save_heads
+from moss_audio_jax.world import describe
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "small"
 TRAINING = ("encoder", "adapter", "pretrain", "sft", "cold_start")  # each from the one before

@@ -12,8 +12,8 @@ from typing import Any
 
 from moss_audio_jax.annotate.record import Record, schema_problems, spans, times
 from moss_audio_jax.annotate.sound import clause, kinds_by_label
-from moss_audio_jax.data.world.describe import capitalised, joined, span
-from moss_audio_jax.data.world.instruments import DRUMS, MELODIC
+from moss_audio_jax.world.describe import capitalised, joined, span
+from moss_audio_jax.world.instruments import DRUMS, MELODIC
 
 BRANCHES = {
     "speech": ("speech", "human voice", "singing"),

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 from moss_audio_jax.annotate import merge, speech
 from moss_audio_jax.annotate.record import Record, centi, times
 from moss_audio_jax.annotate.sound import clause, kinds_by_label
-from moss_audio_jax.data.world.describe import joined, span, stamped
-from moss_audio_jax.data.world.draw import Draw
-from moss_audio_jax.data.world.instruments import DRUMS
-from moss_audio_jax.data.world.music import SCALES, TONICS
-from moss_audio_jax.data.world.questions import Question
-from moss_audio_jax.data.world.tasks import NO_SPEECH, PROMPTS
 from moss_audio_jax.text.tasks import MULTIPLE_CHOICE
+from moss_audio_jax.world.describe import joined, span, stamped
+from moss_audio_jax.world.draw import Draw
+from moss_audio_jax.world.instruments import DRUMS
+from moss_audio_jax.world.music import SCALES, TONICS
+from moss_audio_jax.world.questions import Question
+from moss_audio_jax.world.tasks import NO_SPEECH, PROMPTS
 
 Row = dict[str, Any]
 _PERSONS = {"female": "woman", "male": "man", None: "person"}

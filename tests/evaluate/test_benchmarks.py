@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from moss_audio_jax.data.world import tasks
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.evaluate.benchmarks import CAPTION_FIELDS, Item, choice_prompt, load_benchmark
 from moss_audio_jax.text.tasks import TRANSCRIBE
+from moss_audio_jax.world import tasks
 
 
 def write_json(path: Path, rows: list) -> Path:
@@ -188,7 +188,7 @@ def test_bad_use(tmp_path):
 
 
 def scene(name: str, spoken: bool) -> dict:
-    """Labels as `data.world.scene` describes them, written by hand: no speech engine needed."""
+    """Labels as `world.scenes` describes them, written by hand: no speech engine needed."""
     words = [
         {"text": "dogs", "start": 0.5, "end": 0.912},
         {"text": "bark", "start": 1.0, "end": 1.4},

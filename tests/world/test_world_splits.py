@@ -5,11 +5,11 @@ import itertools
 import pytest
 from world_helpers import needs_espeak
 
-from moss_audio_jax.data import world
-from moss_audio_jax.data.world import grammar, mandarin, splits
-from moss_audio_jax.data.world.draw import Draw
-from moss_audio_jax.data.world.sounds import KINDS
-from moss_audio_jax.data.world.speakers import FEMALE, HELD_OUT_VOICES, MALE
+from moss_audio_jax import world
+from moss_audio_jax.world import grammar, mandarin, splits
+from moss_audio_jax.world.draw import Draw
+from moss_audio_jax.world.sounds import KINDS
+from moss_audio_jax.world.speakers import FEMALE, HELD_OUT_VOICES, MALE
 
 VOICED = ("train", "validation", "test", "test_random_order", "test_voices")
 

@@ -1,19 +1,6 @@
-"""Writes scenes of the procedural world: sound with exact labels, and training rows about it.
-
-example:
-  moss-audio-jax world --count 100 --output clips --sheet
-
-Writes DIR/wav/*.wav (16 kHz, 16 bit), DIR/rows.jsonl (the fine-tuning form), DIR/labels.jsonl (one
-scene a line) and, with --sheet, DIR/sheet.html: players, spectrograms, labels, rows. Scene i of a
-split and a seed is always the same. Speech needs the extra: pip install -e '.[world]'.
-"""
+"""Scenes as files: clips, training rows, labels."""
 
 from __future__ import annotations
-
-if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends those too
-    from moss_audio_jax import cli
-
-    cli.run_verb("world")
 
 import concurrent.futures
 import functools
@@ -21,9 +8,7 @@ import io
 import itertools
 import json
 import multiprocessing
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +16,13 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from moss_audio_jax import command, files
+from moss_audio_jax import files
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
-from moss_audio_jax.data import world
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.runtime import deaf_workers
-
-SHEET_SCENES = 24
+from moss_audio_jax.world.scenes import MAX_SECONDS, Scene
+from moss_audio_jax.world.scenes import scene as make_scene
+from moss_audio_jax.world.tasks import rows as make_rows
 
 
 def write(
@@ -46,7 +31,7 @@ def write(
     split: str = "train",
     seed: int = 0,
     content: str | None = None,
-    max_seconds: float = world.MAX_SECONDS,
+    max_seconds: float = MAX_SECONDS,
     processes: int = 1,
     progress: bool = False,
 ) -> Iterator[dict[str, Any]]:
@@ -60,7 +45,7 @@ def write(
       UsageError: see `world.scene`; another process writes there.
     """
     scene = functools.partial(
-        world.scene, split=split, seed=seed, content=content, max_seconds=max_seconds
+        make_scene, split=split, seed=seed, content=content, max_seconds=max_seconds
     )
     first = scene(indices[0])  # here: what is wrong shows before processes start
     need = int(len(indices) * max_seconds) * SAMPLE_RATE * 2
@@ -76,18 +61,18 @@ def write(
         made = itertools.chain([_write_clip(first, output, need)], pool.map(make, indices[1:]))
         for one in tqdm(made, total=len(indices), unit="scene", disable=not progress):
             labels.write(json.dumps(one, ensure_ascii=False) + "\n")
-            for row in world.rows(one, one["audio"]):
+            for row in make_rows(one, one["audio"]):
                 rows.write(json.dumps(row, ensure_ascii=False) + "\n")
             yield one
 
 
 def _write_scene(
-    scene: Callable[[int], world.Scene], output: Path, need: int, index: int
+    scene: Callable[[int], Scene], output: Path, need: int, index: int
 ) -> dict[str, Any]:
     return _write_clip(scene(index), output, need)
 
 
-def _write_clip(made: world.Scene, output: Path, need: int) -> dict[str, Any]:
+def _write_clip(made: Scene, output: Path, need: int) -> dict[str, Any]:
     audio = f"wav/{made.labels['id']}.wav"
     path = output / audio
     pcm = (made.wav * 32768).astype(np.int16)  # exact: scenes lie on this grid
@@ -123,47 +108,3 @@ class _Pool:
             return map(function, items)
         with deaf_workers():
             return self._pool.map(function, items, chunksize=4)
-
-
-def main(argv: Sequence[str]) -> int:
-    options = command.parser("world", __doc__)
-    options.add_argument("--count", type=command.positive, required=True, metavar="N")
-    options.add_argument("--output", type=Path, required=True, metavar="DIR")
-    options.add_argument("--split", choices=tuple(world.SPLITS), default="train")
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument(
-        "--start", type=int, default=0, metavar="I", help="index of the first scene"
-    )
-    options.add_argument("--content", choices=tuple(world.CONTENTS),
-                         help="every scene has this; default a mixture")  # fmt: skip
-    options.add_argument("--max-seconds", type=float, default=world.MAX_SECONDS, metavar="S",
-                         help=f"longest scene; default {world.MAX_SECONDS:g}")  # fmt: skip
-    options.add_argument("--sheet", action="store_true",
-                         help=f"a page to listen to the first {SHEET_SCENES} scenes")  # fmt: skip
-    options.add_argument("--processes", type=command.positive, default=os.cpu_count() or 1,
-                         metavar="N", help="default: one a core")  # fmt: skip
-    args = options.parse_args(argv)
-
-    seconds, shown = 0.0, []
-    for labels in write(
-        args.output,
-        range(args.start, args.start + args.count),
-        args.split,
-        args.seed,
-        args.content,
-        args.max_seconds,
-        min(args.processes, args.count),
-        progress=sys.stderr.isatty(),
-    ):
-        seconds += labels["duration"]
-        if len(shown) < SHEET_SCENES:
-            shown.append(labels)
-    command.say(f"{args.count} scene(s), {seconds:.0f} s of sound -> {args.output}")
-    if args.sheet:
-        from moss_audio_jax.data.world.sheet import page
-
-        clips = [(args.output / labels["audio"], labels) for labels in shown]
-        target = args.output / "sheet.html"
-        files.write_whole(target, page(clips))
-        command.say(f"listen: {target}")
-    return 0

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moss_audio_jax.data.world.draw import Draw
-from moss_audio_jax.data.world.dsp import loudest, place, samples
-from moss_audio_jax.data.world.instruments import DRUMS, MELODIC, bass, frequency
+from moss_audio_jax.world.draw import Draw
+from moss_audio_jax.world.dsp import loudest, place, samples
+from moss_audio_jax.world.instruments import DRUMS, MELODIC, bass, frequency
 
 TONICS = ("C", "C sharp", "D", "E flat", "E", "F", "F sharp", "G", "A flat", "A", "B flat", "B")
 SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}

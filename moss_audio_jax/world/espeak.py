@@ -19,8 +19,8 @@ import numpy as np
 from scipy import signal
 
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
-from moss_audio_jax.data.world.espeak_worker import WORD
 from moss_audio_jax.errors import InputError, extra
+from moss_audio_jax.world.espeak_worker import WORD
 
 MISSING = f"speech of the world needs espeak-ng: {extra('world')} (sounds and music do without)"
 _QUIET = 10 ** (-50 / 20)  # of its loudest 5 ms: espeak is silent where nothing is said

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from moss_audio_jax.data import world
-from moss_audio_jax.data.world import espeak
+from moss_audio_jax import world
+from moss_audio_jax.world import espeak
 
 RATE = 16_000
 needs_espeak = pytest.mark.skipif(

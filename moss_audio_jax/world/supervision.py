@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from moss_audio_jax.data.world import describe
-from moss_audio_jax.data.world.acoustics import BANDS, NOISES
-from moss_audio_jax.data.world.instruments import DRUMS, MELODIC
-from moss_audio_jax.data.world.sounds import KINDS
-from moss_audio_jax.data.world.speakers import ACCENTS, INTONATIONS, PITCHES, SPEEDS
-from moss_audio_jax.data.world.tasks import rows
+from moss_audio_jax.world import describe
+from moss_audio_jax.world.acoustics import BANDS, NOISES
+from moss_audio_jax.world.instruments import DRUMS, MELODIC
+from moss_audio_jax.world.sounds import KINDS
+from moss_audio_jax.world.speakers import ACCENTS, INTONATIONS, PITCHES, SPEEDS
+from moss_audio_jax.world.tasks import rows
 
 Labels = dict[str, Any]
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from moss_audio_jax.data import world
+from moss_audio_jax import world
 from moss_audio_jax.data.records import encode_record, parse_row
 
-TOOLS = Path(__file__).parents[3] / "tools"
+TOOLS = Path(__file__).parents[2] / "tools"
 
 
 def test_joined_sounds_are_where_they_were(monkeypatch):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from moss_audio_jax.data.world.draw import Draw
-from moss_audio_jax.data.world.dsp import (
+from moss_audio_jax.world.draw import Draw
+from moss_audio_jax.world.dsp import (
     band_noise,
     band_pass,
     decay,

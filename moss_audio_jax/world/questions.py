@@ -6,13 +6,13 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from moss_audio_jax.data.world import describe
-from moss_audio_jax.data.world.draw import Draw
-from moss_audio_jax.data.world.instruments import MELODIC
-from moss_audio_jax.data.world.music import SCALES, TEMPI, TONICS
-from moss_audio_jax.data.world.scene import LEVELS
-from moss_audio_jax.data.world.sounds import KINDS
-from moss_audio_jax.data.world.speakers import ACCENTS, SPEEDS
+from moss_audio_jax.world import describe
+from moss_audio_jax.world.draw import Draw
+from moss_audio_jax.world.instruments import MELODIC
+from moss_audio_jax.world.music import SCALES, TEMPI, TONICS
+from moss_audio_jax.world.scenes import LEVELS
+from moss_audio_jax.world.sounds import KINDS
+from moss_audio_jax.world.speakers import ACCENTS, SPEEDS
 
 Labels = dict[str, Any]
 

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from moss_audio_jax.data.world import describe
-from moss_audio_jax.data.world.draw import Draw
-from moss_audio_jax.data.world.questions import Question, questions
-from moss_audio_jax.data.world.reasoning import reasoned
 from moss_audio_jax.text.tasks import EVENTS, MULTIPLE_CHOICE, TRANSCRIBE
+from moss_audio_jax.world import describe
+from moss_audio_jax.world.draw import Draw
+from moss_audio_jax.world.questions import Question, questions
+from moss_audio_jax.world.reasoning import reasoned
 
 Labels = dict[str, Any]
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moss_audio_jax.data.world import sounds_living as living
-from moss_audio_jax.data.world import sounds_things as things
-from moss_audio_jax.data.world.draw import Draw
-from moss_audio_jax.data.world.dsp import audible, loudest
+from moss_audio_jax.world import sounds_living as living
+from moss_audio_jax.world import sounds_things as things
+from moss_audio_jax.world.draw import Draw
+from moss_audio_jax.world.dsp import audible, loudest
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,14 +10,14 @@ import pytest
 
 from moss_audio_jax import command, files, world
 from moss_audio_jax.audio import load_audio, log_mel
-from moss_audio_jax.data import world as scenes
 from moss_audio_jax.data.sources import Source
-from moss_audio_jax.data.world.sheet import page
 from moss_audio_jax.timeline import spectrogram_png
+from moss_audio_jax.world import __main__ as verb
+from moss_audio_jax.world.sheet import page
 
 
 def run(*arguments):
-    return command.run(world.main, [str(argument) for argument in arguments])
+    return command.run(verb.main, [str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -30,11 +30,11 @@ def test_files(processes, tmp_path, capsys):
     labels = [json.loads(line) for line in (out / "labels.jsonl").read_text().splitlines()]
     assert [one["index"] for one in labels] == [7, 8, 9, 10, 11]
     for one in labels:
-        made = scenes.scene(one["index"], content="sound")
+        made = world.scene(one["index"], content="sound")
         assert one == made.labels | {"audio": one["audio"]}
         np.testing.assert_array_equal(load_audio(out / one["audio"]), made.wav)
     source = Source(str(out / "rows.jsonl"))
-    assert len(source) == sum(len(scenes.rows(one, "")) for one in labels)
+    assert len(source) == sum(len(world.rows(one, "")) for one in labels)
     assert all((out / source[i].clips[0]).is_file() for i in range(len(source)))
     sheet = (out / "sheet.html").read_text()
     assert sheet.count("<audio ") == sheet.count("data:audio/flac") == 5
@@ -107,7 +107,7 @@ def test_page_escapes(tmp_path):
     """Labels are text, whatever they hold."""
     import soundfile
 
-    made = scenes.scene(0, content="sound")
+    made = world.scene(0, content="sound")
     soundfile.write(tmp_path / "a.wav", made.wav, 16000)
     text = page([(tmp_path / "a.wav", made.labels | {"id": "<script>x</script>"})])
     assert "<script>x" not in text

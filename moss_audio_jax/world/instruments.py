@@ -8,8 +8,8 @@ import numpy as np
 from scipy import signal
 
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
-from moss_audio_jax.data.world.draw import Draw
-from moss_audio_jax.data.world.dsp import (
+from moss_audio_jax.world.draw import Draw
+from moss_audio_jax.world.dsp import (
     band_noise,
     band_pass,
     decay,

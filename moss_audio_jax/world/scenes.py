@@ -29,18 +29,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
-from moss_audio_jax.data.world import acoustics, espeak, grammar, mandarin, music, sounds
-from moss_audio_jax.data.world.draw import Draw
-from moss_audio_jax.data.world.dsp import loudest, median_f0, samples
-from moss_audio_jax.data.world.speakers import Speaker, draw_speaker
-from moss_audio_jax.data.world.splits import (
+from moss_audio_jax.errors import UsageError
+from moss_audio_jax.world import acoustics, espeak, grammar, mandarin, music, sounds
+from moss_audio_jax.world.draw import Draw
+from moss_audio_jax.world.dsp import loudest, median_f0, samples
+from moss_audio_jax.world.speakers import Speaker, draw_speaker
+from moss_audio_jax.world.splits import (
     Split,
     held_out_pairs,
     pair_held_out,
     sentence_part,
     split_named,
 )
-from moss_audio_jax.errors import UsageError
 
 VERSION = 1  # goes up whenever a scene changes
 MAX_SECONDS = 12.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from moss_audio_jax.data.world.sounds import KINDS
+from moss_audio_jax.world.sounds import KINDS
 
 Labels = dict[str, Any]
 

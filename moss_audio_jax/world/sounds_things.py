@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from moss_audio_jax.data.world.draw import Draw
-from moss_audio_jax.data.world.dsp import (
+from moss_audio_jax.world.draw import Draw
+from moss_audio_jax.world.dsp import (
     band_noise,
     band_pass,
     decay,
@@ -18,7 +18,7 @@ from moss_audio_jax.data.world.dsp import (
     times,
     tone,
 )
-from moss_audio_jax.data.world.sounds_living import Made, repeated
+from moss_audio_jax.world.sounds_living import Made, repeated
 
 
 def paced(draw: Draw, low: int, high: int, period: float, jitter: float, make) -> Made:

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from moss_audio_jax.data.world import describe
-from moss_audio_jax.data.world.draw import Draw
-from moss_audio_jax.data.world.sounds import KINDS
+from moss_audio_jax.world import describe
+from moss_audio_jax.world.draw import Draw
+from moss_audio_jax.world.sounds import KINDS
 
 Labels = dict[str, Any]
 
