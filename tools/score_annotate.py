@@ -40,7 +40,7 @@ from moss_audio_jax.annotate.profile import profile, profile_posteriors
 from moss_audio_jax.annotate.segment import SegmentOptions, segment
 from moss_audio_jax.annotate.tags import Sources, hear_sources
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
-from moss_audio_jax.world.sounds import KINDS
+from moss_audio_jax.text.labels import KINDS
 
 NOISE_DB = 10.0  # the clip's power over the noise's
 COLLAR = 0.2  # seconds at both ends of a sound

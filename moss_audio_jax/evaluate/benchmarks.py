@@ -385,8 +385,8 @@ def _drawn(rows: list[tuple[str, dict]], count: int) -> list[tuple[str, dict]]:
 
 
 def _world_item(row: dict[str, Any], labels: dict[str, Any], root: Root, where: str) -> Item:
+    from moss_audio_jax.text.tasks import NO_SPEECH
     from moss_audio_jax.world import describe
-    from moss_audio_jax.world.tasks import NO_SPEECH
 
     messages = row["conversation"]
     audio = tuple(root.place(m["content"], where) for m in messages if m["message_type"] == "audio")
@@ -426,8 +426,8 @@ _ASKED = ("user", "text")
 
 def _sources(labels: dict[str, Any], task: str) -> list[list[str]]:
     """The ways in which a caption may name each source that it should name."""
+    from moss_audio_jax.text.labels import KINDS
     from moss_audio_jax.world import describe
-    from moss_audio_jax.world.sounds import KINDS
 
     found = []
     if task in ("caption", "caption_speech"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import signal
 
-from moss_audio_jax.world.draw import Draw
+from moss_audio_jax.draw import Draw
 from moss_audio_jax.world.dsp import band_noise, band_pass, decay, harmonics, samples
 
 BANDS = {"telephone": (300.0, 3400.0), "muffled": (60.0, 2400.0)}

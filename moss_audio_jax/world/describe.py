@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from moss_audio_jax.world.sounds import KINDS
+from moss_audio_jax.text.labels import KINDS
+from moss_audio_jax.text.phrases import capitalised, joined
 
 Labels = dict[str, Any]
-
-
-def span(item: dict[str, Any]) -> str:
-    """ "1.20 - 3.45" """
-    return f"{item['start']:.2f} - {item['end']:.2f}"
-
-
-def joined(parts: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c" """
-    if len(parts) < 2:
-        return "".join(parts)
-    return ", ".join(parts[:-1]) + f" and {parts[-1]}"
-
-
-def capitalised(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def transcript(labels: Labels) -> str:
@@ -32,11 +16,6 @@ def transcript(labels: Labels) -> str:
 
 def words(labels: Labels) -> list[dict[str, Any]]:
     return [word for sentence in labels["sentences"] for word in sentence["words"]]
-
-
-def stamped(items: Sequence[dict[str, Any]]) -> str:
-    """ "[0.00]hello[0.41][0.45]there[0.80]" """
-    return "".join(f"[{i['start']:.2f}]{i['text']}[{i['end']:.2f}]" for i in items)
 
 
 def kinds(labels: Labels) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import signal
 
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
-from moss_audio_jax.world.draw import Draw
+from moss_audio_jax.draw import Draw
 
 AUDIBLE = 10 ** (-40 / 20)  # of a sound's loudest 5 ms: below it, it has not begun or has ended
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 
-from moss_audio_jax.world.draw import Draw
+from moss_audio_jax.draw import Draw
 from moss_audio_jax.world.lexicon import SLOTS, number_words
 
 # {slot} is a word of lexicon.SLOTS, {number:2-20} a number in that range, {clock} a time of day.

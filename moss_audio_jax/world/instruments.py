@@ -8,7 +8,8 @@ import numpy as np
 from scipy import signal
 
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
-from moss_audio_jax.world.draw import Draw
+from moss_audio_jax.draw import Draw
+from moss_audio_jax.text.labels import DRUMS, INSTRUMENTS
 from moss_audio_jax.world.dsp import (
     band_noise,
     band_pass,
@@ -100,15 +101,9 @@ def marimba(draw: Draw, hertz: float, seconds: float) -> np.ndarray:
     return wav / np.abs(wav).max() * swell(n, 0.002, 0.05)
 
 
-MELODIC: dict[str, Callable[[Draw, float, float], np.ndarray]] = {
-    "guitar": guitar,
-    "piano": piano,
-    "organ": organ,
-    "flute": flute,
-    "strings": strings,
-    "trumpet": trumpet,
-    "marimba": marimba,
-}
+MELODIC: dict[str, Callable[[Draw, float, float], np.ndarray]] = dict(
+    zip(INSTRUMENTS, (guitar, piano, organ, flute, strings, trumpet, marimba), strict=True)
+)
 
 
 def kick(draw: Draw) -> np.ndarray:
@@ -129,4 +124,6 @@ def hihat(draw: Draw) -> np.ndarray:
     return 0.3 * band_noise(draw, n, 5500, 8000) * decay(n, 0.06)
 
 
-DRUMS: dict[str, Callable[[Draw], np.ndarray]] = {"kick": kick, "snare": snare, "hihat": hihat}
+PERCUSSION: dict[str, Callable[[Draw], np.ndarray]] = dict(
+    zip(DRUMS, (kick, snare, hihat), strict=True)
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 
-from moss_audio_jax.world.draw import Draw
+from moss_audio_jax.draw import Draw
 
 _LISTS = {
     "人": "我 你 他 我们 你们 他们 妈妈 爸爸 哥哥 姐姐 弟弟 妹妹 "

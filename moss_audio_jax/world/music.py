@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moss_audio_jax.world.draw import Draw
+from moss_audio_jax.draw import Draw
+from moss_audio_jax.text.labels import MODES, TONICS
 from moss_audio_jax.world.dsp import loudest, place, samples
-from moss_audio_jax.world.instruments import DRUMS, MELODIC, bass, frequency
+from moss_audio_jax.world.instruments import MELODIC, PERCUSSION, bass, frequency
 
-TONICS = ("C", "C sharp", "D", "E flat", "E", "F", "F sharp", "G", "A flat", "A", "B flat", "B")
-SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
+SCALES = dict(zip(MODES, ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)), strict=True))
 # Degrees of the chords of four bars; the first and the last bar of a piece stand on the tonic.
 _PROGRESSIONS = ((0, 3, 4, 0), (0, 5, 3, 4), (0, 4, 5, 3), (0, 3, 0, 4), (0, 5, 4, 0))
 _RHYTHMS = ((1.0,), (0.5, 0.5), (1.0,), (0.5, 0.5), (2.0,), (1.5, 0.5))  # beats of melody notes
@@ -48,7 +48,7 @@ def make(draw: Draw, seconds: float) -> Piece:
     tempo = float(draw.integer(*TEMPI[pace]))
     beat = 60 / tempo
     n_beats = max(int((seconds - 0.15) / beat), 2)
-    tonic, mode = draw.integer(0, 11), draw.choice(tuple(SCALES))
+    tonic, mode = draw.integer(0, 11), draw.choice(MODES)
     lead = draw.choice(tuple(MELODIC))
     backing = draw.weighted({"none": 1.0, "chords": 1.5})
     parts = [lead]
@@ -149,7 +149,7 @@ def _render(draw: Draw, notes: list[Note], lead: str) -> np.ndarray:
         if key not in made:
             stream = draw.child(*key)
             if note.midi is None:
-                made[key] = DRUMS[note.instrument](stream)
+                made[key] = PERCUSSION[note.instrument](stream)
             else:
                 play = bass if note.instrument == "bass" else MELODIC[note.instrument]
                 level = 1.0 if note.instrument == lead else 0.8 if play is bass else 0.3

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
+from moss_audio_jax.draw import Draw
+from moss_audio_jax.text import phrases
+from moss_audio_jax.text.labels import INSTRUMENTS, KINDS, MODES, TONICS
+from moss_audio_jax.text.tasks import Question
 from moss_audio_jax.world import describe
-from moss_audio_jax.world.draw import Draw
-from moss_audio_jax.world.instruments import MELODIC
-from moss_audio_jax.world.music import SCALES, TEMPI, TONICS
+from moss_audio_jax.world.music import TEMPI
 from moss_audio_jax.world.scenes import LEVELS
-from moss_audio_jax.world.sounds import KINDS
 from moss_audio_jax.world.speakers import ACCENTS, SPEEDS
 
 Labels = dict[str, Any]
-
-
-class Question(NamedTuple):
-    """`wrong`: answers that are false of the scene; fewer than two: no multiple choice."""
-
-    task: str
-    question: str
-    answer: str
-    wrong: tuple[str, ...] = ()
 
 
 def questions(labels: Labels, draw: Draw) -> list[Question]:
@@ -52,12 +44,12 @@ def _what_at(labels: Labels, draw: Draw) -> Iterator[Question]:
     labels_of_all = [kind.label for kind in KINDS.values()]
     here = {name for name, _ in describe.sources(labels)}
     wrong = draw.sample([name for name in labels_of_all if name not in here], 3)
-    yield Question("time_what", question, describe.joined(now) or "nothing", tuple(wrong))
+    yield Question("time_what", question, phrases.joined(now) or "nothing", tuple(wrong))
 
 
 def _when(labels: Labels, draw: Draw) -> Iterator[Question]:
     for kind in describe.kinds(labels):
-        spans = [describe.span(event) for event in describe.of_kind(labels, kind)]
+        spans = [phrases.span(event) for event in describe.of_kind(labels, kind)]
         question = draw.choice(
             (
                 'When is "{label}" heard? Give start and end in seconds.',
@@ -65,7 +57,7 @@ def _when(labels: Labels, draw: Draw) -> Iterator[Question]:
                 "Find the time of this sound: {label}.",
             )
         ).format(label=KINDS[kind].label, clause=KINDS[kind].clause)
-        yield Question("time_when", question, describe.joined(spans))
+        yield Question("time_when", question, phrases.joined(spans))
 
 
 def _when_said(labels: Labels, draw: Draw) -> Iterator[Question]:
@@ -80,7 +72,7 @@ def _when_said(labels: Labels, draw: Draw) -> Iterator[Question]:
                 'At what time do you hear "{w}"? Answer as start - end in seconds.',
             )
         ).format(w=word["text"])
-        yield Question("word_when", question, describe.span(word))
+        yield Question("word_when", question, phrases.span(word))
     long = [word for word in said if word["end"] - word["start"] > 0.12]
     if long:
         word = draw.choice(long)
@@ -96,7 +88,7 @@ def _when_said(labels: Labels, draw: Draw) -> Iterator[Question]:
 def _when_music(labels: Labels, draw: Draw) -> Iterator[Question]:
     if labels["music"]:
         question = draw.choice(("When does the music play?", "From when to when is there music?"))
-        yield Question("time_when", question, describe.span(labels["music"]))
+        yield Question("time_when", question, phrases.span(labels["music"]))
 
 
 # --- counting and order --------------------------------------------------------------------------
@@ -270,13 +262,13 @@ def _music(labels: Labels, draw: Draw) -> Iterator[Question]:
     yield Question("tempo", question, str(tempo), wrong)
     yield _choice("pace", "Is the music slow, moderate or fast?", music["pace"], tuple(TEMPI))
     key = f"{music['tonic']} {music['mode']}"
-    keys = [f"{tonic} {mode}" for tonic in TONICS for mode in SCALES]
+    keys = [f"{tonic} {mode}" for tonic in TONICS for mode in MODES]
     wrong = tuple(draw.sample([name for name in keys if name != key], 3))
     yield Question("key", draw.choice(("What key is the music in?", "Name the key of the music.")),
                    key, wrong)  # fmt: skip
-    yield _choice("mode", "Is the key major or minor?", music["mode"], tuple(SCALES))
+    yield _choice("mode", "Is the key major or minor?", music["mode"], MODES)
     lead = music["parts"][0]
-    wrong = tuple(draw.sample([name for name in MELODIC if name not in music["parts"]], 3))
+    wrong = tuple(draw.sample([name for name in INSTRUMENTS if name not in music["parts"]], 3))
     yield Question("instrument", "Which instrument plays the melody?", lead, wrong)
     yield Question("instruments", "Which instruments are playing?", ", ".join(music["parts"]))
     drums = "yes" if "drums" in music["parts"] else "no"
@@ -299,7 +291,7 @@ def _recording(labels: Labels, draw: Draw) -> Iterator[Question]:
         lengths = [round(s["end"] - s["start"], 3) for s in longest]
         if len(lengths) == 1 or lengths[0] - lengths[1] > 0.1:
             yield Question("silence", "When is the longest pause in which nothing sounds?",
-                           describe.span(longest[0]))  # fmt: skip
+                           phrases.span(longest[0]))  # fmt: skip
 
 
 def _choice(task: str, question: str, answer: str, options: tuple[str, ...]) -> Question:

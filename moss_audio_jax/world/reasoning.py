@@ -6,9 +6,10 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from moss_audio_jax.draw import Draw
+from moss_audio_jax.text import phrases
+from moss_audio_jax.text.labels import KINDS
 from moss_audio_jax.world import describe
-from moss_audio_jax.world.draw import Draw
-from moss_audio_jax.world.sounds import KINDS
 
 Labels = dict[str, Any]
 
@@ -40,8 +41,8 @@ def _gap(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
             "reason_gap",
             f"How many seconds pass between the end of {first} and the start of {second}?",
             [
-                f"{first}: {describe.span(a)}.",
-                f"{second}: {describe.span(b)}.",
+                f"{first}: {phrases.span(a)}.",
+                f"{second}: {phrases.span(b)}.",
                 f"{start:.2f} - {end:.2f} = {start - end:.2f}.",
             ],
             f"{start - end:.2f}",
@@ -58,7 +59,7 @@ def _longest(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
         return
     question = draw.choice(("Which sound lasts longest?", "Which of the sounds is the longest?"))
     steps = [
-        f"{KINDS[e['kind']].label}: {describe.span(e)}, {e['end'] - e['start']:.2f} s."
+        f"{KINDS[e['kind']].label}: {phrases.span(e)}, {e['end'] - e['start']:.2f} s."
         for e in events
     ]
     best = KINDS[lengths[0][1]["kind"]].label
@@ -135,7 +136,7 @@ def _during(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
             f"Which word is being said when {label} begins?",
             [
                 f"{label} begins at {event['start']:.2f}.",
-                f'The word from {describe.span(word)} is "{word["text"]}".',
+                f'The word from {phrases.span(word)} is "{word["text"]}".',
             ],
             word["text"],
         )

@@ -29,9 +29,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
+from moss_audio_jax.draw import Draw
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.world import acoustics, espeak, grammar, mandarin, music, sounds
-from moss_audio_jax.world.draw import Draw
 from moss_audio_jax.world.dsp import loudest, median_f0, samples
 from moss_audio_jax.world.speakers import Speaker, draw_speaker
 from moss_audio_jax.world.splits import (

@@ -11,10 +11,10 @@ from typing import Any
 import soundfile
 
 from moss_audio_jax import timeline
+from moss_audio_jax.text.labels import KINDS
 from moss_audio_jax.text.timestamps import Segment
 from moss_audio_jax.timeline import Lane
 from moss_audio_jax.world import describe
-from moss_audio_jax.world.sounds import KINDS
 from moss_audio_jax.world.tasks import rows
 
 _STYLE = "td:first-child { white-space: nowrap; color: #666; }\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moss_audio_jax.world.draw import Draw
+from moss_audio_jax.draw import Draw
 from moss_audio_jax.world.dsp import (
     band_noise,
     band_pass,

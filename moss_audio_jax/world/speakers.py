@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-from moss_audio_jax.world.draw import Draw
+from moss_audio_jax.draw import Draw
 
 
 class Voice(NamedTuple):

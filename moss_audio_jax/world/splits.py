@@ -11,9 +11,9 @@ import dataclasses
 import functools
 import itertools
 
+from moss_audio_jax.draw import bucket
 from moss_audio_jax.errors import UsageError
-from moss_audio_jax.world.draw import bucket
-from moss_audio_jax.world.sounds import KINDS
+from moss_audio_jax.text.labels import KINDS
 
 
 @dataclasses.dataclass(frozen=True)

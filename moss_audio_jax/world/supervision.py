@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from moss_audio_jax.text.labels import DRUMS, INSTRUMENTS, KINDS
 from moss_audio_jax.world import describe
 from moss_audio_jax.world.acoustics import BANDS, NOISES
-from moss_audio_jax.world.instruments import DRUMS, MELODIC
-from moss_audio_jax.world.sounds import KINDS
 from moss_audio_jax.world.speakers import ACCENTS, INTONATIONS, PITCHES, SPEEDS
 from moss_audio_jax.world.tasks import rows
 
@@ -35,7 +34,7 @@ TAGS = (
     "strike",
     "music",
     "beat",
-    *(f"instrument:{name}" for name in (*MELODIC, *DRUMS)),
+    *(f"instrument:{name}" for name in (*INSTRUMENTS, *DRUMS)),
     *(f"note:{pitch}" for pitch in range(12)),
     *(f"tempo:{index}" for index in range(_TEMPI)),
     *(f"phone:{name}" for name in PHONES),
@@ -94,7 +93,7 @@ def tags(labels: Labels) -> list[tuple[str, float, float]]:
         for note in music["notes"]:
             when = note["start"], note["end"]
             found.append((f"instrument:{note['instrument']}", *when))
-            if note["instrument"] in MELODIC:
+            if note["instrument"] in INSTRUMENTS:
                 found.append((f"note:{note['midi'] % 12}", *when))
     whole = 0.0, labels["duration"]
     if labels["background"]:

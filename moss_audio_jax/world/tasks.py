@@ -6,65 +6,14 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from moss_audio_jax.text.tasks import EVENTS, MULTIPLE_CHOICE, TRANSCRIBE
+from moss_audio_jax.draw import Draw
+from moss_audio_jax.text import phrases
+from moss_audio_jax.text.tasks import MULTIPLE_CHOICE, NO_SPEECH, PROMPTS, Question
 from moss_audio_jax.world import describe
-from moss_audio_jax.world.draw import Draw
-from moss_audio_jax.world.questions import Question, questions
+from moss_audio_jax.world.questions import questions
 from moss_audio_jax.world.reasoning import reasoned
 
 Labels = dict[str, Any]
-
-NO_SPEECH = "There is no speech."
-# The official prompt comes first and is taken half of the time.
-PROMPTS: dict[str, tuple[str, ...]] = {
-    "asr": (
-        TRANSCRIBE["none"],
-        "Write down what is said.",
-        "What do the speakers say?",
-        "Please transcribe this recording.",
-    ),
-    "asr_zh": (TRANSCRIBE["none"], "请转写音频。", "音频里说了什么？"),
-    "asr_sentences": (
-        TRANSCRIBE["sentence"],
-        "Transcribe each sentence with its start and end time: [xx.xx]text[yy.yy]",
-        "Write down every sentence and when it is said, in the format [xx.xx]text[yy.yy]",
-    ),
-    "asr_words": (
-        TRANSCRIBE["word"],
-        "Transcribe each word with its start and end time: [xx.xx]text[yy.yy]",
-        "Write down every word and when it is said, in the format [xx.xx]text[yy.yy]",
-    ),
-    "events": (
-        EVENTS,
-        "List all that is heard, one per line, as start - end: description",
-        "Give a timeline of this clip, one line for each event: start - end: what is heard",
-    ),
-    "caption_speech": (
-        "Describe the speech in this recording.",
-        "Who speaks, how, and what is said?",
-        "Describe the speakers and what they say.",
-    ),
-    "caption_speech_json": (
-        "Describe the speaker as JSON with the keys gender, pitch, speed, volume, accent, texture, "
-        "tone, summary.",
-    ),
-    "caption_sound": (
-        "Describe the sounds in this recording.",
-        "What sounds are heard, apart from speech and music?",
-        "Describe the sound events in the order in which they happen.",
-    ),
-    "caption_music": (
-        "Describe the music.",
-        "What kind of music is this?",
-        "Describe tempo, key and instruments of the music.",
-    ),
-    "caption": (
-        "Describe this audio.",
-        "Describe this recording in detail.",
-        "What do you hear?",
-        "Give a caption of this clip.",
-    ),
-}
 
 
 def rows(labels: Labels, audio: str) -> list[dict[str, Any]]:
@@ -103,8 +52,8 @@ def _described(labels: Labels) -> Iterator[tuple[str, str, str]]:
     answers: dict[str, str] = {}
     answers["asr"] = describe.transcript(labels) or NO_SPEECH
     if spoken:
-        answers["asr_sentences"] = describe.stamped(labels["sentences"])
-        answers["asr_words"] = describe.stamped(describe.words(labels))
+        answers["asr_sentences"] = phrases.stamped(labels["sentences"])
+        answers["asr_words"] = phrases.stamped(describe.words(labels))
     if describe.sources(labels):
         answers["events"] = timeline(labels)
     if spoken:
@@ -126,7 +75,7 @@ def _described(labels: Labels) -> Iterator[tuple[str, str, str]]:
 
 
 def timeline(labels: Labels) -> str:
-    return "\n".join(f"{describe.span(item)}: {name}" for name, item in describe.sources(labels))
+    return "\n".join(f"{phrases.span(item)}: {name}" for name, item in describe.sources(labels))
 
 
 def profile(labels: Labels) -> dict[str, str | None]:
@@ -140,7 +89,7 @@ def profile(labels: Labels) -> dict[str, str | None]:
         "accent": speaker["accent"],
         "texture": "whispered" if speaker["whispered"] else "voiced",
         "tone": None if speaker["whispered"] else speaker["intonation"],
-        "summary": describe.capitalised(describe.speaker_phrase(labels, speaker)) + ".",
+        "summary": phrases.capitalised(describe.speaker_phrase(labels, speaker)) + ".",
     }
 
 
@@ -173,5 +122,5 @@ def _choice(draw: Draw, question: Question, letter: bool) -> tuple[str, str]:
 
 def _reasoned(labels: Labels) -> Iterator[tuple[str, str, str]]:
     for task, question, steps, answer in reasoned(labels, _draw(labels, "reasoning")):
-        chain = "\n".join(describe.capitalised(step) for step in steps)
+        chain = "\n".join(phrases.capitalised(step) for step in steps)
         yield task, question, f"<think>\n{chain}\n</think>\n\n{answer}"

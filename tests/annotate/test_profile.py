@@ -11,7 +11,7 @@ from moss_audio_jax.annotate.speakers import describe_voice, speaker_turns
 from moss_audio_jax.annotate.tasks import sources
 from moss_audio_jax.annotate.work import new_record
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.world.sounds import KINDS
+from moss_audio_jax.text.labels import KINDS
 
 
 def test_speech_music_and_silence_are_told_apart():

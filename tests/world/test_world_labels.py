@@ -8,8 +8,8 @@ import pytest
 from world_helpers import RATE, envelope, needs_espeak, pitch, strikes
 
 from moss_audio_jax import world
+from moss_audio_jax.draw import Draw
 from moss_audio_jax.world import espeak, grammar, instruments, mandarin, music, sounds
-from moss_audio_jax.world.draw import Draw
 from moss_audio_jax.world.dsp import median_f0
 from moss_audio_jax.world.speakers import FEMALE, HELD_OUT_VOICES, MALE, draw_speaker
 

@@ -14,9 +14,9 @@ from world_helpers import digest, needs_espeak
 
 from moss_audio_jax import world
 from moss_audio_jax.audio import load_audio
+from moss_audio_jax.draw import Draw
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.world import espeak
-from moss_audio_jax.world.draw import Draw
 
 # Of wav, labels and rows. They change with world.VERSION and with nothing else.
 GOLDEN = {

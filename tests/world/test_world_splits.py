@@ -6,9 +6,9 @@ import pytest
 from world_helpers import needs_espeak
 
 from moss_audio_jax import world
+from moss_audio_jax.draw import Draw
+from moss_audio_jax.text.labels import KINDS
 from moss_audio_jax.world import grammar, mandarin, splits
-from moss_audio_jax.world.draw import Draw
-from moss_audio_jax.world.sounds import KINDS
 from moss_audio_jax.world.speakers import FEMALE, HELD_OUT_VOICES, MALE
 
 VOICED = ("train", "validation", "test", "test_random_order", "test_voices")

@@ -9,8 +9,8 @@ from world_helpers import needs_espeak
 
 from moss_audio_jax import world
 from moss_audio_jax.data.records import parse_row
+from moss_audio_jax.text.labels import KINDS
 from moss_audio_jax.text.timestamps import parse
-from moss_audio_jax.world.sounds import KINDS
 
 KIND = {kind.label: name for name, kind in KINDS.items()}
 CLAUSE = {kind.clause: name for name, kind in KINDS.items()}
