@@ -35,11 +35,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from moss_audio_jax import command, files
+from moss_audio_jax import files
 from moss_audio_jax.data.pipeline import merge_states
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.train.step import all_finite
 from moss_audio_jax.weights.checkpoint import from_all
+
+_log = logging.getLogger(__name__)
 
 State = dict[str, Any]
 
@@ -266,7 +268,7 @@ class Checkpoints:
             self._folder.mkdir(parents=True, exist_ok=True)
             for left in self._folder.glob(f"*{_UNFINISHED}*"):
                 if left.name.partition(".")[0].isdecimal():
-                    command.say(f"{files.shown(left)}: not written to its end; removed")
+                    _log.info(f"{files.shown(left)}: not written to its end; removed")
                     _remove(left)
             free = shutil.disk_usage(self._folder).free
         except OSError as error:
