@@ -5,12 +5,14 @@ The files of configs/ travel with the package and are known by name: `sft` is co
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.files import brief
 from moss_audio_jax.remote import redact
 
 if TYPE_CHECKING:
@@ -51,6 +53,29 @@ def find(name: str) -> Path:
     )
 
 
+def _unknown(keys: Sequence[str], words: Sequence[str]) -> str | None:
+    """Which key the config of `words` does not have, as a message; None where it has them all."""
+    from absl import flags
+    from ml_collections import ConfigDict, config_flags
+
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(words))
+    try:
+        values(list(words))
+    except Exception:  # so it is the file's own fault
+        return None
+    for key in keys:
+        inside, at = values.config, ""
+        for part in key.split("."):
+            if not isinstance(inside, ConfigDict):
+                return f"there is no key {key}: {at} is a value"
+            if part not in inside:
+                near = difflib.get_close_matches(part, list(inside), 3) or sorted(inside)[:12]
+                return f"there is no key {key}; {at or 'the config'} has {', '.join(near)}"
+            inside, at = inside[part], f"{at}.{part}".strip(".")
+    return None
+
+
 def read_config_file(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """The config of FILE[:ARG] or NAME[:ARG] with overrides like --config.train.steps=5.
 
@@ -63,9 +88,14 @@ def read_config_file(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """
     path, colon, argument = name.partition(":")
     file = find(path).resolve()
+    keys = []
     for option in overrides:
-        if not option.startswith("--config."):
+        key, equals, _ = option.removeprefix("--config.").partition("=")
+        if not (option.startswith("--config.") and key and equals):
             raise UsageError(f"unknown option {redact(option)!r}; expected --config.KEY=VALUE")
+        if key in keys:  # two tuples would be joined
+            raise UsageError(f"--config.{key} is given twice; expected once")
+        keys.append(key)
     from absl import flags
     from ml_collections import config_flags
 
@@ -77,6 +107,10 @@ def read_config_file(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
     try:
         values(words)
         return values.config
+    except (AttributeError, KeyError) as error:
+        unknown = _unknown(keys, words[:2])
+        text = unknown or brief(f"{error} ({type(error).__name__})", 300)
+        raise UsageError(f"{name}: {redact(text)}") from None
     except Exception as error:  # whatever a user's Python file may raise
         text = f"{error} ({type(error).__name__})"
         if "Traceback (most recent call last)" in text:  # of get_config: what it raised comes last

@@ -30,6 +30,11 @@ def run_as_process(main: Callable[[], int]) -> NoReturn:
     after ten seconds in any case, for example where a program is being compiled.
     """
     _open_streams()
+    # Python's tracker of semaphores outlives a process that Ctrl-C ended, frees what it left, and
+    # would warn of each.
+    quiet = "ignore:resource_tracker:UserWarning"
+    given = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = f"{given},{quiet}" if given else quiet
     _Interrupts().run(main)
 
 
@@ -41,11 +46,11 @@ class _Interrupts:
 
     def run(self, main: Callable[[], int]) -> NoReturn:
         # A shell starts background jobs with SIGINT ignored; they stay so.
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._interrupt)
-            sys.unraisablehook = self._unraisable
-            self._watch()
         try:
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                signal.signal(signal.SIGINT, self._interrupt)
+                sys.unraisablehook = self._unraisable
+                self._watch()
             code = main()
         except BaseException as error:
             # Libraries make other exceptions of it: an import that was interrupted fails.

@@ -22,8 +22,8 @@ _BLOCK = 1 << 16  # samples a channel that are gathered before they are passed o
 _READ = 1 << 16  # bytes that FFmpeg asks for at a time
 # What FFmpeg may take a file for. Its playlist formats would open other files and addresses.
 _FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,ac3,eac3,aiff,amr,ape,asf,au,avi,avr,caf,dsf,flac,"
-    "flv,iff,ircam,mp3,mpc,mpc8,mpeg,mpegts,nistsphere,ogg,pvf,sds,tta,voc,w64,wav,wv"
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,ac3,eac3,aiff,amr,ape,asf,au,avi,avr,caf,dsf,dts,"
+    "dtshd,flac,flv,iff,ircam,mp3,mpc,mpc8,mpeg,mpegts,nistsphere,ogg,pvf,sds,tta,voc,w64,wav,wv"
 )
 # Formats whose header states a length. That of others is FFmpeg's guess from the bit rate.
 _STATED = {"mov,mp4,m4a,3gp,3g2,mj2", "ape", "asf", "caf", "mpc", "mpc8", "tta", "wv"}
@@ -64,7 +64,9 @@ def blocks(
                 buffer_size=_READ,
             )
         except av.FFmpegError as error:
-            reason = error.strerror or error
+            # That is what it says of a format that is not on the list.
+            unknown = isinstance(error, av.ArgumentError)
+            reason = "no format that is read here" if unknown else error.strerror or error
             raise InputError(
                 structure.cut(part) or f"is not audio that can be decoded (FFmpeg: {reason})"
             ) from None

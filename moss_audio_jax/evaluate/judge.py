@@ -31,7 +31,7 @@ from moss_audio_jax.evaluate import benchmarks
 from moss_audio_jax.evaluate.benchmarks import Item
 from moss_audio_jax.evaluate.journal import Journal, write_lines
 from moss_audio_jax.evaluate.predictions import read_predictions
-from moss_audio_jax.files import parse_json
+from moss_audio_jax.files import parse_json, shown
 from moss_audio_jax.remote import Chat, variable
 from moss_audio_jax.text.prompt import split_thinking
 
@@ -213,13 +213,26 @@ def main(argv: Sequence[str]) -> int:
     for problem in problems:
         command.say(f"warning: {problem}")
     answers = {row["id"]: row["answer"] for row in rows if isinstance(row.get("answer"), str)}
+    asked = [item.id for item in benchmark.items if _judged(item)]
+    there = {row["id"] for row in rows}
+    missing = [name for name in asked if name not in there]
+    if len(missing) == len(asked):
+        raise InputError(
+            f"{args.predictions}: no predictions at all for the {len(asked)} items of "
+            f"{args.benchmark} that are judged"
+        )
+    if missing:
+        command.say(
+            f"error: {args.predictions}: no prediction for {len(missing)} of {len(asked)} items, "
+            f"such as {shown(missing[0])}; each counts as the lowest score"
+        )
     progress = sys.stderr.isatty()
     judgements = judge(by, benchmark.items, answers, args.output, args.workers, progress)
     for row in judgements:
         if "error" in row:
             command.say(f"error: {row['id']}: {row['error']}")
     print(json.dumps({"benchmark": args.benchmark, "judge": by.identity, **summary(judgements)}))
-    return 1 if any("error" in row for row in judgements) else 0
+    return 1 if missing or any("error" in row for row in judgements) else 0
 
 
 if __name__ == "__main__":

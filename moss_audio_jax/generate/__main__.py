@@ -58,9 +58,7 @@ def main(argv: Sequence[str]) -> int:
     markers = False if args.no_time_markers else None
 
     def prepare(group: Sequence[str]) -> Any:
-        prompt = model.prepare(Request(args.prompt, group, sampling, args.system, markers))
-        command.warn(prompt.warnings, group[0] if len(group) == 1 else None)
-        return prompt
+        return model.prepare(Request(args.prompt, group, sampling, args.system, markers))
 
     prompts, _ = command.collect(asked, prepare)
     asked = [group for group, prompt in zip(asked, prompts, strict=True) if prompt is not None]
@@ -72,12 +70,13 @@ def main(argv: Sequence[str]) -> int:
             for piece in stream:
                 print(piece, end="", flush=True)
             print()
-            _explain(stream.reply)
+            _explain(stream.reply, asked[0])
         return 0 if asked else 1
     replies = model.answer(prompts, args.batch_size, progress=sys.stderr.isatty())
     seconds = time.perf_counter() - started
     for group, prompt, reply in zip(asked, prompts, replies, strict=True):
         if args.json:
+            _warn(reply, group)
             row: dict[str, Any] = {"audio": group, "prompt": args.prompt}
             row |= dataclasses.asdict(reply)
             row |= {"n_prompt_tokens": len(prompt.ids), "n_output_tokens": len(reply.ids)}
@@ -90,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
         print(reply.text)
         if model.random_weights:
             print("(random weights: this answer is noise)")
-        _explain(reply)
+        _explain(reply, group)
     if asked:
         audio_seconds = sum(mel.shape[1] for prompt in prompts for mel in prompt.mels) / 100
         command.say(f"{audio_seconds:.1f} s of audio, {len(asked)} answer(s), {seconds:.1f} s")
@@ -126,7 +125,13 @@ def sampling_from(args: argparse.Namespace) -> Sampling:
     return Sampling.of(vars(args))
 
 
-def _explain(reply: Any) -> None:
+def _warn(reply: Any, group: Sequence[str]) -> None:
+    """Says what a reader should know of the sound; with several files a warning names its clip."""
+    command.warn(reply.warnings, group[0] if len(group) == 1 else None)
+
+
+def _explain(reply: Any, group: Sequence[str]) -> None:
+    _warn(reply, group)
     if reply.finish_reason == "loop":
         command.say(
             "note: the answer repeated itself and was ended (--no-loop-guard turns this off)"

@@ -221,6 +221,14 @@ def test_command_line(endpoint, tmp_path, capsys):
     assert told["judge"]["url"] == endpoint.url
     assert run("other.jsonl") == 1
     assert f"error: c: judge m at {endpoint.url}: HTTP 401 no" in capsys.readouterr().err
+    data.write_text(data.read_text() + '{"id": "d", "audio": "d.wav", "gender": "male"}\n')
+    assert run("j.jsonl") == 1
+    assert (
+        "no prediction for 1 of 2 items, such as d; each counts as the" in capsys.readouterr().err
+    )
+    predictions.write_text('{"id": "e", "answer": "A man.", "raw_output": "A man."}\n')
+    assert run("j.jsonl") == 1
+    assert "no predictions at all for the 2 items of caption" in capsys.readouterr().err
     (tmp_path / "asr.jsonl").write_text('{"audio": "c.wav", "text": "x"}\n')
     assert run("j.jsonl", "asr", tmp_path / "asr.jsonl") == 2
     assert "asr needs no judge" in capsys.readouterr().err

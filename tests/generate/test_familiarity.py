@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 import moss_audio_jax as mj
+from moss_audio_jax import command
 from moss_audio_jax.api import MossAudio, Request, Sampling
 from moss_audio_jax.audio import load_audio, log_mel
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.generate import __main__ as generate
 from moss_audio_jax.generate.familiarity import Gauge
 
 DEMO = Path(DEFAULT_CHECKPOINT).parent / "demo"
@@ -116,3 +119,13 @@ def test_a_folder_without_it_has_no_gauge_and_a_broken_one_is_named(tmp_path):
         file.write_text(json.dumps(broken))
         with pytest.raises(InputError, match=r"familiarity\.json"):
             Gauge.load(tmp_path)
+
+
+def test_generate_says_so_whatever_it_prints(tmp_path, capsys):
+    file = tmp_path / "strange.wav"
+    soundfile.write(file, buzz(), 16_000)
+    words = ["--audio", str(file), "--prompt", "What is heard?", "--max-new-tokens", "2"]
+    for form in ([], ["--stream"], ["--json"]):
+        assert command.run(generate.main, words + form) == 0
+        said = capsys.readouterr().err
+        assert said.count(f"warning: {file}: the sound is unlike what this model was") == 1

@@ -234,6 +234,22 @@ def test_a_config_file_that_cannot_be_loaded_is_named(text, tmp_path):
         load_config(str(tmp_path / "none.py"))
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--config.train.step=2"], r"no key train\.step; train has steps"),
+        (["--config.x=1"], r"no key x; the config has .*optimizer"),
+        (["--config.train.steps.a=1"], r"no key train\.steps\.a: train\.steps is a value"),
+        (["--config.=1"], "expected --config.KEY=VALUE"),
+        (["--config.data.train=('a',)", "--config.data.train=('b',)"], "data.train is given twice"),
+    ],
+)
+def test_an_override_of_no_key_is_named(words, told):
+    with pytest.raises(UsageError, match=told) as error:
+        config_file.read_config_file("tiny", words)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", ["sft.py:9b", "lora.py:9b", "lora.py:8b,all", "small/sft.py:tpu"])
 def test_an_argument_that_a_config_does_not_know_is_named(name):
     word = name.rpartition(":")[2].split(",")[-1]
