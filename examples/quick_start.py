@@ -28,8 +28,8 @@ print(model)
 
 # %% [markdown]
 # ## Ask
-# `audio` takes files of any usual format, 16 kHz waveforms, or `(samples, rate)`. For many questions
-# there is `model.generate_batch`: an answer does not depend on what else is in the batch.
+# `audio` takes files of any usual format, 16 kHz waveforms, or `(samples, rate)`. For many
+# questions use `model.generate_batch`: an answer does not depend on what else is in the batch.
 
 # %%
 timeline = model.generate(
