@@ -3,6 +3,7 @@ model does after a step or two."""
 
 import ast
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,8 @@ def test_quick_start(capsys):
     assert "00:00:00,450 --> " in capsys.readouterr().out
 
 
-def test_lora_five_minutes(capsys):
+def test_lora_five_minutes(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     # As many new tokens as in test_quick_start: the same programs, compiled once.
     names = run("lora_five_minutes", TRAIN_SCENES=4, HELD_OUT_SCENES=1, STEPS=1, MAX_NEW_TOKENS=200)
     files = {file.name for file in (names["WORK"] / "run" / "lora").iterdir()}
