@@ -20,10 +20,10 @@ _BLOCK_BYTES = 8 << 20  # of a block in float32: it stays in a core's cache
 
 
 class Int8(NamedTuple):
-    """An array in int8, with what a step is worth in each of its channels.
+    """An array in int8, with the scale of each of its channels.
 
-    A NamedTuple of arrays: what maps over parameter trees (scans, shardings, transfers) maps over
-    it, and linen, which looks at the first leaf's shape, takes it for the kernel.
+    It is a NamedTuple of arrays, so functions that map over parameter trees (scans, shardings,
+    transfers) map over it too. Linen checks the first leaf's shape and accepts it as the kernel.
 
     Attributes:
       values: int8, -127 to 127. Of a kernel [..., in, out].
@@ -73,7 +73,7 @@ def take(table: Kernel, rows: jax.Array) -> jax.Array:
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
-    """float32 means float32, also where the hardware would rather use bfloat16 or TF32 passes."""
+    """float32 means float32, even where the hardware defaults to bfloat16 or TF32 passes."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
@@ -87,14 +87,15 @@ def matmul(
 ) -> jax.Array:
     """[..., in] @ [in, out] -> [..., out] in `dtype`, by default x's.
 
-    Of an int8 kernel the product meets the steps themselves, which every dtype holds exactly, and
-    is scaled afterwards: the conversion can take place inside the product, and memory is read as
-    int8.
+    An int8 kernel is multiplied unscaled, because every dtype holds its integers exactly, and the
+    product is scaled afterwards. The conversion can then be fused into the product, so memory is
+    read as int8.
 
     Args:
-      axes: how many of x's last axes are `in`: 2 of heads [..., N, H].
-      shape: of `out`, (N, H) for heads. Both are taken apart in the kernel: activations that are
-        reshaped beside the product a TPU's compiler copies (docs/scaling.md).
+      axes: how many of x's last axes make up `in`: 2 for heads [..., N, H].
+      shape: of `out`: (N, H) for heads. The kernel is reshaped, not the activations, because a
+        TPU's compiler copies activations that are reshaped beside a product
+        (docs/findings/2026-11-28-modelled-train-step.md).
     """
     if isinstance(kernel, (Int8, Bits)) and on_one_cpu():
         x = x.reshape(*x.shape[: x.ndim - axes], -1)

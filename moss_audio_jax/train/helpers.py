@@ -1,21 +1,21 @@
 """Helper losses that teach a model from scratch what is said and heard when.
 
-Linear heads on the encoder's last features, for training alone: an export leaves them out of the
-checkpoint's own weights and writes them into its folder `helpers` (`weights.heads`).
+They use linear heads on the encoder's last features, for training only. An export leaves the heads
+out of the model's weights and writes them into its folder `helpers` (`weights.heads`).
 
   ctc       connectionist temporal classification over the tokenizer's pieces, chunk by chunk
   frames    cross entropy of the piece that is said at each token (80 ms), from known word times
   tags      binary cross entropy of each tag that holds at a token
-  position  cross entropy of a token's place in its chunk: through many layers the absolute
-            position fades, and times are read off it later
-  adapter   cross entropy of the piece that is said at a token, read off the adapter's output by the
-            decoder's own head: a decoder from scratch finds words it knows among the audio tokens
-  clock     the same as position, read off the adapter's output: a decoder that is told what is said
-            at a token, but not when, writes times that it guesses
-  adapter_tags  the same as tags, read off the adapter's output
-  adapter_before  cross entropy of the piece said before the one being said, read off the adapter's
-            output by a matrix and the decoder's own head: to go on after a word, a decoder looks
-            for the tokens before which that word was said
+  position  cross entropy of a token's place in its chunk: the absolute position fades through many
+            layers, but timestamps depend on it
+  adapter   cross entropy of the piece that is said at a token, from the adapter's output through
+            the decoder's own head: a decoder from scratch finds known words among the audio tokens
+  clock     like position, from the adapter's output: a decoder that learns what is said at a token
+            but not when would guess times
+  adapter_tags  like tags, from the adapter's output
+  adapter_before  cross entropy of the piece said before the current one, from the adapter's output
+            through a matrix and the decoder's own head: to continue after a word, a decoder looks
+            for the tokens that follow that word
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Helpers:
 
     @property
     def on_adapter(self) -> bool:
-        """Whether a loss reads the adapter's output."""
+        """Whether any loss uses the adapter's output."""
         return bool(self.adapter or self.clock or self.adapter_tags or self.adapter_before)
 
 
@@ -82,13 +82,13 @@ def init_helpers(key: jax.Array, config: ModelConfig, helpers: Helpers) -> dict[
             each = jax.random.fold_in(key, number)
             kernel = jax.random.normal(each, (width, size)) * width**-0.5
             params[f"helpers/{name}/kernel"] = kernel
-            # Most tags hold at few tokens: start from there.
+            # Most tags hold at few tokens, so start with low probabilities.
             params[f"helpers/{name}/bias"] = jnp.full(size, -4.0 if "tags" in name else 0.0)
     return params
 
 
 def counts(helpers: Helpers, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """How many things each loss is a mean over: chunks for CTC, tokens for the others."""
+    """The number that each loss is averaged over: chunks for CTC, tokens for the others."""
     heard = _heard(batch)
     found = {"ctc": jnp.sum(_aligned(batch)) if helpers.ctc else 0.0}
     found["frames"] = jnp.sum(batch["heard_pieces"] != IGNORE) if helpers.frames else 0.0
@@ -109,7 +109,7 @@ def losses(
     adapted: jax.Array | None = None,
     head_kernel: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
-    """Summed losses {name: float32 scalar} of those that have a weight.
+    """Sums of the losses that have a weight, {name: float32 scalar}.
 
     Args:
       params: {"pieces": {"kernel", "bias"}, ...}.
@@ -145,7 +145,7 @@ def losses(
         )
         found["ctc"] = jnp.sum(jnp.where(_aligned(batch).reshape(-1), each, 0.0))
     if helpers.on_adapter:
-        # As the decoder sees hidden states: of length one a dimension.
+        # Normalised as the decoder's hidden states are: root mean square 1.
         said = rms_norm(adapted, jnp.ones(adapted.shape[-1]), 1e-6)
     for name in FROM_TAGS:
         if getattr(helpers, name):
@@ -177,7 +177,7 @@ def _heard(batch: dict[str, jax.Array]) -> jax.Array:
 
 
 def _tagged(batch: dict[str, jax.Array]) -> jax.Array:
-    """bool [B, C * S]: tokens of which it is known what tags hold."""
+    """bool [B, C * S]: tokens whose tags are known."""
     return _heard(batch) & (batch["heard_tags"][..., 0] != UNKNOWN)
 
 

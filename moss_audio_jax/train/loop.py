@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import math
 import signal
 import time
@@ -19,7 +20,7 @@ import numpy as np
 from clu import parameter_overview
 from jax.experimental import multihost_utils
 
-from moss_audio_jax import command, files
+from moss_audio_jax import files
 from moss_audio_jax.config import Compute
 from moss_audio_jax.data.augment import Augment
 from moss_audio_jax.data.loader_config import LoaderConfig, Pick
@@ -46,6 +47,8 @@ from moss_audio_jax.train.step import (
 )
 from moss_audio_jax.weights.checkpoint import flatten, from_all
 from moss_audio_jax.weights.heads import load_heads
+
+_log = logging.getLogger(__name__)
 
 _TOTALS = ("tokens_seen", "audio_seconds_seen", "skipped_total")
 
@@ -107,7 +110,7 @@ def _train(
         restored, run = checkpoints.restore(newest, shardings)
         state = {**state, **restored}
         totals, saved_data = run["totals"], run["data"]
-        command.say(f"continues at step {newest} of {workdir}")
+        _log.info(f"continues at step {newest} of {workdir}")
     first = newest or 0
     _describe(state, start, mesh, mixture)
 
@@ -154,7 +157,7 @@ def _train(
         if step > first:
             save(step, data)
             done = f"saved step {step}"
-        command.say(f"asked to stop: {done}; the same command continues")
+        _log.info(f"asked to stop: {done}; the same command continues")
         return 0
 
     step = first
@@ -204,7 +207,7 @@ def _train(
         checkpoints.close()
         stop.close()
     export.write(config, start, state, recipe, workdir)
-    command.say(f"done: {step} steps in {workdir}")
+    _log.info(f"done: {step} steps in {workdir}")
     return 0
 
 
@@ -379,13 +382,13 @@ def _describe(state: dict, start: Start, mesh: jax.sharding.Mesh, mixture: Mixtu
         return
     count = moss_audio.count_params
     table = {**state["trained"], **state["frozen"]}
-    command.say(
+    _log.info(
         parameter_overview.get_parameter_overview(
             {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in sorted(table.items())},
             include_stats=False,
         )
     )
-    command.say(
+    _log.info(
         f"{count(state['trained']):,} of {count(table):,} parameters train; mesh "
         f"{dict(mesh.shape)}; {mixture.rows:,} rows"
     )

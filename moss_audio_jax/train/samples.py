@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from moss_audio_jax import command, files
+from moss_audio_jax import files
 from moss_audio_jax.data.batch import Example, TrainExample
 from moss_audio_jax.data.loader_config import LoaderConfig
 from moss_audio_jax.data.mixture import Mixture
@@ -22,6 +23,8 @@ from moss_audio_jax.generate.vocabulary import vocabulary
 from moss_audio_jax.train.export import merged_params
 from moss_audio_jax.train.start import Start
 from moss_audio_jax.train.step import Recipe
+
+_log = logging.getLogger(__name__)
 
 LOG = "samples.jsonl"
 
@@ -56,4 +59,4 @@ def show(
             "finish_reason": output.finish_reason,
         }
         files.append(workdir / LOG, json.dumps(row, ensure_ascii=False) + "\n")
-        command.say(f"  {row['row']}: {row['answer']!r}  (expected {row['expected']!r})")
+        _log.info(f"  {row['row']}: {row['answer']!r}  (expected {row['expected']!r})")
