@@ -28,7 +28,8 @@ print(model)
 
 # %% [markdown]
 # ## Ask
-# `audio` takes files of any usual format, 16 kHz waveforms, or `(samples, rate)`.
+# `audio` takes files of any usual format, 16 kHz waveforms, or `(samples, rate)`. For many
+# questions use `model.generate_batch`: an answer does not depend on what else is in the batch.
 
 # %%
 timeline = model.generate(
@@ -45,21 +46,6 @@ print(timeline.text)
 events = mj.parse_timestamps(timeline.text)
 for event in events:
     print(f"{event.start:5.2f} to {event.end:5.2f} s  {event.text}")
-
-# %% [markdown]
-# ## Ask several things at once
-# Requests are answered in one batch. An answer does not depend on what else is in the batch, and
-# the two questions below share one pass of the encoder over their clip.
-
-# %%
-replies = model.generate_batch(
-    [
-        mj.Request("Describe this audio.", [CLIP], mj.Sampling(max_new_tokens=MAX_NEW_TOKENS)),
-        mj.Request("What can be heard at 1.5 s?", [CLIP], mj.Sampling(max_new_tokens=20)),
-    ]
-)
-for reply in replies:
-    print("-", reply.text)
 
 # %% [markdown]
 # ## Transcribe

@@ -3,6 +3,7 @@ model does after a step or two."""
 
 import ast
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -28,13 +29,14 @@ def run(name: str, **constants) -> dict:
 def test_quick_start(capsys):
     names = run("quick_start")
     assert [event.text for event in names["events"]] == ["cow mooing", "drilling", "laser zapping"]
-    assert names["replies"][1].text == "cow mooing"
     assert names["transcript"].text.startswith("the fox is in the desert")
     assert "00:00:00,450 --> " in capsys.readouterr().out
 
 
-def test_lora_five_minutes(capsys):
-    names = run("lora_five_minutes", TRAIN_SCENES=4, HELD_OUT_SCENES=1, STEPS=1, MAX_NEW_TOKENS=4)
+def test_lora_five_minutes(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    # As many new tokens as in test_quick_start: the same programs, compiled once.
+    names = run("lora_five_minutes", TRAIN_SCENES=4, HELD_OUT_SCENES=1, STEPS=1, MAX_NEW_TOKENS=200)
     files = {file.name for file in (names["WORK"] / "run" / "lora").iterdir()}
     assert files >= {"adapter_config.json", "adapter_model.safetensors"}
     assert re.search(r"right: \d of 1 before, \d after", capsys.readouterr().out)
