@@ -10,7 +10,8 @@ from runs import log
 import moss_audio_jax as mj
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.train import export
-from moss_audio_jax.train.loop import recipe_of, train
+from moss_audio_jax.train.loop import train
+from moss_audio_jax.train.setup import recipe_of
 from moss_audio_jax.train.start import read_start
 from moss_audio_jax.weights.adapters import load_adapters
 from moss_audio_jax.weights.checkpoint import flatten
