@@ -72,7 +72,7 @@ def get_config(size: str = "4b") -> ConfigDict:
     train.profile = (0, 0)  # (first step, how many) to trace for the profiler
 
     # Losses of heads on the encoder, of rows with "words" and "tags"; 0 = none. For an encoder from
-    # scratch; the heads are left out of the export. See train/helpers.py.
+    # scratch; the heads are left out of the export. The table is in train/helpers.py.
     c.helpers = helpers = ConfigDict()
     helpers.ctc = 0.0
     helpers.frames = 0.0

@@ -22,7 +22,7 @@ from moss_audio_jax.data.batch import Shape
 from moss_audio_jax.data.loader_config import LoaderConfig, Pick
 from moss_audio_jax.models import lora, moss_audio
 from moss_audio_jax.train.check import check
-from moss_audio_jax.train.helpers import FROM_TAGS, FROM_WORDS, NAMES, Helpers, init_helpers
+from moss_audio_jax.train.helpers import LOSSES, Helpers, init_helpers
 from moss_audio_jax.train.optimizer import factors, make_optimizer, schedule
 from moss_audio_jax.train.start import Start
 from moss_audio_jax.train.step import Flat, Recipe, State, init_state, make_train_step
@@ -131,9 +131,8 @@ def adapters_of(config: Any, base: dict) -> Flat:
 def recipe_of(config: Any, start: Start) -> Recipe:
     """The step's static part, as a config has it."""
     t = config.train
-    weights = {name: config.helpers[name] for name in NAMES}
-    helpers = Helpers(**weights, names=tuple(config.helpers.names),
-                      pieces=start.model.decoder.vocab_size)  # fmt: skip
+    weights = tuple((name, config.helpers[name]) for name in LOSSES)
+    helpers = Helpers(weights, tuple(config.helpers.names), start.model.decoder.vocab_size)
     return Recipe(
         model=start.model,
         compute=Compute(t.dtype, t.attention, t.remat, t.encoder_chunks, loss_chunk=t.loss_chunk),
@@ -144,13 +143,14 @@ def recipe_of(config: Any, start: Start) -> Recipe:
         lora_alpha=config.lora.alpha if config.lora.rank else 0.0,
         tasks=1 + len(config.data.tasks),
         decoder_loss=t.decoder_loss,
-        helpers=helpers if helpers.any else None,
+        helpers=helpers if helpers.losses else None,
     )
 
 
 def loader_config_of(config: Any, start: Start) -> LoaderConfig:
     """What a config's rows are made by."""
     d = config.data
+    needed = {loss.needs for name, loss in LOSSES.items() if config.helpers[name]}
     return LoaderConfig(
         batch=d.batch,
         length=d.length,
@@ -167,6 +167,6 @@ def loader_config_of(config: Any, start: Start) -> LoaderConfig:
         augment=Augment(**d.augment),
         branches=d.branches,
         pick=tuple(Pick(*rule) for rule in d.pick),
-        words=config.helpers.words if any(config.helpers[n] for n in FROM_WORDS) else 0,
-        tags=tuple(config.helpers.names) if any(config.helpers[n] for n in FROM_TAGS) else (),
+        words=config.helpers.words if "words" in needed else 0,
+        tags=tuple(config.helpers.names) if "tags" in needed else (),
     )
