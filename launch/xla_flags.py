@@ -24,7 +24,8 @@ _FUSION = {
     "--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true": "all-gathers of fsdp as well",
     "--xla_tpu_enable_async_collective_fusion_multiple_steps=true": "spread over several of them",
 }
-# Larger tiles for one operation than the compiler's default allows (docs/scaling.md).
+# Larger tiles for one operation than the compiler's default allows
+# (docs/findings/2026-11-28-modelled-train-step.md).
 _TILES_64 = {"--xla_tpu_scoped_vmem_limit_kib=65536": "products near the matrix unit's peak"}
 _TILES_96 = {"--xla_tpu_scoped_vmem_limit_kib=98304": "the same; v6e has 128 MiB of VMEM"}
 # XLA on GPUs. Layers are a scan, that is a while loop: without the last flag nothing can overlap

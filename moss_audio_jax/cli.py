@@ -18,7 +18,10 @@ VERBS = {
     "generate": ("moss_audio_jax.generate.__main__", "ask a model about sound"),
     "transcribe": ("moss_audio_jax.transcribe", "speech to text, with times: SRT, VTT, TextGrid"),
     "convert": ("moss_audio_jax.convert", "official checkpoint <-> native checkpoint"),
-    "world": ("moss_audio_jax.world", "clips of procedural sound with exact labels and rows"),
+    "world": (
+        "moss_audio_jax.world.__main__",
+        "clips of procedural sound with exact labels and rows",
+    ),
     "annotate": (
         "moss_audio_jax.annotate.__main__",
         "sound to records, captions and training rows",

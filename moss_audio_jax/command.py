@@ -9,10 +9,11 @@ import argparse
 import contextlib
 import ctypes
 import io
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -176,7 +177,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be valid UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     libtpu.quieten()
-    with warnings.catch_warnings():
+    with _progress(), warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: say(_line("warning", message))
         try:
             code = main(argv)
@@ -201,6 +202,27 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
                 raise
             say(_line("error", advice))
             return 2
+
+
+class _Say(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[None]:
+    """What this package logs is said, a line as it is; the library alone prints nothing."""
+    log, handler = logging.getLogger("moss_audio_jax"), _Say()
+    before = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False  # or the root's handlers say it once more
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before[0])
+        log.propagate = before[1]
 
 
 def _flushed() -> bool:

@@ -69,7 +69,7 @@ class Question(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """wav float32 [n], 16 kHz; labels as `data.world.scene` has them, without single notes."""
+    """wav float32 [n], 16 kHz; labels as `world.scenes` has them, without single notes."""
 
     name: str
     wav: np.ndarray

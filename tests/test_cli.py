@@ -240,7 +240,7 @@ def test_warnings_are_lines_and_part_of_the_json(run, toy):
     assert [json.loads(line)["warnings"] for line in asked.out.splitlines()] == [[said], []]
     assert f"warning: zero.wav: {said}" in asked.lines
     together = run(*generate(toy, "--together", "--audio", "a.wav", "zero.wav"))
-    assert f"warning: zero.wav: {said}" in together.lines
+    assert f"warning: clip 2: {said}" in together.lines
     written = run("transcribe", "--checkpoint", toy, *FEW, "--audio", "zero.wav")
     assert f"warning: zero.wav: 0.00-1.00 s: {said}" in written.lines
 

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from tiny_model import write_checkpoint
 
-from moss_audio_jax import cli, demo, timeline
+from moss_audio_jax import cli, demo, timeline, world
 from moss_audio_jax.api import Reply
-from moss_audio_jax.data import world
-from moss_audio_jax.data.world import espeak
 from moss_audio_jax.text.prompt import split_thinking
 from moss_audio_jax.text.timestamps import Segment
+from moss_audio_jax.world import espeak
 
 KINDS = ["caption", "words", "events", "time", "reason"]
 WORDS = "[0.40]the[0.60][0.60]red[1.00][1.00]fox[1.50][1.80]ran[2.20]"

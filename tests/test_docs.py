@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
 # Where a command of ours begins: after a prompt of its venv, settings, or another command.
 _OURS = re.compile(
-    r"(?:\.venv/bin/)?(moss-audio-jax|python3? (?:-m moss_audio_jax|tools/|launch/)|launch/\w)"
+    r"(?:\.venv/bin/)?(moss-audio-jax|launch/\w"
+    r"|python3? (?:-m moss_audio_jax|(?:tools|launch|examples)/))"
 )
 
 
@@ -89,9 +90,12 @@ def test_commands_of_a_page_parse(page, parse, monkeypatch, tmp_path):
         else:
             script = ROOT / (words[0] if words[0].startswith("launch/") else words[1])
             source = script.read_text(encoding="utf-8")  # it is there
-            options = {word.split("=")[0] for word in words if re.match("--[a-z]", word)}
+            end = words.index("--") if "--" in words else len(words)
+            options = {word.split("=")[0] for word in words[:end] if re.match("--[a-z]", word)}
             unknown = [o for o in options if o not in source and not o.startswith("--config")]
             assert not unknown, (words, unknown)
+            if words[end + 1 : end + 2] == ["moss-audio-jax"]:  # what the script starts
+                parse(words[end + 2 :])
 
 
 def test_commands_are_found_at_all():

@@ -1,5 +1,6 @@
-"""Errors that are not ours to begin with: memory that ends, extras that are missing."""
+"""Errors that are not ours to begin with: memory that ends, missing extras; what libraries log."""
 
+import logging
 import re
 from pathlib import Path
 
@@ -64,3 +65,11 @@ def test_an_extra_is_installed_from_the_clone():
     for file in (*ROOT.glob("moss_audio_jax/**/*.py"), *ROOT.glob("docs/*.md"), ROOT / "README.md"):
         if file.name != "errors.py":
             assert not re.search(r"pip install '?moss[_-]audio", file.read_text()), file
+
+
+def test_what_the_package_logs_is_said_by_verbs_alone(capsys):
+    log = logging.getLogger("moss_audio_jax.train.loop")
+    log.info("before")
+    assert command.run(lambda argv: log.info("step 1/2") or 0, []) == 0
+    log.info("after")
+    assert capsys.readouterr().err == "step 1/2\n"

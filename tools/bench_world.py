@@ -15,9 +15,9 @@ import os
 import time
 from collections import defaultdict
 
+from moss_audio_jax import world
 from moss_audio_jax.audio.features import log_mel
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
-from moss_audio_jax.data import world
 
 
 def processor_seconds() -> float:

@@ -23,11 +23,11 @@ import numpy as np
 import scipy.optimize
 import soundfile
 
+from moss_audio_jax import world
 from moss_audio_jax.api import MossAudio
 from moss_audio_jax.audio import load_audio, log_mel
 from moss_audio_jax.audio.io import resample
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
-from moss_audio_jax.data import world
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.generate.familiarity import Gauge, Measures, Probe, save
 from moss_audio_jax.weights.heads import load_heads

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from moss_audio_jax import world
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
-from moss_audio_jax.data import world
 
 TARGET = Path(__file__).parents[1] / "moss_audio_jax" / "assets" / "demo"
 SPLIT = "test"

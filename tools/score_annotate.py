@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "annot
 import boundaries
 import patchwork
 
+from moss_audio_jax import world
 from moss_audio_jax.annotate import defaults, pipeline, source
 from moss_audio_jax.annotate import sound as sounds
 from moss_audio_jax.annotate.annotator import checkpoint_folder
@@ -39,9 +40,7 @@ from moss_audio_jax.annotate.profile import profile, profile_posteriors
 from moss_audio_jax.annotate.segment import SegmentOptions, segment
 from moss_audio_jax.annotate.tags import Sources, hear_sources
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
-from moss_audio_jax.data import world
-from moss_audio_jax.data.world.sounds import KINDS
-from moss_audio_jax.world import write
+from moss_audio_jax.text.labels import KINDS
 
 NOISE_DB = 10.0  # the clip's power over the noise's
 COLLAR = 0.2  # seconds at both ends of a sound
@@ -235,7 +234,7 @@ def _rates(n: Mapping[str, int], edges: Sequence[float]) -> dict[str, Any]:
 
 def annotated(folder: Path, count: int, split: str, seed: int, content: str | None = None) -> list:
     """(labels, records) of scenes written into a folder and annotated with the defaults."""
-    labels = list(write(folder, range(count), split, seed, content))
+    labels = list(world.write(folder, range(count), split, seed, content))
     out = folder / "annotated"
     summary = pipeline.annotate(source.find(folder / "wav"), out, defaults.get_config())
     for path, why in summary.failed:
@@ -313,7 +312,7 @@ def tagged(folder: Path, labels: Sequence[Mapping[str, Any]], ears: Ears) -> lis
 
 def sweep(folder: Path, count: int, split: str, seed: int) -> list[dict]:
     """Scores of all combinations of SWEEP, best first by the mean of label F1 and timed F1."""
-    labels = list(write(folder, range(count), split, seed))
+    labels = list(world.write(folder, range(count), split, seed))
     heard = tagged(folder, labels, Ears.load(checkpoint_folder(defaults.get_config())))
     rows = []
     for values in itertools.product(*SWEEP.values()):

@@ -16,8 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from moss_audio_jax import world
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
-from moss_audio_jax.data import world
 
 # split -> which tasks are asked there
 SPLITS = {

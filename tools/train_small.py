@@ -32,12 +32,13 @@ import numpy as np
 from tqdm import tqdm
 from train_tokenizer import texts_of, train_tokenizer
 
+from moss_audio_jax import world
 from moss_audio_jax.audio import log_mel
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
-from moss_audio_jax.data import shards, world
+from moss_audio_jax.data import shards
 from moss_audio_jax.data.records import Row, encode_record
 from moss_audio_jax.data.sources import Source
-from moss_audio_jax.data.world import describe
+from moss_audio_jax.text.phrases import stamped
 from moss_audio_jax.weights.convert import convert
 from moss_audio_jax.weights.heads import load_heads, save_heads
 
@@ -157,7 +158,7 @@ def _join(rows: Sequence[Row], timed: bool) -> bytes:
     said = {"asr": (question, " ".join(_asked(row, "asr")[1] for row in speaking))}
     if timed:
         question, _ = _asked(speaking[0], "asr_words")
-        said["asr_words"] = question, describe.stamped(found["words"])
+        said["asr_words"] = question, stamped(found["words"])
     name = f"{rows[0].id}+{len(rows) - 1}.wav"
     record = {
         "conversation": [{"role": "user", "message_type": "audio", "content": name}],

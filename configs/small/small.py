@@ -6,8 +6,8 @@ for one GPU with a dozen cores beside it.
 """
 
 from moss_audio_jax.config import DecoderConfig, EncoderConfig, ModelConfig
-from moss_audio_jax.data.world import TAGS
 from moss_audio_jax.train import defaults
+from moss_audio_jax.world import TAGS
 
 # How often a scene's branches are taken, by task, and the weight of their words where it is not 1:
 # an answer of one word teaches little beside forty words with their times.

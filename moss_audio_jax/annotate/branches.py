@@ -30,9 +30,9 @@ from moss_audio_jax.annotate.tags import Sources, hear_sources
 from moss_audio_jax.annotate.work import Work, part
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.audio.windows import quiet_windows
-from moss_audio_jax.data.world.tasks import NO_SPEECH
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import shown
+from moss_audio_jax.text.tasks import NO_SPEECH
 
 _DECODER_SECONDS = 20.0  # what the small model's decoder is asked about at a time
 _FULL_SCALE = 0.999

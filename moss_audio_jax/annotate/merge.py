@@ -12,8 +12,8 @@ from typing import Any
 
 from moss_audio_jax.annotate.record import Record, schema_problems, spans, times
 from moss_audio_jax.annotate.sound import clause, kinds_by_label
-from moss_audio_jax.data.world.describe import capitalised, joined, span
-from moss_audio_jax.data.world.instruments import DRUMS, MELODIC
+from moss_audio_jax.text.labels import DRUMS, INSTRUMENTS
+from moss_audio_jax.text.phrases import capitalised, joined, span
 
 BRANCHES = {
     "speech": ("speech", "human voice", "singing"),
@@ -258,7 +258,7 @@ def _invented(text: str, record: Record) -> Iterator[str]:
             if re.search(rf"\b{re.escape(name)}s?\b", text) and name not in own:
                 yield f"{label} was not heard"
                 break
-    for name in (*MELODIC, *DRUMS, "drums"):
+    for name in (*INSTRUMENTS, *DRUMS, "drums"):
         if re.search(rf"\b{re.escape(name)}\b", text) and name not in own:
             yield f"{name} was not heard"
     if not record["speakers"] and not re.search(_SPEECH_WORDS, own):

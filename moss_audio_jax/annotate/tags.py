@@ -40,7 +40,7 @@ class Sources:
     """
 
     def __init__(self, tags: np.ndarray, labels: Sequence[str]):
-        """`tags`: uint8 [C, K], 255ths; `labels`: the K names, those of `data.world.TAGS`."""
+        """`tags`: uint8 [C, K], 255ths; `labels`: the K names, those of `world.TAGS`."""
 
         def columns(starts: tuple[str, ...]) -> list[int]:
             return [i for i, label in enumerate(labels) if label.startswith(starts)]

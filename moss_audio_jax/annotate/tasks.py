@@ -16,13 +16,10 @@ from typing import Any, NamedTuple
 from moss_audio_jax.annotate import merge, speech
 from moss_audio_jax.annotate.record import Record, centi, times
 from moss_audio_jax.annotate.sound import clause, kinds_by_label
-from moss_audio_jax.data.world.describe import joined, span, stamped
-from moss_audio_jax.data.world.draw import Draw
-from moss_audio_jax.data.world.instruments import DRUMS
-from moss_audio_jax.data.world.music import SCALES, TONICS
-from moss_audio_jax.data.world.questions import Question
-from moss_audio_jax.data.world.tasks import NO_SPEECH, PROMPTS
-from moss_audio_jax.text.tasks import MULTIPLE_CHOICE
+from moss_audio_jax.draw import Draw
+from moss_audio_jax.text.labels import DRUMS, MODES, TONICS
+from moss_audio_jax.text.phrases import joined, span, stamped
+from moss_audio_jax.text.tasks import MULTIPLE_CHOICE, NO_SPEECH, PROMPTS, Question
 
 Row = dict[str, Any]
 _PERSONS = {"female": "woman", "male": "man", None: "person"}
@@ -293,7 +290,7 @@ def _music(local: Record, draw: Draw) -> Iterator[tuple[str, Question]]:
         question = "What is the tempo in beats per minute?"
         yield "music", Question("tempo", question, str(tempo), wrong)
     if music.get("key"):
-        keys = [f"{tonic} {mode}" for tonic in TONICS for mode in SCALES]
+        keys = [f"{tonic} {mode}" for tonic in TONICS for mode in MODES]
         wrong = tuple(draw.sample([k for k in keys if _key(k) != _key(music["key"])], 3))
         yield "music", Question("key", "What key is the music in?", music["key"], wrong)
     if music.get("instruments"):

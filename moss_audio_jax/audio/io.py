@@ -63,8 +63,8 @@ def load_audio(source: Source, max_seconds: float | None = None) -> np.ndarray:
         frame (10 ms), or with samples that are NaN, infinite or too large to resample.
 
     Warns:
-      Where a choice was made: of several tracks the default one is used; channels in opposite
-      phase cancel in their average; something in the file was left out.
+      UserWarning: where a choice was made: of several tracks the default one is used; channels in
+        opposite phase cancel in their average; something in the file was left out.
     """
     # A bytearray grows in place; joining a list of blocks would hold everything twice.
     out = bytearray()

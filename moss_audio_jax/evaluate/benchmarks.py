@@ -7,17 +7,15 @@ file through `load_benchmark`, so no reference travels with a prediction.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import hashlib
-import re
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 from moss_audio_jax.errors import InputError, UsageError
-from moss_audio_jax.evaluate import manifests
-from moss_audio_jax.evaluate.manifests import Cut, Root
+from moss_audio_jax.evaluate import manifests, world_rows
+from moss_audio_jax.evaluate.items import Benchmark, Item, Kind, Loaded, Loader, Options
+from moss_audio_jax.evaluate.manifests import Root
 from moss_audio_jax.evaluate.metrics.instructions import ARGUMENTS
 from moss_audio_jax.evaluate.reading import (
     first_of,
@@ -27,11 +25,8 @@ from moss_audio_jax.evaluate.reading import (
     read_rows,
     text_of,
 )
-from moss_audio_jax.files import brief, parse_json, shown
-from moss_audio_jax.text.prompt import split_thinking
+from moss_audio_jax.files import parse_json, shown
 from moss_audio_jax.text.tasks import EVENTS, MULTIPLE_CHOICE, TRANSCRIBE
-
-Kind = Literal["choice", "asr", "timestamps", "events", "caption", "open"]
 
 CAPTION_FIELDS = (
     "gender", "age", "pitch", "speed", "volume", "clarity", "fluency", "accent", "texture",
@@ -47,72 +42,11 @@ _GROUPS = (
 )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """One question of a benchmark.
-
-    Attributes:
-      id: unique in the benchmark.
-      kind: what form the answer has; decides how it is scored.
-      prompt: the exact text that goes to the model.
-      audio: paths of its clips, in order.
-      reference: by kind: choice {"choices": [...], "answer": text or None where it is not
-        published}, asr {"text"}, timestamps {"slots": [{"text", "start", "end"}, ...], "level":
-        "word" | "sentence"}, events {"events": [{"start", "end", "text"}, ...]}, caption {field:
-        value} or, in the world, {"sources": [[name, other name, ...], ...]}, open {"answer"} (of
-        MMAU-Pro's instructions {"answer", "task_identifier", "kwargs"}).
-      group: what results are broken down by: task, category (a list is allowed), dimension, ...
-      cut: the part of its one clip that is meant, in seconds; None for all of it.
-    """
-
-    id: str
-    kind: Kind
-    prompt: str
-    audio: tuple[str, ...]
-    reference: dict[str, Any]
-    group: dict[str, Any]
-    cut: Cut | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Benchmark:
-    """Items in the order of the data; `problems` names what is odd about the data, one a line."""
-
-    name: str
-    items: list[Item]
-    problems: list[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Which part of the data, and how it is asked.
-
-    Attributes:
-      prompt: replaces the official prompt; of multiple choice, the instruction before the question.
-      split: train, dev or test of AISHELL-1 and FLEURS.
-      level: word or sentence, for timestamps.
-      tier: the TextGrid tier's name, where it is none of the usual ones.
-      tasks: of the world: only these; empty for all.
-      per_scene: of the world: so many rows of each scene, drawn by a hash of their ids.
-      limit: only the first so many items.
-      allow_outside: audio paths may leave a given audio root: absolute ones, and "..".
-    """
-
-    prompt: str | None = None
-    split: str = "test"
-    level: manifests.Level = "word"
-    tier: str | None = None
-    tasks: tuple[str, ...] = ()
-    per_scene: int | None = None
-    limit: int | None = None
-    allow_outside: bool = False
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What infer and score need to agree on to mean the same items."""
     group = parser.add_argument_group("benchmark")
-    group.add_argument("--benchmark", required=True, choices=tuple(_LOADERS), metavar="NAME",
-                       help=", ".join(_LOADERS))  # fmt: skip
+    group.add_argument("--benchmark", required=True, choices=tuple(FORMATS), metavar="NAME",
+                       help=", ".join(FORMATS))  # fmt: skip
     group.add_argument("--data", required=True, type=Path, metavar="FILE|DIR",
                        help="as its authors release it")  # fmt: skip
     group.add_argument("--audio-root", type=Path, metavar="DIR",
@@ -165,16 +99,16 @@ def load_benchmark(
       InputError: data that cannot be read, a row without what it needs, one id twice, no rows.
       UsageError: no such benchmark, or an option that does not go with it.
     """
-    if name not in _LOADERS:
-        raise UsageError(f"no benchmark {name!r}; expected one of {', '.join(_LOADERS)}")
+    if name not in FORMATS:
+        raise UsageError(f"no benchmark {name!r}; expected one of {', '.join(FORMATS)}")
     chosen = Options(**options)
     for option in ("per_scene", "limit"):
         if (value := getattr(chosen, option)) is not None and value < 1:
             raise UsageError(f"{option} is {value}; expected a number above 0")
-    if name != "world" and (chosen.tasks or chosen.per_scene):
+    if not FORMATS[name].scenes and (chosen.tasks or chosen.per_scene):
         raise UsageError(f"tasks and per_scene are of the world; this is {name}")
     root = None if audio_root is None else Path(audio_root)
-    items, problems = _LOADERS[name](Path(data), root, chosen)
+    items, problems = FORMATS[name].load(Path(data), root, chosen)
     if not items:
         raise InputError(f"{data}: no items of {name}")
     seen: dict[str, int] = {}
@@ -207,10 +141,6 @@ def _listed(letters: str, word: str) -> str:
     if len(letters) < 3:
         return f" {word} ".join(letters)
     return ", ".join(letters[:-1]) + f", {word} {letters[-1]}"
-
-
-Loaded = tuple[list[Item], list[str]]
-Loader = Callable[[Path, Path | None, Options], Loaded]
 
 
 def _choices(
@@ -333,122 +263,35 @@ def _caption(data: Path, root: Path | None, options: Options) -> Loaded:
     return _asked(clips, "caption", options.prompt or SPEECH_CAPTION), problems
 
 
-# --- the world -----------------------------------------------------------------------------------
+class Format(NamedTuple):
+    """How a benchmark's data is read, and what is particular to it.
+
+    Attributes:
+      load: (data, audio root, options) -> its items and problems.
+      scenes: rows are of scenes: the options `tasks` and `per_scene` choose among them.
+      closed: an open question has one right answer, a time, a number or a word: each of these
+        forms has an accuracy of its own, and so have the choices.
+    """
+
+    load: Loader
+    scenes: bool = False
+    closed: bool = False
 
 
-def _world(data: Path, root: Path | None, options: Options) -> Loaded:
-    """rows.jsonl and labels.jsonl as `moss-audio-jax world` writes them; prompts are the rows'."""
-    if options.prompt is not None:
-        raise UsageError("the world's rows have prompts of their own; leave --prompt out")
-    if not data.is_dir():
-        raise InputError(f"{data}: expected the folder that moss-audio-jax world wrote")
-    by_scene = {name_of(row, "", where): row for where, row in read_rows(data / "labels.jsonl")}
-    rows = list(read_rows(data / "rows.jsonl"))
-    for where, row in rows:
-        if not isinstance(row.get("id"), str) or not isinstance(row.get("task"), str):
-            raise InputError(f"{where}: no id and task; expected a row of moss-audio-jax world")
-    known = {row["task"] for _, row in rows}
-    if unknown := [task for task in options.tasks if task not in known]:
-        raise UsageError(f"no task {unknown[0]!r} in {data}; expected {', '.join(sorted(known))}")
-    rows = [
-        (where, row) for where, row in rows if not options.tasks or row["task"] in options.tasks
-    ]
-    if options.per_scene is not None:
-        rows = _drawn(rows, options.per_scene)
-    items = []
-    folder = Root.of(root, data, options.allow_outside)
-    for where, row in rows:
-        scene = row["id"].rsplit("/", 1)[0]
-        if scene not in by_scene:
-            raise InputError(f"{where}: scene {scene} is not in {data / 'labels.jsonl'}")
-        try:
-            items.append(_world_item(row, by_scene[scene], folder, where))
-        except InputError:
-            raise
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, StopIteration) as e:
-            raise InputError(
-                f"{where}: expected a row of moss-audio-jax world ({type(e).__name__}: {brief(e)})"
-            ) from None
-    return items, []
-
-
-def _drawn(rows: list[tuple[str, dict]], count: int) -> list[tuple[str, dict]]:
-    """`count` rows of each scene by a hash of their ids, in the order they had."""
-    ranked = sorted(rows, key=lambda one: hashlib.sha256(one[1]["id"].encode()).digest())
-    taken: dict[str, set[str]] = {}
-    for _, row in ranked:
-        scene = taken.setdefault(row["id"].rsplit("/", 1)[0], set())
-        if len(scene) < count:
-            scene.add(row["id"])
-    kept = set().union(*taken.values())
-    return [one for one in rows if one[1]["id"] in kept]
-
-
-def _world_item(row: dict[str, Any], labels: dict[str, Any], root: Root, where: str) -> Item:
-    from moss_audio_jax.data.world import describe
-    from moss_audio_jax.data.world.tasks import NO_SPEECH
-
-    messages = row["conversation"]
-    audio = tuple(root.place(m["content"], where) for m in messages if m["message_type"] == "audio")
-    prompt = next(m["content"] for m in messages if (m["role"], m["message_type"]) == _ASKED)
-    task, answer = row["task"], split_thinking(messages[-1]["content"])[1].strip()
-    orders = {sentence["order"] for sentence in labels["sentences"]}
-    group = {"task": task, "content": labels["content"], "split": labels["split"]}
-    if labels["language"]:
-        group |= {"language": labels["language"]}
-        group |= {"order": orders.pop() if len(orders) == 1 else "mixed"}
-
-    kind: Kind = "open"
-    reference: dict[str, Any] = {"answer": answer}
-    if task == "asr" and answer != NO_SPEECH:
-        kind, reference = "asr", {"text": answer}
-    elif task in ("asr_words", "asr_sentences"):
-        kind, level = "timestamps", task.removeprefix("asr_").removesuffix("s")
-        spans = labels["sentences"] if level == "sentence" else describe.words(labels)
-        reference = {"slots": manifests.checked_slots(spans, where), "level": level}
-    elif task == "events":
-        spans = [{**span, "text": name} for name, span in describe.sources(labels)]
-        kind, reference = "events", {"events": manifests.checked_slots(spans, where)}
-    elif task in ("choice_letter", "choice_text"):
-        choices = re.findall(r"^[A-Z]\. (.*)$", prompt, re.MULTILINE)
-        text = choices[string.ascii_uppercase.index(answer)] if task == "choice_letter" else answer
-        kind, reference = "choice", {"choices": choices, "answer": text}
-    elif task == "caption_speech_json":
-        fields = {k: v for k, v in parse_json(answer, where).items() if v is not None}
-        kind, reference = "caption", fields
-    elif task.startswith("caption"):
-        kind, reference = "caption", {"sources": _sources(labels, task)}
-    return Item(row["id"], kind, prompt, audio, reference, group)
-
-
-_ASKED = ("user", "text")
-
-
-def _sources(labels: dict[str, Any], task: str) -> list[list[str]]:
-    """The ways in which a caption may name each source that it should name."""
-    from moss_audio_jax.data.world import describe
-    from moss_audio_jax.data.world.sounds import KINDS
-
-    found = []
-    if task in ("caption", "caption_speech"):
-        names = {"man": ["man", "male"], "woman": ["woman", "female"]}
-        found += [names[describe.person(speaker)] for speaker in labels["speakers"]]
-    if task in ("caption", "caption_sound"):
-        found += [[KINDS[kind].label, KINDS[kind].clause] for kind in describe.kinds(labels)]
-    if task in ("caption", "caption_music") and labels["music"]:
-        found += [[part] for part in labels["music"]["parts"]]
-    return found
-
-
-_LOADERS: dict[str, Loader] = {
-    "mmau": _choices(("audio_id", "audio_path")),
-    "mmau-mini": _choices(("audio_id", "audio_path")),
-    "mmau-pro": _choices(("audio_path",), without=("open", "instruction following")),
-    "mmar": _choices(("audio_path",)),
-    "mmsu": _choices(("audio_path",), "answer_gt"),
-    "asr": _asr,
-    "timestamps": _timestamps,
-    "events": _events,
-    "caption": _caption,
-    "world": _world,
+FORMATS: dict[str, Format] = {
+    "mmau": Format(_choices(("audio_id", "audio_path"))),
+    "mmau-mini": Format(_choices(("audio_id", "audio_path"))),
+    "mmau-pro": Format(_choices(("audio_path",), without=("open", "instruction following"))),
+    "mmar": Format(_choices(("audio_path",))),
+    "mmsu": Format(_choices(("audio_path",), "answer_gt")),
+    "asr": Format(_asr),
+    "timestamps": Format(_timestamps),
+    "events": Format(_events),
+    "caption": Format(_caption),
+    "world": Format(world_rows.load, scenes=True, closed=True),
 }
+
+
+def has_closed_questions(name: str) -> bool:
+    """`Format.closed` of a benchmark; False of a name that is none."""
+    return name in FORMATS and FORMATS[name].closed

@@ -253,8 +253,8 @@ class _Table:
 
 
 def _put(result: dict[str, Any], name: str, value: Any, benchmark: str) -> None:
-    """result[name], or result[a][b] of "a/b". The world's accuracy is one of several."""
-    if benchmark == "world" and name.startswith("accuracy"):
+    """result[name], or result[a][b] of "a/b". Where others have a name, so has that of choices."""
+    if benchmarks.has_closed_questions(benchmark) and name.startswith("accuracy"):
         name = f"choice_{name}"
     *outer, inner = name.split("/")
     for key in outer:

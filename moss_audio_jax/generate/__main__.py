@@ -3,8 +3,8 @@
 example:
   moss-audio-jax generate --checkpoint DIR --audio talk.mp3 --prompt "Describe this audio."
 
-Each file is a question of its own; with --together all of them are clips of one question. The
-answer goes to stdout, everything else to stderr.
+Each file is a separate question; with --together all files are clips of one question. Answers go to
+stdout, everything else to stderr.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--audio", nargs="*", default=[], metavar="FILE")
     options.add_argument("--prompt", required=True, metavar="TEXT")
     options.add_argument("--system", metavar="TEXT", help="replaces the default system text")
-    options.add_argument("--together", action="store_true", help="all files in one prompt")
+    options.add_argument("--together", action="store_true", help="all files belong to one prompt")
     options.add_argument("--no-time-markers", action="store_true",
-                         help="no seconds between the audio tokens")  # fmt: skip
+                         help="leave out the seconds between the audio tokens")  # fmt: skip
     options.add_argument("--json", action="store_true", help="one JSON object a line")
-    options.add_argument("--stream", action="store_true", help="print text as it comes")
+    options.add_argument("--stream", action="store_true", help="print text as it is generated")
     options.add_argument("--batch-size", type=command.positive, default=BATCH_SIZE, metavar="N")
     sampling_options(options)
     args = options.parse_args(argv)
@@ -103,18 +103,18 @@ def sampling_options(options: argparse.ArgumentParser) -> None:
     group.add_argument("--max-new-tokens", type=int, metavar="N",
                        help=f"default {Sampling.max_new_tokens}")  # fmt: skip
     group.add_argument("--temperature", type=float, metavar="T",
-                       help="default 0: always the most likely token")  # fmt: skip
+                       help="default 0: always take the most likely token")  # fmt: skip
     group.add_argument("--top-k", type=int, metavar="K")
     group.add_argument("--top-p", type=float, metavar="P")
     group.add_argument("--min-p", type=float, metavar="P")
     group.add_argument("--repetition-penalty", type=float, metavar="R")
     group.add_argument("--seed", type=int)
     group.add_argument("--stop", action="append", metavar="TEXT",
-                       help="end the answer before this text; may be given again")  # fmt: skip
+                       help="end the answer before this text; may be repeated")  # fmt: skip
     group.add_argument("--thinking-budget", type=int, metavar="N",
                        help="close a <think> block after N tokens")  # fmt: skip
     group.add_argument("--no-loop-guard", dest="loop_guard", action="store_false",
-                       help="let an answer repeat itself to the end")  # fmt: skip
+                       help="do not end an answer that repeats itself")  # fmt: skip
     options.set_defaults(**{
         name: list(value) if name == "stop" else value
         for name, value in dataclasses.asdict(Sampling()).items()
@@ -129,7 +129,7 @@ def sampling_from(args: argparse.Namespace) -> Sampling:
 def _explain(reply: Any) -> None:
     if reply.finish_reason == "loop":
         command.say(
-            "note: the answer went round in circles and was ended (--no-loop-guard lets it)"
+            "note: the answer repeated itself and was ended (--no-loop-guard turns this off)"
         )
     elif reply.finish_reason == "length":
         command.say("note: the answer reached --max-new-tokens and may be cut short")

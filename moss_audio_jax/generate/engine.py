@@ -1,10 +1,10 @@
 """Batched generation: prompts are prefilled in buckets, slots decode together and are refilled.
 
-Several questions about one clip are a family (`families`): what their prompts share is prefilled
-once and kept until the last of them has been taken into a slot; each then runs its own rest.
+Several questions about one clip are a family (`families`). What their prompts share is prefilled
+once and kept until the last of them has a slot; each then runs its own rest.
 
-The loop over tokens runs on the device (`decode_until`); the host comes in only when enough slots
-are free to be refilled, to stream, or to look for stop strings.
+The loop over tokens runs on the device (`decode_until`). The host acts only to refill slots once
+enough are free, to stream, or to look for stop strings.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from moss_audio_jax.models.decoder import unrolled
 
 FINISH_REASON = {STOP: "stop", LENGTH: "length", LOOP: "loop"}
 
-_STOP_STRING_STEPS = 16  # tokens between two looks for stop strings
+_STOP_STRING_STEPS = 16  # tokens between two searches for stop strings
 _STEPS_AHEAD, _LEAST_REACH = 32, 128  # see `_reach`
-_MIN_REST = 32  # the smallest bucket of tokens behind a shared beginning
+_MIN_REST = 32  # the smallest bucket of tokens after a shared beginning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +69,11 @@ class Engine:
     """Generates answers with one set of parameters.
 
     Args:
-      params: the model's tree, placed on `mesh`; its decoder's layers are unrolled here if they are
-        not yet, and are then in memory twice.
-      vocab: ids to know; its `size` is the model's vocabulary.
+      params: the model's tree, placed on `mesh`. If its decoder's layers are stacked they are
+        unrolled here, and are then in memory twice.
+      vocab: special ids; its `size` is the model's vocabulary.
       mesh: as `sharding.serving_mesh` makes it.
-      decode: ids -> text, for stop strings; None where there is no tokenizer.
+      decode: ids -> text, for stop strings; None if there is no tokenizer.
       slots: answers that are decoded together.
     """
 
@@ -124,7 +124,7 @@ class Engine:
     def steps(
         self, requests: Sequence[tuple[Example, Sampling]], each_token: bool
     ) -> Iterator[Step]:
-        """The work of `run`, bit by bit: after every token, or when the device comes to rest."""
+        """The work of `run` as steps: after every token, or whenever the device loop returns."""
         work = self._steps(requests, each_token) if requests else iter(())
         while True:
             with jax.set_mesh(self._mesh):  # not around the yield: there the mesh is the caller's
@@ -166,7 +166,7 @@ class Engine:
                     steps = 1
                 elif any(number is not None and watched[number] for number in owner):
                     steps = _STOP_STRING_STEPS
-                # A quarter of the slots at a time: to refill them, or to tell that they are done.
+                # Return when a quarter of the slots are done, to refill them or to report them.
                 resting = sum(number is None for number in owner)
                 enough = min(resting + max(1, slots_count // 4), slots_count)
                 # Where the longest answer's next token goes.
@@ -213,10 +213,10 @@ class Engine:
 
 
 def _reach(top: int, size: int) -> int:
-    """Positions that the next steps read of a cache with `size`: it, or half of it, and so on.
+    """Positions that the next steps read of a cache with `size`: all, half, a quarter and so on.
 
-    A step reads what it may reach, and most answers end long before their limit; each half is a
-    program of its own. Room for some steps beyond `top` is left, or they would be few.
+    A step reads what it may reach, and most answers end long before their limit. Each size is its
+    own program. Some steps beyond `top` have room, so that the device loop does not return at once.
     """
     while size % 2 == 0 and size // 2 >= max(top + _STEPS_AHEAD, _LEAST_REACH):
         size //= 2
@@ -232,16 +232,17 @@ class _Waiting(NamedTuple):
 
 
 class _Prefiller:
-    """Prompts on their way into slots; true as long as there are any.
+    """Prompts that wait for slots; true as long as there are any.
 
-    `room` new tokens and `size` tokens in the cache is what the slots have that they go to.
+    The slots have space for `room` new tokens and `size` tokens in the cache.
     """
 
     def __init__(
         self, params: Any, static: dict[str, Any], requests: Sequence[tuple[Example, Sampling]],
         limits: Sequence[int], room: int, size: int,
     ) -> None:  # fmt: skip
-        # Prompts meet their own keys and values unrounded, in one pass or in two; the slots round.
+        # A prompt attends to its own keys and values unrounded, in one pass or in two; only the
+        # slots' cache rounds them.
         compute = dataclasses.replace(static["compute"], quantize="none")
         self._params, self._static = params, static | {"compute": compute}
         self._config, self._vocab = static["config"], static["vocab"]
@@ -256,7 +257,7 @@ class _Prefiller:
         return bool(self._waiting or self._queue)
 
     def take(self, free: int) -> tuple[list[int], Slots]:
-        """The numbers of up to `free` requests, and slots of their own with them prefilled."""
+        """Prefills up to `free` requests: their numbers, and new slots that hold them."""
         if not self._waiting:
             families = self._queue.take(free)
             if not families[0].shared:
@@ -269,7 +270,7 @@ class _Prefiller:
         return self._requests[number][0].ids
 
     def _start(self, numbers: Sequence[int], lengths: Sequence[int]) -> Slots:
-        """Prefills so many first tokens of some prompts; padded to a bucket of rows."""
+        """Prefills the first tokens of some prompts, padded to a bucket of rows."""
         encoder = self._config.encoder
         examples = [
             Example(self._ids(number)[:length], self._requests[number][0].mels)
@@ -282,8 +283,8 @@ class _Prefiller:
         return start(self._params, batch, self._rows(numbers, shape.rows), **self._static)
 
     def _begin(self, families: Sequence[Family]) -> None:
-        """Prefills what the members of each family share. They all wait then."""
-        # The program of whole prompts, for its cache alone: one less to compile.
+        """Prefills what the members of each family share. All members wait afterwards."""
+        # Reuses the program for whole prompts and only keeps its cache: one less to compile.
         numbers, lengths = [f.members[0] for f in families], [f.shared for f in families]
         self._prefixes = self._start(numbers, lengths).cache
         self._waiting = [
@@ -312,7 +313,7 @@ class _Prefiller:
         return numbers, resume(self._params, batch, rows, cache, begin, **self._static)
 
     def _release(self) -> None:
-        """Lets go of prefixes that nobody waits for."""
+        """Frees the prefixes that no prompt waits for."""
         needed = sorted({each.row for each in self._waiting})
         if not needed:
             self._prefixes = None

@@ -1,17 +1,17 @@
-"""Is a sound like what a model was trained on? A small model answers fluently about anything.
+"""Tests whether a sound is like a model's training data. A small model answers fluently about any.
 
-Two measures of one clip, both read off the encoder, decide:
+Two measures of one clip, both computed from the encoder's output, decide:
 
   doubt     mean entropy, in nats a token, of the word pieces that the encoder's CTC head hears
-            (`helpers/pieces`). Voices that the model knows leave little doubt. The head never saw
-            an unknown voice; this measure is not fitted to any.
+            (`helpers/pieces`). It is low for voices that the model knows. The head never saw an
+            unknown voice, and this measure is not fitted to any.
   strangeness  log-odds that a linear probe gives to "not of the training world", from the mean and
             the standard deviation over time of one tapped layer. `tools/fit_familiarity.py` fits it
             on scenes of the world against recordings and other synthesisers.
 
-A clip is unfamiliar where either one is above its limit; the limits are set so that 1 in 100 of the
-world's own held-out scenes are above. A checkpoint has these measures where its folder `helpers`
-holds familiarity.json; other checkpoints give no verdict.
+A clip is unfamiliar if either one is above its limit. The limits are set so that 1 in 100 of the
+world's own held-out scenes is above. A checkpoint has these measures if its folder `helpers` has
+familiarity.json; other checkpoints give no verdict.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from moss_audio_jax.weights.heads import FOLDER, load_heads
 
 NAME = "familiarity"
 _BUCKETS = (1, 4, 16, 64)  # chunks encoded at a time
-_SHORTEST_FRAMES = 50  # half a second; what is shorter holds too few tokens for a verdict
+_SHORTEST_FRAMES = 50  # half a second; a shorter clip has too few tokens for a verdict
 
 
 class Familiarity(NamedTuple):
     """A verdict on one clip.
 
     Attributes:
-      score: by how much the worse of both measures is above its limit, in units of that limit's
-        own scale; above 0 is unfamiliar.
-      unfamiliar: whether it is.
-      reason: one sentence for people; "" where the clip is familiar.
+      score: how far the worse of both measures is above its limit, in units of that limit's scale;
+        above 0 means unfamiliar.
+      unfamiliar: whether the clip is.
+      reason: one sentence for people; "" if the clip is familiar.
     """
 
     score: float
@@ -54,14 +54,14 @@ class Familiarity(NamedTuple):
 
 
 class Measures(NamedTuple):
-    """What the encoder makes of a clip: doubt in nats a token, pooled states float32 [2 D]."""
+    """The measures of a clip: doubt in nats a token, pooled states float32 [2 D]."""
 
     doubt: float
     pooled: np.ndarray
 
 
 class Probe(NamedTuple):
-    """The fitted numbers.
+    """The fitted parameters.
 
     weight: float32 [2 D], bias: float; strangeness is their affine map of `Measures.pooled`.
     tap: which tapped layer is pooled.
@@ -86,10 +86,10 @@ class Gauge:
 
     @classmethod
     def load(cls, checkpoint: str | Path) -> Gauge | None:
-        """The gauge of a checkpoint folder; None where it has none.
+        """The gauge of a checkpoint folder; None if it has none.
 
         Raises:
-          InputError: its files are there but broken.
+          InputError: its files exist but are broken.
         """
         folder = Path(checkpoint) / FOLDER
         described = folder / f"{NAME}.json"
@@ -114,15 +114,13 @@ class Gauge:
         return cls(pieces, probe)
 
     def judge(self, measures: Measures) -> Familiarity:
-        """The verdict on what was measured."""
+        """The verdict for given measures."""
         probe = self.probe
         strange = float(measures.pooled @ probe.weight + probe.bias)
+        # No figures: the windows of a long file share one sentence.
         scores = {
-            f"its encoder is in doubt about what is said ({measures.doubt:.2f} nats a token; "
-            f"{probe.doubt_limit:.2f} at most in its own world)": measures.doubt / probe.doubt_limit
-            - 1,
-            "its encoder tells the sound from that of its own world "
-            f"(log-odds {strange - probe.strange_limit:+.1f})": strange - probe.strange_limit,
+            "its encoder cannot tell what is said": measures.doubt / probe.doubt_limit - 1,
+            "its encoder tells it from the sound of its own world": strange - probe.strange_limit,
         }
         why, score = max(scores.items(), key=lambda item: item[1])
         return Familiarity(score, score > 0, why if score > 0 else "")
@@ -135,7 +133,7 @@ class Gauge:
         compute: Compute,
         mesh: jax.sharding.Mesh,
     ) -> list[Measures | None]:
-        """Measures clips by their log-mels [128, F]; None for one shorter than half a second.
+        """Measures clips from their log-mels [128, F]; None for one shorter than half a second.
 
         Args:
           params: the encoder's.
@@ -190,8 +188,8 @@ def _batches(chunks: Sequence) -> Iterator[Sequence]:
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _sums(params, pieces, mels, frames, config, compute, tap) -> tuple[jax.Array, ...]:
-    """Of each chunk, over its tokens: summed entropy [N], states [N, D], squared states [N, D]."""
-    # Each chunk is padded to itself, as a clip of its own would be.
+    """Sums over each chunk's tokens: entropy [N], states [N, D], squared states [N, D]."""
+    # Each chunk is padded to its own length, as a separate clip would be.
     features, taps = encode(params, config, compute, mels, frames, frames)
     kernel, bias = pieces
     log_probs = jax.nn.log_softmax(features.astype(jnp.float32) @ kernel + bias)

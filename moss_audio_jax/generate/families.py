@@ -1,6 +1,6 @@
-"""Which prompts ask about the same sound: their shared beginning is prefilled once.
+"""Finds prompts that ask about the same sound; their shared beginning is prefilled once.
 
-numpy only. The numbers here are those of the requests in `Engine.run`.
+numpy only. Numbers of prompts here are those of the requests in `Engine.run`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ PREFILL_TOKENS = 16384  # padded tokens that go through the decoder together, at
 class Family(NamedTuple):
     """Prompts whose first `shared` tokens are the same and hold the same clips.
 
-    All clips lie in those tokens, and each member has tokens of its own behind them. A prompt
-    without siblings is a family of one that shares 0.
+    All clips are in those tokens, and each member has tokens of its own after them. A prompt
+    without siblings is a family of one that shares 0 tokens.
     """
 
     members: list[int]
@@ -30,7 +30,7 @@ class Family(NamedTuple):
 
 
 def find_families(examples: Sequence[Example], audio_token_id: int) -> list[Family]:
-    """Every prompt in one family. Clips are the same if they are one array or equal arrays."""
+    """Puts every prompt in one family. Clips are the same if they are one array or equal arrays."""
     alike: dict[Hashable, list[int]] = defaultdict(list)  # by the ids up to the last placeholder
     for number, example in enumerate(examples):
         ids = np.asarray(example.ids, np.int32)
@@ -63,7 +63,7 @@ def find_families(examples: Sequence[Example], audio_token_id: int) -> list[Fami
 
 
 def _shared(prompts: Sequence[np.ndarray]) -> int:
-    """How many first tokens all prompts have in common, short of any prompt's last; one: 0."""
+    """How many first tokens all prompts share, never all of a prompt; 0 for a single prompt."""
     if len(prompts) == 1:
         return 0
     shared = min(map(len, prompts)) - 1
@@ -75,8 +75,8 @@ def _shared(prompts: Sequence[np.ndarray]) -> int:
 
 
 class Queue:
-    """What is still to be prefilled: costly prompts first, as neighbours share a bucket and the
-    short ones fill the end. Those with siblings and those without wait apart."""
+    """Families to prefill. Costly prompts come first, so that neighbours share a bucket and short
+    ones fill the end. Prompts with siblings and prompts without them have separate queues."""
 
     def __init__(
         self, examples: Sequence[Example], encoder: EncoderConfig, audio_token_id: int
@@ -99,10 +99,10 @@ class Queue:
         return any(self._lines)
 
     def take(self, free: int) -> list[Family]:
-        """Families to prefill at once, either all of one or all of several members: few enough
-        for the memory of a prefill, and for `free` slots without one that is not needed."""
+        """Families to prefill together, either all of one member or all of several: as many as the
+        memory of a prefill allows, and none that is not needed to fill the `free` slots."""
         line = max(filter(None, self._lines), key=lambda line: self._cost(line[0].members[0]))
-        # A line falls in cost: its head sets the bucket for those that go with it.
+        # A queue is sorted by falling cost, so its first family sets the bucket for the others.
         width = bucket(line[0].shared or len(self._examples[line[0].members[0]].ids), 128)
         taken: list[Family] = []
         while line and free > 0 and len(taken) < max(1, PREFILL_TOKENS // width):

@@ -1,4 +1,4 @@
-"""How answers are generated: the user's options, and the one place of their defaults. No JAX."""
+"""The user's options for generating answers; the only place of their defaults. No JAX."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class Sampling:
     with temperature 1 and top_k 50.
 
     Attributes:
-      max_new_tokens: the answer ends after so many tokens (`finish_reason` "length").
-      temperature: 0 takes the most likely token, always.
+      max_new_tokens: the answer ends after this many tokens (`finish_reason` "length").
+      temperature: 0 always takes the most likely token.
       top_k: keep the k most likely tokens; 0 keeps all.
       top_p: keep the smallest set of tokens whose probability reaches p.
       min_p: keep tokens at least p times as likely as the most likely one.
       repetition_penalty: above 1 makes tokens already in prompt or answer less likely.
-      seed: the same seed gives the same answer, whatever else is in the batch.
+      seed: the same seed gives the same answer in any batch.
       stop: strings that end the answer and are cut from it; a tuple or list of them.
-      stop_ids: token ids that end the answer, beside the model's own.
+      stop_ids: token ids that end the answer, in addition to the model's own.
       thinking_budget: tokens after which an open <think> block is closed; None for no limit.
-      loop_guard: end an answer that repeats itself over and over (`finish_reason` "loop").
+      loop_guard: end an answer that repeats itself endlessly (`finish_reason` "loop").
     """
 
     max_new_tokens: int = 1024

@@ -1,4 +1,4 @@
-"""A question on its way to an answer: as it is asked, as the model takes it, as it is answered."""
+"""A question in three forms: the request, the prepared model input, and the reply."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Audio = str | Path | BinaryIO | np.ndarray | Mapping[str, Any] | tuple[np.ndarra
 
 
 def name_of(clip: Audio, number: int) -> str:
-    """What messages call a clip: its file, or "clip N"."""
+    """The name of a clip in messages: its file, or "clip N"."""
     if isinstance(clip, str | Path):
         return str(clip)
     return str(getattr(clip, "name", f"clip {number}"))
@@ -39,7 +39,7 @@ class Request:
 
     @property
     def clips(self) -> Sequence[Audio]:
-        """`audio` as a list: a clip by itself is one clip, not a sequence of letters or samples."""
+        """`audio` as a list. A single clip is one clip, not a sequence of letters or samples."""
         audio = self.audio
         one = isinstance(audio, str | Path | np.ndarray | Mapping) or hasattr(audio, "read")
         with_rate = isinstance(audio, tuple) and len(audio) == 2 and np.isscalar(audio[1])
@@ -48,9 +48,9 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared(Example):
-    """A request as the model takes it: token ids and log-mels, and what goes on to its reply.
+    """A request as model input: token ids and log-mels, and what its reply needs.
 
-    `warnings` is what a reader of the answer should know about the sound.
+    `warnings` tells the reader of the answer about problems of the sound.
     """
 
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
@@ -63,13 +63,13 @@ class Reply:
 
     Attributes:
       text: the answer, without its thinking.
-      thinking: what stood in the <think> block; None without one.
-      ids: every generated token, the stop token dropped.
+      thinking: the contents of the <think> block; None without one.
+      ids: every generated token except the stop token.
       finish_reason: "stop", "length" (max_new_tokens or the last position), "loop" (the answer
-        went round in circles and was ended) or "error" (there is no answer).
-      warnings: why the answer may not be worth much, a sentence each; with several clips each
-        begins with its clip.
-      error: why there is no answer, in a batch; None where there is one.
+        repeated itself and was ended) or "error" (there is no answer).
+      warnings: reasons to doubt the answer, one sentence each; with several clips each begins with
+        the name of its clip.
+      error: in a batch, why there is no answer; None if there is one.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""The choice of one token on the device."""
+"""Sampling of one token on the device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["MAX_STOP_IDS", "Knobs", "Sampling", "choose"]
 
 
 class Knobs(NamedTuple):
-    """The numbers of `Sampling` that choose a token, one array [B] each."""
+    """The fields of `Sampling` that decide which token is taken, one array [B] each."""
 
     temperature: jax.Array
     top_k: jax.Array
@@ -24,14 +24,14 @@ class Knobs(NamedTuple):
 
 
 def choose(logits: jax.Array, knobs: Knobs, seen: jax.Array, step: jax.Array) -> jax.Array:
-    """One token for each row.
+    """Samples one token for each row.
 
     Args:
       logits: float32 [B, V]; -inf where a token is forbidden.
       knobs: each [B].
       seen: bool [B, V], tokens in the prompt or the answer so far.
-      step: int [B], tokens generated so far; with the seed it makes the random key, so that a
-        row's choice does not depend on its neighbours or its place.
+      step: int [B], tokens generated so far. The random key comes from it and the seed, so a row's
+        token does not depend on other rows or on the row's index.
 
     Returns:
       int32 [B].
@@ -44,7 +44,7 @@ def choose(logits: jax.Array, knobs: Knobs, seen: jax.Array, step: jax.Array) ->
     def sample() -> jax.Array:
         scaled = logits / jnp.maximum(knobs.temperature, 1e-6)[:, None]
         kept = jnp.where(scaled >= _threshold(scaled, knobs), scaled, -jnp.inf)
-        # The noise belongs to the token, not to its rank: rounding cannot reshuffle it.
+        # The noise is indexed by token, not by rank, so rounding cannot reorder it.
         noise = jax.vmap(
             lambda seed, n: jax.random.gumbel(
                 jax.random.fold_in(jax.random.key(seed), n), logits.shape[-1:]

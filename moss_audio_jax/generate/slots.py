@@ -1,6 +1,6 @@
-"""The answers in the making, on the device: what each has, and the programs that move them on.
+"""The state of running answers on the device, and the programs that advance it.
 
-`start` and `resume` prefill prompts into slots of their own, `insert` puts them among those that
+`start` and `resume` prefill prompts into new slots; `insert` copies these into the slots that
 `decode_until` decodes together.
 
 Letters: B slots, b rows of one prefill, M room for new tokens, V vocabulary.
@@ -28,15 +28,15 @@ from moss_audio_jax.sharding import replicate
 # Why an answer ended. RUNNING and EMPTY are states of a slot; the others reach the user.
 RUNNING, EMPTY, STOP, LENGTH, LOOP = range(5)
 
-# Loop guard: an answer has degenerated once a cycle of up to 64 tokens has come round again for
-# at least 48 tokens and 6 whole times.
+# Loop guard: an answer has degenerated once a cycle of up to 64 tokens has been repeated for at
+# least 48 tokens and 6 whole times.
 _LOOP_PERIODS = 64
 _LOOP_TOKENS = 48
 _LOOP_ROUNDS = 6
 
 
 class Rows(NamedTuple):
-    """What each answer in the making has on the device; leading axis B everywhere."""
+    """The state of each running answer on the device; the leading axis is B everywhere."""
 
     token: jax.Array  # int [B], the newest token, not yet in the cache
     position: jax.Array  # int [B], its position
@@ -48,7 +48,7 @@ class Rows(NamedTuple):
     stop_ids: jax.Array  # int [B, MAX_STOP_IDS], -1 = none
     seen: jax.Array  # bool [B, V], tokens of prompt and answer
     guard: jax.Array  # bool [B], end degenerate repetition
-    matches: jax.Array  # int [B, P], how long the newest tokens have repeated those p back
+    matches: jax.Array  # int [B, P], how many newest tokens equal those p tokens earlier
     thinking: jax.Array  # bool [B], inside a <think> block
     budget: jax.Array  # int [B], tokens left for thinking
     forced: jax.Array  # int [B], next entry of `close_thinking` to force; past its end: none
@@ -70,7 +70,7 @@ def accept(rows: Rows, logits: jax.Array, vocab: Vocabulary) -> Rows:
     if vocab.close_thinking:
         closing = jnp.array(vocab.close_thinking, jnp.int32)
         spent = rows.thinking & (rows.budget <= 0) & (rows.forced >= len(closing))
-        # A block that closes by itself just now needs no help.
+        # A block that the model closes itself at this step is left alone.
         forced = jnp.where(spent & (token != vocab.think_close), 0, rows.forced)
         is_forced = forced < len(closing)
         token = jnp.where(is_forced, closing[jnp.minimum(forced, len(closing) - 1)], token)
@@ -83,7 +83,7 @@ def accept(rows: Rows, logits: jax.Array, vocab: Vocabulary) -> Rows:
     if vocab.stop:
         stop = stop | jnp.any(token[:, None] == jnp.array(vocab.stop), axis=1)
 
-    # How long has the answer repeated what stood p tokens back?
+    # For how many tokens has the answer repeated what it had p tokens earlier?
     periods = 1 + jnp.arange(_LOOP_PERIODS)
     back = rows.count[:, None] - periods
     earlier = jnp.take_along_axis(rows.output, jnp.maximum(back, 0), axis=1)
@@ -117,7 +117,7 @@ def start(
     params: Any, batch: moss_audio.Batch, rows: Rows, *, config: ModelConfig, compute: Compute,
     vocab: Vocabulary,
 ) -> Slots:  # fmt: skip
-    """Prefills prompts and chooses the first token of each: slots of their own, b rows wide."""
+    """Prefills prompts and samples the first token of each, into new slots of b rows."""
     length = batch["tokens"].shape[1]
     logits, cache = moss_audio.prefill(params, config, compute, batch, length)
     return Slots(replicate(accept(rows, logits, vocab)), cache)
@@ -135,13 +135,13 @@ def resume(
     return Slots(replicate(accept(rows, logits, vocab)), cache)
 
 
-# Apart from `resume`, which is thereby compiled for fewer shapes.
+# Separate from `resume`, which is then compiled for fewer shapes.
 take_rows = functools.partial(jax.jit, static_argnames=("length",))(kv_cache.take_rows)
 
 
 @functools.partial(jax.jit, donate_argnames=("slots",))
 def insert(slots: Slots, new: Slots, at: jax.Array) -> Slots:
-    """Puts new rows into the slots `at` [b]; a number beyond the slots is dropped."""
+    """Copies new rows into the slots `at` [b]; a number beyond the slots is dropped."""
     rows = jax.tree.map(lambda old, row: old.at[at].set(row, mode="drop"), slots.rows, new.rows)
     cache = kv_cache.store_as(slots.cache, new.cache)
     return Slots(replicate(rows), kv_cache.insert_rows(slots.cache, cache, at))
@@ -154,9 +154,9 @@ def decode_until(
     params: Any, slots: Slots, max_steps: jax.Array, enough_free: jax.Array, *, reach: int,
     config: ModelConfig, compute: Compute, vocab: Vocabulary,
 ) -> Slots:  # fmt: skip
-    """Decodes until all slots rest, `enough_free` of them do, or `max_steps` are done.
+    """Decodes until `enough_free` slots are not running, or `max_steps` steps are done.
 
-    Each step reads the first `reach` slots of the cache: no running row may get beyond them.
+    Each step reads the first `reach` positions of the cache; no running row may exceed them.
     """
 
     def go_on(carry: tuple) -> jax.Array:
@@ -172,7 +172,8 @@ def decode_until(
         return Slots(replicate(accept(rows, logits, vocab)), kv_cache.pin(cache)), step + 1
 
     slots, _ = jax.lax.while_loop(go_on, one, (slots, jnp.int32(0)))
-    # Within the loop alone it leaves the result open, and each process must hold all of the rows.
+    # A constraint inside the loop does not fix the result's sharding, and every process needs all
+    # rows.
     return Slots(replicate(slots.rows), slots.cache)
 
 
@@ -189,7 +190,7 @@ def finish(slots: Slots, at: jax.Array, state: jax.Array) -> Slots:
 def empty_slots(
     *, config: ModelConfig, compute: Compute, vocab: Vocabulary, count: int, room: int, size: int
 ) -> Slots:  # fmt: skip
-    """`count` empty slots: `size` tokens in the cache and `room` new ones each."""
+    """`count` empty slots, each for `size` tokens in the cache and `room` new tokens."""
     zero = jnp.zeros((count,), jnp.int32)
     knobs = Knobs(*(zero.astype(dtype) for dtype in (float, int, float, float, float, int)))
     rows = Rows(
@@ -219,7 +220,7 @@ def new_rows(
     count: int,
     vocab: Vocabulary,
 ) -> Rows:
-    """The rows of new requests before their first token; numpy arrays, padded to `count` rows."""
+    """The rows of new requests before their first token: numpy arrays, padded to `count` rows."""
     samplings = [sampling for _, sampling in requests]
 
     def column(values: Sequence, dtype: type, fill: float = 0) -> np.ndarray:
@@ -237,7 +238,7 @@ def new_rows(
     unlimited = np.iinfo(np.int32).max
     return Rows(
         token=np.zeros((count,), np.int32),
-        # `accept` moves on by one: the first new token stands right behind the prompt.
+        # `accept` adds one: the first new token comes right after the prompt.
         position=column([len(e.ids) - 1 for e, _ in requests], np.int32),
         output=np.zeros((count, room), np.int32),
         count=np.zeros((count,), np.int32),

@@ -1,4 +1,4 @@
-"""Stop strings: where a text ends, at once or as it comes."""
+"""Stop strings: where a text ends, for a whole text or for a stream."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def first_stop(text: str, stops: Sequence[str]) -> int:
 
 
 class UntilStop:
-    """Passes text on up to the first stop string; holds back what may yet become one."""
+    """Passes text on up to the first stop string; holds back what may still become one."""
 
     def __init__(self, stops: Sequence[str], on_text: Callable[[str], None]) -> None:
         self._stops = stops

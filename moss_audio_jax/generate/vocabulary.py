@@ -1,4 +1,4 @@
-"""The token ids that generation must know."""
+"""The token ids that generation needs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from moss_audio_jax.config import ModelConfig, ProcessorConfig
 from moss_audio_jax.text.tokenizer import Tokenizer
 
-_QWEN_STOP_IDS = (151645, 151643)  # where no tokenizer says better
+_QWEN_STOP_IDS = (151645, 151643)  # without a tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """What the engine needs to know about ids. Hashable: a static argument."""
+    """The special ids that the engine uses. Hashable, so that it can be a static argument."""
 
     size: int
     audio_token_id: int
@@ -21,7 +21,7 @@ class Vocabulary:
     stop: tuple[int, ...] = ()
     think_open: int = -1
     think_close: int = -1
-    close_thinking: tuple[int, ...] = ()  # what ends a block whose budget is spent
+    close_thinking: tuple[int, ...] = ()  # the ids that end a <think> block whose budget is spent
 
 
 def vocabulary(
@@ -30,7 +30,7 @@ def vocabulary(
     processor: ProcessorConfig,
     stop_ids: Sequence[int] = (),
 ) -> Vocabulary:
-    """The ids of a model: audio ids are never generated, turn ends and `stop_ids` end an answer."""
+    """The ids of a model. Audio ids are never generated; turn ends and `stop_ids` end an answer."""
     size = config.decoder.vocab_size
     stop = {*stop_ids, *(tokenizer.stop_ids if tokenizer else _QWEN_STOP_IDS)}
     audio = (processor.audio_token_id, processor.audio_start_id, processor.audio_end_id)

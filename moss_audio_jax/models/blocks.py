@@ -1,4 +1,4 @@
-"""The small modules every part is made of. Linen declares their parameters; ops computes them."""
+"""The small modules that every part uses. Linen declares their parameters; `ops` computes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ _ADDED = ("out_proj", "fc2", "o_proj", "down_proj")  # whose outputs join the re
 
 @jax.custom_vjp
 def settled(x: Any) -> Any:
-    """A tree of arrays as it is, whose gradients are written out once, in the backward pass.
+    """Returns a tree of arrays unchanged; its gradients are written out once in the backward pass.
 
-    A TPU's compiler would make them anew inside each product that reads them, or join a norm's
-    sums to a product and lose more in its tiling than a pass over memory costs (docs/scaling.md).
+    A TPU's compiler would otherwise recompute them inside each product that reads them, or fuse a
+    norm's sums into a product, which costs more in tiling than a pass over memory
+    (docs/findings/2026-11-28-modelled-train-step.md).
     """
     return x
 
@@ -36,10 +37,11 @@ settled.defvjp(lambda x: (x, None), lambda _, grads: (jax.lax.optimization_barri
 
 
 def row_major(x: jax.Array) -> jax.Array:
-    """x [..., T, D], on TPUs with its last axis innermost in memory, unless T is 1.
+    """Returns x [..., T, D], on TPUs with its last axis innermost in memory, unless T is 1.
 
-    Left to itself the compiler keeps a decoder's residual stream with its tokens innermost, and
-    turns it over on its way back. A single token would be padded to 8 (docs/scaling.md).
+    By itself the compiler stores a decoder's residual stream with tokens innermost and transposes
+    it in the backward pass (docs/findings/2026-11-28-modelled-train-step.md). A single token
+    would be padded to 8.
     """
     if platform() != "tpu" or x.shape[-2] == 1:
         return x
@@ -49,8 +51,8 @@ def row_major(x: jax.Array) -> jax.Array:
 class Linear(nn.Module):
     """x [..., in] -> x @ kernel [in, out] (+ bias [out]).
 
-    With `features` (N, H) the output is [..., N, H]; with `axes` 2 so is the input. The kernel is
-    a matrix all the same.
+    With `features` (N, H) the output is [..., N, H]; with `axes` 2 the input is [..., N, H]. The
+    kernel is a matrix in all cases.
     """
 
     features: int | tuple[int, ...]
@@ -108,10 +110,10 @@ def init_stack(module: nn.Module, key: jax.Array, layers: int, *args: Any) -> An
 
 
 def init_residual_stack(module: nn.Module, key: jax.Array, layers: int, *args: Any) -> Any:
-    """`init_stack` of layers that add to what they are given.
+    """`init_stack` of residual layers.
 
-    What each adds begins smaller by sqrt(2 * layers) (two branches a layer), or the sum would
-    drown what the first layer was given (GPT-2).
+    The kernels of what each layer adds are scaled down by sqrt(2 * layers) (two additions a layer);
+    otherwise the sum would drown the first layer's input (GPT-2).
     """
 
     def scaled(path: tuple, leaf: jax.Array) -> jax.Array:
@@ -124,9 +126,9 @@ def init_residual_stack(module: nn.Module, key: jax.Array, layers: int, *args: A
 def rematerialised(body: Callable, compute: Compute) -> Callable:
     """A scan body under the memory policy `compute.remat`.
 
-    none: keep every intermediate. full: keep the body's input only. attention: also what an
-    attention kernel's backward pass needs, so that it runs once. projections: also the outputs of
-    the matrix products. offload: those in host memory.
+    none: keep every intermediate. full: keep the body's input only. attention: also keep what an
+    attention kernel's backward pass needs, so that its forward pass runs once. projections: also
+    keep the outputs of the matrix products. offload: keep those outputs in host memory.
     """
     policies = jax.checkpoint_policies
     named = policies.save_only_these_names(RESIDUALS)
@@ -142,7 +144,8 @@ def rematerialised(body: Callable, compute: Compute) -> Callable:
         "projections": policies.save_from_both_policies(products, kernels),
         "offload": policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
     }[compute.remat]
-    # The body is compiled inside a loop, where nothing is hoisted out of it: CSE cannot undo it.
+    # The body is compiled inside a loop, so CSE cannot merge the recomputation with the forward
+    # pass.
     return jax.checkpoint(body, policy=policy, prevent_cse=False) if policy else body
 
 

@@ -22,9 +22,9 @@ DIMENSIONS = ("batch", "heads", None, None)  # of every leaf, on the mesh
 class LayerCache(NamedTuple):
     """Keys (rotated) and values of one layer: [B, KV, S, H] each, S tokens of each row.
 
-    In int8 each token's head has a scale, [B, KV, S], in compute's dtype; else None. Tokens stand
-    beside H, as the products read them: heads there, of which a device may have two, would make
-    a TPU lay every layer out anew at every step.
+    In int8 each token's head has a scale, [B, KV, S], in compute's dtype; otherwise None. The token
+    axis is next to H, the order in which the products read it. With the head axis there, of which
+    a device may have two, a TPU would transpose every layer at every step.
     """
 
     key: jax.Array
@@ -37,7 +37,7 @@ Cache = tuple[LayerCache, ...]
 
 
 def init_cache(config: DecoderConfig, batch: int, length: int, compute: Compute) -> Cache:
-    """An empty cache for `length` tokens a row, in compute's dtype or, where it says so, int8."""
+    """An empty cache for `length` tokens a row, in compute's dtype or, if it says so, int8."""
     shape = (batch, config.kv_heads, length, config.head_dim)
     stored = jnp.int8 if compute.quantize == "weights+cache" else as_dtype(compute)
 
@@ -59,7 +59,7 @@ def length_of(cache: Cache) -> int:
 
 
 def pin(cache: Cache) -> Cache:
-    """The cache's place on the mesh: rows over `data`, heads over `tensor`."""
+    """The cache placed on the mesh: rows over `data`, heads over `tensor`."""
     return jax.tree.map(lambda x: constrain(x, *DIMENSIONS[: x.ndim]), cache)
 
 
@@ -79,10 +79,10 @@ def write_prefix(cache: LayerCache, key: jax.Array, value: jax.Array) -> LayerCa
 def write(cache: LayerCache, positions: jax.Array, key: jax.Array, value: jax.Array) -> LayerCache:
     """Stores key and value [B, T, KV, H] of some tokens of each row at their positions [B, T].
 
-    A position beyond the cache is dropped: rows that are done may run past their end.
+    Positions beyond the cache are dropped, because finished rows may run past their end.
     """
     rows, heads = jnp.arange(key.shape[0]), jnp.arange(key.shape[2])
-    # Each head by its number: what is written at once is [H], and says nothing of the layout.
+    # Heads are indexed one by one, so that each write is [H] and does not force a layout.
     at = (rows[:, None, None], heads[:, None], positions[:, None])
     key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
     return jax.tree.map(
@@ -91,8 +91,8 @@ def write(cache: LayerCache, positions: jax.Array, key: jax.Array, value: jax.Ar
 
 
 def read(cache: LayerCache, length: int | None = None) -> tuple[jax.Array | Int8, jax.Array | Int8]:
-    """Keys and values, [B, S, KV, H] each, as `attention` takes them; of the first `length`
-    positions alone, where that is given."""
+    """Keys and values, [B, S, KV, H] each, as `attention` takes them; only the first `length`
+    positions if that is given."""
     first = jax.tree.map(lambda x: jnp.swapaxes(x[:, :, :length], 1, 2), cache)
     key, value, key_scale, value_scale = first
     if key_scale is None:
@@ -121,8 +121,8 @@ def store_as(cache: Cache, rows: Cache) -> Cache:
 
 
 def take_rows(cache: Cache, rows: jax.Array, length: int) -> Cache:
-    """A cache of the batch rows `rows` [b], any of them any number of times, with room for
-    `length` tokens (at least as many as `cache` has)."""
+    """A cache of the batch rows `rows` [b], which may repeat, with room for `length` tokens (at
+    least as many as `cache` has)."""
 
     def take(x: jax.Array) -> jax.Array:
         room = [(0, 0)] * x.ndim

@@ -1,9 +1,9 @@
 """Qwen3 decoder, for training, prefill and decoding alike.
 
-Training scans stacked layers: compile time does not grow with depth. Generation unrolls them, a
-tuple of trees: a scan copies each layer's weights out of the stack before it multiplies, and a
-token's step is hardly more than reading them (docs/design.md). Only `decode` asks which form it is
-given.
+Training scans stacked layers, so compile time does not grow with depth. Generation unrolls them
+into a tuple of trees, because a scan copies each layer's weights out of the stack before it
+multiplies, and a decoding step does little more than read them (docs/design.md). Only `decode` asks
+which form it is given.
 
 Letters: L layers, B rows, T tokens, N query heads, KV key/value heads, H head size, D width,
 V vocabulary.
@@ -29,7 +29,7 @@ from moss_audio_jax.models.blocks import (
     settled,
 )
 from moss_audio_jax.models.cache import Cache, LayerCache
-from moss_audio_jax.ops.linear import Kernel, dense, matmul
+from moss_audio_jax.ops.linear import Kernel, matmul, take
 from moss_audio_jax.ops.rotary import rotary_angles, rotate
 from moss_audio_jax.sharding import constrain
 
@@ -141,8 +141,8 @@ def decode(
         (`unrolled`).
       x: embeddings [B, T, D].
       positions: int [B, T], for the rotary embedding.
-      attend: how queries meet keys; it is given the layer's cache, or None, and returns it.
-      cache: one for each layer, or None where nothing is cached.
+      attend: computes attention; it gets the layer's cache, or None, and returns the new one.
+      cache: one for each layer, or None if nothing is cached.
       injected: [K, B, T, D], added to the outputs of layers 0..K-1 (DeepStack), or None.
 
     Returns:
@@ -182,9 +182,9 @@ def decode(
 
 
 # One scan over all layers: a loop over layers[:K] and one over layers[K:] would first copy a slice
-# of nearly all weights. Reached from within the loop, `injected` would get a gradient of its own
-# size added in every layer. So its gradients travel backwards with the loop's carry instead: each
-# layer writes one slot, and the last to write slot K - 1 of those that share it is layer K - 1.
+# of nearly all weights. If the loop's body read `injected` directly, a gradient of its whole size
+# would be added in every layer. So its gradients travel backwards in the loop's carry instead: each
+# layer writes one slot. Several layers share slot K - 1, and layer K - 1 is the last to write it.
 @jax.custom_vjp
 def _inject(
     x: jax.Array, injected: jax.Array, gradients_of: jax.Array, layer: jax.Array
@@ -208,8 +208,7 @@ _inject.defvjp(lambda *args: (_inject(*args), args[-1]), _inject_backward)
 def embed_tokens(params: Any, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """int [B, T] -> [B, T, D]."""
     table = params["embed_tokens"]["embedding"]
-    # Of an int8 table (a tied head's) each row and its scale.
-    return dense(jax.tree.map(lambda x: jnp.take(x, tokens, axis=0), table)).astype(dtype)
+    return take(table, tokens).astype(dtype)
 
 
 def head_kernel(params: Any) -> Kernel:

@@ -237,10 +237,10 @@ def _attend(
 
 
 def _together(config: EncoderConfig, chunks: int, length: int) -> int:
-    """How many chunks share a row of the layers, each a segment of its own.
+    """How many chunks share a row of the layers, each as its own segment.
 
-    On a TPU two of 50 tokens: either's keys would be padded to its lanes. Elsewhere one: a CPU
-    takes a tenth longer for two.
+    On a TPU two chunks of 50 tokens, because one chunk's keys and two chunks' keys are both padded
+    to the same number of lanes. Elsewhere one: a CPU takes a tenth longer for two.
     """
     if config.attention != "chunked" or platform() != "tpu":
         return 1
@@ -248,7 +248,7 @@ def _together(config: EncoderConfig, chunks: int, length: int) -> int:
 
 
 def _of_rows(function: Callable) -> Callable:
-    """A function of chunks, [N, ...] -> [..., N, S, D], as one of rows of c chunks each:
+    """Turns a function of chunks, [N, ...] -> [..., N, S, D], into one of rows of c chunks each,
     [B, c, ...] -> [..., B, c, S, D]."""
 
     def of_rows(*arrays: jax.Array) -> Any:
@@ -260,9 +260,9 @@ def _of_rows(function: Callable) -> Callable:
 
 
 def _in_pieces(function: Callable, at_most: int, *arrays: jax.Array) -> Any:
-    """A function of rows, [B, c, ...] -> [..., B, c, S, D], given so many chunks a row at a time.
+    """Applies a function of rows, [B, c, ...] -> [..., B, c, S, D], to some chunks a row at a time.
 
-    A piece is cut out where it is needed: a loop over pieces would first hold a copy of them all.
+    Each piece is cut out where it is needed, because a loop over pieces would first copy them all.
     It is cut along the chunks, so that the batch axis keeps its sharding.
     """
     chunks = arrays[0].shape[1]

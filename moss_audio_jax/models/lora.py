@@ -1,6 +1,6 @@
 """LoRA (arXiv 2106.09685) as a transform of the parameter tree; the model does not know of it.
 
-Beside a kernel [..., in, out] stand lora_a [..., in, r] and lora_b [..., r, out], stacked like it.
+A kernel [..., in, out] has lora_a [..., in, r] and lora_b [..., r, out] beside it, stacked like it.
 While `attached` is active, a Linear that finds them adds x @ lora_a @ lora_b * alpha / r; `merge`
 folds them into the kernels instead.
 """
@@ -40,7 +40,7 @@ def init(key: jax.Array, params: Flat, rank: int, targets: str) -> Flat:
     adapters: Flat = {}
     for path, kernel in params.items():
         module, _, leaf = path.rpartition("/")
-        # Convolutions (four axes) compute by another rule, and PEFT has another layout for them.
+        # Convolutions (four axes) are computed differently, and PEFT has another layout for them.
         if leaf != "kernel" or len(kernel.shape) > 3 or not re.search(targets, module):
             continue
         *stack, n_in, n_out = kernel.shape

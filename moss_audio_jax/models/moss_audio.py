@@ -7,10 +7,10 @@ A batch is a dict of arrays with static shapes:
     segment_ids  int32 [B, T]        1, 2, ... for packed prompts, 0 = padding
     audio_index  int32 [B, T]        at a placeholder: its token among the row's C * F/8; else -1
     mels         float [B, C, F, M]  log-mel chunks, zeros beyond `frames`
-    frames       int32 [B, C]        frames of each chunk, 0 = an empty place
-    padded       int32 [B, C]        the length its prompt pads chunks to (lengths.padded_frames)
-    branch_ids   int32 [B, T]        optional, in training: a segment's conversations that share
-                                     their beginning (0) are numbered from 1 on
+    frames       int32 [B, C]        frames of each chunk, 0 = no chunk
+    padded       int32 [B, C]        length to which its prompt pads chunks (lengths.padded_frames)
+    branch_ids   int32 [B, T]        optional, in training: 0 for the opening that conversations of
+                                     a segment share, 1, 2, ... for the conversations
 
 C may be 0: a batch of text. A chunk is 4 s (`chunked`) or a whole clip (`full`, `sliding`).
 Everything here is a pure function of (params, batch).
@@ -61,7 +61,7 @@ Audio = tuple[jax.Array, jax.Array]  # features [B, C * S, D] and taps [K, B, C 
 
 
 def encode_audio(params: Any, config: ModelConfig, compute: Compute, batch: Batch) -> Audio | None:
-    """What the encoder hears in a batch's chunks; None in a batch of text."""
+    """The encoder's output for a batch's chunks; None for a batch of text."""
     if batch["frames"].shape[1] == 0:
         return None
     with jax.named_scope("audio_encoder"):
@@ -76,7 +76,7 @@ def hidden_states(
 ) -> jax.Array:
     """The decoder's last hidden states [B, T, D] of packed or padded rows (no cache).
 
-    `audio` is `encode_audio` of the same batch, where that is known already.
+    `audio` is `encode_audio` of the same batch, if it was computed already.
     """
     audio = encode_audio(params, config, compute, batch) if audio is None else audio
     x, injected = _embed(params, config, compute, batch, audio)
@@ -104,7 +104,7 @@ def hidden_states(
 def prefill(
     params: Any, config: ModelConfig, compute: Compute, batch: Batch, length: int
 ) -> tuple[jax.Array, Cache]:
-    """Runs prompts and keeps their keys and values.
+    """Runs prompts and returns their logits and a cache of their keys and values.
 
     Args:
       params: with the decoder's layers unrolled, as in `extend` and `decode_step`.
@@ -119,7 +119,7 @@ def prefill(
     batch_size, _ = batch["tokens"].shape
 
     def attend(query, key, value, kv):
-        # Padding stands to the right of every prompt: causality alone keeps it unseen.
+        # Padding is to the right of every prompt, so causality alone hides it.
         out = attention(query, key, value, causal=True, implementation=compute.attention)
         return out, cache.write_prefix(kv, key, value)
 
@@ -134,7 +134,7 @@ def prefill(
 def extend(
     params: Any, config: ModelConfig, compute: Compute, batch: Batch, kv: Cache, start: jax.Array
 ) -> tuple[jax.Array, Cache]:
-    """Runs text that goes on behind what a cache holds, in one pass.
+    """Runs text that continues what a cache holds, in one pass.
 
     Args:
       batch: `tokens` and `segment_ids` [B, T], one text a row, padded on the right; no audio.
@@ -143,8 +143,8 @@ def extend(
       start: int [B], the position of each row's first token here.
 
     Returns:
-      float32 logits [B, V] after each row's last token, and the cache with the text in it. What
-      stands at positions behind a row's text is never seen before it is written.
+      float32 logits [B, V] after each row's last token, and the cache with the text in it. Later
+      positions are never read before they are written.
     """
     tokens = batch["tokens"]
     x = decoder.embed_tokens(params["language_model"], tokens, as_dtype(compute))
@@ -187,8 +187,8 @@ def decode_step(
     def attend(query, key, value, kv):
         written = cache.write(kv, here, key, value)
         if platform() == "tpu":
-            # Of a cache that is written first the compiler takes all into its core's memory, and
-            # brings all back. A CPU's copies one that is written last.
+            # If the cache is written first, a TPU's compiler moves all of it into the core's memory
+            # and back. If it is written last, a CPU's compiler copies it.
             held = cache.read(kv, reach)
             return decode_attention(query, key, value, *held, positions), written
         held = cache.read(written, reach)
@@ -209,7 +209,7 @@ def _last(hidden: jax.Array, batch: Batch) -> jax.Array:
 def _embed(
     params: Any, config: ModelConfig, compute: Compute, batch: Batch, audio: Audio | None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Embeddings with the audio in its places [B, T, D], and what DeepStack injects there
+    """Embeddings with the audio at its placeholders [B, T, D], and what DeepStack adds there
     [K, B, T, D], if anything."""
     x = decoder.embed_tokens(params["language_model"], batch["tokens"], as_dtype(compute))
     if audio is None:

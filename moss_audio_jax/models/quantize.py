@@ -1,10 +1,10 @@
 """int8 weights for generation: the decoder's projections and the head that chooses tokens.
 
-They are nearly all that a decode step reads. Each output channel has a scale of its own, so that a
-channel's error is at most half of what its largest weight is divided by 127. A tied embedding is
-the head, each token's row a channel of it, and the lookup reads the same int8 rows. An untied
-embedding stays as it is, of which a step reads one row an answer; so do norms, encoder and
-adapters, which work once a prompt.
+These are nearly all that a decoding step reads. Each output channel has its own scale, its largest
+weight / 127, so its error is at most half of that scale. A tied embedding is also the head: each
+token's row is a channel, and the lookup reads the same int8 rows. An untied embedding stays
+unchanged, because a step reads one row of it an answer. Norms, encoder and adapters stay unchanged
+too; the encoder and the adapters run once a prompt.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from moss_audio_jax.config import ModelConfig
-from moss_audio_jax.ops.linear import Int8
+from moss_audio_jax.ops.linear import Bits, Int8, as_bits, on_one_cpu
 from moss_audio_jax.sharding import path_name
 
 _KERNELS = r"^(language_model/layers/(self_attn|mlp)/\w+_proj|lm_head)/kernel$"
 _EMBEDDING = "language_model/embed_tokens/embedding"
-# What no weight and no key is: where all of a channel is 0, so that nothing is divided by 0.
+# Smaller than any weight or key; avoids a division by 0 where a whole channel is 0.
 _TINY = 1e-30
 
 
@@ -44,8 +44,16 @@ def quantize_leaf(path: str, leaf: jax.Array, config: ModelConfig) -> jax.Array 
     return leaf
 
 
+def hold_leaf(path: str, leaf: jax.Array | Int8, config: ModelConfig) -> jax.Array | Int8 | Bits:
+    """One parameter as generation holds it: on one CPU bfloat16 kernels as bits (`ops.linear`)."""
+    table = path == _EMBEDDING and not config.decoder.tie_embeddings
+    if (table or re.match(_KERNELS, path)) and leaf.dtype == jnp.bfloat16 and on_one_cpu():
+        return as_bits(leaf)
+    return leaf
+
+
 def to_int8(x: jax.Array, axis: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """int8 steps, and along `axis` (which is kept, with size 1) what one of them is worth.
+    """x as int8 steps, and their scale along `axis` (which is kept, with size 1).
 
     The scale is rounded to `dtype` first, so that steps times scale is within half a step of x.
     """

@@ -25,7 +25,7 @@ from moss_audio_jax.sharding import platform, ways
 
 IMPLEMENTATIONS = ("auto", "xla", "splash", "cudnn")
 
-# What each kernel needs, for people.
+# What each kernel needs, for error messages.
 _NEEDS = {
     "splash": "rows of a multiple of 128 tokens that are not split over devices, no branches and "
     "no cache",
@@ -33,9 +33,10 @@ _NEEDS = {
     "not split over devices, heads of at most 128 and no cache",
 }
 
-# Above this many scores on a device (256 MB) queries go through in blocks: memory stays linear.
+# Above this many scores on a device (256 MB) queries are processed in blocks, so that memory stays
+# linear.
 _MAX_SCORES = 2**26
-# Causal attention goes through in up to so many steps of at least so many queries.
+# Causal attention runs in at most this many steps of at least this many queries.
 _MAX_STEPS, _MIN_STEP = 8, 128
 
 
@@ -64,14 +65,14 @@ def attention(
       branch_ids: int [B, T] of queries and keys alike, or None for no branches.
       query_slots: int [B, T], or None for 0..T-1.
       implementation: "xla" (plain); "splash" (TPU); "cudnn" (NVIDIA GPU); or "auto": the kernel of
-        the TPU or GPU where it can do what is asked and rows are long enough to gain, else plain.
+        the TPU or GPU if it supports the arguments and rows are long enough to gain, else plain.
 
     Returns:
-      [B, T, N, H] in query's dtype. A query that sees nothing gets the mean of all values (from
-      cudnn, where causal, of those up to its own).
+      [B, T, N, H] in query's dtype. A query that sees nothing gets the mean of all values (with
+      causal cudnn attention, the mean of those up to its own).
 
     Raises:
-      UsageError: unknown implementation, or one that cannot do what is asked.
+      UsageError: unknown implementation, or one that does not support the arguments.
     """
     if implementation not in IMPLEMENTATIONS:
         raise UsageError(f"attention is {implementation!r}; expected one of {IMPLEMENTATIONS}")
@@ -115,7 +116,8 @@ def attention(
     part = functools.partial(_in_blocks, causal=causal, window=window)
     if not staircase or length < 2 * _MIN_STEP:
         return part(queries, keys)
-    # Queries a step at a time, each step with the keys up to its end: nearly half is never seen.
+    # One step of queries at a time, with the keys up to its end: nearly half of the scores are
+    # never computed.
     step = max(_MIN_STEP, -(-length // _MAX_STEPS))
     outs = []
     for start in range(0, length, step):
@@ -133,18 +135,19 @@ def decode_attention(
     cached_value: jax.Array | Int8,
     position: jax.Array,
 ) -> jax.Array:
-    """A token of each row meets those before it, which a cache holds, and itself, which it does not
-    hold yet.
+    """One token of each row attends to the tokens before it, which a cache holds, and to itself,
+    which the cache does not hold yet.
 
     Args:
       query: [B, 1, N, H].
       key, value: the token's own, [B, 1, KV, H].
       cached_key, cached_value: as `attention` takes them, [B, S, KV, H]; from the token's own slot
-        on they may hold anything finite.
+        on they may hold any finite values.
       position: int [B], the token's slot; it may lie beyond S.
 
     Returns:
-      [B, 1, N, H] in query's dtype. The token meets itself unrounded, also beside an int8 cache.
+      [B, 1, N, H] in query's dtype. The token's own key and value are not rounded, even
+      with an int8 cache.
     """
     cached_key, key_scale = _steps(cached_key, query.dtype)
     cached_value, value_scale = _steps(cached_value, query.dtype)
@@ -160,7 +163,8 @@ def decode_attention(
     before = jnp.arange(slots) < position[:, None, None, None]  # [B, 1, 1, S]
     scores = jnp.where(before, scores / math.sqrt(dim), -jnp.inf)
     own = product("bkgh,bqkh->bkgq", query, key) / math.sqrt(dim)
-    # A softmax over both, divided when the values are summed: fewer passes over what is S long.
+    # One softmax over both, divided after the values are summed: fewer passes over arrays of
+    # length S.
     most = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), own)
     weights, own = jnp.exp(scores - most), jnp.exp(own - most)
     total = jnp.sum(weights, axis=-1, keepdims=True) + own
@@ -172,7 +176,7 @@ def decode_attention(
 
 
 def _in_blocks(queries: tuple, keys: tuple, causal: bool, window: tuple[int, int] | None):
-    """`_plain`, some queries at a time where all scores at once would be too many."""
+    """`_plain`, in blocks of queries if all scores at once would be too many."""
     query, key = queries[0], keys[0]
     batch, length = query.shape[:2]
     plain = functools.partial(_plain, causal=causal, window=window)
@@ -183,14 +187,14 @@ def _in_blocks(queries: tuple, keys: tuple, causal: bool, window: tuple[int, int
     def blocks(x: jax.Array) -> jax.Array:  # [B, T, ...] -> [T / block, B, block, ...]
         return jnp.moveaxis(x.reshape(batch, -1, block, *x.shape[2:]), 1, 0)
 
-    # Rematerialised, or the backward pass would keep every block's scores.
+    # Rematerialised, because the backward pass would otherwise keep every block's scores.
     rows = jax.tree.map(blocks, queries)
     out = jax.lax.map(jax.checkpoint(lambda row: plain(row, keys)), rows)
     return jnp.moveaxis(out, 0, 1).reshape(query.shape)
 
 
 def _query_block(query_shape: tuple[int, ...], keys: int) -> int:
-    """Queries that go through at once: all, or all halved until a device's scores fit."""
+    """The number of queries in a block: all, halved until a device's scores fit."""
     batch, block, heads, _ = query_shape
     others = batch * heads * keys // ways((batch, heads), "batch", "heads")
     while others * block > _MAX_SCORES and block % 2 == 0:
@@ -251,8 +255,8 @@ def _plain(queries: tuple, keys: tuple, causal: bool, window: tuple[int, int] | 
         key_branches=key_branches,
     )
     exact = precision(query.dtype)
-    # The query heads of a key head stand along the queries: plain matrix products, no transposed
-    # scores.
+    # The query heads of a key head are laid along the query axis: plain matrix products, and no
+    # transposed scores.
     query = query.reshape(batch, length, kv, -1, dim)
     query = jnp.moveaxis(query, 1, 3).reshape(batch, kv, -1, dim)  # [B, KV, G * T, H]
     scores = jnp.einsum(
@@ -274,9 +278,10 @@ def _plain(queries: tuple, keys: tuple, causal: bool, window: tuple[int, int] | 
 
 
 def _steps(x: jax.Array | Int8, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array | None]:
-    """What stands in the products, [B, S, KV, H], and the scale of each slot [B, KV, 1, S].
+    """The factor of the products, [B, S, KV, H], and the scale of each slot [B, KV, 1, S].
 
-    Scores and weights take the scales, of which there are H times fewer than keys and values.
+    Scores and weights are multiplied by the scales, of which there are H times fewer than keys and
+    values.
     """
     if not isinstance(x, Int8):
         return x, None

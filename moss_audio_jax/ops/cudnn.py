@@ -1,9 +1,9 @@
 """cuDNN's fused attention, the kernel of NVIDIA GPUs, on every device's own rows and heads.
 
-Scores never leave the chip. cuDNN itself knows the causal term, and skips the blocks above the
-diagonal; all else that decides what a query may see is one mask for all heads, added to the scores:
-blocks that it empties are computed all the same. The backward pass adds up in no fixed order, so
-that two runs agree to rounding (XLA's --xla_gpu_deterministic_ops excludes such kernels).
+Scores never leave the chip. cuDNN applies the causal term itself and skips the blocks above the
+diagonal. All other terms of what a query may see are one mask for all heads, added to the scores;
+blocks that the mask empties are still computed. The backward pass adds in no fixed order, so two
+runs agree only up to rounding (XLA's --xla_gpu_deterministic_ops excludes such kernels).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from moss_audio_jax.sharding import on_each_device, platform, splits_whole
 
-FORWARD = "dot_product_attention_fwd"  # how its primitives are called that save residuals
+FORWARD = "dot_product_attention_fwd"  # prefix of its primitives that save residuals
 _ROWS = 64  # rows are multiples of it; JAX asks for even ones, but not all of those were tried
 _HEAD = 128  # the largest head that every chip with the kernel takes
 _CAPABILITY = 8.0  # Ampere, the first with the kernel
@@ -56,8 +56,8 @@ def cudnn_attention(
       mask: bool [B, T, T], all other terms of what query t may see; None: all keys.
 
     Returns:
-      [B, T, N, H]. What the mask leaves out is lowered by a large finite number, so that a query
-      that sees nothing gets the mean of all values (where causal, of those up to its own).
+      [B, T, N, H]. Masked scores are lowered by a large finite number, so a query that sees
+      nothing gets the mean of all values (if causal, of those up to its own).
     """
     masks = () if mask is None else (mask,)
     return on_each_device(functools.partial(_on_device, causal=causal), query, key, value, *masks)

@@ -1,4 +1,4 @@
-"""The exact GELU (arXiv 1606.08415), for less than `jax.nn.gelu` takes."""
+"""The exact GELU (arXiv 1606.08415), cheaper than `jax.nn.gelu`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 def gelu(x: jax.Array) -> jax.Array:
     """x * P(N(0, 1) < x), in float32, of x's dtype and shape.
 
-    By erf: the erfc of `jax.nn.gelu`, which keeps the digits of results near 0, takes a TPU more
-    steps (docs/scaling.md). The backward pass keeps x alone.
+    It uses erf. `jax.nn.gelu` uses erfc, which keeps the digits of results near 0 but takes a TPU
+    more cycles (docs/findings/2026-11-28-modelled-train-step.md). The backward pass keeps x
+    alone.
     """
     wide = x.astype(jnp.float32)
     return (wide * _below(wide)).astype(x.dtype)

@@ -1,8 +1,8 @@
 """Cross entropy over a large vocabulary without ever holding [B, T, V].
 
-Each device takes the labelled positions of its own rows, `chunk` at a time, against the whole head
-(or its share of the vocabulary, on a mesh with `tensor`): the head is gathered once, not chunk by
-chunk, and its gradient is added up in float32 and reduced once.
+Each device multiplies the labelled positions of its own rows, `chunk` at a time, with the whole
+head (or its share of the vocabulary, on a mesh with `tensor`). The head is gathered once, not for
+each chunk, and its gradient is summed in float32 and reduced once.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def cross_entropy(
 
     Args:
       hidden: [B, T, D].
-      kernel: the output head [D, V]; rounded to hidden's dtype, its gradient is float32 until the
-        end.
+      kernel: the output head [D, V]; rounded to hidden's dtype; its gradient stays float32 until
+        the end.
       targets: int [B, T], the token each position must predict, or IGNORE.
-      chunk: labelled positions that a device takes at a time. Each chunk reads and writes the
-        head's whole gradient, so few are fast; each holds chunk * V scores.
+      chunk: labelled positions that a device processes at a time. Each chunk reads and writes the
+        head's whole gradient, so few chunks are faster; each chunk holds chunk * V scores.
 
     Returns:
       float32 [B, T] each: -log p(target), 0 where ignored; and log Z (for a z-loss), 0 likewise.
@@ -118,10 +118,10 @@ def _logits(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 class _Order:
-    """A device's positions, those with a label first, in chunks; most chunks then hold none.
+    """A device's positions in chunks, labelled ones first, so that most chunks hold no label.
 
     Attributes:
-      used: bool [N], whether a chunk holds labels on any device: all take the same branch.
+      used: bool [N], whether a chunk holds labels on any device: all devices take the same branch.
     """
 
     def __init__(self, targets: jax.Array, chunk: int):
@@ -147,10 +147,10 @@ class _Order:
 def _on_devices(
     here: Callable, hidden: jax.Array, kernel: jax.Array, others: tuple, reduce: bool = False
 ) -> Any:
-    """`here(hidden, kernel, *others)` on each device's rows, with the head in whole.
+    """`here(hidden, kernel, *others)` on each device's rows, with the whole head.
 
-    With `reduce`, its second result is the head's gradient from these rows; the sum over all
-    devices comes back, split like the head.
+    With `reduce`, its second result is the head's gradient from these rows; it is summed over all
+    devices and returned split like the head.
     """
     mesh = jax.sharding.get_abstract_mesh()
     spec = P() if mesh.empty else fit(hidden.shape[:1], [ACTIVATIONS["batch"]], mesh)

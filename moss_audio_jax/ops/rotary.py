@@ -32,10 +32,10 @@ def rotate_by_halves(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def rotate_by_product(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """`rotate` where the halves trade places in a product with a signed permutation [H, H].
+    """`rotate` with the halves swapped by a product with a signed permutation [H, H].
 
-    A TPU keeps a head in 128 lanes: halves of it are copied between layouts, while the product,
-    exact in any dtype, is a step of the matrix unit and takes norm and scaling with it.
+    A TPU keeps a head in 128 lanes and would copy halves of it between layouts. The product is
+    exact in any dtype, runs on the matrix unit, and is fused with the norm and the scaling.
     """
     half = jnp.eye(x.shape[-1] // 2, dtype=x.dtype)
     none = jnp.zeros_like(half)

@@ -1,7 +1,8 @@
 """Splash attention, JAX's Pallas kernel for TPUs, on every device's own rows and heads.
 
-Scores never leave the chip, blocks that the mask empties are skipped, and what the backward pass
-needs (outputs and log-sum-exps) is named RESIDUALS, so that a remat policy can keep it.
+Scores never leave the chip, and blocks that the mask empties are skipped. The tensors that the
+backward pass needs (outputs and log-sum-exps) are named RESIDUALS, so that a remat policy can keep
+them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from moss_audio_jax.sharding import on_each_device, splits_whole
 
 RESIDUALS = "attention_residuals"
 _LANES = 128  # blocks are multiples of it
-_BLOCK = 1024  # at most so many queries or keys at a time; not tuned on a chip
+_BLOCK = 1024  # at most this many queries or keys at a time; not tuned on a chip
 
 
 def fits(query: jax.Array, key: jax.Array) -> bool:
@@ -63,9 +64,9 @@ def _on_device(
         lower = splash.CausalMask((length, length))
         mask = lower if window is None else mask & lower
     block = math.gcd(length, _BLOCK)
-    # Gradients of queries by a kernel of their own: the fused one computes two products of seven
-    # less, but leaves a partial gradient for each block of keys, which are then added up in memory
-    # (as modelled for v5e twice of what it gains).
+    # A separate kernel computes the gradients of queries. The fused one needs two products of seven
+    # less, but leaves a partial gradient for each block of keys, and summing those in memory costs
+    # twice what it gains (as modelled for v5e).
     names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
     sizes = splash.BlockSizes(
         **dict.fromkeys(names, block),

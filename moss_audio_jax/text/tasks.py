@@ -1,4 +1,8 @@
-"""What to say to a released model: the prompts of its authors' evaluation."""
+"""What is asked of a model: the prompts of its authors' evaluation first, then other words."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
 
 TRANSCRIBE = {
     "none": "Transcribe the audio.",
@@ -16,3 +20,65 @@ MULTIPLE_CHOICE = (
     "line. You should output only A, B, C, or D. Do not provide any additional explanations or "
     "content.\nQuestion:"
 )
+
+NO_SPEECH = "There is no speech."
+
+# The official prompt comes first and is taken half of the time.
+PROMPTS: dict[str, tuple[str, ...]] = {
+    "asr": (
+        TRANSCRIBE["none"],
+        "Write down what is said.",
+        "What do the speakers say?",
+        "Please transcribe this recording.",
+    ),
+    "asr_zh": (TRANSCRIBE["none"], "请转写音频。", "音频里说了什么？"),
+    "asr_sentences": (
+        TRANSCRIBE["sentence"],
+        "Transcribe each sentence with its start and end time: [xx.xx]text[yy.yy]",
+        "Write down every sentence and when it is said, in the format [xx.xx]text[yy.yy]",
+    ),
+    "asr_words": (
+        TRANSCRIBE["word"],
+        "Transcribe each word with its start and end time: [xx.xx]text[yy.yy]",
+        "Write down every word and when it is said, in the format [xx.xx]text[yy.yy]",
+    ),
+    "events": (
+        EVENTS,
+        "List all that is heard, one per line, as start - end: description",
+        "Give a timeline of this clip, one line for each event: start - end: what is heard",
+    ),
+    "caption_speech": (
+        "Describe the speech in this recording.",
+        "Who speaks, how, and what is said?",
+        "Describe the speakers and what they say.",
+    ),
+    "caption_speech_json": (
+        "Describe the speaker as JSON with the keys gender, pitch, speed, volume, accent, texture, "
+        "tone, summary.",
+    ),
+    "caption_sound": (
+        "Describe the sounds in this recording.",
+        "What sounds are heard, apart from speech and music?",
+        "Describe the sound events in the order in which they happen.",
+    ),
+    "caption_music": (
+        "Describe the music.",
+        "What kind of music is this?",
+        "Describe tempo, key and instruments of the music.",
+    ),
+    "caption": (
+        "Describe this audio.",
+        "Describe this recording in detail.",
+        "What do you hear?",
+        "Give a caption of this clip.",
+    ),
+}
+
+
+class Question(NamedTuple):
+    """`wrong`: answers that are false of the scene; fewer than two: no multiple choice."""
+
+    task: str
+    question: str
+    answer: str
+    wrong: tuple[str, ...] = ()

@@ -1,12 +1,12 @@
-"""Trains a model, or continues what a folder holds, and exports it.
+"""Trains a model, or continues the run in a folder, and exports it.
 
 example:
   moss-audio-jax train --config sft --workdir DIR \\
       --config.init_from=CHECKPOINT --config.data.train="('rows.jsonl',)"
 
---config NAME[:argument] is a packaged config (`moss-audio-jax` lists them), or the path of a Python
-file with get_config(); --config.KEY=VALUE overrides one of its keys. The same command again
-continues; SIGTERM saves and ends the run with exit code 0.
+--config NAME[:argument] is a packaged config (`moss-audio-jax` lists them) or the path of a Python
+file with get_config(). --config.KEY=VALUE overrides one of its keys. The same command continues a
+run. SIGTERM saves it and ends it with exit code 0.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def parse(argv: Sequence[str]) -> tuple[Any, Path]:
     """The config and the work folder of a command line.
 
     Raises:
-      InputError: a config file that cannot be loaded.
-      UsageError: an unknown key, a value of the wrong type.
+      InputError: the config file cannot be loaded.
+      UsageError: a key is unknown, or a value has the wrong type.
     """
     options = command.parser("train", __doc__)
     options.add_argument("--config", required=True, metavar="NAME[:ARG]")

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a run's config, found before anything is compiled."""
+"""Checks a run's config before anything is compiled."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ _NOT_NEGATIVE = (
 
 
 def check_keys(config: ConfigDict) -> None:
-    """Raises UsageError for a key that no run has, or a value of the wrong type."""
+    """Raises UsageError for an unknown key or a value of the wrong type."""
     _same_keys(config, get_config(), "")
 
 
 def check(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
-    """Raises UsageError naming the first key that cannot be, alone or beside another."""
+    """Raises UsageError naming the first key that is invalid, alone or in combination."""
 
     def value(key: str) -> Any:
         at = config

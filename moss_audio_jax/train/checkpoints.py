@@ -1,20 +1,20 @@
-"""Checkpoints of a run: state and everything else that says where it stands, in one folder a step.
+"""Checkpoints of a run: its state and its position in the data, in one folder for each step.
 
     WORKDIR/checkpoints/STEP/state            trained weights, optimizer, EMA, step (sharded arrays)
     WORKDIR/checkpoints/STEP/run              JSON: data streams of all processes, totals, config
     WORKDIR/checkpoints/STEP/checksums.json   size and CRC-32 of every file, written last
-    WORKDIR/damaged_checkpoints/STEP          what was found damaged, set aside; delete it yourself
+    WORKDIR/damaged_checkpoints/STEP          damaged steps, set aside; delete them yourself
 
-Frozen weights are not in it: they come from `init_from` again (LoRA checkpoints are small).
+Frozen weights are left out, because `init_from` provides them (so LoRA checkpoints are small).
 
 Orbax writes a step under another name, in the background. Then each process reads its share of the
-files back, the first one writes the checksums, and the folder takes its name. Only after that are
-older steps deleted.
+files back, the first one writes the checksums, and the folder is renamed to its final name. Older
+steps are deleted only after that.
 
 Order of restoring: (1) config and `init_from` give shapes, shardings and frozen weights; (2) the
-newest step whose files are what was written, and whose values are finite, gives the state, placed
-on whatever mesh the run has now; newer ones are set aside; (3) its data state is dealt to whatever
-processes there are; (4) logs are cut back to that step.
+newest step whose files match their checksums and whose values are finite gives the state, placed on
+whatever mesh the run has now; newer ones are set aside; (3) its data state is dealt to the current
+processes; (4) logs are cut back to that step.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from moss_audio_jax import command, files
+from moss_audio_jax import files
 from moss_audio_jax.data.pipeline import merge_states
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.train.step import all_finite
 from moss_audio_jax.weights.checkpoint import from_all
+
+_log = logging.getLogger(__name__)
 
 State = dict[str, Any]
 
@@ -66,7 +68,7 @@ class Checkpoints:
         self._first = jax.process_index() == 0
         self._share = jax.process_index(), jax.process_count()
         self._newest: int | None = None
-        self._notes: dict[int, dict] = {}  # what the first process knows of the steps that stand
+        self._notes: dict[int, dict] = {}  # what the first process knows of the existing steps
         self._finisher = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: tuple[int, concurrent.futures.Future] | None = None
         _log_no_traceback()
@@ -75,16 +77,16 @@ class Checkpoints:
             self._tidy()
 
     def newest(self) -> int | None:
-        """The newest step that is as it was written; None where there is no step at all.
+        """The newest step that is intact and finite; None if there is no step at all.
 
         Newer ones, which are damaged or not finite, are named and set aside.
 
         Raises:
-          InputError: there are steps, and none can be used: a run must not start anew over them.
+          InputError: there are steps but none can be used; a run must not start anew over them.
         """
         faults: dict[int, str] = {}
         good = None
-        # What the first process sees counts: all must take the same step.
+        # The first process decides which steps exist: all must take the same step.
         for step in reversed(from_all(self._steps())[0]):
             found = from_all({"fault": self._fault(step)})
             fault = next((each["fault"] for each in found if each["fault"]), None)
@@ -116,7 +118,7 @@ class Checkpoints:
           data: this process's data state; those of all processes are merged.
 
         Raises:
-          InputError: this or the last step could not be written: a full disk, for example.
+          InputError: this or the last step could not be written, for example on a full disk.
         """
         if self._newest == step:
             return
@@ -142,7 +144,7 @@ class Checkpoints:
         """State (without "frozen") on `shardings`, and the run's JSON.
 
         Raises:
-          InputError: the state is of another model, optimizer or set of trained weights.
+          InputError: the state belongs to another model, optimizer or set of trained weights.
         """
         target = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -164,7 +166,7 @@ class Checkpoints:
         return restored["state"], restored["run"]
 
     def wait(self) -> None:
-        """Waits for what is being written. Raises InputError where that failed."""
+        """Waits for the step that is being written. Raises InputError if that failed."""
         if self._pending is None:
             return
         (step, pending), self._pending = self._pending, None
@@ -174,7 +176,7 @@ class Checkpoints:
             raise self._not_saved(step, error) from error
 
     def close(self) -> None:
-        """As `wait`, and ends the thread."""
+        """Like `wait`, and ends the thread."""
         try:
             self.wait()
         finally:
@@ -184,7 +186,7 @@ class Checkpoints:
     # --- in the background ------------------------------------------------------------------------
 
     def _finish(self, step: int, note: dict[str, Any]) -> None:
-        """Once Orbax has written a step: adds checksums, gives it its name, deletes old ones."""
+        """After Orbax has written a step: adds checksums, renames it, deletes old steps."""
         self._checkpointer.wait_until_finished()
         folder = self._unfinished(step)
         sums = files.checksums(folder, self._share)
@@ -193,7 +195,7 @@ class Checkpoints:
             return
         for index in range(1, self._share[1]):
             sums |= _take(_part(folder, index))
-        # Whatever another process did not see or had no time for.
+        # Files that another process did not see or had no time for.
         names = [name for name in _names(folder) if name not in sums]
         note = {**note, "files": sums | files.checksums(folder, names=names)}
         files.write_whole(folder / CHECKSUMS, json.dumps(note))
@@ -224,7 +226,7 @@ class Checkpoints:
         return note
 
     def _fault(self, step: int) -> str | None:
-        """What is wrong with a step, as far as this process looks; None: nothing."""
+        """What is wrong with this process's share of a step; None: nothing."""
         folder = self._folder / str(step)
         if not (folder / CHECKSUMS).is_file():
             return f"it has no {CHECKSUMS}: it was not written to its end, or by an older version"
@@ -256,17 +258,17 @@ class Checkpoints:
         )
 
     def _delete(self, step: int) -> None:
-        gone = self._unfinished(step)  # half deleted it must not look like a step
+        gone = self._unfinished(step)  # half deleted, it must not look like a step
         (self._folder / str(step)).rename(gone)
         _remove(gone)
 
     def _tidy(self) -> None:
-        """Makes the folder, and removes what was being written or deleted when a run was killed."""
+        """Makes the folder, and removes what a killed run was writing or deleting."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for left in self._folder.glob(f"*{_UNFINISHED}*"):
                 if left.name.partition(".")[0].isdecimal():
-                    command.say(f"{files.shown(left)}: not written to its end; removed")
+                    _log.info(f"{files.shown(left)}: not written to its end; removed")
                     _remove(left)
             free = shutil.disk_usage(self._folder).free
         except OSError as error:
@@ -292,7 +294,7 @@ def _kept(state: State) -> State:
 
 
 def _to_keep(notes: dict[int, dict], config: Any) -> set[int]:
-    """The newest step, and what `config` asks for. A step that is not finite takes no place."""
+    """The steps to keep: the newest, and those of `config`. Non-finite steps do not count."""
     finite = sorted(step for step, note in notes.items() if note["finite"])
     keep = {max(notes), *finite[-config.keep_last :]}
     if config.keep_every:
@@ -335,7 +337,7 @@ def _part(folder: Path, process: int) -> Path:
 
 
 def _take(part: Path) -> dict[str, list[int]]:
-    """The checksums that another process leaves there; none where it takes too long."""
+    """The checksums that another process leaves there; none if it takes too long."""
     end = time.monotonic() + _PATIENCE
     while time.monotonic() < end:
         if part.exists():
@@ -347,7 +349,7 @@ def _take(part: Path) -> dict[str, list[int]]:
 
 
 def _log_no_traceback() -> None:
-    """What fails in Orbax's threads is raised by `wait`; its tracebacks need not be printed too."""
+    """Silences tracebacks of Orbax's threads, because `wait` raises their errors."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_is_not_raised)
     if sys.unraisablehook is not _report_unraisable:

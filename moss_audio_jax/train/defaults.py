@@ -1,4 +1,4 @@
-"""Every key that a run has, with its default. Recipes start from here and change a few.
+"""Every key of a run, with its default. Recipes start from here and change a few.
 
     moss-audio-jax train --config configs/sft.py --workdir DIR --config.init_from=CHECKPOINT \
         --config.data.train="('rows.jsonl',)"
@@ -30,27 +30,27 @@ def get_config(size: str = "4b") -> ConfigDict:
 
     c.data = data = ConfigDict()
     data.train = ()  # paths of JSONL or ArrayRecord
-    data.mixture = ConfigDict()  # or, where train is empty, named parts: see docs/data.md
+    data.mixture = ConfigDict()  # or, if train is empty, named parts: see docs/data.md
     data.eval = ()  # paths, for the held-out loss
     data.length = 8192  # tokens of a row
-    data.chunks = -1  # chunks of 4 s a row holds; -1 = as many as its tokens can; 0 = text alone
-    data.frames = 0  # mel frames a chunk holds; for full and sliding attention; 0 = the encoder's
+    data.chunks = -1  # chunks of 4 s in a row; -1 = as many as fit its tokens; 0 = text only
+    data.frames = 0  # mel frames in a chunk, for full and sliding attention; 0 = the encoder's
     data.batch = 256  # rows of a step, over all devices
     data.packing = True  # several examples share a row
     data.streams = 0  # independent orders; 0 = chosen; divides the batch
     data.window = 64  # examples that are packed with one another
     data.workers = 0  # decoding processes; 0 = in this one
-    # Steps that see a row, on average: more than 1 where a device outruns its host; train/echo.py.
+    # Steps that see a row, on average; above 1 for hosts slower than the device (train/echo.py).
     data.echo = 1
-    data.echo_rows = 1024  # newest rows, kept on the device, of which they are drawn
+    data.echo_rows = 1024  # newest rows, kept on the device, that repeats are drawn from
     data.time_markers = True
     data.max_bad_share = 0.05  # more unusable rows than this stop the run
     data.row_seconds = 60.0  # a row that takes longer to read is unusable
-    # Speed, warp, SpecAugment; none. With `echo`, masks are drawn anew each time a row is seen.
+    # Speed, warp, SpecAugment; default none. With `echo`, each repeat of a row gets new masks.
     data.augment = ConfigDict(dataclasses.asdict(Augment()))
-    data.tasks = ()  # names of tasks whose losses are reported apart
-    data.branches = 1  # of a row with several branches: how many share its clip at a visit; 0: none
-    # Of branches: (regex of a task, how often[, weight in the loss]); the first match wins.
+    data.tasks = ()  # names of tasks whose losses are reported separately
+    data.branches = 1  # how many of a row's branches share its clip at a visit; 0: none
+    # For branches: (task regex, relative frequency[, weight in the loss]); the first match wins.
     data.pick = ((".*", 1.0),)
     data.log_rows = False  # write which rows each step saw to rows.jsonl
 
@@ -66,13 +66,13 @@ def get_config(size: str = "4b") -> ConfigDict:
     train.dtype = "bfloat16"  # of compute; master weights are float32
     train.remat = "full"  # none | full | attention | projections | offload
     train.attention = "auto"  # auto | xla | splash (TPU) | cudnn (NVIDIA GPU); see ops/attention.py
-    train.encoder_chunks = 128  # at a time on a device, and their gradients summed over devices
-    train.loss_chunk = 1024  # labelled positions that meet the output head at a time, on a device
+    train.encoder_chunks = 128  # at a time on a device; gradients are summed over devices each time
+    train.loss_chunk = 1024  # labelled positions at a time that the output head scores, on a device
     train.max_skipped = 10  # non-finite updates in a row that stop the run
     train.profile = (0, 0)  # (first step, how many) to trace for the profiler
 
-    # Losses of heads on the encoder, of rows with "words" and "tags"; 0 = none. For an encoder from
-    # scratch; the heads are left out of the export. The table is in train/helpers.py.
+    # Weights of losses of heads on the encoder, for rows with "words" and "tags"; 0 = none. For an
+    # encoder from scratch; an export has the heads apart from the model. See train/helpers.py.
     c.helpers = helpers = ConfigDict()
     helpers.ctc = 0.0
     helpers.frames = 0.0
@@ -113,7 +113,7 @@ def get_config(size: str = "4b") -> ConfigDict:
 
     c.checkpoint = checkpoint = ConfigDict()
     checkpoint.every = 500  # steps
-    # Also when so many minutes have gone by, looked at every train.log_every steps; 0 = never.
+    # Also after this many minutes, checked every train.log_every steps; 0 = never.
     checkpoint.minutes = 0.0
     checkpoint.keep_last = 2
     checkpoint.keep_every = 0  # also keep every n-th step for good

@@ -1,8 +1,8 @@
 """Data echoing (Choi et al. 2019): rows stay on the device and are trained on several times.
 
-For an accelerator that takes rows faster than its host makes them. Each step brings batch / k new
-rows and draws the others of its batch among the newest rows, without drawing one twice, so that a
-row is seen k times on average, far apart, each time behind other masks (SpecAugment).
+This helps if an accelerator consumes rows faster than its host makes them. Each step brings batch /
+k new rows and draws the other rows of its batch from the newest ones, without repetition. A row is
+seen k times on average, far apart, each time behind other masks (SpecAugment).
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ Batch = dict[str, jax.Array]
 class Echo:
     """The newest rows, kept on the device.
 
-    It is no part of a checkpoint: a run that is continued fills it anew, and repeats the rows that
-    it has until then.
+    They are not part of a checkpoint. A continued run fills them anew, and repeats the rows that it
+    has until then.
     """
 
     def __init__(self, batch: int, kept: int, seed: int, mesh: Mesh, masks: Augment | None = None):
-        """`batch`: rows of a step; `kept`: so many rows are drawn from; `masks` of their mels."""
+        """`batch`: rows of a step; `kept`: how many rows are kept; `masks` for their mels."""
         self._batch, self._kept, self._seed, self._mesh = batch, kept, seed, mesh
         self._masks = masks or Augment()
         self._rows: Batch | None = None
         self._seen = 0
 
     def __call__(self, step: int, fresh: Batch) -> Batch:
-        """The batch [B, ...] of a step, the `fresh` rows [B / k, ...] among it."""
+        """The batch [B, ...] of a step, including the `fresh` rows [B / k, ...]."""
         count = len(fresh["tokens"])
         if self._rows is None:
             self._rows = {
@@ -58,7 +58,7 @@ class Echo:
         draw = np.random.default_rng([self._seed, step])
         if len(others) >= needed:
             drawn = draw.choice(others, needed, replace=False)
-        else:  # the first steps: there are not enough yet
+        else:  # in the first steps there are not enough rows yet
             drawn = draw.choice(held, needed)
         places = np.concatenate([at, drawn]).astype(np.int32)
         key = jax.random.fold_in(jax.random.key(self._seed), step)
@@ -96,7 +96,7 @@ def mask_mels(mels: jax.Array, frames: jax.Array, masks: Augment, key: jax.Array
 def _stretches(
     key: jax.Array, count: int, longest: jax.Array, room: jax.Array, size: int
 ) -> jax.Array:
-    """bool [..., size]: in `count` stretches of 0 to `longest` places somewhere in `room`."""
+    """bool [..., size]: `count` random stretches of 0 to `longest` positions within `room`."""
     width, start = jax.random.uniform(key, (2, count, *longest.shape))
     width = jnp.floor(width * (longest + 1))
     start = jnp.floor(start * (room - width + 1))

@@ -1,4 +1,4 @@
-"""What a run leaves behind: a whole checkpoint; LoRA adapters and helper heads by themselves."""
+"""What a run exports: a whole checkpoint; LoRA adapters and helper heads separately."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from moss_audio_jax.weights.convert import save_official
 
 
 def merged_params(state: dict[str, Any], recipe: Recipe) -> Any:
-    """The model's tree in the compute dtype, averaged weights if there are, LoRA folded in."""
+    """The model's tree in the compute dtype, with averaged weights if any, LoRA merged."""
     trained = state.get("ema", state["trained"])
     dtype = as_dtype(recipe.compute)
 
@@ -37,8 +37,8 @@ def merged_params(state: dict[str, Any], recipe: Recipe) -> Any:
 
 
 def write(config: Any, start: Start, state: dict, recipe: Recipe, workdir: Path) -> None:
-    """WORKDIR/export (official or native, LoRA merged), WORKDIR/lora (the adapters alone), and
-    beside the weights of an export the heads of the helper losses.
+    """Writes WORKDIR/export (official or native, LoRA merged), WORKDIR/lora (the adapters alone),
+    and the heads of the helper losses beside the weights of an export.
 
     Raises:
       InputError: the last updates were skipped, or the weights are not finite; nothing is written.

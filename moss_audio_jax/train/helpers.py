@@ -1,21 +1,21 @@
 """Helper losses that teach a model from scratch what is said and heard when.
 
-Linear heads on the encoder's last features, for training alone: an export leaves them out of the
-checkpoint's own weights and writes them into its folder `helpers` (`weights.heads`).
+They use linear heads on the encoder's last features, for training only. An export leaves the heads
+out of the model's weights and writes them into its folder `helpers` (`weights.heads`).
 
   ctc       connectionist temporal classification over the tokenizer's pieces, chunk by chunk
   frames    cross entropy of the piece that is said at each token (80 ms), from known word times
   tags      binary cross entropy of each tag that holds at a token
-  position  cross entropy of a token's place in its chunk: through many layers the absolute
-            position fades, and times are read off it later
-  adapter   cross entropy of the piece that is said at a token, read off the adapter's output by the
-            decoder's own head: a decoder from scratch finds words it knows among the audio tokens
-  clock     the same as position, read off the adapter's output: a decoder that is told what is said
-            at a token, but not when, writes times that it guesses
-  adapter_tags  the same as tags, read off the adapter's output
-  adapter_before  cross entropy of the piece said before the one being said, read off the adapter's
-            output by a matrix and the decoder's own head: to go on after a word, a decoder looks
-            for the tokens before which that word was said
+  position  cross entropy of a token's place in its chunk: the absolute position fades through many
+            layers, but timestamps depend on it
+  adapter   cross entropy of the piece that is said at a token, from the adapter's output through
+            the decoder's own head: a decoder from scratch finds known words among the audio tokens
+  clock     like position, from the adapter's output: a decoder that learns what is said at a token
+            but not when would guess times
+  adapter_tags  like tags, from the adapter's output
+  adapter_before  cross entropy of the piece said before the current one, from the adapter's output
+            through a matrix and the decoder's own head: to continue after a word, a decoder looks
+            for the tokens that follow that word
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def losses(
     adapted: jax.Array | None = None,
     head_kernel: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
-    """Summed losses {name: float32 scalar} of those that have a weight.
+    """Sums of the losses that have a weight, {name: float32 scalar}.
 
     Args:
       params: {"pieces": {"kernel", "bias"}, ...}.

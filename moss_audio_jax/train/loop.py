@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import signal
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import numpy as np
 from clu import parameter_overview
 from jax.experimental import multihost_utils
 
-from moss_audio_jax import command, files
+from moss_audio_jax import files
 from moss_audio_jax.data.mixture import Mixture
 from moss_audio_jax.data.pipeline import HostBatch, Loader, eval_batches
 from moss_audio_jax.errors import InputError, UsageError
@@ -34,6 +35,8 @@ from moss_audio_jax.train.start import Start, initial_params, read_start
 from moss_audio_jax.train.step import State, batch_shardings, eval_step
 from moss_audio_jax.weights.checkpoint import flatten, from_all
 from moss_audio_jax.weights.heads import load_heads
+
+_log = logging.getLogger(__name__)
 
 _TOTALS = ("tokens_seen", "audio_seconds_seen", "skipped_total")
 
@@ -71,7 +74,7 @@ def _train(run: Setup, workdir: Path, mixture: Mixture, held_out: Mixture | None
         restored, saved = checkpoints.restore(newest, run.state_shardings)
         state = {**state, **restored}
         totals, saved_data = saved["totals"], saved["data"]
-        command.say(f"continues at step {newest} of {workdir}")
+        _log.info(f"continues at step {newest} of {workdir}")
     first = step = newest or 0
     _describe(state, run, mixture)
     loader, echo = _rows(run, mixture, workdir)
@@ -131,7 +134,7 @@ def _train(run: Setup, workdir: Path, mixture: Mixture, held_out: Mixture | None
         if step > first:
             save(data)
             done = f"saved step {step}"
-        command.say(f"asked to stop: {done}; the same command continues")
+        _log.info(f"asked to stop: {done}; the same command continues")
         return 0
 
     def every(count: int) -> bool:
@@ -163,7 +166,7 @@ def _train(run: Setup, workdir: Path, mixture: Mixture, held_out: Mixture | None
         checkpoints.close()
         stop.close()
     export.write(config, run.start, state, run.recipe, workdir)
-    command.say(f"done: {step} steps in {workdir}")
+    _log.info(f"done: {step} steps in {workdir}")
     return 0
 
 
@@ -301,13 +304,13 @@ def _describe(state: State, run: Setup, mixture: Mixture) -> None:
         return
     count = moss_audio.count_params
     table = {**state["trained"], **state["frozen"]}
-    command.say(
+    _log.info(
         parameter_overview.get_parameter_overview(
             {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in sorted(table.items())},
             include_stats=False,
         )
     )
-    command.say(
+    _log.info(
         f"{count(state['trained']):,} of {count(table):,} parameters train; mesh "
         f"{dict(run.mesh.shape)}; {mixture.rows:,} rows"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -11,8 +12,10 @@ from typing import Any
 
 import jax
 
-from moss_audio_jax import command, devices, files
+from moss_audio_jax import devices, files
 from moss_audio_jax.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 
 class Metrics:
@@ -61,7 +64,7 @@ class Metrics:
         if "mfu" in row:
             parts.append(f"MFU {row['mfu']:.1%}")
         parts.append(f"ETA {_clock((self._steps - step) / rate)}" if rate else "")
-        command.say("  ".join(filter(None, parts)))
+        _log.info("  ".join(filter(None, parts)))
 
 
 def cut_back(file: Path, step: int) -> None:

@@ -1,4 +1,4 @@
-"""What is trained, how fast, and by which rule: one table of (path regex, learning-rate factor)."""
+"""What is trained, at which rate and by which rule: a table of (path regex, rate factor)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def schedule(config: Any, steps: int) -> Callable[[Any], Any]:
         raise UsageError(f"optimizer.schedule is {o.schedule!r}; expected one of {SCHEDULES}")
     if not warmup:
         return body
-    # The first step already moves: (step + 1) / warmup.
+    # (step + 1) / warmup, so that the first step already changes the weights.
     return optax.join_schedules(
         [optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1)), body], [warmup]
     )
@@ -72,7 +72,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """The update rule over a flat dict {path: float32 array} of the trained parameters.
 
-    Weight decay goes to kernels and embeddings alone, scaled by the learning rate (decoupled,
+    Weight decay applies only to kernels and embeddings, scaled by the learning rate (decoupled,
     arXiv 1711.05101).
     """
     adam = optax.scale_by_adam(
@@ -109,11 +109,11 @@ def make_optimizer(
 def _scale_by_muon(config: Any) -> optax.GradientTransformation:
     """Orthogonalised momentum (arXiv 2502.16982), scaled to the size of Adam's updates.
 
-    A learning rate for AdamW is then one for Muon too. Each layer of a stack is a matrix by itself;
-    a convolution's is [all inputs of a place, channels].
+    A learning rate for AdamW then also suits Muon. Each layer of a stack is its own matrix; a
+    convolution's matrix is [all inputs of a position, channels].
     """
 
-    # Maps over trees, since `partition` leaves empty nodes in the place of the others' leaves.
+    # Maps over trees, because `partition` leaves empty nodes in place of other groups' leaves.
     def axes(params: Any) -> Any:
         return tree_map_with_path(lambda path, x: _matrix(path[0].key, x.ndim), params)
 
@@ -139,7 +139,7 @@ def _inputs(shape: Sequence[int]) -> Sequence[int]:
 
 
 def _matrix(path: str, ndim: int) -> MuonDimensionNumbers | None:
-    """The axes of a parameter that make a matrix for Muon; None: Adam's, as vectors, heads are."""
+    """The axes of a parameter that form a matrix for Muon; None: Adam, as for vectors, heads."""
     if not path.endswith("/kernel") or re.match(r"lm_head/|helpers/|.*/conv1/", path):
         return None
     if ndim == 4:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from moss_audio_jax import command, files
+from moss_audio_jax import files
 from moss_audio_jax.data.batch import Example, TrainExample
 from moss_audio_jax.data.mixture import Mixture
 from moss_audio_jax.data.pipeline import example_maker, job_for
@@ -19,6 +20,8 @@ from moss_audio_jax.generate.vocabulary import vocabulary
 from moss_audio_jax.train.export import merged_params
 from moss_audio_jax.train.setup import Setup
 from moss_audio_jax.train.step import State
+
+_log = logging.getLogger(__name__)
 
 LOG = "samples.jsonl"
 
@@ -52,4 +55,4 @@ def show(run: Setup, state: State, mixture: Mixture, workdir: Path, step: int) -
             "finish_reason": output.finish_reason,
         }
         files.append(workdir / LOG, json.dumps(row, ensure_ascii=False) + "\n")
-        command.say(f"  {row['row']}: {row['answer']!r}  (expected {row['expected']!r})")
+        _log.info(f"  {row['row']}: {row['answer']!r}  (expected {row['expected']!r})")

@@ -1,4 +1,4 @@
-"""What a run starts from: sizes, tokenizer and weights, as `init_from` names them.
+"""What a run starts from: sizes, tokenizer and weights, as given by `init_from`.
 
 init_from = ""                        a fresh model of config.model's sizes
 init_from = "DIR"                     a whole checkpoint, official or native
@@ -52,8 +52,8 @@ def read_start(config: Any) -> Start:
     """Resolves `init_from`, `model`, `tokenizer` of a run's config; reads no weights.
 
     Raises:
-      InputError: folders that lack something or do not fit one another.
-      UsageError: an init_from that is not understood.
+      InputError: a folder is incomplete, or the folders do not match.
+      UsageError: init_from is malformed.
     """
     parts = _parts(config.init_from)
     whole, encoder, decoder = (parts.get(name, "") for name in ("whole", "encoder", "decoder"))
@@ -86,7 +86,7 @@ def read_start(config: Any) -> Start:
 
 
 def initial_params(start: Start, shardings: Any, seed: int) -> Any:
-    """The parameter tree before the first step, on its devices, in the dtypes it is stored in."""
+    """The parameter tree before the first step, on its devices, in the dtypes as stored."""
     if start.whole:
         return load_params(start.whole, start.model, None, shardings)
 

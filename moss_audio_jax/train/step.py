@@ -1,9 +1,9 @@
-"""The train step: a pure function (state, batch) -> (state, metrics), and the state it walks on.
+"""The train step: a pure function (state, batch) -> (state, metrics), and its state.
 
 state = {
   "trained":  {path: float32}   master copies of what is trained
   "frozen":   {path: compute dtype}   everything else: no optimizer state, no float32 copy
-  "opt":      the optimizer's state, for the trained alone
+  "opt":      the optimizer's state, for trained parameters only
   "ema":      {path: float32}   only with train.ema
   "step":     int32
   "skipped":  int32, updates skipped in a row because loss or gradient was not finite
@@ -36,7 +36,7 @@ from moss_audio_jax.weights.checkpoint import unflatten
 State = dict[str, Any]
 Flat = dict[str, Any]
 
-# These stay float32 until they are used: their gradients add up over the chunks of the loss.
+# These stay float32 until they are used, because their gradients add up over the loss's chunks.
 _KEPT = ("lm_head/kernel", "language_model/embed_tokens/embedding")
 
 
@@ -51,7 +51,7 @@ class Recipe:
     z_loss: float = 0.0
     ema: float = 0.0  # decay; 0: none
     lora_alpha: float = 0.0
-    tasks: int = 1  # kinds of rows whose losses are told apart
+    tasks: int = 1  # kinds of rows whose losses are reported separately
     decoder_loss: float = 1.0  # weight of the decoder's loss; 0: the decoder does not run
     helpers: Helpers | None = None
 
@@ -78,8 +78,8 @@ def init_state(
 def state_shardings(state: State, config: ModelConfig, mesh: Mesh) -> State:
     """NamedShardings of a state (arrays or ShapeDtypeStructs).
 
-    A moment lives where its parameter does; what has another shape than its parameter (factored
-    moments, counters) is small and replicated.
+    A moment is sharded like its parameter. Anything of another shape (factored moments, counters)
+    is small and replicated.
     """
     shapes = {**state["frozen"], **state["trained"]}
     specs = param_specs(unflatten(shapes), config, mesh)
@@ -121,8 +121,8 @@ def loss_sums(
     """The loss of a batch, or a part of one (what is differentiated), and sums to report.
 
     Args:
-      counts: of the whole batch, by `loss_counts`: what each loss is a mean over. The losses of a
-        batch's parts then add up to that of the batch.
+      counts: `loss_counts` of the whole batch, the number that each loss is averaged over. The
+        losses of a batch's parts then add up to that of the batch.
 
     Returns:
       (decoder_loss * mean of weight * (cross entropy + z_loss * log Z^2) + the helpers' means by
@@ -166,14 +166,14 @@ def loss_sums(
 
 
 def loss_counts(recipe: Recipe, batch: dict) -> dict[str, jax.Array]:
-    """What each loss of a batch is a mean over."""
-    # A batch without a single label has no gradient, rather than a division by zero.
+    """The number that each loss of a batch is averaged over."""
+    # A batch without any label has zero gradient instead of a division by zero.
     found = {"decoder": jnp.maximum(jnp.sum(batch["weights"][:, 1:]), 1e-6)}
     return found | (helping.counts(recipe.helpers, batch) if recipe.helpers else {})
 
 
 def gradients(trained: Flat, frozen: Flat, recipe: Recipe, batch: dict) -> tuple[Flat, dict]:
-    """Gradient of the loss of the whole batch, micro-batch by micro-batch; and the sums."""
+    """Gradient of the whole batch's loss, computed by micro-batches, and the sums to report."""
     counts = loss_counts(recipe, batch)
 
     def grad(part: dict) -> tuple[Flat, dict]:
@@ -181,7 +181,7 @@ def gradients(trained: Flat, frozen: Flat, recipe: Recipe, batch: dict) -> tuple
 
     if recipe.accumulate == 1:
         return grad(batch)
-    # Row b goes to micro-batch b % accumulate, so that every device has a part in each.
+    # Row b goes to micro-batch b % accumulate, so that every device has rows in each.
     micro = jax.tree.map(
         lambda x: jnp.moveaxis(x.reshape(-1, recipe.accumulate, *x.shape[1:]), 1, 0), batch
     )
@@ -214,7 +214,7 @@ def make_train_step(
             new["ema"] = jax.tree.map(
                 lambda old, x: recipe.ema * old + (1 - recipe.ema) * x, state["ema"], trained
             )
-        # One bad batch must not poison the weights: keep everything but the count.
+        # One bad batch must not spoil the weights: keep all of the old state but the count.
         kept = jax.tree.map(
             lambda a, b: jnp.where(finite, a, b), new, {key: state[key] for key in new}
         )

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from moss_audio_jax import world
 from moss_audio_jax.annotate import defaults, merge, pipeline, source, tasks
 from moss_audio_jax.annotate.record import SCHEMA, schema_problems
-from moss_audio_jax.data import world
-from moss_audio_jax.data.world.sounds import KINDS
+from moss_audio_jax.text.labels import KINDS
 
 RATE, FPS = 16_000, 50.0
 VOICE = ("hello", "there", "my", "friend")

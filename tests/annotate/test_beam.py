@@ -6,9 +6,8 @@ import annotate_runs as runs
 import pytest
 import soundfile
 
-from moss_audio_jax import command
+from moss_audio_jax import command, world
 from moss_audio_jax.annotate import beam
-from moss_audio_jax.data import world
 
 LIGHT = ("--config.checkpoint=", "--config.speech.systems=()")  # no small model
 

@@ -12,17 +12,16 @@ import pytest
 import soundfile
 from tiny_model import tiny_config, write_checkpoint
 
-from moss_audio_jax import command
+from moss_audio_jax import command, world
 from moss_audio_jax.annotate import doubt, pipeline, source
 from moss_audio_jax.annotate.ears import TOKEN, Ears
 from moss_audio_jax.annotate.speech import aligned
 from moss_audio_jax.annotate.work import new_record
 from moss_audio_jax.audio.lengths import audio_tokens
-from moss_audio_jax.data import world
-from moss_audio_jax.data.world import espeak
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.generate.familiarity import Familiarity
 from moss_audio_jax.weights.heads import save_heads
+from moss_audio_jax.world import espeak
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@ import numpy as np
 import patchwork
 import pytest
 
+from moss_audio_jax import world
 from moss_audio_jax.annotate.features import clip_features
 from moss_audio_jax.annotate.posteriors import Posteriors
 from moss_audio_jax.annotate.profile import CLASSES, profile, profile_posteriors
@@ -9,9 +10,8 @@ from moss_audio_jax.annotate.sound import tag_sex
 from moss_audio_jax.annotate.speakers import describe_voice, speaker_turns
 from moss_audio_jax.annotate.tasks import sources
 from moss_audio_jax.annotate.work import new_record
-from moss_audio_jax.data import world
-from moss_audio_jax.data.world.sounds import KINDS
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.text.labels import KINDS
 
 
 def test_speech_music_and_silence_are_told_apart():

@@ -6,6 +6,7 @@ import numpy as np
 import patchwork
 import pytest
 
+from moss_audio_jax import world
 from moss_audio_jax.annotate.ears import Ears
 from moss_audio_jax.annotate.features import clip_features
 from moss_audio_jax.annotate.posteriors import (
@@ -17,7 +18,6 @@ from moss_audio_jax.annotate.posteriors import (
 from moss_audio_jax.annotate.segment import SegmentOptions, segment
 from moss_audio_jax.annotate.tags import hear_sources
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
-from moss_audio_jax.data import world
 from moss_audio_jax.errors import InputError, UsageError
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from moss_audio_jax.data.world import tasks
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.evaluate.benchmarks import CAPTION_FIELDS, Item, choice_prompt, load_benchmark
+from moss_audio_jax.text import tasks
 from moss_audio_jax.text.tasks import TRANSCRIBE
+from moss_audio_jax.world import rows
 
 
 def write_json(path: Path, rows: list) -> Path:
@@ -188,7 +189,7 @@ def test_bad_use(tmp_path):
 
 
 def scene(name: str, spoken: bool) -> dict:
-    """Labels as `data.world.scene` describes them, written by hand: no speech engine needed."""
+    """Labels as `world.scenes` describes them, written by hand: no speech engine needed."""
     words = [
         {"text": "dogs", "start": 0.5, "end": 0.912},
         {"text": "bark", "start": 1.0, "end": 1.4},
@@ -214,7 +215,7 @@ def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     scenes = [scene("test-0-1", True), scene("test-0-2", False)]
     write_lines(folder / "labels.jsonl", scenes)
-    made = [row for labels in scenes for row in tasks.rows(labels, f"wav/{labels['id']}.wav")]
+    made = [row for labels in scenes for row in rows(labels, f"wav/{labels['id']}.wav")]
     write_lines(folder / "rows.jsonl", made)
     return folder
 

@@ -316,15 +316,14 @@ def test_adapters_are_folded_in(evaluate, toy, tmp_path, capsys):
     import jax
 
     model = MossAudio.load(toy, "float32")
-    params = flatten(model.params)
+    params = flatten(model.stacked_params())
     adapters = lora.init(jax.random.key(0), params, 4, lora.DECODER)
     keys = iter(jax.random.split(jax.random.key(1), len(adapters)))
     adapters = {path: jax.random.normal(next(keys), leaf.shape) for path, leaf in adapters.items()}
     save_adapters(tmp_path / "lora", adapters, 8.0, tiny_config())
     merged = lora.merge(params, adapters, 8.0)
-    loaded = flatten(
-        MossAudio.load(toy, "float32", {"data": 2, "tensor": 2}, lora=tmp_path / "lora").params
-    )
+    spread = MossAudio.load(toy, "float32", {"data": 2, "tensor": 2}, lora=tmp_path / "lora")
+    loaded = flatten(spread.stacked_params())
     assert loaded.keys() == merged.keys()
     for path, leaf in loaded.items():
         np.testing.assert_allclose(leaf, merged[path], rtol=1e-5, atol=1e-5, err_msg=path)

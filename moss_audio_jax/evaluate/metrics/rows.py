@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from moss_audio_jax.evaluate import text_norm
-from moss_audio_jax.evaluate.benchmarks import Item
+from moss_audio_jax.evaluate.benchmarks import Item, has_closed_questions
 from moss_audio_jax.evaluate.metrics import caption, choice, closed, events, timestamps
 from moss_audio_jax.evaluate.metrics.error_rate import transcript_errors
 from moss_audio_jax.evaluate.metrics.instructions import follows
@@ -181,7 +181,7 @@ class Scorer:
                     task, reference.get("kwargs"), row.answer, item.prompt
                 )
                 row.sums["strict_right"] = right
-        elif self._benchmark == "world":
+        elif has_closed_questions(self._benchmark):
             asked = str(item.group.get("task"))
             form = closed.form(reference["answer"], asked)
             name = "open" if form == "text" else form

@@ -1,0 +1,77 @@
+"""What a benchmark is made of, whatever its data looks like: items, and which of them are asked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from moss_audio_jax.evaluate.manifests import Cut, Level
+
+Kind = Literal["choice", "asr", "timestamps", "events", "caption", "open"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One question of a benchmark.
+
+    Attributes:
+      id: unique in the benchmark.
+      kind: what form the answer has; decides how it is scored.
+      prompt: the exact text that goes to the model.
+      audio: paths of its clips, in order.
+      reference: by kind: choice {"choices": [...], "answer": text or None where it is not
+        published}, asr {"text"}, timestamps {"slots": [{"text", "start", "end"}, ...], "level":
+        "word" | "sentence"}, events {"events": [{"start", "end", "text"}, ...]}, caption {field:
+        value} or, in the world, {"sources": [[name, other name, ...], ...]}, open {"answer"} (of
+        MMAU-Pro's instructions {"answer", "task_identifier", "kwargs"}).
+      group: what results are broken down by: task, category (a list is allowed), dimension, ...
+      cut: the part of its one clip that is meant, in seconds; None for all of it.
+    """
+
+    id: str
+    kind: Kind
+    prompt: str
+    audio: tuple[str, ...]
+    reference: dict[str, Any]
+    group: dict[str, Any]
+    cut: Cut | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """Items in the order of the data; `problems` names what is odd about the data, one a line."""
+
+    name: str
+    items: list[Item]
+    problems: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Which part of the data, and how it is asked.
+
+    Attributes:
+      prompt: replaces the official prompt; of multiple choice, the instruction before the question.
+      split: train, dev or test of AISHELL-1 and FLEURS.
+      level: word or sentence, for timestamps.
+      tier: the TextGrid tier's name, where it is none of the usual ones.
+      tasks: of the world: only these; empty for all.
+      per_scene: of the world: so many rows of each scene, drawn by a hash of their ids.
+      limit: only the first so many items.
+      allow_outside: audio paths may leave a given audio root: absolute ones, and "..".
+    """
+
+    prompt: str | None = None
+    split: str = "test"
+    level: Level = "word"
+    tier: str | None = None
+    tasks: tuple[str, ...] = ()
+    per_scene: int | None = None
+    limit: int | None = None
+    allow_outside: bool = False
+
+
+Loaded = tuple[list[Item], list[str]]
+Loader = Callable[[Path, Path | None, Options], Loaded]

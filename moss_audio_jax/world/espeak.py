@@ -1,0 +1,251 @@
+"""Speech from espeak-ng, each word with its start and end (the extra `world`)."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy import signal
+
+from moss_audio_jax.audio.lengths import SAMPLE_RATE
+from moss_audio_jax.errors import InputError, extra
+from moss_audio_jax.world.espeak_worker import WORD
+
+MISSING = f"speech of the world needs espeak-ng: {extra('world')} (sounds and music do without)"
+_QUIET = 10 ** (-50 / 20)  # of its loudest 5 ms: espeak is silent where nothing is said
+_WINDOW = SAMPLE_RATE * 5 // 1000
+_VOWEL = re.compile("[aeiouyAEIOUY@]")
+_NO_BREAK = "\u00a0"  # espeak reads "in the" as one word unless the space forbids it
+
+
+class Utterance(NamedTuple):
+    """What to say and how: espeak's voice name, words a minute, pitch and its range 0 to 99."""
+
+    units: tuple[str, ...]
+    voice: str
+    rate: int
+    pitch: int
+    range: int
+    chinese: bool = False
+
+
+class SpokenWord(NamedTuple):
+    text: str
+    start: int  # samples at 16 kHz, from the utterance's first
+    stop: int
+
+
+class Spoken(NamedTuple):
+    """wav float64 [n] at 16 kHz, from the first word's start to the last one's end, peak 1.
+
+    `phones` are like words, their text one of espeak's names of phonemes.
+    """
+
+    wav: np.ndarray
+    words: list[SpokenWord]
+    phones: list[SpokenWord]
+
+
+def speak(utterances: Sequence[Utterance]) -> list[Spoken]:
+    """Speaks; the result depends on nothing but the arguments (and the version of espeak-ng).
+
+    Raises:
+      InputError: the wheel `espeakng-loader` is missing or does not start, or espeak cannot say
+        something (a voice or a character that it does not know).
+    """
+    requests = [
+        {
+            "text": ("" if u.chinese else _NO_BREAK).join(u.units),
+            "voice": u.voice,
+            "rate": u.rate,
+            "pitch": u.pitch,
+            "range": u.range,
+        }
+        for u in utterances
+    ]
+    answer = _worker().ask(json.dumps(requests).encode())
+    if not answer:
+        raise InputError(f"espeak-ng could not say {requests!r}; is the voice one that it has?")
+    head, _, sound = answer.partition(b"\n")
+    described = json.loads(head)
+    pcm = np.frombuffer(sound, np.int16)
+    spoken, at = [], 0
+    for utterance, made in zip(utterances, described["utterances"], strict=True):
+        wav = _resampled(pcm[at : at + made["samples"]], described["rate"])
+        at += made["samples"]
+        spoken.append(_labelled(utterance, wav, made["events"], SAMPLE_RATE / described["rate"]))
+    return spoken
+
+
+def available() -> bool:
+    """Whether the wheel is installed."""
+    try:
+        import espeakng_loader  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _labelled(utterance: Utterance, wav: np.ndarray, events: list, scale: float) -> Spoken:
+    """Bounds of each word from espeak's events, drawn in to where the sound is."""
+    bounds = _bounds(utterance, events, round(len(wav) / scale))
+    envelope = _envelope(wav)
+    heard = envelope > _QUIET * envelope.max()
+    words = []
+    for text, (onset, stop) in zip(utterance.units, bounds, strict=True):
+        first, last = round(onset * scale), min(round(stop * scale), len(wav))
+        inside = np.flatnonzero(heard[first:last])
+        if len(inside):
+            first, last = first + int(inside[0]), first + int(inside[-1]) + 1
+        words.append(SpokenWord(text, first, last))
+    begin, end = words[0].start, words[-1].stop
+    phones = _phones(events, scale, begin, end)
+    words = [SpokenWord(w.text, w.start - begin, w.stop - begin) for w in words]
+    piece = wav[begin:end].copy()
+    fade = np.linspace(0, 1, 32)  # 2 ms
+    piece[:32] *= fade
+    piece[-32:] *= fade[::-1]
+    return Spoken(piece / np.abs(piece).max(), words, phones)
+
+
+def _phones(events: list, scale: float, begin: int, end: int) -> list[SpokenWord]:
+    """Each phoneme up to the next one or a pause, in samples from `begin` on, none beyond `end`."""
+    reported = [(sample, name) for kind, _, sample, name in events if kind != WORD]
+    found = []
+    for (sample, name), (following, _) in itertools.pairwise([*reported, (round(end / scale), "")]):
+        start, stop = round(sample * scale), min(round(following * scale), end)
+        if not name.startswith("_") and begin <= start < stop:
+            found.append(SpokenWord(name, start - begin, stop - begin))
+    return found
+
+
+class _Reported:
+    """A word event: where in the text, its phonemes (sample, name), the pause that ends it."""
+
+    def __init__(self, position: int):
+        self.position = position
+        self.phonemes: list[tuple[int, str]] = []
+        self.pause: int | None = None
+
+
+def _bounds(utterance: Utterance, events: list, end: int) -> list[tuple[int, int]]:
+    """(onset, stop) of each unit in samples, from phoneme to phoneme.
+
+    A word event may come a phoneme early, up to 70 ms; phoneme events are exact to the sample. A
+    plosive's event is its burst.
+    """
+    words: list[_Reported] = []
+    for kind, position, sample, name in events:
+        if kind == WORD:
+            words.append(_Reported(position))
+        elif words and words[-1].pause is None:
+            if not name.startswith("_"):
+                words[-1].phonemes.append((sample, name))
+            elif words[-1].phonemes and name != "_|":  # "_|" is the end of a syllable
+                words[-1].pause = sample
+    onsets: list[int] = []
+    pauses: list[int | None] = []
+    for i, word in enumerate(words):
+        found = [sample for sample, _ in word.phonemes[:1]]
+        if utterance.chinese:  # words of changed tone (ni3 hao3) are reported as one
+            following = words[i + 1].position if i + 1 < len(words) else len(utterance.units)
+            if following - word.position > 1:
+                found = _syllables(word.phonemes)
+        onsets += found
+        pauses += [*[None] * (len(found) - 1), word.pause][: len(found)]
+    if len(onsets) != len(utterance.units):
+        raise InputError(
+            f"espeak-ng reported {len(onsets)} words of {' '.join(utterance.units)!r} (voice "
+            f"{utterance.voice}); expected {len(utterance.units)}: take words that it knows"
+        )
+    stops = [
+        following if pause is None else pause
+        for pause, following in zip(pauses, [*onsets[1:], end], strict=True)
+    ]
+    return list(zip(onsets, stops, strict=True))
+
+
+def _syllables(phonemes: list[tuple[int, str]]) -> list[int]:
+    """The first sample of each Mandarin syllable: one vowel each, a consonant before it or none."""
+    onsets = []
+    for i, (sample, name) in enumerate(phonemes):
+        if not _VOWEL.search(name):
+            continue
+        before = phonemes[i - 1] if i else None
+        if before and before[1] != "N" and not _VOWEL.search(before[1]):
+            onsets.append(before[0])  # every consonant but ng can begin a syllable
+        else:
+            onsets.append(sample)
+    return onsets
+
+
+def _envelope(wav: np.ndarray) -> np.ndarray:
+    """RMS over 5 ms around each sample, [n]."""
+    power = np.concatenate([np.zeros(1), np.cumsum(wav**2)])
+    at = np.arange(len(wav))
+    low, high = np.maximum(at - _WINDOW // 2, 0), np.minimum(at + _WINDOW // 2, len(wav))
+    return np.sqrt((power[high] - power[low]) / (high - low))
+
+
+def _resampled(pcm: np.ndarray, rate: int) -> np.ndarray:
+    """int16 [n] at `rate` -> float64 at 16 kHz; in SciPy, whose sums have a fixed order."""
+    up, down, taps = _filter(rate)
+    return signal.resample_poly(pcm / 32768.0, up, down, window=taps)
+
+
+@functools.cache
+def _filter(rate: int) -> tuple[int, int, np.ndarray]:
+    divisor = np.gcd(SAMPLE_RATE, rate)
+    up, down = SAMPLE_RATE // divisor, rate // divisor
+    widest = max(up, down)
+    return int(up), int(down), signal.firwin(20 * widest + 1, 0.95 / widest, window=("kaiser", 7.0))
+
+
+class _Worker:
+    """One speaking process, asked by one thread at a time."""
+
+    def __init__(self) -> None:
+        try:
+            import espeakng_loader
+        except ImportError:
+            raise InputError(MISSING) from None
+        script = Path(__file__).with_name("espeak_worker.py")
+        library, folder = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
+        self._lock = threading.Lock()
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(script), library, folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+
+    def ask(self, request: bytes) -> bytes:
+        with self._lock:
+            try:
+                self._process.stdin.write(struct.pack("=I", len(request)) + request)
+                self._process.stdin.flush()
+                head = self._process.stdout.read(4)
+                if len(head) == 4:
+                    return self._process.stdout.read(struct.unpack("=I", head)[0])
+            except BrokenPipeError:
+                pass
+        raise InputError("espeak-ng ended unexpectedly; does its wheel fit this machine?")
+
+
+@functools.cache
+def _worker_of(pid: int) -> _Worker:
+    return _Worker()
+
+
+def _worker() -> _Worker:
+    return _worker_of(os.getpid())  # a forked process needs one of its own

@@ -1,0 +1,110 @@
+"""Scenes as files: clips, training rows, labels."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import io
+import itertools
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from tqdm import tqdm
+
+from moss_audio_jax import files
+from moss_audio_jax.audio.lengths import SAMPLE_RATE
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.runtime import deaf_workers
+from moss_audio_jax.world.scenes import MAX_SECONDS, Scene
+from moss_audio_jax.world.scenes import scene as make_scene
+from moss_audio_jax.world.tasks import rows as make_rows
+
+
+def write(
+    output: Path,
+    indices: range,
+    split: str = "train",
+    seed: int = 0,
+    content: str | None = None,
+    max_seconds: float = MAX_SECONDS,
+    processes: int = 1,
+    progress: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Writes scenes into a folder, and yields the labels of each once it is there.
+
+    Labels carry one key more than a scene's, "audio": the wav's path within the folder.
+
+    Raises:
+      InputError: the folder holds rows already or cannot be written to, a full disk, speech
+        without its extra.
+      UsageError: see `world.scene`; another process writes there.
+    """
+    scene = functools.partial(
+        make_scene, split=split, seed=seed, content=content, max_seconds=max_seconds
+    )
+    first = scene(indices[0])  # here: what is wrong shows before processes start
+    need = int(len(indices) * max_seconds) * SAMPLE_RATE * 2
+    make = functools.partial(_write_scene, scene, output, need)
+    with (
+        files.Lock(output, "world"),
+        _Pool(processes) as pool,
+        files.writing(output / "rows.jsonl", need=need) as rows,
+        files.writing(output / "labels.jsonl", need=need) as labels,
+    ):
+        if (output / "rows.jsonl").exists():
+            raise InputError(f"{output}: holds rows.jsonl already; name an empty folder")
+        made = itertools.chain([_write_clip(first, output, need)], pool.map(make, indices[1:]))
+        for one in tqdm(made, total=len(indices), unit="scene", disable=not progress):
+            labels.write(json.dumps(one, ensure_ascii=False) + "\n")
+            for row in make_rows(one, one["audio"]):
+                rows.write(json.dumps(row, ensure_ascii=False) + "\n")
+            yield one
+
+
+def _write_scene(
+    scene: Callable[[int], Scene], output: Path, need: int, index: int
+) -> dict[str, Any]:
+    return _write_clip(scene(index), output, need)
+
+
+def _write_clip(made: Scene, output: Path, need: int) -> dict[str, Any]:
+    audio = f"wav/{made.labels['id']}.wav"
+    path = output / audio
+    pcm = (made.wav * 32768).astype(np.int16)  # exact: scenes lie on this grid
+    wav = io.BytesIO()  # libsndfile does not say why it could not write a file
+    soundfile.write(wav, pcm, SAMPLE_RATE, subtype="PCM_16", format="WAV")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(wav.getbuffer())
+    except OSError as error:
+        raise files.not_written(path, error, need) from None
+    return made.labels | {"audio": audio}
+
+
+class _Pool:
+    """`map` over so many processes, or here where it is one."""
+
+    def __init__(self, processes: int):
+        self._pool = None
+        if processes > 1:
+            # Not forked: the process that asks may hold threads and an espeak of its own.
+            context = multiprocessing.get_context("spawn")
+            self._pool = concurrent.futures.ProcessPoolExecutor(processes, context)
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if self._pool:  # who was interrupted does not wait for scenes in the making
+            self._pool.shutdown(wait=kind is None, cancel_futures=True)
+
+    def map(self, function, items) -> Iterator:
+        if not self._pool:
+            return map(function, items)
+        with deaf_workers():
+            return self._pool.map(function, items, chunksize=4)

@@ -1,0 +1,37 @@
+"""The sound events: how one is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from moss_audio_jax.draw import Draw
+from moss_audio_jax.text.labels import KINDS
+from moss_audio_jax.world import sounds_living as living
+from moss_audio_jax.world import sounds_things as things
+from moss_audio_jax.world.dsp import audible, loudest
+
+
+class Sound(NamedTuple):
+    """wav float64 [n] from the first audible sample to the last, its loudest 50 ms at RMS 1."""
+
+    wav: np.ndarray
+    onsets: list[int]  # of its units, samples; [] where they cannot be counted
+
+
+# Each kind is made by the function of its name: Draw -> (wav float64 [n], first samples of units).
+_MAKERS: dict[str, Callable[[Draw], living.Made]] = {
+    kind: getattr(living, kind, None) or getattr(things, kind) for kind in KINDS
+}
+
+
+def make(kind: str, draw: Draw) -> Sound:
+    """One instance of a kind of KINDS."""
+    wav, onsets = _MAKERS[kind](draw)
+    first, last = audible(wav)
+    wav = wav[first:last]
+    if KINDS[kind].unit is None:
+        onsets = []
+    return Sound(wav / loudest(wav), [max(onset - first, 0) for onset in onsets])

@@ -1,0 +1,117 @@
+"""A scene as one training row: every question branches off its clip; words and tags with times."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from moss_audio_jax.text.labels import DRUMS, INSTRUMENTS, KINDS
+from moss_audio_jax.world import describe
+from moss_audio_jax.world.acoustics import BANDS, NOISES
+from moss_audio_jax.world.speakers import ACCENTS, INTONATIONS, PITCHES, SPEEDS
+from moss_audio_jax.world.tasks import rows
+
+Labels = dict[str, Any]
+
+_STRIKE = 0.04  # seconds: what an instant is stretched to, half a token
+# Classes of tempo, each 6% wide: a beat's length is heard as a ratio.
+_SLOWEST, _RATIO, _TEMPI = 55.0, 1.06, 20
+_SPEAKER = {
+    "sex": ("female", "male"),
+    "pitch": tuple(PITCHES["male"]),
+    "speed": tuple(SPEEDS),
+    "intonation": tuple(INTONATIONS),
+    "accent": (*ACCENTS, "Mandarin"),
+}
+# espeak's names of what its English and Mandarin voices say, without stress and variants.
+_PHONES = """
+    0 3 3: ; @ @L @r A A: A@ Au D E I IR N O O: O@ OI S S; T U U@ V VR X Z a aI aI@ aU aa ai b d dZ
+    e@ eI ei f g h i i. i: i@ i@3 iA iE i[ iou j k kh l m n o o@ oU ong ou p ph r s s. t tS tS; tS;h
+    th ts ts. ts.h tsh u u: u@ ua uai uei uo v w y y& yE z z."""
+PHONES = tuple(_PHONES.split())
+TAGS = (
+    *(f"sound:{kind}" for kind in KINDS),
+    "strike",
+    "music",
+    "beat",
+    *(f"instrument:{name}" for name in (*INSTRUMENTS, *DRUMS)),
+    *(f"note:{pitch}" for pitch in range(12)),
+    *(f"tempo:{index}" for index in range(_TEMPI)),
+    *(f"phone:{name}" for name in PHONES),
+    "speech",
+    "whispered",
+    *(f"{field}:{value}" for field, values in _SPEAKER.items() for value in values),
+    *(f"background:{kind}" for kind in NOISES),
+    *(f"band:{name}" for name in BANDS),
+    "room",
+    *(f"loudness:{level}" for level in ("quiet", "normal", "loud")),
+)
+
+
+def record(labels: Labels, audio: str) -> dict[str, Any]:
+    """The row (see `data.records`) of a scene: all of `world.rows` as branches of one clip."""
+    asked = rows(labels, audio)
+    return {
+        "conversation": asked[0]["conversation"][:1],
+        "branches": [{"messages": row["conversation"][1:], "task": row["task"]} for row in asked],
+        "words": [
+            {"text": word["text"], "start": word["start"], "end": word["end"]}
+            for word in describe.words(labels)
+        ],
+        "tags": [
+            {"name": name, "start": round(start, 3), "end": round(end, 3)}
+            for name, start, end in tags(labels)
+        ],
+        "id": labels["id"],
+    }
+
+
+def tags(labels: Labels) -> list[tuple[str, float, float]]:
+    """(name, start, end) of all that is known of a scene, in no particular order.
+
+    Names are in TAGS, but for a phoneme that is hardly ever said.
+    """
+    found: list[tuple[str, float, float]] = []
+    for event in labels["events"]:
+        found.append((f"sound:{event['kind']}", event["start"], event["end"]))
+        found += [("strike", onset, onset + _STRIKE) for onset in event["onsets"]]
+    for sentence in labels["sentences"]:
+        span = sentence["start"], sentence["end"]
+        speaker = describe.speaker_of(labels, sentence)
+        found.append(("speech", *span))
+        for field in _SPEAKER:
+            if not speaker["whispered"] or field not in ("pitch", "intonation"):
+                found.append((f"{field}:{speaker[field]}", *span))
+        for name, start, end in sentence["phones"]:
+            found.append((f"phone:{phone(name)}", start, end))
+        if speaker["whispered"]:
+            found.append(("whispered", *span))
+    if music := labels["music"]:
+        span = music["start"], music["end"]
+        found += [("music", *span), (f"tempo:{tempo_class(music['tempo'])}", *span)]
+        found += [("beat", beat, beat + _STRIKE) for beat in music["beats"]]
+        for note in music["notes"]:
+            when = note["start"], note["end"]
+            found.append((f"instrument:{note['instrument']}", *when))
+            if note["instrument"] in INSTRUMENTS:
+                found.append((f"note:{note['midi'] % 12}", *when))
+    whole = 0.0, labels["duration"]
+    if labels["background"]:
+        found.append((f"background:{labels['background']['kind']}", *whole))
+    if labels["band"]:
+        found.append((f"band:{labels['band']}", *whole))
+    if labels["room"]:
+        found.append(("room", *whole))
+    return [*found, (f"loudness:{labels['loudness']['level']}", *whole)]
+
+
+def phone(name: str) -> str:
+    """A phoneme of espeak without its stress (', ,) and the mark of a variant (2, #, -)."""
+    plain = name.lstrip("',")
+    return plain.rstrip("2#-") or plain
+
+
+def tempo_class(tempo: float) -> int:
+    """Which of the classes of tempo; the first and last hold what is beyond them."""
+    index = math.floor(math.log(tempo / _SLOWEST) / math.log(_RATIO))
+    return min(max(index, 0), _TEMPI - 1)
