@@ -17,8 +17,9 @@ class Augment:
     """What may happen to each clip; the defaults change nothing.
 
     Attributes:
-      speeds: speed factors to choose from (1.1: 10% faster and higher). A row with a digit in any
-        of its texts keeps its speed, since the digit may be a time; so does a clip given as a mel.
+      speeds: speed factors to choose from (1.1: 10% faster and higher). A row keeps its speed where
+        a text it teaches, a chosen branch included, has a digit, since that may be a time; so does
+        a clip given as a mel. The times of a row's words and tags move with its clip.
       freq_masks: SpecAugment: so many bands of mel bins are blanked,
       freq_width: each of 0 to this many bins.
       time_masks: so many stretches of time are blanked,

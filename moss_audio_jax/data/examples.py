@@ -18,7 +18,7 @@ from moss_audio_jax.data.augment import Augment
 from moss_audio_jax.data.batch import IGNORE, TrainExample, chunks_of
 from moss_audio_jax.data.loader_config import Pick
 from moss_audio_jax.data.packing import Size
-from moss_audio_jax.data.records import Branch, Clip, Rejected, Row, parse_row, reason_of
+from moss_audio_jax.data.records import Branch, Clip, Rejected, Row, Span, parse_row, reason_of
 from moss_audio_jax.data.sources import (
     Location,
     SourceError,
@@ -92,7 +92,8 @@ class ExampleMaker:
     def _make(self, row: Row, job: Job) -> TrainExample | str:
         """The example, or why it is too long. Raises InputError where the row is bad."""
         rng = augmenting.rng_for(self.seed, job.index)
-        speed = self._speed(row, rng)
+        chosen = self._chosen(row, np.random.default_rng([self.seed, job.index, 1]))
+        speed = self._speed(row, chosen, rng)
         sounds, frames = [], []
         for number, clip in enumerate(row.clips, 1):
             sound = _load(clip, job.location.path, speed)
@@ -104,7 +105,7 @@ class ExampleMaker:
                     f"{number} of its {len(row.clips)} clips need {chunks} chunks; a row of the "
                     f"batch has {self.room.chunks}"
                 )
-        said = self._said(row, job, frames)
+        said = self._said(row, chosen, job, frames)
         # Before the mels are computed: what is dropped should cost little.
         size = Size(len(said.ids), chunks_of(frames, self.encoder))
         if size.tokens > self.room.tokens or size.chunks > self.room.chunks:
@@ -120,13 +121,12 @@ class ExampleMaker:
             row_id=job.row_id,
             index=job.index,
             seconds=sum(frames) * lengths.HOP / lengths.SAMPLE_RATE,
-            heard=self._heard(row, frames) if self.targets else None,
+            heard=self._heard(_at_speed(row, speed), frames) if self.targets else None,
         )
 
-    def _said(self, row: Row, job: Job, frames: list[int]) -> _Said:
-        """Ids and what is to be learned of them; of a row with branches, some of them."""
+    def _said(self, row: Row, chosen: list[Branch], job: Job, frames: list[int]) -> _Said:
+        """Ids and what is to be learned of them; of a row with branches, the chosen ones."""
         markers = self.tokenizer.processor.time_markers
-        chosen = self._chosen(row, np.random.default_rng([self.seed, job.index, 1]))
         if row.branches and self.branches != 1:
             messages = [branch.messages for branch in chosen]
             opening, parts = build_branches(self.tokenizer, row.messages, messages, frames, markers)
@@ -166,11 +166,12 @@ class ExampleMaker:
     def _rule(self, branch: Branch) -> Pick:
         return _rule(self.pick, branch.task or "")
 
-    def _speed(self, row: Row, rng: np.random.Generator) -> float:
+    def _speed(self, row: Row, chosen: list[Branch], rng: np.random.Generator) -> float:
         if not self.augment.speeds:
             return 1.0
         speed = self.augment.speeds[rng.integers(len(self.augment.speeds))]
-        texts = (m.get("content") for m in row.messages if m.get("message_type") == "text")
+        messages = [*row.messages, *(m for branch in chosen for m in branch.messages)]
+        texts = (m.get("content") for m in messages if m.get("message_type") == "text")
         return 1.0 if any(_DIGIT.search(str(text)) for text in texts) else speed
 
     def _mel(self, sound: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -202,6 +203,17 @@ def rejected(job: Job, reason: str, row_id: str | None = None, bad: bool = True)
 def _rule(pick: tuple[Pick, ...], task: str) -> Pick:
     """The first rule that finds a task."""
     return next((rule for rule in pick if re.search(rule.rule, task)), Pick("", 0.0))
+
+
+def _at_speed(row: Row, speed: float) -> Row:
+    """The row with its words and tags at the times at which its clip now has them."""
+    if speed == 1 or any(isinstance(clip, np.ndarray) for clip in row.clips):  # a mel keeps its own
+        return row
+
+    def moved(spans: tuple[Span, ...] | None) -> tuple[Span, ...] | None:
+        return spans and tuple(Span(text, s / speed, e / speed) for text, s, e in spans)
+
+    return dataclasses.replace(row, words=moved(row.words), tags=moved(row.tags))
 
 
 class _Said(NamedTuple):

@@ -34,6 +34,7 @@ from pathlib import Path
 
 from moss_audio_jax import command, files
 from moss_audio_jax.config import QUANTIZE, Compute
+from moss_audio_jax.devices import GIB
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.plan import budget, topologies
 
@@ -167,7 +168,7 @@ def _line(setting, plan) -> str:
     what = f"{plan.estimate.seconds:.2f} s, MFU {plan.estimate.mfu:.0%}" if plan.estimate else ""
     return (
         f"{setting.rows} x {setting.length} a device, remat {setting.remat}, tensor "
-        f"{setting.tensor}: peak {plan.memory.peak / topologies.GIB:.2f} GiB, "
+        f"{setting.tensor}: peak {plan.memory.peak / GIB:.2f} GiB, "
         f"{'fits' if plan.fits else 'does not fit'} {what}".rstrip()
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.metadata
 import os
 import re
@@ -18,22 +17,16 @@ from moss_audio_jax import libtpu
 from moss_audio_jax.config import ModelConfig
 from moss_audio_jax.data.batch import Shape, make_train_batch
 from moss_audio_jax.data.pipeline import targets_of
+from moss_audio_jax.devices import GIB
 from moss_audio_jax.errors import InputError, UsageError, extra
 from moss_audio_jax.evaluate import code_version
 from moss_audio_jax.plan.hlo import Module
-from moss_audio_jax.plan.topologies import GIB, Topology
+from moss_audio_jax.plan.topologies import Topology
 from moss_audio_jax.sharding import make_mesh
-from moss_audio_jax.train import loop
-from moss_audio_jax.train.check import check
-from moss_audio_jax.train.optimizer import make_optimizer, schedule
+from moss_audio_jax.train import setup
+from moss_audio_jax.train.setup import Setup
 from moss_audio_jax.train.start import Start, read_start, sizes_of
-from moss_audio_jax.train.step import (
-    Recipe,
-    batch_shardings,
-    init_state,
-    make_train_step,
-    state_shardings,
-)
+from moss_audio_jax.train.step import Recipe, batch_shardings
 
 FLAGS = "LIBTPU_INIT_ARGS"
 _OUT_OF_MEMORY = (
@@ -145,29 +138,16 @@ def build(config: Any, devices: list[Any]) -> Run:
         raise UsageError(
             f"mesh {dict(mesh.shape)} uses {mesh.size} of {len(devices)} devices; set an axis to -1"
         )
-    check(_with_data(config), model, mesh)
-    loader = loop.loader_config_of(config, start)
-    loader.validate(model.encoder)
-    recipe = loop.recipe_of(config, start)
-    shape = loader.shape(model.encoder)
-
-    # The same order as train/loop.py: parameters, what is trained, optimizer, state, step.
-    params, factor = loop.parameters_of(config, recipe)
-    trained = {path for path, value in factor.items() if value}
-    optimizer = make_optimizer(config.optimizer, config.train.steps, factor)
-    init = functools.partial(init_state, trained=trained, optimizer=optimizer, recipe=recipe)
-    state = jax.eval_shape(init, params)
-    shardings = state_shardings(state, model, mesh)
-    batch = _abstract_batch(config, start, loader, shape)
-    step = make_train_step(recipe, optimizer, schedule(config.optimizer, config.train.steps))
+    run = setup.build(_with_data(config), start, mesh)
+    batch = _abstract_batch(run)
     return Run(
         model=model,
-        recipe=recipe,
-        shape=shape,
+        recipe=run.recipe,
+        shape=run.shape,
         mesh=mesh,
-        state=placed(state, shardings),
+        state=placed(run.state, run.state_shardings),
         batch=placed(batch, batch_shardings(batch, mesh)),
-        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+        step=run.step(),
     )
 
 
@@ -257,20 +237,20 @@ def _with_data(config: Any) -> Any:
     return config
 
 
-def _abstract_batch(config: Any, start: Start, loader: Any, shape: Shape) -> dict[str, Any]:
+def _abstract_batch(run: Setup) -> dict[str, Any]:
     """The batch that the loader would make, as shapes: one row of it made, the rest imagined."""
-    one = dataclasses.replace(shape, rows=1)
     row = make_train_batch(
         [],
-        one,
-        start.model.encoder,
+        dataclasses.replace(run.shape, rows=1),
+        run.start.model.encoder,
         0,
         "bfloat16",
-        branched=loader.branches > 1,
-        targets=targets_of(loader),
+        branched=run.loader.branches > 1,
+        targets=targets_of(run.loader),
     )
     return {
-        name: jax.ShapeDtypeStruct((shape.rows, *x.shape[1:]), x.dtype) for name, x in row.items()
+        name: jax.ShapeDtypeStruct((run.shape.rows, *x.shape[1:]), x.dtype)
+        for name, x in row.items()
     }
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import html
 from typing import Any
 
+from moss_audio_jax.devices import GIB
 from moss_audio_jax.plan.compile import FLAGS
 from moss_audio_jax.plan.estimate import METHOD, Plan, by_kind
-from moss_audio_jax.plan.topologies import GIB
 
 _COLORS = {
     "parameters": "#4477aa",

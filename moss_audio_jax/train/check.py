@@ -14,7 +14,7 @@ from moss_audio_jax.errors import UsageError
 from moss_audio_jax.models.blocks import REMAT
 from moss_audio_jax.ops.attention import IMPLEMENTATIONS
 from moss_audio_jax.train.defaults import get_config
-from moss_audio_jax.train.helpers import NAMES
+from moss_audio_jax.train.helpers import LOSSES
 from moss_audio_jax.train.optimizer import OPTIMIZERS, SCHEDULES
 
 _FREE = ("data.mixture",)  # its keys are the user's own
@@ -37,9 +37,8 @@ _NOT_NEGATIVE = (
     "train.clip_norm", "train.z_loss", "train.ema", "optimizer.learning_rate", "optimizer.warmup",
     "optimizer.weight_decay", "lora.rank", "eval.every", "eval.samples", "checkpoint.keep_every",
     "checkpoint.keep_best", "data.streams", "data.workers",
-    "data.frames", "data.branches", "train.decoder_loss", "helpers.ctc", "helpers.frames",
-    "helpers.tags", "helpers.position", "helpers.adapter", "helpers.clock",
-    "helpers.adapter_tags", "helpers.adapter_before", "checkpoint.minutes",
+    "data.frames", "data.branches", "train.decoder_loss", "checkpoint.minutes",
+    *(f"helpers.{name}" for name in LOSSES),
 )  # fmt: skip
 
 
@@ -106,14 +105,13 @@ def check(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
                 raise UsageError(
                     f"{key} holds {rule!r}; expected (regex, number{more}) ({error})"
                 ) from None
-    weights = [config.helpers[name] for name in NAMES]
-    if not config.train.decoder_loss and not any(weights):
+    helpers = {name: loss for name, loss in LOSSES.items() if config.helpers[name]}
+    if not config.train.decoder_loss and not helpers:
         raise UsageError("train.decoder_loss is 0 and no helper has a weight: nothing is learned")
-    if (config.helpers.tags or config.helpers.adapter_tags) and not config.helpers.names:
-        raise UsageError(
-            "helpers.tags, helpers.adapter_tags need helpers.names: which tags are told apart"
-        )
-    if any(weights) and not config.data.chunks:
+    if any(loss.needs == "tags" for loss in helpers.values()) and not config.helpers.names:
+        about = ", ".join(f"helpers.{name}" for name in LOSSES if LOSSES[name].needs == "tags")
+        raise UsageError(f"{about} need helpers.names: which tags are told apart")
+    if helpers and not config.data.chunks:
         raise UsageError("data.chunks is 0: rows of text, and the helpers need sound")
     try:
         re.compile(config.lora.targets)

@@ -21,6 +21,8 @@ out of the model's weights and writes them into its folder `helpers` (`weights.h
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,79 +35,97 @@ from moss_audio_jax.ops.linear import precision
 from moss_audio_jax.ops.loss import cross_entropy
 from moss_audio_jax.ops.norms import rms_norm
 
-NAMES = (
-    "ctc", "frames", "tags", "position", "adapter", "clock", "adapter_tags", "adapter_before",
-)  # fmt: skip
-FROM_WORDS = ("ctc", "frames", "adapter", "adapter_before")
-FROM_TAGS = ("tags", "adapter_tags")
+Batch = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """A linear head: its name, how many outputs it has, and its first values.
+
+    Attributes:
+      seed: of its kernel; no two heads share one.
+      bias: of each output.
+    """
+
+    name: str
+    size: Callable[[Helpers, ModelConfig], int]
+    seed: int
+    bias: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """One helper loss.
+
+    Attributes:
+      summed: of a batch; may read the head's logits.
+      count: how many things of a batch it is a mean over.
+      head: two losses may share one; None: the decoder's own.
+      on_adapter: whether it reads the adapter's output; else the encoder's.
+      needs: what rows must say for it, "words" or "tags"; "": nothing.
+    """
+
+    summed: Callable[[_Heard], jax.Array]
+    count: Callable[[Batch], jax.Array]
+    head: Head | None = None
+    on_adapter: bool = False
+    needs: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Helpers:
-    """Weights of the helper losses; 0 = none. `pieces`: size of the vocabulary."""
+    """The helper losses of a run.
 
-    ctc: float
-    frames: float
-    tags: float
-    position: float
-    adapter: float
-    clock: float
-    adapter_tags: float
-    adapter_before: float
+    Attributes:
+      weights: (name, weight) of each loss; 0 = none.
+      names: of the tags.
+      pieces: size of the vocabulary.
+    """
+
+    weights: tuple[tuple[str, float], ...]
     names: tuple[str, ...]
     pieces: int
 
     @property
-    def any(self) -> bool:
-        return any(getattr(self, name) for name in NAMES)
+    def losses(self) -> dict[str, Loss]:
+        """Those that have a weight."""
+        weights = dict(self.weights)
+        return {name: loss for name, loss in LOSSES.items() if weights.get(name)}
 
     @property
     def on_adapter(self) -> bool:
-        """Whether any loss uses the adapter's output."""
-        return bool(self.adapter or self.clock or self.adapter_tags or self.adapter_before)
+        """Whether a loss reads the adapter's output."""
+        return any(loss.on_adapter for loss in self.losses.values())
 
 
 def init_helpers(key: jax.Array, config: ModelConfig, helpers: Helpers) -> dict[str, jax.Array]:
     """{path: float32}: a kernel [D, N] and a bias [N] for each head that has a loss."""
-    features, adapted = config.encoder.output_dim, config.decoder.hidden_size
-    sizes = {
-        "pieces": (features, (helpers.pieces + 1) * bool(helpers.ctc or helpers.frames)),
-        "tags": (features, len(helpers.names) * bool(helpers.tags)),
-        "position": (features, config.encoder.chunk_frames // 8 * bool(helpers.position)),
-        "clock": (adapted, config.encoder.chunk_frames // 8 * bool(helpers.clock)),
-        "adapter_tags": (adapted, len(helpers.names) * bool(helpers.adapter_tags)),
-        "adapter_before": (adapted, adapted * bool(helpers.adapter_before)),
-    }
     params = {}
-    for number, (name, (width, size)) in enumerate(sizes.items()):
-        if size:
-            each = jax.random.fold_in(key, number)
+    for loss in helpers.losses.values():
+        if head := loss.head:
+            decoder = config.decoder.hidden_size
+            width = decoder if loss.on_adapter else config.encoder.output_dim
+            size = head.size(helpers, config)
+            each = jax.random.fold_in(key, head.seed)
             kernel = jax.random.normal(each, (width, size)) * width**-0.5
-            params[f"helpers/{name}/kernel"] = kernel
-            # Most tags hold at few tokens, so start with low probabilities.
-            params[f"helpers/{name}/bias"] = jnp.full(size, -4.0 if "tags" in name else 0.0)
+            params[f"helpers/{head.name}/kernel"] = kernel
+            params[f"helpers/{head.name}/bias"] = jnp.full(size, head.bias)
     return params
 
 
-def counts(helpers: Helpers, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The number that each loss is averaged over: chunks for CTC, tokens for the others."""
-    heard = _heard(batch)
-    found = {"ctc": jnp.sum(_aligned(batch)) if helpers.ctc else 0.0}
-    found["frames"] = jnp.sum(batch["heard_pieces"] != IGNORE) if helpers.frames else 0.0
-    tagged = jnp.sum(_tagged(batch)) if helpers.tags or helpers.adapter_tags else 0.0
-    found["tags"] = found["adapter_tags"] = tagged
-    found["position"] = found["clock"] = jnp.sum(heard)
-    found["adapter"] = jnp.sum(batch["heard_pieces"] >= 0) if helpers.adapter else 0.0
-    known = jnp.sum(batch["heard_before"] != IGNORE) if helpers.adapter_before else 0.0
-    found["adapter_before"] = known
-    return {name: jnp.maximum(value, 1).astype(jnp.float32) for name, value in found.items()}
+def counts(helpers: Helpers, batch: Batch) -> dict[str, jax.Array]:
+    """How many things each loss is a mean over: chunks for CTC, tokens for the others."""
+    return {
+        name: jnp.maximum(loss.count(batch), 1).astype(jnp.float32)
+        for name, loss in helpers.losses.items()
+    }
 
 
 def losses(
     params: Any,
     helpers: Helpers,
     features: jax.Array,
-    batch: dict[str, jax.Array],
+    batch: Batch,
     adapted: jax.Array | None = None,
     head_kernel: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
@@ -115,72 +135,158 @@ def losses(
       params: {"pieces": {"kernel", "bias"}, ...}.
       features: the encoder's [B, C * S, D].
       batch: with the arrays of `data.targets`.
-      adapted, head_kernel: the adapter's output [B, C * S, hidden], for the losses `adapter`,
-        `clock`, `adapter_tags`, `adapter_before`; the decoder's head, for the first and last.
+      adapted, head_kernel: the adapter's output [B, C * S, hidden], for the losses that read it;
+        the decoder's head, for those without a head of their own and for `adapter_before`.
     """
-    heard = _heard(batch).astype(jnp.float32)
+    if helpers.on_adapter:
+        # As the decoder sees hidden states: of length one a dimension.
+        adapted = rms_norm(adapted, jnp.ones(adapted.shape[-1]), 1e-6)
+    heard = _Heard(params, features, adapted, batch, head_kernel)
+    return {name: loss.summed(heard) for name, loss in helpers.losses.items()}
 
-    def head(name: str, x: jax.Array = features) -> jax.Array:
-        p = params[name]
+
+@dataclasses.dataclass
+class _Heard:
+    """What the losses of a batch read; see `losses`."""
+
+    params: Any
+    features: jax.Array
+    adapted: jax.Array | None
+    batch: Batch
+    head_kernel: jax.Array | None
+
+    def logits(self, name: str, x: jax.Array) -> jax.Array:
+        """float32 [B, C * S, N] of a head."""
+        p = self.params[name]
         kernel = p["kernel"].astype(x.dtype)
         product = jnp.matmul(x, kernel, precision=precision(x.dtype))
         return product.astype(jnp.float32) + p["bias"]
 
-    found = {}
-    if helpers.ctc or helpers.frames:
-        log_probs = jax.nn.log_softmax(head("pieces"), axis=-1)
-    if helpers.frames:
-        target = batch["heard_pieces"]
-        picked = jnp.where(target == NOTHING, helpers.pieces, jnp.maximum(target, 0))
-        taken = jnp.take_along_axis(log_probs, picked[..., None], axis=-1)[..., 0]
-        found["frames"] = -jnp.sum(jnp.where(target == IGNORE, 0.0, taken))
-    if helpers.ctc:
-        order = batch["heard_order"].reshape(-1, batch["heard_order"].shape[-1])  # [N, W]
-        each = optax.ctc_loss(
-            log_probs.reshape(order.shape[0], -1, log_probs.shape[-1]),
-            1.0 - heard.reshape(order.shape[0], -1),
-            jnp.maximum(order, 0),
-            (order < 0).astype(jnp.float32),
-            blank_id=helpers.pieces,
-        )
-        found["ctc"] = jnp.sum(jnp.where(_aligned(batch).reshape(-1), each, 0.0))
-    if helpers.on_adapter:
-        # Normalised as the decoder's hidden states are: root mean square 1.
-        said = rms_norm(adapted, jnp.ones(adapted.shape[-1]), 1e-6)
-    for name in FROM_TAGS:
-        if getattr(helpers, name):
-            logits = head(name, features if name == "tags" else said)
-            each = optax.sigmoid_binary_cross_entropy(logits, batch["heard_tags"] == 1)
-            found[name] = jnp.sum(jnp.where(_tagged(batch)[..., None], each, 0.0))
-    for name in ("position", "clock"):
-        if getattr(helpers, name):
-            logits = head(name, features if name == "position" else said)
-            place = jnp.broadcast_to(jnp.arange(logits.shape[1]) % logits.shape[2], heard.shape)
-            each = optax.softmax_cross_entropy_with_integer_labels(logits, place)
-            found[name] = jnp.sum(each * heard)
-    if helpers.adapter:
-        targets = jnp.where(batch["heard_pieces"] >= 0, batch["heard_pieces"], IGNORE)
-        found["adapter"] = jnp.sum(cross_entropy(said, head_kernel, targets)[0])
-    if helpers.adapter_before:
-        turned = head("adapter_before", said).astype(said.dtype)
-        found["adapter_before"] = jnp.sum(
-            cross_entropy(turned, head_kernel, batch["heard_before"])[0]
-        )
-    return found
+    @functools.cached_property
+    def pieces(self) -> jax.Array:
+        """Log probabilities; the last is of no piece. Two losses share them."""
+        return jax.nn.log_softmax(self.logits("pieces", self.features), axis=-1)
 
 
-def _heard(batch: dict[str, jax.Array]) -> jax.Array:
+def _frames(heard: _Heard) -> jax.Array:
+    target = heard.batch["heard_pieces"]
+    blank = heard.pieces.shape[-1] - 1
+    picked = jnp.where(target == NOTHING, blank, jnp.maximum(target, 0))
+    taken = jnp.take_along_axis(heard.pieces, picked[..., None], axis=-1)[..., 0]
+    return -jnp.sum(jnp.where(target == IGNORE, 0.0, taken))
+
+
+def _ctc(heard: _Heard) -> jax.Array:
+    order = heard.batch["heard_order"]
+    order = order.reshape(-1, order.shape[-1])  # [N, W]
+    inside = _inside(heard.batch).astype(jnp.float32)
+    each = optax.ctc_loss(
+        heard.pieces.reshape(order.shape[0], -1, heard.pieces.shape[-1]),
+        1.0 - inside.reshape(order.shape[0], -1),
+        jnp.maximum(order, 0),
+        (order < 0).astype(jnp.float32),
+        blank_id=heard.pieces.shape[-1] - 1,
+    )
+    return jnp.sum(jnp.where(_aligned(heard.batch).reshape(-1), each, 0.0))
+
+
+def _tags(heard: _Heard, logits: jax.Array) -> jax.Array:
+    each = optax.sigmoid_binary_cross_entropy(logits, heard.batch["heard_tags"] == 1)
+    return jnp.sum(jnp.where(_tagged(heard.batch)[..., None], each, 0.0))
+
+
+def _place(heard: _Heard, logits: jax.Array) -> jax.Array:
+    inside = _inside(heard.batch).astype(jnp.float32)
+    place = jnp.broadcast_to(jnp.arange(logits.shape[1]) % logits.shape[2], inside.shape)
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, place)
+    return jnp.sum(each * inside)
+
+
+def _adapter(heard: _Heard) -> jax.Array:
+    pieces = heard.batch["heard_pieces"]
+    targets = jnp.where(pieces >= 0, pieces, IGNORE)
+    return jnp.sum(cross_entropy(heard.adapted, heard.head_kernel, targets)[0])
+
+
+def _adapter_before(heard: _Heard) -> jax.Array:
+    turned = heard.logits("adapter_before", heard.adapted).astype(heard.adapted.dtype)
+    return jnp.sum(cross_entropy(turned, heard.head_kernel, heard.batch["heard_before"])[0])
+
+
+def _inside(batch: Batch) -> jax.Array:
     """bool [B, C * S]: tokens within their chunk's frames."""
     frames, size = batch["frames"], batch["mels"].shape[2]
     inside = jnp.arange(0, size, 8) < frames[..., None]
     return inside.reshape(frames.shape[0], -1)
 
 
-def _tagged(batch: dict[str, jax.Array]) -> jax.Array:
-    """bool [B, C * S]: tokens whose tags are known."""
-    return _heard(batch) & (batch["heard_tags"][..., 0] != UNKNOWN)
+def _tagged(batch: Batch) -> jax.Array:
+    """bool [B, C * S]: tokens of which it is known what tags hold."""
+    return _inside(batch) & (batch["heard_tags"][..., 0] != UNKNOWN)
 
 
-def _aligned(batch: dict[str, jax.Array]) -> jax.Array:
+def _aligned(batch: Batch) -> jax.Array:
     """bool [B, C]: chunks whose pieces are known."""
     return (batch["heard_order"][..., 0] != IGNORE) & (batch["frames"] > 0)
+
+
+def _tag_count(helpers: Helpers, _: ModelConfig) -> int:
+    return len(helpers.names)
+
+
+def _chunk_tokens(_: Helpers, config: ModelConfig) -> int:
+    return config.encoder.chunk_frames // 8
+
+
+# Most tags hold at few tokens: their heads start from there.
+_RARE = -4.0
+_PIECES = Head("pieces", lambda helpers, _: helpers.pieces + 1, seed=0)
+
+# Every helper loss, in the order in which they are added up. A new one is an entry here and a key
+# `helpers.NAME`, its weight, in train/defaults.py.
+LOSSES = {
+    "frames": Loss(
+        _frames,
+        count=lambda batch: jnp.sum(batch["heard_pieces"] != IGNORE),
+        head=_PIECES,
+        needs="words",
+    ),
+    "ctc": Loss(_ctc, count=lambda batch: jnp.sum(_aligned(batch)), head=_PIECES, needs="words"),
+    "tags": Loss(
+        lambda heard: _tags(heard, heard.logits("tags", heard.features)),
+        count=lambda batch: jnp.sum(_tagged(batch)),
+        head=Head("tags", _tag_count, seed=1, bias=_RARE),
+        needs="tags",
+    ),
+    "adapter_tags": Loss(
+        lambda heard: _tags(heard, heard.logits("adapter_tags", heard.adapted)),
+        count=lambda batch: jnp.sum(_tagged(batch)),
+        head=Head("adapter_tags", _tag_count, seed=4, bias=_RARE),
+        on_adapter=True,
+        needs="tags",
+    ),
+    "position": Loss(
+        lambda heard: _place(heard, heard.logits("position", heard.features)),
+        count=lambda batch: jnp.sum(_inside(batch)),
+        head=Head("position", _chunk_tokens, seed=2),
+    ),
+    "clock": Loss(
+        lambda heard: _place(heard, heard.logits("clock", heard.adapted)),
+        count=lambda batch: jnp.sum(_inside(batch)),
+        head=Head("clock", _chunk_tokens, seed=3),
+        on_adapter=True,
+    ),
+    "adapter": Loss(
+        _adapter,
+        count=lambda batch: jnp.sum(batch["heard_pieces"] >= 0),
+        on_adapter=True,
+        needs="words",
+    ),
+    "adapter_before": Loss(
+        _adapter_before,
+        count=lambda batch: jnp.sum(batch["heard_before"] != IGNORE),
+        head=Head("adapter_before", lambda _, config: config.decoder.hidden_size, seed=5),
+        on_adapter=True,
+        needs="words",
+    ),
+}

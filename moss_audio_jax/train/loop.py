@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import logging
-import math
 import signal
 import time
 from collections.abc import Iterator
@@ -21,30 +20,19 @@ from clu import parameter_overview
 from jax.experimental import multihost_utils
 
 from moss_audio_jax import files
-from moss_audio_jax.config import Compute
-from moss_audio_jax.data.augment import Augment
-from moss_audio_jax.data.loader_config import LoaderConfig, Pick
 from moss_audio_jax.data.mixture import Mixture
 from moss_audio_jax.data.pipeline import HostBatch, Loader, eval_batches
 from moss_audio_jax.errors import InputError, UsageError
-from moss_audio_jax.models import flops, lora, moss_audio
+from moss_audio_jax.models import flops, moss_audio
 from moss_audio_jax.sharding import make_mesh, param_shardings
-from moss_audio_jax.train import export, samples
-from moss_audio_jax.train.check import check
+from moss_audio_jax.train import export, samples, setup
 from moss_audio_jax.train.checkpoints import Checkpoints
 from moss_audio_jax.train.echo import Echo
-from moss_audio_jax.train.helpers import FROM_TAGS, FROM_WORDS, NAMES, Helpers, init_helpers
+from moss_audio_jax.train.helpers import Helpers, init_helpers
 from moss_audio_jax.train.metrics import Metrics, cut_back
-from moss_audio_jax.train.optimizer import factors, make_optimizer, schedule
+from moss_audio_jax.train.setup import Setup
 from moss_audio_jax.train.start import Start, initial_params, read_start
-from moss_audio_jax.train.step import (
-    Recipe,
-    batch_shardings,
-    eval_step,
-    init_state,
-    make_train_step,
-    state_shardings,
-)
+from moss_audio_jax.train.step import State, batch_shardings, eval_step
 from moss_audio_jax.weights.checkpoint import flatten, from_all
 from moss_audio_jax.weights.heads import load_heads
 
@@ -61,65 +49,44 @@ def train(config: Any, workdir: Path) -> int:
         when the data or the loss turn bad, after saving, or when the disk is full.
       UsageError: another process trains in `workdir`.
     """
-    # --- what is trained, on what -----------------------------------------------------------------
-    start = read_start(config)
-    mesh = make_mesh(**config.mesh)
-    check(config, start.model, mesh)
-    loader_config = loader_config_of(config, start)
-    loader_config.validate(start.model.encoder, jax.process_count())
+    run = setup.build(config, read_start(config), make_mesh(**config.mesh))
     # Data first: a missing file should not wait for weights.
     spec = tuple(config.data.train) or config.data.mixture
     mixture = Mixture(spec, config.train.seed)
     held_out = Mixture(tuple(config.data.eval)) if config.data.eval else None
     with _owner(workdir):
-        return _train(config, workdir, start, mesh, loader_config, mixture, held_out)
+        return _train(run, workdir, mixture, held_out)
 
 
-def _train(
-    config: Any, workdir: Path, start: Start, mesh: jax.sharding.Mesh,
-    loader_config: LoaderConfig, mixture: Mixture, held_out: Mixture | None,
-) -> int:  # fmt: skip
+def _train(run: Setup, workdir: Path, mixture: Mixture, held_out: Mixture | None) -> int:
+    config, mesh = run.config, run.mesh
     if not jax.process_index():
         text = config.to_json_best_effort(indent=1) + "\n"
         files.write_whole(workdir / "config.json", text)
 
-    recipe = recipe_of(config, start)
-    abstract, factor = parameters_of(config, recipe)
-    trained = {path for path, value in factor.items() if value}
-    optimizer = make_optimizer(config.optimizer, config.train.steps, factor)
-
-    # --- abstract state -> shardings -> state -----------------------------------------------------
-    init = functools.partial(init_state, trained=trained, optimizer=optimizer, recipe=recipe)
-    abstract_state = jax.eval_shape(init, abstract)
-    shardings = state_shardings(abstract_state, start.model, mesh)
-    checkpoints = Checkpoints(workdir, config.checkpoint, abstract_state)
+    # --- restore ----------------------------------------------------------------------------------
+    checkpoints = Checkpoints(workdir, config.checkpoint, run.state)
     newest = checkpoints.newest()
     with jax.set_mesh(mesh):
-        base_shardings = param_shardings(moss_audio.abstract_params(start.model), start.model, mesh)
-        params = flatten(initial_params(start, base_shardings, config.train.seed))
-        if config.lora.rank:
-            base = {path: abstract[path] for path in params}
-            params |= jax.jit(functools.partial(_adapters, config, base))()
-        if recipe.helpers:
-            params |= _heads(config, start, recipe.helpers)
-        state = jax.jit(init, out_shardings=shardings)(params)
-        del params
-    totals = dict.fromkeys(_TOTALS, 0)
-    saved_data = None
+        state = _first_state(run)
+    totals, saved_data = dict.fromkeys(_TOTALS, 0), None
     if newest is not None:
-        restored, run = checkpoints.restore(newest, shardings)
+        restored, saved = checkpoints.restore(newest, run.state_shardings)
         state = {**state, **restored}
-        totals, saved_data = run["totals"], run["data"]
+        totals, saved_data = saved["totals"], saved["data"]
         _log.info(f"continues at step {newest} of {workdir}")
-    first = newest or 0
-    _describe(state, start, mesh, mixture)
+    first = step = newest or 0
+    _describe(state, run, mixture)
+    loader, echo = _rows(run, mixture, workdir)
+    if saved_data is not None:
+        loader.restore(saved_data)
 
-    # --- the step, and what goes in and out of it ------------------------------------------------
-    step_fn = make_train_step(recipe, optimizer, schedule(config.optimizer, config.train.steps))
-    step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(shardings, None))
-    eval_fn = jax.jit(functools.partial(eval_step, recipe=recipe))
-    rows = loader_config.shape(start.model.encoder)
-    work = flops.train_step(start.model, rows.rows, rows.tokens, rows.chunks, rows.frames)
+    # --- the step, and what goes in and out of it -------------------------------------------------
+    step_fn = run.step()
+    eval_fn = jax.jit(functools.partial(eval_step, recipe=run.recipe))
+    work = flops.train_step(
+        run.start.model, run.shape.rows, run.shape.tokens, run.shape.chunks, run.shape.frames
+    )
     metrics = Metrics(workdir, first, config.train.steps, work)
     rows_log = workdir / f"rows-{jax.process_index()}.jsonl" if config.data.log_rows else None
     if rows_log:
@@ -128,39 +95,51 @@ def _train(
         cut_back(workdir / samples.LOG, first)
     stop = _StopSignal()
     overdue = _Overdue(60 * config.checkpoint.minutes)
-
-    fresh_rows, echo = loader_config, None
-    if config.data.echo > 1:
-        masks = loader_config.augment
-        unmasked = dataclasses.replace(masks, freq_masks=0, time_masks=0)
-        fresh_rows = dataclasses.replace(
-            loader_config, batch=loader_config.batch // config.data.echo, augment=unmasked
-        )
-        echo = Echo(loader_config.batch, config.data.echo_rows, config.train.seed, mesh, masks)
-    loader = Loader(
-        mixture, start.tokenizer, start.model.encoder, fresh_rows,
-        jax.process_index(), jax.process_count(), str(workdir),
-    )  # fmt: skip
-    if saved_data is not None:
-        loader.restore(saved_data)
     waiting: list[dict] = []  # numbers of steps, still on the device
     eval_loss = None
 
-    def save(step: int, data: dict) -> None:
-        _collect(waiting, totals, rows.rows * rows.tokens)
-        run = {"totals": totals, "config": json.loads(config.to_json_best_effort())}
-        checkpoints.save(step, state, run, data, eval_loss)
+    def placed(batch: HostBatch) -> dict[str, jax.Array]:
+        if rows_log:
+            seen = {"step": step + 1, "rows": batch.row_ids}
+            files.append(rows_log, json.dumps(seen) + "\n")
+        arrays = _place(batch.arrays, mesh)
+        return echo(step, arrays) if echo else arrays
+
+    def log() -> None:
+        values = _collect(waiting, totals, run.shape.rows * run.shape.tokens)
+        metrics.write(step, values | _task_losses(values, config.data.tasks))
+        if int(state["skipped"]) >= config.train.max_skipped:
+            save(loader.state())
+            raise InputError(
+                f"{int(state['skipped'])} updates in a row had a loss or gradient that "
+                f"is not finite; stopped at step {step}, saved in {workdir} (lower "
+                "optimizer.learning_rate, or look at the rows of the last steps)"
+            )
+
+    def evaluate() -> None:
+        nonlocal eval_loss
+        eval_loss = _held_out_loss(eval_fn, state, held_out, run)
+        metrics.write(step, {"eval_loss": eval_loss})
+        if config.eval.samples:
+            samples.show(run, state, held_out, workdir, step)
+
+    def save(data: dict) -> None:
+        _collect(waiting, totals, run.shape.rows * run.shape.tokens)
+        about = {"totals": totals, "config": json.loads(config.to_json_best_effort())}
+        checkpoints.save(step, state, about, data, eval_loss)
         overdue.saved()
 
-    def stopped(step: int, data: dict) -> int:
+    def stopped(data: dict) -> int:
         done = "no step was done yet"
         if step > first:
-            save(step, data)
+            save(data)
             done = f"saved step {step}"
         _log.info(f"asked to stop: {done}; the same command continues")
         return 0
 
-    step = first
+    def every(count: int) -> bool:
+        return bool(count) and step % count == 0
+
     try:
         with jax.set_mesh(mesh), loader:
             while step < config.train.steps:
@@ -169,44 +148,24 @@ def _train(
                 try:
                     batch = stop.next(loader)
                 except _Stopped:  # data that do not come must not hold it up
-                    return stopped(step, data)
-                if rows_log:
-                    seen = {"step": step + 1, "rows": batch.row_ids}
-                    files.append(rows_log, json.dumps(seen) + "\n")
-                placed = _place(batch.arrays, mesh)
-                if echo:
-                    placed = echo(step, placed)
-                state, numbers = step_fn(state, placed)
+                    return stopped(data)
+                state, numbers = step_fn(state, placed(batch))
                 step += 1
                 waiting.append(numbers)
-
-                if step % config.train.log_every == 0 or step == config.train.steps:
-                    values = _collect(waiting, totals, rows.rows * rows.tokens)
-                    metrics.write(step, values | _task_losses(values, config.data.tasks))
-                    if int(state["skipped"]) >= config.train.max_skipped:
-                        save(step, loader.state())
-                        raise InputError(
-                            f"{int(state['skipped'])} updates in a row had a loss or gradient that "
-                            f"is not finite; stopped at step {step}, saved in {workdir} (lower "
-                            "optimizer.learning_rate, or look at the rows of the last steps)"
-                        )
-                if config.eval.every and step % config.eval.every == 0 and held_out:
-                    eval_loss = _held_out_loss(eval_fn, state, held_out, start, loader_config, mesh)
-                    metrics.write(step, {"eval_loss": eval_loss})
-                    if config.eval.samples:
-                        samples.show(
-                            config.eval.samples, config.eval.max_new_tokens, state, held_out,
-                            start, recipe, loader_config, mesh, workdir, step,
-                        )  # fmt: skip
-                late = step % config.train.log_every == 0 and overdue.now()
-                if late or step % config.checkpoint.every == 0 or step == config.train.steps:
-                    save(step, loader.state())
+                last = step == config.train.steps
+                if every(config.train.log_every) or last:
+                    log()
+                if every(config.eval.every) and held_out:
+                    evaluate()
+                late = every(config.train.log_every) and overdue.now()
+                if late or every(config.checkpoint.every) or last:
+                    save(loader.state())
                 if stop.asked(step):
-                    return stopped(step, loader.state())
+                    return stopped(loader.state())
     finally:
         checkpoints.close()
         stop.close()
-    export.write(config, start, state, recipe, workdir)
+    export.write(config, run.start, state, run.recipe, workdir)
     _log.info(f"done: {step} steps in {workdir}")
     return 0
 
@@ -230,28 +189,17 @@ def _owner(workdir: Path) -> Iterator[None]:
         yield
 
 
-def parameters_of(config: Any, recipe: Recipe) -> tuple[dict, dict[str, float]]:
-    """All parameters of a run by path, as ShapeDtypeStructs, and the learning-rate factor of each.
-
-    Adapters and helper heads are among them; a factor of 0 freezes.
-    """
-    base = flatten(moss_audio.abstract_params(recipe.model))
-    abstract = dict(base)
+def _first_state(run: Setup) -> State:
+    """The state before the first step: weights of the start, fresh adapters, helper heads."""
+    config, start = run.config, run.start
+    shardings = param_shardings(moss_audio.abstract_params(start.model), start.model, run.mesh)
+    params = flatten(initial_params(start, shardings, config.train.seed))
     if config.lora.rank:
-        abstract |= jax.eval_shape(functools.partial(_adapters, config, base))
-        factor = {path: float(lora.is_adapter(path)) for path in abstract}
-    else:
-        factor = factors(list(abstract), config.optimizer.groups)
-    if recipe.helpers:
-        key = jax.random.key(config.train.seed)
-        heads = jax.eval_shape(lambda: init_helpers(key, recipe.model, recipe.helpers))
-        abstract |= heads
-        factor |= dict.fromkeys(heads, 1.0)
-    return abstract, factor
-
-
-def _adapters(config: Any, base: dict) -> dict:
-    return lora.init(jax.random.key(config.train.seed), base, config.lora.rank, config.lora.targets)
+        base = {path: run.params[path] for path in params}
+        params |= jax.jit(functools.partial(setup.adapters_of, config, base))()
+    if run.recipe.helpers:
+        params |= _heads(config, start, run.recipe.helpers)
+    return run.init_state()(params)
 
 
 def _heads(config: Any, start: Start, helpers: Helpers) -> dict:
@@ -265,46 +213,20 @@ def _heads(config: Any, start: Start, helpers: Helpers) -> dict:
     return {**fresh, **{path: jnp.asarray(leaf, jnp.float32) for path, leaf in same.items()}}
 
 
-def recipe_of(config: Any, start: Start) -> Recipe:
-    t = config.train
-    weights = {name: config.helpers[name] for name in NAMES}
-    helpers = Helpers(**weights, names=tuple(config.helpers.names),
-                      pieces=start.model.decoder.vocab_size)  # fmt: skip
-    return Recipe(
-        model=start.model,
-        compute=Compute(t.dtype, t.attention, t.remat, t.encoder_chunks, loss_chunk=t.loss_chunk),
-        accumulate=t.accumulate,
-        clip_norm=t.clip_norm,
-        z_loss=t.z_loss,
-        ema=t.ema,
-        lora_alpha=config.lora.alpha if config.lora.rank else 0.0,
-        tasks=1 + len(config.data.tasks),
-        decoder_loss=t.decoder_loss,
-        helpers=helpers if helpers.any else None,
-    )
-
-
-def loader_config_of(config: Any, start: Start) -> LoaderConfig:
-    d = config.data
-    return LoaderConfig(
-        batch=d.batch,
-        length=d.length,
-        chunks=math.ceil(d.length / 64) if d.chunks < 0 else d.chunks,
-        frames=d.frames or None,
-        packing=d.packing,
-        seed=config.train.seed,
-        streams=d.streams or None,
-        window=d.window,
-        workers=d.workers,
-        max_bad_share=d.max_bad_share,
-        row_seconds=d.row_seconds,
-        tasks=tuple(d.tasks),
-        augment=Augment(**d.augment),
-        branches=d.branches,
-        pick=tuple(Pick(*rule) for rule in d.pick),
-        words=config.helpers.words if any(config.helpers[n] for n in FROM_WORDS) else 0,
-        tags=tuple(config.helpers.names) if any(config.helpers[n] for n in FROM_TAGS) else (),
-    )
+def _rows(run: Setup, mixture: Mixture, workdir: Path) -> tuple[Loader, Echo | None]:
+    """What gives the rows of each step, and what repeats them (data.echo)."""
+    config, rows, echo = run.config.data, run.loader, None
+    if config.echo > 1:
+        masks = rows.augment
+        unmasked = dataclasses.replace(masks, freq_masks=0, time_masks=0)
+        rows = dataclasses.replace(rows, batch=rows.batch // config.echo, augment=unmasked)
+        seed = run.config.train.seed
+        echo = Echo(run.loader.batch, config.echo_rows, seed, run.mesh, masks)
+    loader = Loader(
+        mixture, run.start.tokenizer, run.start.model.encoder, rows,
+        jax.process_index(), jax.process_count(), str(workdir),
+    )  # fmt: skip
+    return loader, echo
 
 
 def _place(arrays: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
@@ -363,21 +285,21 @@ def _task_losses(values: dict[str, Any], tasks: tuple[str, ...]) -> dict[str, fl
     }
 
 
-def _held_out_loss(eval_fn, state, held_out, start, loader_config, mesh) -> float:
+def _held_out_loss(eval_fn: Any, state: State, held_out: Mixture, run: Setup) -> float:
     loss = weight = 0.0
     weights = state.get("ema", state["trained"])
     for batch in eval_batches(
-        held_out, start.tokenizer, start.model.encoder, loader_config,
+        held_out, run.start.tokenizer, run.start.model.encoder, run.loader,
         jax.process_index(), jax.process_count(),
     ):  # fmt: skip
-        sums = jax.device_get(eval_fn(weights, state["frozen"], _place(batch.arrays, mesh)))
+        sums = jax.device_get(eval_fn(weights, state["frozen"], _place(batch.arrays, run.mesh)))
         loss, weight = loss + float(sums["loss"]), weight + float(sums["weight"])
     if not weight:
         raise InputError("data.eval: no row could be used")
     return loss / weight
 
 
-def _describe(state: dict, start: Start, mesh: jax.sharding.Mesh, mixture: Mixture) -> None:
+def _describe(state: State, run: Setup, mixture: Mixture) -> None:
     if jax.process_index():
         return
     count = moss_audio.count_params
@@ -390,7 +312,7 @@ def _describe(state: dict, start: Start, mesh: jax.sharding.Mesh, mixture: Mixtu
     )
     _log.info(
         f"{count(state['trained']):,} of {count(table):,} parameters train; mesh "
-        f"{dict(mesh.shape)}; {mixture.rows:,} rows"
+        f"{dict(run.mesh.shape)}; {mixture.rows:,} rows"
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from moss_audio_jax import files
+from moss_audio_jax import devices, files
 from moss_audio_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -98,10 +98,8 @@ def _clock(seconds: float) -> str:
 
 
 def _peak_flops() -> float | None:
-    from moss_audio_jax.models.flops import peak
-
-    one = peak(jax.devices()[0].device_kind)
-    return one * jax.device_count() if one else None
+    one = devices.of(jax.devices()[0].device_kind)
+    return one.peak * jax.device_count() if one else None
 
 
 def _tensorboard(workdir: Path) -> Any:

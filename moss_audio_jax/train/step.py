@@ -141,8 +141,9 @@ def loss_sums(
                 adapted = adapt(params["audio_adapter"], recipe.model, audio[0])
                 read = adapted, decoder.head_kernel(params)
             sums = helping.losses(heads, recipe.helpers, audio[0], batch, *read)
+            weight = dict(recipe.helpers.weights)
             for name, value in sums.items():
-                total += getattr(recipe.helpers, name) * value / counts[name]
+                total += weight[name] * value / counts[name]
         targets = shift_labels(batch["labels"])
         weights = jnp.pad(batch["weights"][:, 1:], ((0, 0), (0, 1))) * (targets != IGNORE)
         if recipe.decoder_loss:
@@ -221,7 +222,7 @@ def make_train_step(
             **sums,
             "mean_loss": sums["loss"] / counts["decoder"],
             "helper_losses": {
-                name: sums[name] / counts[name] for name in helping.NAMES if name in sums
+                name: sums[name] / counts[name] for name in helping.LOSSES if name in sums
             },
             "tokens": jnp.sum(batch["segment_ids"] > 0),
             "labels": jnp.sum(batch["labels"] != IGNORE),

@@ -10,11 +10,12 @@ from runs import log
 import moss_audio_jax as mj
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.train import export
-from moss_audio_jax.train.loop import recipe_of, train
+from moss_audio_jax.train.loop import train
+from moss_audio_jax.train.setup import recipe_of
 from moss_audio_jax.train.start import read_start
 from moss_audio_jax.weights.adapters import load_adapters
 from moss_audio_jax.weights.checkpoint import flatten
-from moss_audio_jax.weights.convert import convert
+from moss_audio_jax.weights.convert import convert, load_params, read_config
 
 
 def test_it_learns_by_heart_and_the_export_says_so(run_config, corpus, tmp_path):
@@ -58,11 +59,11 @@ def test_lora_is_saved_alone_and_merged_in_the_export(run_config, corpus, tmp_pa
                         "optimizer.learning_rate=1e-2", "checkpoint.export=official")  # fmt: skip
     config.init_from = str(corpus / "start")
     assert train(config, tmp_path) == 0
-    base = mj.MossAudio.load(corpus / "start", "float32")
-    merged = mj.MossAudio.load(tmp_path / "export", "float32")
-    adapters, alpha = load_adapters(tmp_path / "lora", base.config)
+    start, merged = (load_params(at, dtype="float32")
+                     for at in (corpus / "start", tmp_path / "export"))  # fmt: skip
+    adapters, alpha = load_adapters(tmp_path / "lora", read_config(corpus / "start"))
     assert len(adapters) == 14
-    before, after = flatten(base.params), flatten(merged.params)
+    before, after = flatten(start), flatten(merged)
     for path, leaf in before.items():
         module = path.removesuffix("/kernel")
         if f"{module}/lora_a" in adapters:
@@ -76,7 +77,7 @@ def test_lora_is_saved_alone_and_merged_in_the_export(run_config, corpus, tmp_pa
         corpus / "start", tmp_path / "again", "official", merge_lora=tmp_path / "lora",
         progress=False,
     )  # fmt: skip
-    again = flatten(mj.MossAudio.load(tmp_path / "again", "float32").params)
+    again = flatten(load_params(tmp_path / "again", dtype="float32"))
     assert all(np.abs(again[path] - after[path]).max() < 1e-6 for path in after)
     saved = tmp_path / "checkpoints" / "3" / "state"
     size = sum(f.stat().st_size for f in saved.rglob("*") if f.is_file())
@@ -102,8 +103,8 @@ def test_rows_of_text_alone_are_learned_without_the_encoder(run_config, corpus, 
     assert train(config, tmp_path / "run") == 0
     losses = [row["loss"] for row in log(tmp_path / "run")]
     assert losses[-1] < losses[0] / 2
-    before = flatten(mj.MossAudio.load(corpus / "start", "float32").params)
-    after = flatten(mj.MossAudio.load(tmp_path / "run" / "export", "float32").params)
+    before = flatten(load_params(corpus / "start", dtype="float32"))
+    after = flatten(load_params(tmp_path / "run" / "export", dtype="float32"))
     moved = {path for path in before if (before[path] != after[path]).any()}
     assert moved
     assert {path.split("/")[0] for path in moved} <= {"language_model", "lm_head"}

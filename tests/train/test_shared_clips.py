@@ -20,6 +20,7 @@ from moss_audio_jax.data.targets import IGNORE, NOTHING, UNKNOWN, Targets
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.text import load_tokenizer
 from moss_audio_jax.train import helpers as helping
+from moss_audio_jax.train.defaults import get_config
 from moss_audio_jax.train.step import Recipe, gradients
 from moss_audio_jax.weights.checkpoint import flatten, unflatten
 from moss_audio_jax.weights.convert import load_params
@@ -168,9 +169,12 @@ _HEARING = ("helpers/", "audio_encoder/", "audio_adapter/", "lm_head/")
 def test_helper_losses(folder):
     """Zero where the heads are right and sure; the same in micro-batches; into the encoder."""
     targets = Targets(4, TAGS)
-    helpers = helping.Helpers(
-        0.3, 1.0, 0.5, 0.1, 0.2, 0.1, 0.1, 0.1, TAGS, MODEL.decoder.vocab_size
-    )
+
+    def of(**weights):
+        return helping.Helpers(tuple(weights.items()), TAGS, MODEL.decoder.vocab_size)
+
+    helpers = of(ctc=0.3, frames=1.0, tags=0.5, position=0.1, adapter=0.2, clock=0.1,
+                 adapter_tags=0.1, adapter_before=0.1)  # fmt: skip
     heads = helping.init_helpers(jax.random.key(0), MODEL, helpers)
     names = ("pieces", "tags", "position", "clock", "adapter_tags", "adapter_before")
     assert set(heads) == {f"helpers/{n}/{k}" for n in names for k in ("kernel", "bias")}
@@ -182,9 +186,7 @@ def test_helper_losses(folder):
     blank = helpers.pieces
     truth = np.where(batch["heard_pieces"] >= 0, batch["heard_pieces"], blank)
     sure = {"pieces": {"kernel": 50 * jnp.eye(blank + 1), "bias": jnp.zeros(blank + 1)}}
-    only = dataclasses.replace(
-        helpers, tags=0.0, position=0.0, clock=0.0, adapter_tags=0.0, adapter_before=0.0
-    )
+    only = of(ctc=0.3, frames=1.0, adapter=0.2)
     words, head = jax.nn.one_hot(truth, blank), 20 * jnp.eye(blank)
     right = helping.losses(sure, only, jax.nn.one_hot(truth, blank + 1), batch, words, head)
     assert float(right["frames"]) < 1e-3
@@ -192,20 +194,20 @@ def test_helper_losses(folder):
     assert float(right["adapter"]) < 1e-3
     places = np.tile(np.arange(50), (4, 2))  # of a token in its chunk, off the adapter's output
     sure = {"clock": {"kernel": 50 * jnp.eye(blank)[:, :50], "bias": jnp.zeros(50)}}
-    only = dataclasses.replace(only, ctc=0.0, frames=0.0, adapter=0.0, clock=1.0)
+    only = of(clock=1.0)
     shown = jax.nn.one_hot(places, blank)
     assert float(helping.losses(sure, only, shown, batch, shown)["clock"]) < 1e-3
     late = helping.losses(sure, only, shown, batch, jnp.roll(shown, 1, axis=1))["clock"]
     assert float(late / helping.counts(only, batch)["clock"]) > 10
     # Tags, off the adapter's output and not the encoder's.
     sure = {"adapter_tags": {"kernel": 50 * jnp.eye(blank)[:, : len(TAGS)], "bias": -jnp.ones(1)}}
-    only = dataclasses.replace(only, clock=0.0, adapter_tags=1.0)
+    only = of(adapter_tags=1.0)
     held = jnp.pad((batch["heard_tags"] == 1) - 0.5, ((0, 0), (0, 0), (0, blank - len(TAGS))))
     assert float(helping.losses(sure, only, -held, batch, held)["adapter_tags"]) < 1e-3
     swapped = helping.losses(sure, only, held, batch, -held)["adapter_tags"]
     assert float(swapped / helping.counts(only, batch)["adapter_tags"]) > 10
     # The piece before the one that is said: here the matrix turns each piece into the one before.
-    only = dataclasses.replace(only, adapter_tags=0.0, adapter_before=1.0)
+    only = of(adapter_before=1.0)
     known = batch["heard_before"] >= 0
     assert helping.counts(only, batch)["adapter_before"] == known.sum() > 0
     turn = np.zeros((blank, blank))
@@ -227,6 +229,12 @@ def test_helper_losses(folder):
     for path, gradient in whole.items():
         assert np.abs(gradient).max() > 0, path
         assert np.abs(gradient - parts[path]).max() <= 1e-5 * np.abs(gradient).max(), path
+
+
+def test_every_helper_loss_has_its_key_and_its_own_head():
+    assert set(get_config().helpers) == {*helping.LOSSES, "words", "names"}
+    heads = {loss.head for loss in helping.LOSSES.values() if loss.head}
+    assert len({head.seed for head in heads}) == len({head.name for head in heads}) == len(heads)
 
 
 def test_heads_are_kept_beside_a_checkpoint(tmp_path):

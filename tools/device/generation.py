@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from device.measure import Clock, compiled, kernel, memory, seconds, share
 
+from moss_audio_jax import devices
 from moss_audio_jax.config import Compute, ModelConfig, ProcessorConfig
 from moss_audio_jax.data.batch import Example, bucket_shape, make_batch
 from moss_audio_jax.generate import slots as serving
@@ -82,7 +83,8 @@ def bench_decode(args: argparse.Namespace, clock: Clock) -> None:
         weight_bytes = sum(x.nbytes for x in jax.tree.leaves(read))
         cache_bytes = sum(x.nbytes for x in jax.tree.leaves(held["slots"].cache))
         total = weight_bytes + cache_bytes
-        most = flops.bandwidth(jax.devices()[0].device_kind)
+        device = devices.of(jax.devices()[0].device_kind)
+        most = device and device.hbm_bandwidth
         return {
             "quantize": how, "batch": int(count), "slots": size,
             "compile_seconds": compile_seconds, "ms_per_step": round(1e3 * spent, 3),
@@ -126,13 +128,14 @@ def bench_prefill(args: argparse.Namespace, clock: Clock) -> None:
             + flops.encoder_forward(model.encoder, rows * shape.chunks, shape.frames)
             + flops.adapter_forward(model, rows * shape.chunks * shape.frames // 8)
         )
+        device = devices.of(jax.devices()[0].device_kind)
         return {
             "shape": [rows, shape.tokens, shape.chunks], "attention": implementation,
             "compile_seconds": compile_seconds, "seconds": round(spent, 4),
             "tokens_per_second": round(rows * args.prefill_tokens / spent),
             "audio_seconds_per_second": round(rows * args.prefill_seconds / spent),
             "tflop": round(work / 1e12, 2),
-            "mfu": share(work / spent, flops.peak(jax.devices()[0].device_kind)),
+            "mfu": share(work / spent, device and device.peak),
             **memory(program),
         }  # fmt: skip
 

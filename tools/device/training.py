@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from device.measure import Clock, compiled, kernel, memory, partition, seconds, share
 
+from moss_audio_jax import devices
 from moss_audio_jax.config import Compute, ModelConfig
 from moss_audio_jax.data.batch import IGNORE, Shape, TrainExample, make_train_batch
 from moss_audio_jax.models import flops, moss_audio
@@ -83,8 +84,8 @@ def bench_train(args: argparse.Namespace, clock: Clock) -> None:
         labels = int((batch["labels"] != IGNORE).sum())
         idle = rows * int(length) - labels
         labelled = work - 6.0 * model.decoder.hidden_size * model.decoder.vocab_size * idle
-        peak = flops.peak(jax.devices()[0].device_kind)
-        peak = peak and peak * mesh.size
+        device = devices.of(jax.devices()[0].device_kind)
+        peak = device and device.peak * mesh.size
         return {
             "rows": kind, "shape": [rows, int(length), chunks], "remat": remat,
             "attention": implementation, "encoder_chunks": args.encoder_chunks,

@@ -1,0 +1,98 @@
+"""The one table of accelerators: how fast a device is and what it holds.
+
+A device is what JAX calls one: a chip, or on tpu7x one of a chip's two chiplets. Needs no JAX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """One kind of device; every number is that of one device.
+
+    Attributes:
+      kinds: how `jax.Device.device_kind` begins.
+      peak: bfloat16 FLOP/s.
+      hbm_bandwidth: bytes/s of its memory; None where cards of this name differ.
+    """
+
+    kinds: tuple[str, ...]
+    peak: float
+    hbm_bandwidth: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tpu(Device):
+    """A TPU device, and the torus that it is part of.
+
+    Attributes:
+      hbm: bytes of memory by the data sheet.
+      usable: bytes that the compiler lets a program have.
+      clock: Hz of the TensorCore, for cycles of the compiler's cost model.
+      link: bytes/s of one interconnect link, one way.
+      links: links of a device.
+      dimensions: of a slice's name.
+      devices_per_chip: 2 on tpu7x.
+    """
+
+    hbm: int
+    usable: int
+    clock: float
+    link: float
+    links: int
+    dimensions: int
+    devices_per_chip: int = 1
+
+    @property
+    def interconnect(self) -> float:
+        """Bytes/s that leave a device over all its links: collectives over a whole slice."""
+        return self.link * self.links
+
+
+def _tpu(kinds: tuple[str, ...], hbm: float, usable: float, **numbers: float) -> Tpu:
+    """`hbm` and `usable` in GiB."""
+    return Tpu(kinds, hbm=int(hbm * GIB), usable=int(usable * GIB), **numbers)
+
+
+# hbm, peak, hbm_bandwidth and links: the system tables of docs.cloud.google.com/tpu/docs/v4, /v5e,
+# /v5p, /v6e and /tpu7x. The interconnect stands there for all links of a chip and both ways (v5e
+# 400 GB/s, v5p 1200, v6e 800, tpu7x 1200 for two devices; v4 2400 Gbit/s one way), over 4 links in
+# a 2D torus and 6 in a 3D one. usable: what libtpu 0.0.42 names as available HBM when it refuses a
+# program. clock: v4 1.05 GHz (arXiv 2304.01433); the others as peak = 2 * multipliers * clock gives
+# it (v5e 4 units of 128 x 128, v5p 8 of them, v6e and a tpu7x device 4 * 256 x 256 multipliers).
+TPUS = {
+    "v4": _tpu(("TPU v4",), 32, 30.75, peak=275e12, hbm_bandwidth=1.2e12, clock=1.05e9,
+               link=50e9, links=6, dimensions=3),
+    "v5e": _tpu(("TPU v5 lite", "TPU v5e"), 16, 15.75, peak=197e12, hbm_bandwidth=8.19e11,
+                clock=1.5e9, link=50e9, links=4, dimensions=2),
+    "v5p": _tpu(("TPU v5", "TPU v5p"), 95, 95.74, peak=459e12, hbm_bandwidth=2.765e12,
+                clock=1.75e9, link=100e9, links=6, dimensions=3),
+    "v6e": _tpu(("TPU v6",), 32, 31.25, peak=918e12, hbm_bandwidth=1.64e12, clock=1.75e9,
+                link=100e9, links=4, dimensions=2),
+    "tpu7x": _tpu(("TPU7",), 96, 94.75, peak=1153.5e12, hbm_bandwidth=3.69e12, clock=2.2e9,
+                  link=50e9, links=6, dimensions=3, devices_per_chip=2),
+}  # fmt: skip
+
+# NVIDIA's data sheets, without sparsity.
+GPUS = (
+    Device(("NVIDIA A100",), 312e12, None),
+    Device(("NVIDIA A100-SXM4-40GB",), 312e12, 1.555e12),
+    Device(("NVIDIA A100-SXM4-80GB",), 312e12, 2.039e12),
+    Device(("NVIDIA H100",), 989e12, 3.35e12),
+    Device(("NVIDIA H200",), 989e12, 4.8e12),
+)
+
+
+def of(device_kind: str) -> Device | None:
+    """The device of a `jax.Device.device_kind`; None where it is not in the table (a CPU)."""
+    found = [
+        (len(kind), device)
+        for device in (*TPUS.values(), *GPUS)
+        for kind in device.kinds
+        if device_kind.startswith(kind)
+    ]
+    return max(found, key=lambda each: each[0])[1] if found else None
