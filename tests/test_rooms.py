@@ -13,7 +13,8 @@ PACKAGE = ROOT / "moss_audio_jax"
 CORE = [
     "__init__", "devices", "libtpu", "errors", "files", "remote", "runtime", "config",
     "config_file", "sharding", "audio", "text", "ops", "models", "weights", "data",
-    "generate", "train", "api", "command", "cli", "generate.__main__", "train.__main__", "transcribe", "convert",
+    "generate", "train", "api", "command", "cli", "generate.__main__", "train.__main__",
+    "transcribe", "convert",
 ]  # fmt: skip
 PERIPHERY = ["draw", "timeline", "world", "evaluate", "annotate", "plan", "demo"]
 ROOMS = [*CORE, *PERIPHERY]
