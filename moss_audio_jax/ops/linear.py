@@ -57,6 +57,10 @@ class Bits(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         return self.values.shape
 
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(jnp.bfloat16)
+
 
 Kernel = jax.Array | Int8 | Bits
 
