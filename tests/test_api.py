@@ -178,7 +178,8 @@ if sys.argv[1] == "own":
     jax.config.update("jax_compilation_cache_dir", "own")
 jax.jit(lambda x: x + 1)(1.0)  # what was compiled before does not matter
 runtime.keep_compiled()
-jax.jit(lambda x: sum(x @ x * i for i in range(200)))(jax.numpy.ones((9, 9)))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # on a fast machine too
+jax.jit(lambda x: x @ x + 2)(jax.numpy.ones((9, 9)))
 print(found()[0])
 """
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soundfile
 
 import moss_audio_jax as mj
 from moss_audio_jax import cli
@@ -197,7 +198,9 @@ def test_neither_batch_nor_mesh_changes_the_tokens(model, prompts):
     assert outputs.sharding.shard_shape(outputs.shape)[-1] * 4 == outputs.shape[-1]
 
 
-def test_the_option_reaches_the_model_and_what_is_written_of_it(model, monkeypatch, capsys):
+def test_the_option_reaches_the_model_and_what_is_written_of_it(
+    model, monkeypatch, capsys, tmp_path
+):
     asked = []
 
     def load(*args, **kwargs):
@@ -209,7 +212,9 @@ def test_the_option_reaches_the_model_and_what_is_written_of_it(model, monkeypat
     base = ["generate", "--prompt", "What?"]
     for option in ([], ["--quantize", "weights"], ["--quantize", "weights+cache"]):
         assert cli.main([*base, *option]) == 1
-    assert cli.main(["transcribe", "--audio", "a.wav", "--quantize", "weights"]) == 1
+    audio = tmp_path / "a.wav"
+    soundfile.write(audio, np.zeros(1600), 16_000)
+    assert cli.main(["transcribe", "--audio", str(audio), "--quantize", "weights"]) == 1
     assert asked == ["none", "weights", "weights+cache", "weights"]
     capsys.readouterr()
     assert cli.main([*base, "--quantize", "int4"]) == 2
