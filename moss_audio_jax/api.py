@@ -39,8 +39,8 @@ from moss_audio_jax.generate.request import Audio, Prepared, Reply, Request, nam
 from moss_audio_jax.generate.stop_strings import UntilStop, first_stop
 from moss_audio_jax.generate.vocabulary import vocabulary
 from moss_audio_jax.models import decoder, encoder, moss_audio
-from moss_audio_jax.models.quantize import hold_leaf, quantize_leaf
-from moss_audio_jax.ops.linear import Bits, dense
+from moss_audio_jax.models.quantize import quantize_leaf
+from moss_audio_jax.ops.linear import dense
 from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
 from moss_audio_jax.runtime import keep_compiled
 from moss_audio_jax.sharding import as_mesh, param_shardings, serving_mesh
@@ -156,8 +156,6 @@ class MossAudio:
 
         def then(path: str, leaf: jax.Array) -> Any:  # no two leaves are there in both forms
             leaf = leaf if quantize == "none" else _quantize(path, leaf, config)
-            with jax.set_mesh(mesh):
-                leaf = _hold(path, leaf, config)
             return decoder.unstack(leaf) if path.startswith(_LAYERS) else leaf
 
         return cls(
@@ -176,20 +174,16 @@ class MossAudio:
     @property
     def params(self) -> Any:
         """Nested dict of arrays as the model holds them: the decoder's layers are a tuple of trees,
-        one for each, which generation reads fastest; the encoder's are stacked on axis 0. On one
-        CPU the decoder's bfloat16 kernels are `ops.linear.Bits`."""
+        one for each, which generation reads fastest; the encoder's are stacked on axis 0."""
         return self._params
 
     def stacked_params(self) -> Any:
-        """`params` as training and checkpoints have them: all layers stacked on axis 0, plain
-        arrays but where they are int8.
+        """`params` as training and checkpoints have them, all layers stacked on axis 0.
 
         The decoder is stacked anew at each call, and is then in memory twice.
         """
         with jax.set_mesh(self.mesh):
-            params = decoder.stacked(self._params)
-            held = {"is_leaf": lambda x: isinstance(x, Bits)}
-            return jax.tree.map(lambda x: dense(x) if isinstance(x, Bits) else x, params, **held)
+            return decoder.stacked(self._params)
 
     @property
     def encoder_params(self) -> Any:
@@ -581,7 +575,6 @@ class Stream(Iterator[str]):
 
 _LAYERS = "language_model/layers/"
 _quantize = jax.jit(quantize_leaf, static_argnums=(0, 2))
-_hold = jax.jit(hold_leaf, static_argnums=(0, 2), donate_argnums=1)
 
 
 def _by_layer(params: Any) -> Any:

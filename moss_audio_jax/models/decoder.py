@@ -29,7 +29,7 @@ from moss_audio_jax.models.blocks import (
     settled,
 )
 from moss_audio_jax.models.cache import Cache, LayerCache
-from moss_audio_jax.ops.linear import Kernel, matmul, take
+from moss_audio_jax.ops.linear import Kernel, dense, matmul
 from moss_audio_jax.ops.rotary import rotary_angles, rotate
 from moss_audio_jax.sharding import constrain
 
@@ -208,7 +208,8 @@ _inject.defvjp(lambda *args: (_inject(*args), args[-1]), _inject_backward)
 def embed_tokens(params: Any, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """int [B, T] -> [B, T, D]."""
     table = params["embed_tokens"]["embedding"]
-    return take(table, tokens).astype(dtype)
+    # Of an int8 table (a tied head's) each row and its scale.
+    return dense(jax.tree.map(lambda x: jnp.take(x, tokens, axis=0), table)).astype(dtype)
 
 
 def head_kernel(params: Any) -> Kernel:

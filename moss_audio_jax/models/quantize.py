@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from moss_audio_jax.config import ModelConfig
-from moss_audio_jax.ops.linear import Bits, Int8, as_bits, on_one_cpu
+from moss_audio_jax.ops.linear import Int8
 from moss_audio_jax.sharding import path_name
 
 _KERNELS = r"^(language_model/layers/(self_attn|mlp)/\w+_proj|lm_head)/kernel$"
@@ -41,14 +41,6 @@ def quantize_leaf(path: str, leaf: jax.Array, config: ModelConfig) -> jax.Array 
         return Int8(*to_int8(leaf, -2, jnp.float32))
     if path == _EMBEDDING and config.decoder.tie_embeddings:
         return Int8(*to_int8(leaf, -1, jnp.float32))
-    return leaf
-
-
-def hold_leaf(path: str, leaf: jax.Array | Int8, config: ModelConfig) -> jax.Array | Int8 | Bits:
-    """One parameter as generation holds it: on one CPU bfloat16 kernels as bits (`ops.linear`)."""
-    table = path == _EMBEDDING and not config.decoder.tie_embeddings
-    if (table or re.match(_KERNELS, path)) and leaf.dtype == jnp.bfloat16 and on_one_cpu():
-        return as_bits(leaf)
     return leaf
 
 

@@ -11,16 +11,15 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from moss_audio_jax.errors import UsageError
-from moss_audio_jax.models.quantize import to_int8
 from moss_audio_jax.ops import attention as attention_module
-from moss_audio_jax.ops import linear, rotary
+from moss_audio_jax.ops import rotary
 from moss_audio_jax.ops.attention import attention, decode_attention
 from moss_audio_jax.ops.conv import _as_conv, _as_matmul, conv3x3_stride2
 from moss_audio_jax.ops.gelu import gelu
 from moss_audio_jax.ops.linear import Int8
 from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
 from moss_audio_jax.ops.splash import splash_attention
-from moss_audio_jax.sharding import as_mesh, make_mesh
+from moss_audio_jax.sharding import make_mesh
 
 
 def arrays(*shapes, seed=0):
@@ -285,52 +284,3 @@ def test_gelu_and_its_gradient_by_the_error_function(dtype):
     step = float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(np.float64(out), exact * below, rtol=step, atol=1e-6)
     np.testing.assert_allclose(np.float64(gradient), 2 * slope, rtol=step, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["bits", "int8"])
-def test_blocked_products_are_the_plain_ones(kind):
-    """Kernels of several blocks and of one, heads, few rows and many; against float64."""
-    rng = np.random.default_rng(5)
-    for n_in, n_out, shape, axes in ((24, 40, (-1,), 1), (3000, 1400, (7, 200), 2)):
-        kernel = jnp.asarray(rng.normal(size=(n_in, n_out)) / n_in**0.5, jnp.bfloat16)
-        if kind == "bits":
-            held, exact = linear.as_bits(kernel), np.asarray(kernel, np.float64)
-        else:
-            held = linear.Int8(*to_int8(kernel, -2, jnp.float32))
-            exact = np.asarray(held.values, np.float64) * np.asarray(held.scale, np.float64)
-        for rows in (1, 50):
-            lead = (n_in,) if axes == 1 else (n_in // 100, 100)
-            x = jnp.asarray(rng.normal(size=(2, rows, *lead)), jnp.float32)
-            found = jax.jit(linear.matmul, static_argnames=("axes", "shape"))(
-                x, held, axes=axes, shape=shape
-            )
-            flat = np.asarray(x, np.float64).reshape(2, rows, n_in) @ exact
-            assert found.shape == (2, rows, *(shape if len(shape) > 1 else (n_out,)))
-            np.testing.assert_allclose(found, flat.reshape(found.shape), rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(linear.dense(linear.as_bits(kernel)), kernel)
-    rows = jnp.array([[3, 0], [1, 3]])
-    np.testing.assert_array_equal(linear.take(linear.as_bits(kernel), rows), kernel[rows])
-
-
-def test_a_cpus_loop_holds_no_kernel_in_float32():
-    """Of a loop over tokens the compiler would move the conversion out, for all layers at once."""
-    size = 2048
-
-    def steps(kernels, x):
-        def one(_, x):
-            for kernel in kernels:
-                x = jnp.tanh(linear.matmul(x, kernel))
-            return x
-
-        return jax.lax.fori_loop(0, 5, one, x)
-
-    x = jax.ShapeDtypeStruct((1, size), jnp.bfloat16)
-    plain = [jax.ShapeDtypeStruct((size, size), jnp.bfloat16)] * 8
-    held = jax.eval_shape(lambda kernels: [linear.as_bits(k) for k in kernels], plain)
-    with jax.set_mesh(as_mesh(None)):
-        given, taken = (
-            jax.jit(steps).lower(kernels, x).compile().memory_analysis().temp_size_in_bytes
-            for kernels in (plain, held)
-        )
-    assert given > 8 * 4 * size**2  # or nothing need be done about it any more
-    assert taken < 2 * 4 * size**2 + linear._BLOCK_BYTES
