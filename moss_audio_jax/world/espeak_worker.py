@@ -110,4 +110,7 @@ def _write(answer: bytes) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BrokenPipeError:  # who asked was ended by Ctrl-C
+        os._exit(0)

@@ -189,7 +189,8 @@ def test_shared_files_as_librosa_loads_them():
         wav = load_audio(path)
         # Two decoders (FFmpeg's, mpg123) round differently: 1.7e-6, a tenth of half a 16-bit step.
         np.testing.assert_allclose(wav, expected, rtol=0, atol=2e-6)
-        np.testing.assert_allclose(log_mel(wav), log_mel(expected), rtol=0, atol=1e-4)
+        # In the quietest bins, 8 decades down, that is 1.06e-4 of one value in 155,904.
+        np.testing.assert_allclose(log_mel(wav), log_mel(expected), rtol=0, atol=2e-4)
 
 
 # --- bad input -----------------------------------------------------------------------------------
