@@ -25,7 +25,7 @@ def given():
     return config, params, x, jax.random.normal(keys[1], (K, B, T, config.hidden_size))
 
 
-def attend(query, key, value, cache, layer):
+def attend(query, key, value, cache):
     return attention(query, key, value, causal=True, implementation="xla"), cache
 
 
@@ -38,7 +38,7 @@ def one_by_one(config, params, x, injected):
     for index in range(config.layers):
         own = jax.tree.map(lambda p: p[index], params["layers"])  # noqa: B023  used at once
         layer = decoder.DecoderLayer(config)
-        x, _ = layer.apply({"params": own}, x, angles, lambda *qkv: attend(*qkv, None, None))
+        x, _ = layer.apply({"params": own}, x, angles, lambda *qkv: attend(*qkv, None))
         if index < len(injected):
             x = x + injected[index]
     return RMSNorm(config.norm_eps).apply({"params": params["norm"]}, x)
