@@ -1,14 +1,12 @@
-"""What unrolling the decoder's layers gains a step of decoding: the same model, stacked and not.
+"""A step of decoding: milliseconds, bytes it must read, memory that its program takes.
 
     python tools/bench_decode.py [--size 4b] [--layers 6] [--batch 1] [--slots 512]
         [--dtype float32] [--quantize none] [--rounds 5]
 
 The engine's loop over tokens (`generate.slots.decode_until`), 8 steps a round, of a released size's
-width with fewer layers and an eighth of its vocabulary, random weights, caches half full. One
-after the other in every round, so that a machine whose speed varies does not matter to `gain`.
-
-Prints one JSON line: median milliseconds a step of each, `gain` (median ratio of the rounds),
-seconds that each took to compile, and `read_gb`, what a step must read.
+width with fewer layers and an eighth of its vocabulary, random weights, caches half full. Prints
+one JSON line: median milliseconds a step and their range, seconds to compile, `read_gb`, what a step
+must read, and `temporaries_gb` of the program.
 """
 
 from __future__ import annotations
@@ -22,11 +20,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from device.generation import running_slots, static_of, unstacked
+from device.generation import running_slots, static_of
 from device.measure import compiled
 
 from moss_audio_jax.config import QUANTIZE, RELEASED
 from moss_audio_jax.generate import slots as serving
+from moss_audio_jax.models import decoder as decoder_module
 from moss_audio_jax.models import moss_audio
 from moss_audio_jax.models.quantize import quantize
 from moss_audio_jax.sharding import as_mesh
@@ -64,35 +63,27 @@ def main() -> None:
         params = {name: params[name] for name in ("language_model", "lm_head")}
         return params if args.quantize == "none" else quantize(params, model)
 
-    found: dict[str, dict[str, Any]] = {}
+    times = []
     with jax.set_mesh(as_mesh(None)):
-        stack = init(jax.random.key(0))
+        params = decoder_module.unrolled(init(jax.random.key(0)))
         number = jnp.int32(STEPS), jnp.int32(1)
-        room = STEPS * (args.rounds + 2)
-        for name, params in (("stacked", stack), ("unstacked", unstacked(stack))):
-            apart = name == "unstacked"
-            slots = running_slots(static, args.batch, args.slots, room, apart)
-            lowered = serving.decode_until.lower(params, slots, *number, reach=args.slots, **static)
-            program, seconds = compiled(lowered)
-            found[name] = {"program": program, "compile_seconds": seconds, "ms": [],
-                           "params": params, "slots": slots}  # fmt: skip
-        read = stack["language_model"]["layers"], stack["lm_head"], found["stacked"]["slots"].cache
+        slots = running_slots(static, args.batch, args.slots, STEPS * (args.rounds + 2))
+        lowered = serving.decode_until.lower(params, slots, *number, reach=args.slots, **static)
+        program, compile_seconds = compiled(lowered)
+        read = params["language_model"]["layers"], params["lm_head"], slots.cache
         read_bytes = sum(x.nbytes for x in jax.tree.leaves(read))
         for turn in range(args.rounds + 1):
-            for each in found.values():
-                begun = time.perf_counter()
-                each["slots"] = each["program"](each["params"], each["slots"], *number)
-                jax.block_until_ready(each["slots"])
-                if turn:  # the first does not count
-                    each["ms"].append(1e3 * (time.perf_counter() - begun) / STEPS)
-    times = {name: each["ms"] for name, each in found.items()}
-    gains = [a / b for a, b in zip(times["stacked"], times["unstacked"], strict=True)]
+            begun = time.perf_counter()
+            slots = program(params, slots, *number)
+            jax.block_until_ready(slots)
+            if turn:  # the first does not count
+                times.append(1e3 * (time.perf_counter() - begun) / STEPS)
     line = {
         "device": jax.devices()[0].device_kind, "read_gb": round(read_bytes / 1e9, 3),
-        **{f"{name}_ms": round(statistics.median(ms), 2) for name, ms in times.items()},
-        "gain": round(statistics.median(gains), 2),
-        "gain_range": [round(min(gains), 2), round(max(gains), 2)],
-        "compile_seconds": [each["compile_seconds"] for each in found.values()],
+        "ms": round(statistics.median(times), 2),
+        "ms_range": [round(min(times), 2), round(max(times), 2)],
+        "compile_seconds": compile_seconds,
+        "temporaries_gb": round(program.memory_analysis().temp_size_in_bytes / 1e9, 3),
     }  # fmt: skip
     print(json.dumps(vars(args) | line))
 
