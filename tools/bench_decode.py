@@ -5,7 +5,7 @@
 
 The engine's loop over tokens (`generate.slots.decode_until`), 8 steps a round, of a released size's
 width with fewer layers and an eighth of its vocabulary, random weights, caches half full. Prints
-one JSON line: median milliseconds a step and their range, seconds to compile, `read_gb`, what a step
+one JSON line: median milliseconds a step, their range, seconds to compile, `read_gb`, what a step
 must read, and `temporaries_gb` of the program.
 """
 
