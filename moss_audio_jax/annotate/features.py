@@ -238,9 +238,3 @@ def _bank() -> np.ndarray:
 def _widths() -> np.ndarray:
     """Bins of each band, float32 [32]."""
     return np.maximum(_bank().sum(axis=0), np.float32(0.25))
-
-
-def band_centres() -> np.ndarray:
-    """Centre of each band in Hz, float64 [32]."""
-    hertz = np.arange(N_FFT // 2 + 1) * SAMPLE_RATE / N_FFT
-    return hertz @ _bank() / _widths()

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from moss_audio_jax.annotate import merge, speech
 from moss_audio_jax.annotate.record import Record, centi, times
-from moss_audio_jax.annotate.sound import clause, kinds_by_label
+from moss_audio_jax.annotate.sound import clause
 from moss_audio_jax.draw import Draw
 from moss_audio_jax.text.labels import DRUMS, MODES, TONICS
 from moss_audio_jax.text.phrases import joined, span, stamped
@@ -393,8 +393,3 @@ def _group(row: Row) -> tuple[str, str] | None:
     if row["task"] == "asr":
         return "asr", "none" if answer == NO_SPEECH else "said"
     return (BALANCED[row["task"]], answer) if row["task"] in BALANCED else None
-
-
-def known_labels() -> list[str]:
-    """Labels that may be asked for as absent where no detector says what it listened for."""
-    return sorted(kinds_by_label())
