@@ -17,20 +17,27 @@ def get_config():
     c = defaults.get_config()
     # Two recognisers that were made apart: a transcript is kept where they agree.
     c.experts.whisper = {
-        "kind": "command", "target": ("python", "whisper_jsonl.py"), "timeout": 3600.0,
-    }  # fmt: skip
+        "kind": "command",
+        "target": ("python", "whisper_jsonl.py"),
+        "timeout": 3600.0,
+    }
     c.experts.paraformer = {
-        "kind": "command", "target": ("python", "paraformer_jsonl.py"), "timeout": 3600.0,
-    }  # fmt: skip
+        "kind": "command",
+        "target": ("python", "paraformer_jsonl.py"),
+        "timeout": 3600.0,
+    }
     c.speech.systems = ("whisper", "paraformer")
     c.speech.threshold = 0.1
     # Times of words by one of them; its command answers both steps.
     c.speech.align = "whisper"
     # A language model for the unified caption. It writes [1] where a time belongs; code fills it.
     c.experts.writer = {
-        "kind": "endpoint", "target": "http://localhost:8000/v1", "model": "NAME",
-        "key_from": "OPENAI_API_KEY", "timeout": 120.0,
-    }  # fmt: skip
+        "kind": "endpoint",
+        "target": "http://localhost:8000/v1",
+        "model": "NAME",
+        "key_from": "OPENAI_API_KEY",
+        "timeout": 120.0,
+    }
     c.unified = "writer"
     # An event detector's frames beside each file: float [T, C], fps, labels.
     c.posteriors = "{folder}/{stem}.frames.npz"

@@ -14,14 +14,20 @@ def get_config(size="4b"):
     c = common.get_config(size)
     c.data.mixture = ConfigDict(
         {
-            "asr": {"weight": 0.3, "parts": {
-                "plain": {"paths": ("data/asr-*.array_record",), "weight": "sqrt"},
-                "words": {"paths": ("data/asr_words-*.array_record",), "weight": "sqrt"},
-                "sentences": {"paths": ("data/asr_sentences-*.array_record",), "weight": "sqrt"},
-            }},
+            "asr": {
+                "weight": 0.3,
+                "parts": {
+                    "plain": {"paths": ("data/asr-*.array_record",), "weight": "sqrt"},
+                    "words": {"paths": ("data/asr_words-*.array_record",), "weight": "sqrt"},
+                    "sentences": {
+                        "paths": ("data/asr_sentences-*.array_record",),
+                        "weight": "sqrt",
+                    },
+                },
+            },
             "captions": {"weight": 0.4, "paths": ("data/captions-*.array_record",)},
         }
-    )  # fmt: skip
+    )
     c.train.steps = 20_000
     c.optimizer.learning_rate = 1e-3
     c.optimizer.warmup = 1000

@@ -16,14 +16,29 @@ def get_config():
     c = common.get_config()
     c.model = common.sizes(
         ModelConfig(
-            EncoderConfig(d_model=64, layers=3, heads=4, ffn_dim=128, conv_channels=16,
-                          output_dim=64, tap_layers=(0, 1)),
-            DecoderConfig(hidden_size=96, ffn_dim=192, layers=3, heads=4, kv_heads=2, head_dim=24,
-                          vocab_size=2560, max_positions=2048),
+            EncoderConfig(
+                d_model=64,
+                layers=3,
+                heads=4,
+                ffn_dim=128,
+                conv_channels=16,
+                output_dim=64,
+                tap_layers=(0, 1),
+            ),
+            DecoderConfig(
+                hidden_size=96,
+                ffn_dim=192,
+                layers=3,
+                heads=4,
+                kv_heads=2,
+                head_dim=24,
+                vocab_size=2560,
+                max_positions=2048,
+            ),
             adapter_dim=128,
             inject_layers=2,
         )
-    )  # fmt: skip
+    )
     c.tokenizer = str(DEFAULT_CHECKPOINT)
     c.data.length = 512
     c.data.batch = 8

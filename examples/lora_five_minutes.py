@@ -33,8 +33,19 @@ def run(*words):
 
 # %%
 for split, count in (("train", TRAIN_SCENES), ("test", HELD_OUT_SCENES)):
-    run("world", "--count", count, "--content", "sound", "--split", split,
-        "--output", WORK / split, "--processes", 1)  # fmt: skip
+    run(
+        "world",
+        "--count",
+        count,
+        "--content",
+        "sound",
+        "--split",
+        split,
+        "--output",
+        WORK / split,
+        "--processes",
+        1,
+    )
 
 # %% [markdown]
 # ## Rows
@@ -73,7 +84,12 @@ print(json.dumps(conversation, indent=1))
 # checkpoints hold nothing else. The same command again would continue a run that was stopped.
 
 # %%
-run("train", "--config", "sft:small", "--workdir", WORK / "run",
+run(
+    "train",
+    "--config",
+    "sft:small",
+    "--workdir",
+    WORK / "run",
     f"--config.data.train=('{WORK}/train/order.jsonl',)",
     f"--config.train.steps={STEPS}",
     f"--config.lora.rank={RANK}",
@@ -81,7 +97,8 @@ run("train", "--config", "sft:small", "--workdir", WORK / "run",
     "--config.optimizer.learning_rate=2e-3",
     "--config.data.length=512",
     "--config.mesh.fsdp=1",  # one device
-    "--config.checkpoint.export=none")  # fmt: skip
+    "--config.checkpoint.export=none",
+)
 
 # %% [markdown]
 # The adapters lie in `run/lora`, in the layout of PEFT; `run/metrics.jsonl` has the losses.

@@ -592,9 +592,13 @@ def _by_layer(params: Any) -> Any:
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _encode(params: Any, batch: moss_audio.Batch, config: ModelConfig, compute: Compute) -> tuple:
     return encoder.encode_rows(
-        params["audio_encoder"], config.encoder, compute,
-        batch["mels"], batch["frames"], batch["padded"],
-    )  # fmt: skip
+        params["audio_encoder"],
+        config.encoder,
+        compute,
+        batch["mels"],
+        batch["frames"],
+        batch["padded"],
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -52,19 +52,37 @@ def parser(verb: str, doc: str) -> argparse.ArgumentParser:
 
 def add_model_options(options: argparse.ArgumentParser) -> None:
     group = options.add_argument_group("model")
-    group.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, type=Path, metavar="DIR",
-                       help="checkpoint folder, official or native; default the bundled small "
-                            "model")  # fmt: skip
+    group.add_argument(
+        "--checkpoint",
+        default=DEFAULT_CHECKPOINT,
+        type=Path,
+        metavar="DIR",
+        help="checkpoint folder, official or native; default the bundled small model",
+    )
     group.add_argument("--lora", type=Path, metavar="DIR", help="LoRA adapters to fold in")
-    group.add_argument("--dtype", choices=("bfloat16", "float32"),
-                       help="weights and compute; default bfloat16, on CPUs float32")  # fmt: skip
-    group.add_argument("--mesh", type=mesh_sizes, metavar="AXIS=N,...",
-                       help="devices to use, e.g. data=2,tensor=4; default one")  # fmt: skip
-    group.add_argument("--encoder-attention", choices=("chunked", "full", "sliding"),
-                       help="default chunked, as the official code")  # fmt: skip
-    group.add_argument("--quantize", choices=QUANTIZE, default="none",
-                       help="int8 weights of the decoder, and int8 keys and values: half the "
-                            "memory, answers may differ; default none")  # fmt: skip
+    group.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        help="weights and compute; default bfloat16, on CPUs float32",
+    )
+    group.add_argument(
+        "--mesh",
+        type=mesh_sizes,
+        metavar="AXIS=N,...",
+        help="devices to use, e.g. data=2,tensor=4; default one",
+    )
+    group.add_argument(
+        "--encoder-attention",
+        choices=("chunked", "full", "sliding"),
+        help="default chunked, as the official code",
+    )
+    group.add_argument(
+        "--quantize",
+        choices=QUANTIZE,
+        default="none",
+        help="int8 weights of the decoder, and int8 keys and values: half the "
+        "memory, answers may differ; default none",
+    )
 
 
 def load_model(args: argparse.Namespace, mesh: Any = None) -> MossAudio:

@@ -227,8 +227,9 @@ _SHORT = {"caption": "What is heard?", "words": "Words and times", "events": "Ev
 _MOST = 420  # characters of an answer in the table; the page has them all
 
 
-def table(clips: Sequence[Clip], replies: Sequence[Reply], marks: Sequence[Mark], columns: int
-          ) -> str:  # fmt: skip
+def table(
+    clips: Sequence[Clip], replies: Sequence[Reply], marks: Sequence[Mark], columns: int
+) -> str:
     """Plain text of lines up to so many columns (at least 60)."""
     columns = max(columns, 60)
     first, last = min(24, max(14, columns // 5)), 14
@@ -316,10 +317,13 @@ def _printable(text: str) -> str:
 def _width(text: str) -> int:
     """Columns in a terminal: wide letters take two, combining marks none."""
     return sum(
-        0 if unicodedata.combining(letter)
-        else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        0
+        if unicodedata.combining(letter)
+        else 2
+        if unicodedata.east_asian_width(letter) in "WF"
+        else 1
         for letter in text
-    )  # fmt: skip
+    )
 
 
 # --- the page ------------------------------------------------------------------------------------
@@ -380,10 +384,16 @@ def _thought(steps: str | None) -> str:
 def main(argv: Sequence[str]) -> int:
     options = command.parser("demo", __doc__)
     command.add_model_options(options)
-    options.add_argument("--output", type=Path, default=Path("demo.html"), metavar="FILE",
-                         help="the page; default demo.html")  # fmt: skip
-    options.add_argument("--json", action="store_true",
-                         help="one JSON object a line for each answer, no table")  # fmt: skip
+    options.add_argument(
+        "--output",
+        type=Path,
+        default=Path("demo.html"),
+        metavar="FILE",
+        help="the page; default demo.html",
+    )
+    options.add_argument(
+        "--json", action="store_true", help="one JSON object a line for each answer, no table"
+    )
     args = options.parse_args(argv)
     if args.output.is_dir() or not args.output.parent.is_dir():  # now, not after the answers
         raise InputError(f"{args.output}: expected a file in a folder that exists; see --output")

@@ -71,7 +71,7 @@ _RULES = [
             HIDDEN,
         ),
     )
-]  # fmt: skip
+]
 
 
 def redact(value: Any, secrets: Iterable[str] = ()) -> Any:

@@ -29,9 +29,17 @@ _ROWS = 8  # of one lane; bars that would need more lie on each other in the las
 _LETTER, _WIDE_LETTER = 6.2, 11.0  # estimated widths in the font below
 # Dark to light, seven steps; the rest is interpolated.
 _COLOURS = np.array(
-    [[8, 8, 30], [48, 18, 90], [120, 28, 109], [190, 55, 82], [237, 105, 37], [251, 180, 60],
-     [252, 255, 200]], np.float64,
-)  # fmt: skip
+    [
+        [8, 8, 30],
+        [48, 18, 90],
+        [120, 28, 109],
+        [190, 55, 82],
+        [237, 105, 37],
+        [251, 180, 60],
+        [252, 255, 200],
+    ],
+    np.float64,
+)
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; padding: 0 1em; max-width: 1100px;
   color: #222; }

@@ -211,10 +211,19 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--audio", nargs="+", required=True, metavar="FILE")
     options.add_argument("--timestamps", choices=tuple(TRANSCRIBE), default="none")
     options.add_argument("--format", choices=("text", *FORMATS), default="text")
-    options.add_argument("--out", type=Path, metavar="DIR",
-                         help="write one file for each input there; default stdout")  # fmt: skip
-    options.add_argument("--window-seconds", type=float, default=WINDOW_SECONDS, metavar="S",
-                         help=f"cut longer audio; default {WINDOW_SECONDS:g}")  # fmt: skip
+    options.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write one file for each input there; default stdout",
+    )
+    options.add_argument(
+        "--window-seconds",
+        type=float,
+        default=WINDOW_SECONDS,
+        metavar="S",
+        help=f"cut longer audio; default {WINDOW_SECONDS:g}",
+    )
     options.add_argument("--batch-size", type=command.positive, default=BATCH_SIZE, metavar="N")
     sampling_options(options)
     args = options.parse_args(argv)

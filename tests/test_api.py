@@ -114,10 +114,21 @@ def test_one_set_of_defaults():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"max_new_tokens": 0}, {"max_new_tokens": "5"}, {"max_new_tokens": 1.5}, {"top_p": None},
-     {"temperature": float("nan")}, {"top_k": float("inf")}, {"seed": "x"}, {"stop": "abc"},
-     {"stop": ("",)}, {"stop": (3,)}, {"stop_ids": 5}, {"thinking_budget": -1}],
-)  # fmt: skip
+    [
+        {"max_new_tokens": 0},
+        {"max_new_tokens": "5"},
+        {"max_new_tokens": 1.5},
+        {"top_p": None},
+        {"temperature": float("nan")},
+        {"top_k": float("inf")},
+        {"seed": "x"},
+        {"stop": "abc"},
+        {"stop": ("",)},
+        {"stop": (3,)},
+        {"stop_ids": 5},
+        {"thinking_budget": -1},
+    ],
+)
 def test_options_out_of_range(wrong):
     with pytest.raises(mj.UsageError, match=f"^{next(iter(wrong))} is .* out of range$"):
         mj.Sampling(**wrong)
@@ -190,8 +201,14 @@ def test_programs_are_kept_unless_something_else_is_said(how, tmp_path):
     env = {k: v for k, v in os.environ.items() if k not in names}
     env |= {"XDG_CACHE_HOME": str(tmp_path)}
     env |= {"off": {"MOSS_AUDIO_JAX_CACHE": "off"}, "told": {names[0]: "told"}}.get(how, {})
-    done = subprocess.run([sys.executable, "-c", CACHE, how], env=env, cwd=tmp_path, check=True,
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", CACHE, how],
+        env=env,
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     folder = tmp_path / "moss_audio_jax" / "xla"
     expected = {"default": str(folder), "off": "None"}.get(how, how)
     assert done.stdout.strip() == expected

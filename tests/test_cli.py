@@ -521,14 +521,30 @@ def test_the_console_script_says_nothing_but_its_own(toy, tmp_path):
     (tmp_path / "cut.mp3").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.mp3").write_text("no sound")
     native = process(
-        "-m", "moss_audio_jax.cli", "convert", "--input", toy, "--output", "native",
-        "--format", "native", cwd=tmp_path,
-    )  # fmt: skip
+        "-m",
+        "moss_audio_jax.cli",
+        "convert",
+        "--input",
+        toy,
+        "--output",
+        "native",
+        "--format",
+        "native",
+        cwd=tmp_path,
+    )
     assert (native.returncode, native.stdout, native.stderr) == (0, "", "wrote native (native)\n")
     asked = process(
-        "-m", "moss_audio_jax.generate", "--checkpoint", "native", "--prompt", "hi",
-        "--audio", "cut.mp3", "text.mp3", cwd=tmp_path,
-    )  # fmt: skip
+        "-m",
+        "moss_audio_jax.generate",
+        "--checkpoint",
+        "native",
+        "--prompt",
+        "hi",
+        "--audio",
+        "cut.mp3",
+        "text.mp3",
+        cwd=tmp_path,
+    )
     assert (asked.returncode, asked.stdout) == (1, "")
     lines = [line for line in asked.stderr.splitlines() if line != NOTE]
     assert sorted(line.split(": ")[:2] for line in lines) == [
@@ -559,9 +575,11 @@ def test_streams_that_are_closed(closed, words, code, out, err):
     shell = f'exec "$@" {closed}'
     done = subprocess.run(
         ["sh", "-c", shell, "sh", sys.executable, "-m", "moss_audio_jax.cli", *words],
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
         env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
-    )  # fmt: skip
+    )
     assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
 
 
@@ -573,8 +591,10 @@ def test_no_file_takes_the_place_of_a_closed_stream(tmp_path):
     )
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", program],
-        cwd=tmp_path, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        cwd=tmp_path,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 0
     assert int((tmp_path / "number").read_text()) > 2
 
@@ -616,8 +636,15 @@ def test_freed_memory_is_kept():
     """
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     kept, returned = (
-        float(subprocess.run([sys.executable, "-c", program, how], env=env, check=True,
-                             capture_output=True, text=True).stdout)
+        float(
+            subprocess.run(
+                [sys.executable, "-c", program, how],
+                env=env,
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
         for how in ("keep", "return")
-    )  # fmt: skip
+    )
     assert returned < 50 < 150 < kept

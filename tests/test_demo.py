@@ -71,11 +71,15 @@ def test_clips_are_of_the_world(clips):
         ("words", "There is no speech.", "there is no speech", "right", ""),
         ("words", "There is no speech.", "[0.00]yes[0.50]", "wrong", ""),
         ("events", EVENTS, EVENTS.replace("0.50 ", "0.65 "), "right", "2 of 2 events"),
-        ("events", EVENTS, EVENTS.replace("0.50 ", "0.75 "), "close",
-         "1 of 2 events, 1 not there"),
+        ("events", EVENTS, EVENTS.replace("0.50 ", "0.75 "), "close", "1 of 2 events, 1 not there"),
         ("events", EVENTS, EVENTS.replace("bell", "phone"), "close", "1 of 2 events, 1 not there"),
-        ("events", EVENTS, EVENTS + "\n0.00 - 3.00: rain falling", "close",
-         "2 of 2 events, 1 not there"),
+        (
+            "events",
+            EVENTS,
+            EVENTS + "\n0.00 - 3.00: rain falling",
+            "close",
+            "2 of 2 events, 1 not there",
+        ),
         ("events", EVENTS, "a bell", "wrong", "0 of 2 events"),
         ("time", "1.08 - 2.70", "0.88 - 2.70", "right", "off by 0.20 s"),
         ("time", "1.08 - 2.70", "1.60 - 2.70", "close", "off by 0.52 s"),
@@ -92,7 +96,7 @@ def test_clips_are_of_the_world(clips):
         ("reason", "the woman", "the man", "wrong", ""),
         ("caption", "A dog.", "A dog.", "", ""),
     ],
-)  # fmt: skip
+)
 def test_rules(kind, truth, answer, verdict, detail):
     assert demo.judge(kind, answer, truth)[:2] == (verdict, detail)
 
@@ -132,14 +136,18 @@ def test_table_holds_whatever_is_said(clips, columns):
     ("raw", "finish", "shown", "steps"),
     [
         ("<think>\n5 - 3\n</think>\n\n2", "stop", "2", "5 - 3"),
-        ("<think>\n5 - 3\n</think>\n\n2</think>", "stop",
-         "(malformed: a thinking tag in the answer) 2</think>", "5 - 3"),
+        (
+            "<think>\n5 - 3\n</think>\n\n2</think>",
+            "stop",
+            "(malformed: a thinking tag in the answer) 2</think>",
+            "5 - 3",
+        ),
         ("5 - 3</think>", "stop", "(no answer, only thinking) 5 - 3", None),
         ("<think>5 - 3", "length", "(no answer, only thinking) 5 - 3 (cut short: too long)", None),
         ("a a a", "loop", "a a a (ended: it repeated itself)", None),
         ("", "stop", "(nothing)", None),
     ],
-)  # fmt: skip
+)
 def test_a_malformed_reply_is_shown_as_what_it_is(clips, raw, finish, shown, steps):
     thinking, answer = split_thinking(raw)
     reply = Reply(answer.strip(), thinking, [], finish)
@@ -157,8 +165,13 @@ def test_a_malformed_reply_is_shown_as_what_it_is(clips, raw, finish, shown, ste
 
 
 def test_lanes_stay_in_the_picture():
-    bars = [Segment(0.2, 0.5, "a"), Segment(0.4, 0.9, "b & c"), Segment(0.9, 70.0, "d"),
-            Segment(50.0, 60.0, "e"), *[Segment(0.9, 1.0, "x")] * 30]  # fmt: skip
+    bars = [
+        Segment(0.2, 0.5, "a"),
+        Segment(0.4, 0.9, "b & c"),
+        Segment(0.9, 70.0, "d"),
+        Segment(50.0, 60.0, "e"),
+        *[Segment(0.9, 1.0, "x")] * 30,
+    ]
     wav = 0.1 * np.sin(np.arange(16000, dtype=np.float32))
     drawn = timeline.clip(wav, [timeline.Lane("one", bars, timeline.WORDS, off={1})])
     found = re.findall(r'<svg x="([\d.]+)" y="([\d.]+)" width="([\d.]+)"', drawn)

@@ -9,8 +9,16 @@ from pathlib import Path
 import pytest
 
 TOOLS = Path(__file__).parents[1] / "tools"
-COUNTS = {"audio": 150, "rows": 60, "predictions": 40, "manifests": 60, "timestamps": 60,
-          "replies": 60, "overrides": 30, "tokenizers": 30}  # fmt: skip
+COUNTS = {
+    "audio": 150,
+    "rows": 60,
+    "predictions": 40,
+    "manifests": 60,
+    "timestamps": 60,
+    "replies": 60,
+    "overrides": 30,
+    "tokenizers": 30,
+}
 
 
 @pytest.fixture(scope="module")

@@ -76,8 +76,10 @@ def test_flags_of_a_chip_reach_the_shell_each_with_its_reason(chip):
     found = subprocess.run(
         ["bash", "-c", script, "-", sys.executable, LAUNCH / "xla_flags.py", chip],
         env={"PATH": os.environ["PATH"], variable: "--mine=1"},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     flags = found.stdout.split()
     assert flags.pop() == "--mine=1"  # the user's own come last: they win
     names = [flag.partition("=")[0] for flag in flags]
@@ -116,8 +118,20 @@ def test_this_jaxlib_knows_the_flags_for_gpus():
 
 # --- tpu_vm.sh -----------------------------------------------------------------------------------
 
-TPU_OPTIONS = ("--tpu", "pod", "--zone", "z", "--repo", "https://x/y.git", "--commit", "abc123",
-               "--workdir", "/mnt/run dir", "--pause", "0")  # fmt: skip
+TPU_OPTIONS = (
+    "--tpu",
+    "pod",
+    "--zone",
+    "z",
+    "--repo",
+    "https://x/y.git",
+    "--commit",
+    "abc123",
+    "--workdir",
+    "/mnt/run dir",
+    "--pause",
+    "0",
+)
 
 
 def tpu_vm(*options: str) -> subprocess.CompletedProcess:
@@ -156,8 +170,10 @@ def test_a_tpu_slice_is_made_again_and_the_same_command_continues(stand_ins, tmp
     last = remote.strip().splitlines()[-1].removeprefix("exec ")
     echoed = subprocess.run(
         ["bash", "-c", f"moss-audio-jax() {{ printf '%s\\n' \"$@\"; }}; {last}"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert echoed.stdout.splitlines() == ["train", "--workdir", "/mnt/run dir", *train[1:]]
 
 
@@ -310,8 +326,17 @@ WHO = "import os; me = int(os.environ['MOSS_AUDIO_JAX_PROCESS'])"
 
 
 def local_processes(script: str) -> subprocess.Popen:
-    command = [sys.executable, LAUNCH / "local_processes.py", "2", "--devices", "3", "--",
-               sys.executable, "-c", f"{WHO}\n{script}"]  # fmt: skip
+    command = [
+        sys.executable,
+        LAUNCH / "local_processes.py",
+        "2",
+        "--devices",
+        "3",
+        "--",
+        sys.executable,
+        "-c",
+        f"{WHO}\n{script}",
+    ]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -144,8 +144,12 @@ def test_whatever_a_server_says_is_one_failure(serve, reply, words):
 
 
 def test_a_deadline_holds_however_slowly_a_server_drips(serve):
-    for reply in (drip(b"HTTP/1.1 200 OK\r\nx: "), drip(b"HTTP/1.1 200 OK\r\n\r\n"),
-                  drip(chunked(b"1;")), drip(head(b"", "500 Slow", length=10**6))):  # fmt: skip
+    for reply in (
+        drip(b"HTTP/1.1 200 OK\r\nx: "),
+        drip(b"HTTP/1.1 200 OK\r\n\r\n"),
+        drip(chunked(b"1;")),
+        drip(head(b"", "500 Slow", length=10**6)),
+    ):
         url, _ = serve(reply)
         began = time.monotonic()
         with pytest.raises(InputError, match=r"took longer than 0.6 s|HTTP 500"):
@@ -239,27 +243,53 @@ def test_what_cannot_be_asked_is_refused_without_its_secret(url, key):
 
 def test_redact():
     hidden = [
-        f"http://me:{KEY}@host/v1", f"https://{KEY}@host", f"ftp://u:a/{KEY}@host/x",
-        f"GET /a?b=1&key={KEY}&c=2", f"https://h/?X-Amz-Signature={KEY}", f"https://h/?sig={KEY};x",
-        f"https://h/?code={KEY}#f", f"OPENAI_API_KEY={KEY} python x.py", f"HF_TOKEN='a {KEY}'",
-        f"Authorization: Bearer {KEY}", f"x-api-key: {KEY}", f'{{"password": "a \\" {KEY}"}}',
-        f"python x.py --api-key {KEY} --n 2", f"--token={KEY}", f"client_secret={KEY}",
-        f"sent Bearer {KEY}.", "sk-proj-abcdefghijklmnop1234", "see eyJhbGciOiJIUzI1.eyJz.c2ln",
-        {"api_key": KEY}, {"a": [{"AuthToken": KEY}]}, {"password": 12345678},
-        ["x", "--api-key", KEY], ("x", f"--token={KEY}"), ["curl", "-u", f"me:{KEY}"],
-        ["env", f"AWS_SECRET_ACCESS_KEY={KEY}"], {"target": ["-H", f"Authorization: token {KEY}"]},
-    ]  # fmt: skip
+        f"http://me:{KEY}@host/v1",
+        f"https://{KEY}@host",
+        f"ftp://u:a/{KEY}@host/x",
+        f"GET /a?b=1&key={KEY}&c=2",
+        f"https://h/?X-Amz-Signature={KEY}",
+        f"https://h/?sig={KEY};x",
+        f"https://h/?code={KEY}#f",
+        f"OPENAI_API_KEY={KEY} python x.py",
+        f"HF_TOKEN='a {KEY}'",
+        f"Authorization: Bearer {KEY}",
+        f"x-api-key: {KEY}",
+        f'{{"password": "a \\" {KEY}"}}',
+        f"python x.py --api-key {KEY} --n 2",
+        f"--token={KEY}",
+        f"client_secret={KEY}",
+        f"sent Bearer {KEY}.",
+        "sk-proj-abcdefghijklmnop1234",
+        "see eyJhbGciOiJIUzI1.eyJz.c2ln",
+        {"api_key": KEY},
+        {"a": [{"AuthToken": KEY}]},
+        {"password": 12345678},
+        ["x", "--api-key", KEY],
+        ("x", f"--token={KEY}"),
+        ["curl", "-u", f"me:{KEY}"],
+        ["env", f"AWS_SECRET_ACCESS_KEY={KEY}"],
+        {"target": ["-H", f"Authorization: token {KEY}"]},
+    ]
     for value in hidden:
         said = json.dumps(redact(value))
         assert "***" in said, value
         for secret in (KEY, "12345678", "klmnop1234", "c2ln"):
             assert secret not in said, value
     kept = [
-        "http://localhost:8000/v1", "max_tokens=64", "key is C major", "HTTP 500, status code: 3",
-        "https://host/a?language=en&n=3", {"key_from": "OPENAI_API_KEY", "key_score": 0.6},
-        {"tokenizer": "a.json"}, ["python", "x.py", "--name", "b"], 7, None, "a@b.c",
-        "/data/caf\udce9/clip one.wav: no such file", "a sound: dog barking",
-    ]  # fmt: skip
+        "http://localhost:8000/v1",
+        "max_tokens=64",
+        "key is C major",
+        "HTTP 500, status code: 3",
+        "https://host/a?language=en&n=3",
+        {"key_from": "OPENAI_API_KEY", "key_score": 0.6},
+        {"tokenizer": "a.json"},
+        ["python", "x.py", "--name", "b"],
+        7,
+        None,
+        "a@b.c",
+        "/data/caf\udce9/clip one.wav: no such file",
+        "a sound: dog barking",
+    ]
     for value in kept:
         assert redact(value) == value
     assert redact(f"it said {KEY}", [KEY]) == "it said ***"

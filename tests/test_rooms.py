@@ -11,11 +11,32 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "moss_audio_jax"
 CORE = [
-    "__init__", "devices", "libtpu", "errors", "files", "remote", "runtime", "config",
-    "config_file", "sharding", "audio", "text", "ops", "models", "weights", "data", "generate",
-    "train", "api", "command", "cli", "generate.__main__", "train.__main__", "transcribe",
+    "__init__",
+    "devices",
+    "libtpu",
+    "errors",
+    "files",
+    "remote",
+    "runtime",
+    "config",
+    "config_file",
+    "sharding",
+    "audio",
+    "text",
+    "ops",
+    "models",
+    "weights",
+    "data",
+    "generate",
+    "train",
+    "api",
+    "command",
+    "cli",
+    "generate.__main__",
+    "train.__main__",
+    "transcribe",
     "convert",
-]  # fmt: skip
+]
 PERIPHERY = ["draw", "timeline", "world", "evaluate", "annotate", "plan", "demo"]
 ROOMS = [*CORE, *PERIPHERY]
 

@@ -48,18 +48,24 @@ CASES = {
     "cleans up": ("try: wait()\nfinally: print('clean')", 1, 130, "clean\n"),
     "again while it cleans up": ("try: wait()\nfinally: wait()", 2, 130, "ready\n"),
     "made another error": (
-        "try: wait()\nexcept KeyboardInterrupt: raise ImportError('numpy failed')", 1, 130, ""),
+        "try: wait()\nexcept KeyboardInterrupt: raise ImportError('numpy failed')",
+        1,
+        130,
+        "",
+    ),
     "swallowed": ("try: wait()\nexcept KeyboardInterrupt: print('goes on')", 1, 130, "goes on\n"),
     "in a destructor": ("Deleted()\nwhile True: time.sleep(1)", 1, 130, ""),
-    "while importing": (
-        "try: import slow\nexcept BaseException: pass\ntime.sleep(60)", 1, 130, ""),
+    "while importing": ("try: import slow\nexcept BaseException: pass\ntime.sleep(60)", 1, 130, ""),
     "in C": ("long_in_c()", 1, 130, ""),
     "after its end": ("atexit.register(wait)", 1, 130, ""),
     "not at all": (
         "atexit.register(print, 'exit')\n"
         "threading.Thread(target=lambda: (time.sleep(0.3), print('thread'))).start()\nready()",
-        0, 3, "thread\nexit\n"),
-}  # fmt: skip
+        0,
+        3,
+        "thread\nexit\n",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -68,10 +74,13 @@ def test_ctrl_c(case, tmp_path):
     (tmp_path / "slow.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
     body = "".join(f"    {line}\n" for line in main.split("\n"))
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.replace("{main}", body)], cwd=tmp_path, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-c", PROGRAM.replace("{main}", body)],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     printed = ""
     try:
         for _ in range(max(times, 1)):
@@ -91,8 +100,12 @@ def test_ctrl_c(case, tmp_path):
 def test_deaf_workers():
     """A process that is started within hears no Ctrl-C; its parent does."""
     with runtime.deaf_workers():
-        worker = subprocess.Popen([sys.executable, "-c", "print(input())"], text=True,
-                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+        worker = subprocess.Popen(
+            [sys.executable, "-c", "print(input())"],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
     worker.send_signal(signal.SIGINT)
     assert worker.communicate("still here", timeout=50) == ("still here\n", None)
     with pytest.raises(KeyboardInterrupt):

@@ -54,9 +54,16 @@ def train(workdir: Path, run: Path, config: str, seed: int, words: Sequence[str]
     """A stage ("encoder.py:gpu"), run or continued in `run`; its export."""
     if not (run / "export" / "config.json").exists():
         command = [
-            sys.executable, "-m", "moss_audio_jax.train", "--config", str(CONFIGS / config),
-            "--workdir", str(run), f"--config.train.seed={seed}", *words,
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "moss_audio_jax.train",
+            "--config",
+            str(CONFIGS / config),
+            "--workdir",
+            str(run),
+            f"--config.train.seed={seed}",
+            *words,
+        ]
         subprocess.run(command, check=True, cwd=workdir)
     return run / "export"
 
@@ -67,9 +74,21 @@ def scored(data: Path, export: Path, run: Path) -> dict[str, float]:
     answers, score = run / "answers.jsonl", run / "score.json"
     evaluate = [sys.executable, "-m", "moss_audio_jax.evaluate"]
     subprocess.run(
-        [*evaluate, "infer", *asked, "--checkpoint", str(export), "--temperature", "0",
-         "--max-new-tokens", "512", "--output", str(answers)], check=True,
-    )  # fmt: skip
+        [
+            *evaluate,
+            "infer",
+            *asked,
+            "--checkpoint",
+            str(export),
+            "--temperature",
+            "0",
+            "--max-new-tokens",
+            "512",
+            "--output",
+            str(answers),
+        ],
+        check=True,
+    )
     subprocess.run(
         [*evaluate, "score", *asked, "--predictions", str(answers), "--output", str(score)],
         check=True,
@@ -94,10 +113,14 @@ def trained(workdir: Path, name: str, seed: int, args: argparse.Namespace) -> Pa
         words = [f"--config.train.steps={args.encoder_steps}", *shape["encoder"], *args.overrides]
         encoder = train(workdir, folder / "encoder", f"encoder.py:{args.machine}", seed, words)
     words = [
-        f"--config.init_from=encoder={encoder}", "--config.tokenizer=tokenizer",
-        f"--config.train.steps={args.steps}", "--config.optimizer.schedule=cosine", *overrides,
-        *shape["adapter"], *args.overrides,
-    ]  # fmt: skip
+        f"--config.init_from=encoder={encoder}",
+        "--config.tokenizer=tokenizer",
+        f"--config.train.steps={args.steps}",
+        "--config.optimizer.schedule=cosine",
+        *overrides,
+        *shape["adapter"],
+        *args.overrides,
+    ]
     return train(workdir, folder / "answers", f"adapter.py:{args.machine}", seed, words)
 
 
@@ -126,9 +149,19 @@ def main() -> None:
     data = workdir / f"test-{args.scenes}"
     if not (data / "rows.jsonl").exists():
         subprocess.run(
-            [sys.executable, "-m", "moss_audio_jax.world", "--count", str(args.scenes),
-             "--output", str(data), "--split", "test"], check=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "moss_audio_jax.world",
+                "--count",
+                str(args.scenes),
+                "--output",
+                str(data),
+                "--split",
+                "test",
+            ],
+            check=True,
+        )
     found: dict[str, list] = {name: [] for name in args.only}
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         scores = pool.map(lambda export: scored(data, export, export.parents[1]), exports)

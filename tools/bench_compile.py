@@ -20,12 +20,26 @@ from moss_audio_jax.models import decoder, moss_audio
 def lowered(layers: int) -> jax.stages.Lowered:
     """Logits of one prompt with audio, `layers` deep in decoder and encoder, three taps."""
     config = ModelConfig(
-        EncoderConfig(d_model=64, layers=layers, heads=4, ffn_dim=128, conv_channels=16,
-                      output_dim=64, tap_layers=(0, 1, 2)),
-        DecoderConfig(hidden_size=64, ffn_dim=128, layers=layers, heads=4, kv_heads=2, head_dim=16,
-                      vocab_size=512),
+        EncoderConfig(
+            d_model=64,
+            layers=layers,
+            heads=4,
+            ffn_dim=128,
+            conv_channels=16,
+            output_dim=64,
+            tap_layers=(0, 1, 2),
+        ),
+        DecoderConfig(
+            hidden_size=64,
+            ffn_dim=128,
+            layers=layers,
+            heads=4,
+            kv_heads=2,
+            head_dim=16,
+            vocab_size=512,
+        ),
         adapter_dim=128,
-    )  # fmt: skip
+    )
     row = jax.ShapeDtypeStruct((1, 128), jnp.int32)
     chunk = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     batch = dict.fromkeys(("tokens", "positions", "segment_ids", "audio_index"), row)

@@ -79,12 +79,13 @@ def main() -> None:
             if turn:  # the first does not count
                 times.append(1e3 * (time.perf_counter() - begun) / STEPS)
     line = {
-        "device": jax.devices()[0].device_kind, "read_gb": round(read_bytes / 1e9, 3),
+        "device": jax.devices()[0].device_kind,
+        "read_gb": round(read_bytes / 1e9, 3),
         "ms": round(statistics.median(times), 2),
         "ms_range": [round(min(times), 2), round(max(times), 2)],
         "compile_seconds": compile_seconds,
         "temporaries_gb": round(program.memory_analysis().temp_size_in_bytes / 1e9, 3),
-    }  # fmt: skip
+    }
     print(json.dumps(vars(args) | line))
 
 

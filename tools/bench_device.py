@@ -43,12 +43,22 @@ from moss_audio_jax.config import RELEASED, DecoderConfig, EncoderConfig, ModelC
 TRAIN = "audio:8192:projections:auto,text:8192:projections:auto,audio:8192:projections:xla"
 DECODE = "none:1,none:64,weights:1,weights+cache:64,none:16,weights:64,weights+cache:1"
 TINY = ModelConfig(
-    EncoderConfig(d_model=64, layers=2, heads=4, ffn_dim=128, conv_channels=16, output_dim=64,
-                  tap_layers=(0,)),
-    DecoderConfig(hidden_size=64, ffn_dim=128, layers=2, heads=4, kv_heads=2, head_dim=16,
-                  vocab_size=512, max_positions=4096),
-    adapter_dim=128, inject_layers=1,
-)  # fmt: skip
+    EncoderConfig(
+        d_model=64, layers=2, heads=4, ffn_dim=128, conv_channels=16, output_dim=64, tap_layers=(0,)
+    ),
+    DecoderConfig(
+        hidden_size=64,
+        ffn_dim=128,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=16,
+        vocab_size=512,
+        max_positions=4096,
+    ),
+    adapter_dim=128,
+    inject_layers=1,
+)
 
 PARTS = {
     "attention": bench_attention,
@@ -69,16 +79,22 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--decoder-layers", type=int, default=12)
     parser.add_argument("--encoder-layers", type=int, default=8)
     parser.add_argument("--encoder-chunks", type=int, default=32, help="taken at a time")
-    parser.add_argument("--tokens", type=int, default=0,
-                        help="of a step; default 32768, half of it below 100 GiB")  # fmt: skip
+    parser.add_argument(
+        "--tokens", type=int, default=0, help="of a step; default 32768, half of it below 100 GiB"
+    )
     parser.add_argument("--train", type=names, default=TRAIN, help="kind:length:remat:attention,..")
     parser.add_argument("--decode", type=names, default=DECODE, help="quantize:batch,..")
     parser.add_argument(
         "--steps", type=int, default=4, help="that are timed, after one that is not"
     )
-    parser.add_argument("--xla", type=names, default=None, metavar="KEY=VALUE,..",
-                        help="compiler options of all but decode; '' for none; default on a GPU "
-                        "xla_gpu_enable_triton_gemm=false: fewer to try")  # fmt: skip
+    parser.add_argument(
+        "--xla",
+        type=names,
+        default=None,
+        metavar="KEY=VALUE,..",
+        help="compiler options of all but decode; '' for none; default on a GPU "
+        "xla_gpu_enable_triton_gemm=false: fewer to try",
+    )
     parser.add_argument("--decode-xla", type=names, default=[], metavar="KEY=VALUE,..")
     args = parser.parse_args()
     if wrong := set(args.parts) - set(PARTS):
@@ -123,9 +139,16 @@ def main() -> None:
     clock = Clock(args.budget, args.parts)
     device = jax.devices()[0]
     stats = device.memory_stats()
-    clock.emit("device", kind=device.device_kind, count=jax.device_count(), jax=jax.__version__,
-               kernel=kernel(), xla=args.xla, decode_xla=args.decode_xla,
-               memory=stats and round(stats.get("bytes_limit", 0) / GIB, 1))  # fmt: skip
+    clock.emit(
+        "device",
+        kind=device.device_kind,
+        count=jax.device_count(),
+        jax=jax.__version__,
+        kernel=kernel(),
+        xla=args.xla,
+        decode_xla=args.decode_xla,
+        memory=stats and round(stats.get("bytes_limit", 0) / GIB, 1),
+    )
     for part in args.parts:
         clock.guarded(part, None, functools.partial(PARTS[part], args, clock))
         gc.collect()

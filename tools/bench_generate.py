@@ -95,11 +95,16 @@ class Official:
         mel = torch.as_tensor(np.asarray(example.mels[0]))[None]
         with torch.no_grad():
             out = self._model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), audio_data=mel,
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                audio_data=mel,
                 audio_data_seqlens=torch.tensor([mel.shape[-1]]),
-                audio_input_mask=ids == self._audio, max_new_tokens=tokens,
-                min_new_tokens=tokens, do_sample=False, use_cache=True,
-            )  # fmt: skip
+                audio_input_mask=ids == self._audio,
+                max_new_tokens=tokens,
+                min_new_tokens=tokens,
+                do_sample=False,
+                use_cache=True,
+            )
         return out[0, ids.shape[1] :].tolist()
 
 

@@ -51,8 +51,11 @@ def main() -> None:
         held = compiled.memory_analysis().temp_size_in_bytes
         rows.append({"minutes": minutes, "seconds": min(took), "temporary_bytes": held})
     each = [row["seconds"] / row["minutes"] for row in rows]
-    print(json.dumps({"bench": "long_audio", "runs": rows,
-                      "seconds_a_minute": [min(each), max(each)]}))  # fmt: skip
+    print(
+        json.dumps(
+            {"bench": "long_audio", "runs": rows, "seconds_a_minute": [min(each), max(each)]}
+        )
+    )
     if args.plot:
         plot(rows, args.plot)
 

@@ -46,9 +46,13 @@ WAYS: tuple[tuple[str, Quantize], ...] = (
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
 def _forced(
-    params: Any, batch: moss_audio.Batch, answers: jax.Array, lengths: jax.Array,
-    config: ModelConfig, compute: Compute,
-) -> jax.Array:  # fmt: skip
+    params: Any,
+    batch: moss_audio.Batch,
+    answers: jax.Array,
+    lengths: jax.Array,
+    config: ModelConfig,
+    compute: Compute,
+) -> jax.Array:
     """Logits [A + 1, B, V] after the prompts and after each token of the answers [B, A].
 
     As the engine: a prompt is prefilled in compute's dtype and its keys are stored afterwards.
@@ -94,10 +98,12 @@ def compared(found: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> di
 
 def agreement(found: Sequence[list[int]], reference: Sequence[list[int]]) -> dict[str, float]:
     same = [
-        next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
-             min(len(one), len(other)))
+        next(
+            (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
+            min(len(one), len(other)),
+        )
         for one, other in zip(found, reference, strict=True)
-    ]  # fmt: skip
+    ]
     equal = sum(one == other for one, other in zip(found, reference, strict=True))
     return {"same": sum(same) / sum(map(len, reference)), "answers": equal}
 
@@ -128,11 +134,18 @@ def main() -> None:
         found = compared(forced(model, prompts, answers), reference)
         found |= agreement(greedy(model), answers)
         size = sum(x.nbytes for x in jax.tree.leaves(model.params["language_model"]))
-        print(json.dumps(
-            {"dtype": dtype, "quantize": quantize, "questions": len(prompts),
-             "tokens": sum(map(len, answers)), "decoder_bytes": size}
-            | {name: round(value, 6) for name, value in found.items()}
-        ))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "dtype": dtype,
+                    "quantize": quantize,
+                    "questions": len(prompts),
+                    "tokens": sum(map(len, answers)),
+                    "decoder_bytes": size,
+                }
+                | {name: round(value, 6) for name, value in found.items()}
+            )
+        )
 
 
 if __name__ == "__main__":

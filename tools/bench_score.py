@@ -39,10 +39,16 @@ def rows(kind: str, count: int) -> Iterator[tuple[dict, str]]:
             shown = (answer + wrong) % 4
             form = (CHOICES[shown], "ABCD"[shown], f"({'ABCD'[shown]}) {CHOICES[shown]}")
             item = {
-                "id": str(number), "audio_id": f"{number}.wav", "question": "What is heard?",
-                "choices": list(CHOICES), "answer": CHOICES[answer], "task": "sound",
-                "difficulty": "easy", "category": "x", "sub-category": "y",
-            }  # fmt: skip
+                "id": str(number),
+                "audio_id": f"{number}.wav",
+                "question": "What is heard?",
+                "choices": list(CHOICES),
+                "answer": CHOICES[answer],
+                "task": "sound",
+                "difficulty": "easy",
+                "category": "x",
+                "sub-category": "y",
+            }
             yield item, form[int(rng.integers(3))]
             continue
         heard = [w for w in said if not (wrong and rng.random() < 0.1)] or said[:1]
@@ -72,10 +78,24 @@ def measure(kind: str, count: int, folder: Path) -> dict[str, float]:
     level = ["--level", "word"] if kind == "timestamps" else []
     start, used = time.perf_counter(), os.times()
     subprocess.run(
-        [sys.executable, "-m", "moss_audio_jax.evaluate", "score", "--benchmark", kind, "--data",
-         data, *level, "--predictions", predictions, "--output", folder / f"{kind}.json"],
-        check=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "moss_audio_jax.evaluate",
+            "score",
+            "--benchmark",
+            kind,
+            "--data",
+            data,
+            *level,
+            "--predictions",
+            predictions,
+            "--output",
+            folder / f"{kind}.json",
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     seconds, after = time.perf_counter() - start, os.times()
     processor = after.children_user + after.children_system
     processor -= used.children_user + used.children_system

@@ -59,15 +59,26 @@ from moss_audio_jax.weights.convert import load_params, save_official
 
 MODEL = ModelConfig(
     EncoderConfig(
-        d_model=384, layers=6, heads=6, ffn_dim=1536, conv_channels=64, output_dim=384,
+        d_model=384,
+        layers=6,
+        heads=6,
+        ffn_dim=1536,
+        conv_channels=64,
+        output_dim=384,
         tap_layers=(1, 2, 4),
     ),
     DecoderConfig(
-        hidden_size=512, layers=8, heads=8, kv_heads=4, head_dim=64, ffn_dim=1536, vocab_size=8192,
+        hidden_size=512,
+        layers=8,
+        heads=8,
+        kv_heads=4,
+        head_dim=64,
+        ffn_dim=1536,
+        vocab_size=8192,
         max_positions=4096,
     ),
     adapter_dim=1024,
-)  # fmt: skip
+)
 SECONDS = (3.0, 12.0)
 PROMPT = "Transcribe the audio."
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -88,33 +99,48 @@ def write_inputs(folder: Path, rows: int) -> None:
         clip = folder / f"{i}.wav"
         soundfile.write(clip, 0.1 * rng.standard_normal(int(16_000 * seconds)), 16_000)
         answers.append(" ".join(rng.choice(words, int(2.5 * seconds))))  # a speaker's pace
-        turns = (("user", "audio", str(clip)), ("user", "text", PROMPT),
-                 ("assistant", "text", answers[-1]))  # fmt: skip
+        turns = (
+            ("user", "audio", str(clip)),
+            ("user", "text", PROMPT),
+            ("assistant", "text", answers[-1]),
+        )
         keys = ("role", "message_type", "content")
         lines.append({"conversation": [dict(zip(keys, turn, strict=True)) for turn in turns]})
     (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     bpe = ByteLevelBPETokenizer()
     frame = f"system\nYou are a helpful assistant.\nuser\n{PROMPT}\nassistant\n"
-    bpe.train_from_iterator([frame] * 10 + [" ".join(words)] * 2 + answers, vocab_size=8000,
-                            show_progress=False)  # fmt: skip
+    bpe.train_from_iterator(
+        [frame] * 10 + [" ".join(words)] * 2 + answers, vocab_size=8000, show_progress=False
+    )
     files = folder / "tokenizer"
     files.mkdir()
     bpe.save_model(str(files))
     added = {
-        str(8000 + i): {"content": piece, "lstrip": False, "normalized": False, "rstrip": False,
-                        "single_word": False, "special": True}
+        str(8000 + i): {
+            "content": piece,
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
+            "special": True,
+        }
         for i, piece in enumerate(SPECIAL)
-    }  # fmt: skip
-    config = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": added,
-              "eos_token": SPECIAL[2], "pad_token": SPECIAL[0]}  # fmt: skip
+    }
+    config = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "added_tokens_decoder": added,
+        "eos_token": SPECIAL[2],
+        "pad_token": SPECIAL[0],
+    }
     (files / "tokenizer_config.json").write_text(json.dumps(config))
 
     # The official fine-tuning script knows no time markers.
     processor = ProcessorConfig(*AUDIO_IDS, time_markers=False)
     checkpoint = folder / "checkpoint"
-    save_official(checkpoint, random_params(MODEL, 0, "float32"), MODEL, files_from=files,
-                  processor=processor)  # fmt: skip
+    save_official(
+        checkpoint, random_params(MODEL, 0, "float32"), MODEL, files_from=files, processor=processor
+    )
     raw = json.loads((checkpoint / "config.json").read_text())
     raw["audio_config"] |= {"dropout": 0.0, "attention_dropout": 0.0}
     (checkpoint / "config.json").write_text(json.dumps(raw))
@@ -123,9 +149,12 @@ def write_inputs(folder: Path, rows: int) -> None:
 def packed_batches(folder: Path, args: argparse.Namespace, model: ModelConfig) -> list[HostBatch]:
     """The first batches of the pipeline: every round has its own, and the warm-up."""
     config = LoaderConfig(
-        batch=args.batch, length=args.length, chunks=args.chunks, streams=1,
+        batch=args.batch,
+        length=args.length,
+        chunks=args.chunks,
+        streams=1,
         frames=None if args.encoder_attention == "chunked" else int(100 * SECONDS[1]),
-    )  # fmt: skip
+    )
     tokenizer = load_tokenizer(folder / "checkpoint")
     with Loader(Mixture(str(folder / "rows.jsonl")), tokenizer, model.encoder, config) as loader:
         return [next(loader) for _ in range(1 + args.rounds * args.steps)]
@@ -166,8 +195,10 @@ class Official:
 
         for file in ("finetune/finetune.py", "src/modeling_moss_audio.py"):
             if not (source / file).is_file():
-                raise SystemExit(f"bench_train: {source / file} is missing; --official is a clone "
-                                 "of github.com/OpenMOSS/MOSS-Audio")  # fmt: skip
+                raise SystemExit(
+                    f"bench_train: {source / file} is missing; --official is a clone "
+                    "of github.com/OpenMOSS/MOSS-Audio"
+                )
         sys.path.insert(0, str(source))
         spec = importlib.util.spec_from_file_location("official", source / "finetune/finetune.py")
         self._code = importlib.util.module_from_spec(spec)
@@ -317,10 +348,11 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     result["ours"] |= {
         "compile_seconds": round(ours.compile_seconds, 1),
         "shape": [args.batch, args.length, args.chunks],
-        "fill": round(sum(b.stats["tokens"] for b in timed)
-                      / sum(b.stats["room"] for b in timed), 3),
+        "fill": round(
+            sum(b.stats["tokens"] for b in timed) / sum(b.stats["room"] for b in timed), 3
+        ),
         "remat": args.remat,
-    }  # fmt: skip
+    }
     for mode in set(result) - {"ours"}:
         pairs = zip(speeds["ours"], speeds[mode], strict=True)
         result[mode]["ratio"] = round(statistics.median(a / b for a, b in pairs), 2)

@@ -43,10 +43,22 @@ def main() -> int:
 
     def infer(name: str, *more: object) -> list[str]:
         return verb(
-            "evaluate", "infer", "--benchmark", "world", "--data", data,
-            "--per-scene", args.per_scene, "--max-new-tokens", 256,
-            "--checkpoint", args.checkpoint, "--output", work / f"{name}.jsonl", *more,
-        )  # fmt: skip
+            "evaluate",
+            "infer",
+            "--benchmark",
+            "world",
+            "--data",
+            data,
+            "--per-scene",
+            args.per_scene,
+            "--max-new-tokens",
+            256,
+            "--checkpoint",
+            args.checkpoint,
+            "--output",
+            work / f"{name}.jsonl",
+            *more,
+        )
 
     two = [sys.executable, ROOT / "launch/local_processes.py", "2", "--devices", "4", "--"]
     runs = {
@@ -70,8 +82,18 @@ def main() -> int:
         differing[name] = len(pairs)
         for a, b in pairs[:5]:
             print(f"{name}, {a['id']}:\n  {a['raw_output']!r}\n  {b['raw_output']!r}")
-    print(json.dumps({"check": "infer", "items": len(expected), "scenes": args.scenes,
-                      "kills": KILLS, "differing": differing, "seconds": seconds}))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "check": "infer",
+                "items": len(expected),
+                "scenes": args.scenes,
+                "kills": KILLS,
+                "differing": differing,
+                "seconds": seconds,
+            }
+        )
+    )
     return int(any(differing.values()))
 
 

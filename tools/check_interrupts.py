@@ -41,8 +41,9 @@ def main() -> int:
     options.add_argument("--tries", type=int, default=60)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--verbs", help="some of them, like demo,plan; default all")
-    options.add_argument("--longest", type=float, default=20.0, metavar="S",
-                         help="the latest moment; default 20")  # fmt: skip
+    options.add_argument(
+        "--longest", type=float, default=20.0, metavar="S", help="the latest moment; default 20"
+    )
     args = options.parse_args()
     work = args.workdir.resolve()
     verbs = commands(work)
@@ -76,12 +77,21 @@ def main() -> int:
         else:
             raise SystemExit(f"{name}: always ends before its signal; its work is too small")
         code, seconds, problem = found
-        print(f"{number:3d} {name:<10} at {moment:5.2f} s{' twice' if twice else ''}: "
-              f"{code} after {seconds:.1f} s{f': {problem}' if problem else ''}",
-              flush=True)  # fmt: skip
+        print(
+            f"{number:3d} {name:<10} at {moment:5.2f} s{' twice' if twice else ''}: "
+            f"{code} after {seconds:.1f} s{f': {problem}' if problem else ''}",
+            flush=True,
+        )
         if problem:
-            bad.append({"verb": name, "at": round(moment, 3), "again": again, "code": code,
-                        "problem": problem})  # fmt: skip
+            bad.append(
+                {
+                    "verb": name,
+                    "at": round(moment, 3),
+                    "again": again,
+                    "code": code,
+                    "problem": problem,
+                }
+            )
     print(json.dumps({"check": "interrupts", "seed": args.seed, "tries": args.tries, "bad": bad}))
     return int(bool(bad))
 
@@ -96,35 +106,75 @@ def commands(work: Path) -> dict[str, list[object]]:
     rows = [{"id": clip.stem, "audio": str(clip), "text": "a"} for clip in clips]
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     conversations = [
-        {"conversation": [
-            {"role": "user", "message_type": "audio", "content": str(clip)},
-            {"role": "user", "message_type": "text", "content": "Which?"},
-            {"role": "assistant", "message_type": "text", "content": clip.stem},
-        ]}
+        {
+            "conversation": [
+                {"role": "user", "message_type": "audio", "content": str(clip)},
+                {"role": "user", "message_type": "text", "content": "Which?"},
+                {"role": "assistant", "message_type": "text", "content": clip.stem},
+            ]
+        }
         for clip in clips
-    ]  # fmt: skip
+    ]
     (work / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in conversations))
-    train = ["train", "--config", ROOT / "configs" / "tiny.py", "--workdir", "{fresh}",
-             f"--config.tokenizer={SMALL}", f"--config.data.train=('{work / 'rows.jsonl'}',)",
-             "--config.model.decoder.vocab_size=4096", "--config.train.steps=8",
-             "--config.checkpoint.every=2", "--config.data.batch=2", "--config.data.length=256",
-             "--config.data.workers=2"]  # fmt: skip
+    train = [
+        "train",
+        "--config",
+        ROOT / "configs" / "tiny.py",
+        "--workdir",
+        "{fresh}",
+        f"--config.tokenizer={SMALL}",
+        f"--config.data.train=('{work / 'rows.jsonl'}',)",
+        "--config.model.decoder.vocab_size=4096",
+        "--config.train.steps=8",
+        "--config.checkpoint.every=2",
+        "--config.data.batch=2",
+        "--config.data.length=256",
+        "--config.data.workers=2",
+    ]
     return {
         "demo": ["demo", "--output", "{fresh}.html"],
         "generate": ["generate", "--audio", *clips[:3], "--prompt", "Describe this audio."],
-        "transcribe": ["transcribe", "--audio", long, "--timestamps", "word",
-                       "--window-seconds", 6],
+        "transcribe": [
+            "transcribe",
+            "--audio",
+            long,
+            "--timestamps",
+            "word",
+            "--window-seconds",
+            6,
+        ],
         "convert": ["convert", "--input", SMALL, "--output", "{fresh}", "--format", "official"],
         "world": ["world", "--count", 60, "--output", "{fresh}", "--processes", 2],
         "annotate": ["annotate", "--input", long, "--output", "{fresh}", "--workers", 2],
-        "evaluate": ["evaluate", "infer", "--benchmark", "asr", "--data", manifest,
-                     "--output", "{fresh}.jsonl"],
+        "evaluate": [
+            "evaluate",
+            "infer",
+            "--benchmark",
+            "asr",
+            "--data",
+            manifest,
+            "--output",
+            "{fresh}.jsonl",
+        ],
         "train": train,
-        "budget": ["plan", "--config", ROOT / "configs" / "tiny.py", "--topology", "v5e:2x2",
-                   "--budget", f"--config.tokenizer={SMALL}"],
-        "plan": ["plan", "--config", ROOT / "configs" / "tiny.py", "--topology", "v5e:2x2",
-                 f"--config.tokenizer={SMALL}"],
-    }  # fmt: skip
+        "budget": [
+            "plan",
+            "--config",
+            ROOT / "configs" / "tiny.py",
+            "--topology",
+            "v5e:2x2",
+            "--budget",
+            f"--config.tokenizer={SMALL}",
+        ],
+        "plan": [
+            "plan",
+            "--config",
+            ROOT / "configs" / "tiny.py",
+            "--topology",
+            "v5e:2x2",
+            f"--config.tokenizer={SMALL}",
+        ],
+    }
 
 
 _fresh = 0
@@ -144,9 +194,14 @@ def interrupted(
 ) -> tuple[int, float, str] | None:
     """(exit code, seconds from signal to end, what is wrong or ""); None: it ended before."""
     process = subprocess.Popen(
-        command, cwd=work, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        command,
+        cwd=work,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
         process.wait(moment)
     except subprocess.TimeoutExpired:
@@ -169,8 +224,9 @@ def interrupted(
     seconds = time.time() - sent
     if process.returncode == 0 and seconds < 0.5:
         return None  # it was at its very end
-    wrong = [line for line in errors.splitlines()
-             if "Traceback" in line or "Exception ignored" in line]  # fmt: skip
+    wrong = [
+        line for line in errors.splitlines() if "Traceback" in line or "Exception ignored" in line
+    ]
     if process.returncode != 130 or wrong:
         return process.returncode, seconds, f"stderr ends {errors[-2000:]!r}"
     for _ in range(50):  # those that end because their parent did

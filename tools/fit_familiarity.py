@@ -117,8 +117,11 @@ def main(argv: Sequence[str]) -> int:
     rng = np.random.default_rng(0)
 
     def measured(wavs: Iterator[np.ndarray], ways: int = 0) -> list[Measures]:
-        given = [wav if way < 0 else as_files(wav, rng) for wav in wavs
-                 for way in (range(ways) if ways else (-1,))]  # fmt: skip
+        given = [
+            wav if way < 0 else as_files(wav, rng)
+            for wav in wavs
+            for way in (range(ways) if ways else (-1,))
+        ]
         found = gauge.measure(
             [log_mel(wav) for wav in given],
             model.encoder_params,
@@ -140,15 +143,19 @@ def main(argv: Sequence[str]) -> int:
         print(f"{folder}: {len(found)} pieces", file=sys.stderr)
     weight, bias = fit(pooled(known), pooled(unknown))
 
-    held_out = [*measured(scenes("validation", args.scenes // 2)),
-                *measured(scenes("validation", args.scenes // 4), 1)]  # fmt: skip
+    held_out = [
+        *measured(scenes("validation", args.scenes // 2)),
+        *measured(scenes("validation", args.scenes // 4), 1),
+    ]
     strange = pooled(held_out) @ weight + bias
     probe = Probe(
-        weight, bias, TAP,
+        weight,
+        bias,
+        TAP,
         round(float(np.quantile([m.doubt for m in held_out], 1 - FALSE_ALARMS / 2)), 3),
         round(float(np.quantile(strange, 1 - FALSE_ALARMS / 2)), 3),
         WORLD,
-    )  # fmt: skip
+    )
     judge = Gauge(pieces, probe).judge
     table = {split: measured(scenes(split, 300)) for split in TEST_SPLITS}
     table |= {f"{split}, as files": measured(scenes(split, 300), 1) for split in TEST_SPLITS}
@@ -159,8 +166,10 @@ def main(argv: Sequence[str]) -> int:
         told = [judge(each).unfamiliar for each in found]
         doubtful = np.mean([each.doubt > probe.doubt_limit for each in found])
         shares[name] = round(float(np.mean(told)), 3)
-        print(f"{name:32} {len(found):5} clips, {np.mean(told):6.1%} unfamiliar "
-              f"(by doubt alone {doubtful:.1%})")  # fmt: skip
+        print(
+            f"{name:32} {len(found):5} clips, {np.mean(told):6.1%} unfamiliar "
+            f"(by doubt alone {doubtful:.1%})"
+        )
     if args.write:
         sources = ["/".join(folder.parts[-2:]) for folder in args.unknown]
         save(args.checkpoint, probe, {"fitted_against": sources, "unfamiliar_share": shares})

@@ -55,11 +55,17 @@ class Clip:
         self.truth = dict.fromkeys(self.places, 0)
         for time in owed:
             near = [p for p in self.places if not self.truth[p]]
-            if near and abs((best := min(near, key=lambda p: abs(p / FINE - time))) / FINE - time) \
-                    <= _TOLERANCE:  # fmt: skip
+            if (
+                near
+                and abs((best := min(near, key=lambda p: abs(p / FINE - time))) / FINE - time)
+                <= _TOLERANCE
+            ):
                 self.truth[best] = 1
-        self.neither = {p for p in self.places if not self.truth[p]
-                        and any(abs(p / FINE - f) < _TOLERANCE for f in clip.free)}  # fmt: skip
+        self.neither = {
+            p
+            for p in self.places
+            if not self.truth[p] and any(abs(p / FINE - f) < _TOLERANCE for f in clip.free)
+        }
 
     def thinned(self, rng: np.random.Generator) -> None:
         """Looks at the proposals among all, among half of the false ones, and among the true."""
@@ -79,8 +85,11 @@ class Clip:
         segment.kept(self.sides, self.places, SegmentOptions(threshold=0.6))
 
     def samples(self) -> list[tuple[np.ndarray, int]]:
-        return [(evidence, self.truth[at]) for (_, at, _), evidence in self.sides.seen.items()
-                if at not in self.neither]  # fmt: skip
+        return [
+            (evidence, self.truth[at])
+            for (_, at, _), evidence in self.sides.seen.items()
+            if at not in self.neither
+        ]
 
     def found(self, threshold: float) -> tuple[list[float], list[float]]:
         """(found, true) boundaries without the optional ones."""
@@ -114,11 +123,18 @@ def fitted(clips: Sequence[Clip]) -> Judge:
     z = np.clip((evidence - mean) / deviation, -4, 4)
     models = [
         MLPClassifier(
-            (HIDDEN,), activation="tanh", alpha=DECAY, batch_size=256, learning_rate_init=2e-3,
-            max_iter=60, tol=0.0, n_iter_no_change=60, random_state=seed,
+            (HIDDEN,),
+            activation="tanh",
+            alpha=DECAY,
+            batch_size=256,
+            learning_rate_init=2e-3,
+            max_iter=60,
+            tol=0.0,
+            n_iter_no_change=60,
+            random_state=seed,
         ).fit(z, truth)
         for seed in range(SEEDS)
-    ]  # fmt: skip
+    ]
     print(f"{len(truth)} cuts, {np.mean(truth):.2f} of them true", flush=True)
     fields = (
         mean,
@@ -189,9 +205,12 @@ def main() -> None:
     if args.write:
         np.savez_compressed(
             boundary.NETWORKS,
-            **{f"{name}/{field}": value for name, judge in found.items()
-               for field, value in judge._asdict().items()},
-        )  # fmt: skip
+            **{
+                f"{name}/{field}": value
+                for name, judge in found.items()
+                for field, value in judge._asdict().items()
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -22,21 +22,32 @@ STAGES = ("encoder", "adapter", "pretrain", "sft", "cold_start")
 DOCS = Path(__file__).parents[1] / "docs" / "small_model"
 PANELS = {  # title -> (key of metrics.jsonl, label)
     "helper losses": (
-        ("helper/frames", "word piece a token"), ("helper/position", "place in the chunk"),
-        ("helper/adapter", "piece in the adapter"), ("helper/clock", "place in the adapter"),
+        ("helper/frames", "word piece a token"),
+        ("helper/position", "place in the chunk"),
+        ("helper/adapter", "piece in the adapter"),
+        ("helper/clock", "place in the adapter"),
         ("helper/adapter_before", "piece before, in the adapter"),
     ),
-    "CTC and tags (sums)": (("helper/ctc", "CTC a chunk"), ("helper/tags", "tags a token"),
-                              ("helper/adapter_tags", "tags in the adapter")),
+    "CTC and tags (sums)": (
+        ("helper/ctc", "CTC a chunk"),
+        ("helper/tags", "tags a token"),
+        ("helper/adapter_tags", "tags in the adapter"),
+    ),
     "answers": (
-        ("loss", "all"), ("loss/asr", "transcript"), ("loss/asr_words", "words with times"),
-        ("loss/events", "event timeline"), ("loss/caption", "caption"),
+        ("loss", "all"),
+        ("loss/asr", "transcript"),
+        ("loss/asr_words", "words with times"),
+        ("loss/events", "event timeline"),
+        ("loss/caption", "caption"),
     ),
     "short answers": (
-        ("loss/time_what", "what at a time"), ("loss/time_when", "when"), ("loss/count", "count"),
-        ("loss/choice_letter", "multiple choice"), ("loss/tempo", "tempo"),
+        ("loss/time_what", "what at a time"),
+        ("loss/time_when", "when"),
+        ("loss/count", "count"),
+        ("loss/choice_letter", "multiple choice"),
+        ("loss/tempo", "tempo"),
     ),
-}  # fmt: skip
+}
 
 
 def read(workdir: Path) -> tuple[list[dict], dict[str, int]]:
@@ -72,8 +83,11 @@ def main() -> None:
         for key, label in curves:
             for start in starts.values():  # a stage's mean must not reach into the next
                 ends = [begin for begin in starts.values() if begin > start]
-                here = [(r["at"], r[key]) for r in rows if r.get(key) and r["at"] > start
-                        and (not ends or r["at"] <= ends[0])]  # fmt: skip
+                here = [
+                    (r["at"], r[key])
+                    for r in rows
+                    if r.get(key) and r["at"] > start and (not ends or r["at"] <= ends[0])
+                ]
                 if here:
                     x, y = np.array(here).T
                     colour = f"C{[k for k, _ in curves].index(key)}"

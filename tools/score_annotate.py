@@ -321,12 +321,16 @@ def sweep(folder: Path, count: int, split: str, seed: int) -> list[dict]:
             continue
         over = chosen["over_speech"]
         kept = {key: value for key, value in chosen.items() if key != "over_speech"}
-        options = {voice: SegmentOptions(**kept | ({"on": over} if voice else {}))
-                   for voice in (False, True)}  # fmt: skip
+        options = {
+            voice: SegmentOptions(**kept | ({"on": over} if voice else {}))
+            for voice in (False, True)
+        }
         pairs = []
         for each, parts in zip(labels, heard, strict=True):
-            records = [{"events": sounds.events(shown, start, end, options[voice])}
-                       for start, end, shown, voice in parts]  # fmt: skip
+            records = [
+                {"events": sounds.events(shown, start, end, options[voice])}
+                for start, end, shown, voice in parts
+            ]
             pairs.append((true_events(each), found_events(records)))
         total = score_events(pairs)["all"]
         p, r = total["precision"] or 0.0, total["recall"] or 0.0
@@ -354,8 +358,9 @@ def main() -> None:
     options.add_argument("--scenes", type=int, default=100)
     options.add_argument("--split", default="test", choices=tuple(world.SPLITS))
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--parts", nargs="+", default=("boundaries", "sounds"),
-                         choices=("boundaries", "sounds"))  # fmt: skip
+    options.add_argument(
+        "--parts", nargs="+", default=("boundaries", "sounds"), choices=("boundaries", "sounds")
+    )
     options.add_argument("--sweep", action="store_true", help="try thresholds of sounds")
     args = options.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)

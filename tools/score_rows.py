@@ -37,12 +37,20 @@ def rows(folder: Path) -> Path:
 def loss(workdir: Path, trained: Path, held_out: Path, seed: int, steps: int) -> float:
     """On held-out rows, after so many steps."""
     run(
-        "moss_audio_jax.train", "--config", CONFIG, "--workdir", workdir,
-        f"--config.train.seed={seed}", f"--config.train.steps={steps}",
-        f"--config.data.train=('{trained}',)", f"--config.data.eval=('{held_out}',)",
-        f"--config.eval.every={steps}", "--config.data.batch=4", "--config.data.length=640",
+        "moss_audio_jax.train",
+        "--config",
+        CONFIG,
+        "--workdir",
+        workdir,
+        f"--config.train.seed={seed}",
+        f"--config.train.steps={steps}",
+        f"--config.data.train=('{trained}',)",
+        f"--config.data.eval=('{held_out}',)",
+        f"--config.eval.every={steps}",
+        "--config.data.batch=4",
+        "--config.data.length=640",
         "--config.checkpoint.export=none",
-    )  # fmt: skip
+    )
     log = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [row["eval_loss"] for row in map(json.loads, log) if "eval_loss" in row][-1]
 

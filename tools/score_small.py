@@ -71,10 +71,20 @@ def main() -> None:
             run("moss_audio_jax.world", "--count", args.scenes, "--output", data, "--split", split)
         asked = ["--benchmark", "world", "--data", data, "--tasks", SPLITS[split]]
         answers, score = output / f"{split}.jsonl", output / f"{split}.json"
-        run("moss_audio_jax.evaluate", "infer", *asked, "--checkpoint", args.checkpoint,
-            "--max-new-tokens", 768, "--temperature", 0, "--output", answers)  # fmt: skip
-        run("moss_audio_jax.evaluate", "score", *asked, "--predictions", answers,
-            "--output", score)  # fmt: skip
+        run(
+            "moss_audio_jax.evaluate",
+            "infer",
+            *asked,
+            "--checkpoint",
+            args.checkpoint,
+            "--max-new-tokens",
+            768,
+            "--temperature",
+            0,
+            "--output",
+            answers,
+        )
+        run("moss_audio_jax.evaluate", "score", *asked, "--predictions", answers, "--output", score)
         scores[split] = json.loads(score.read_text(encoding="utf-8"))
     print("| what | found | 95% | asked |\n|---|---|---|---|")
     for what, split, key, asked_for in FIGURES:

@@ -182,19 +182,26 @@ def _join_sounds(rows: Sequence[Row]) -> bytes:
     at = list(zip(rows, starts, strict=False))
     nothing = dict.fromkeys(("language", "music", "background", "room", "band"))
     labels = nothing | {
-        "version": world.VERSION, "id": f"{rows[0].id}+{len(rows) - 1}", "duration": starts[-1],
+        "version": world.VERSION,
+        "id": f"{rows[0].id}+{len(rows) - 1}",
+        "duration": starts[-1],
         "events": [event for row, start in at for event in _events(row, start)],
-        "sentences": [], "speakers": [], "silence": [],
+        "sentences": [],
+        "speakers": [],
+        "silence": [],
         "loudness": {"peak_dbfs": None, "level": "normal"},
-    }  # fmt: skip
+    }
     asked = [row for row in world.rows(labels, f"{labels['id']}.wav") if ASKED.match(row["task"])]
     record = {
         "conversation": asked[0]["conversation"][:1],
         "branches": [{"messages": row["conversation"][1:], "task": row["task"]} for row in asked],
         "words": [],
-        "tags": [{"name": name, "start": start + first, "end": start + last}
-                 for row, start in at for name, first, last in row.tags or ()],
-    }  # fmt: skip
+        "tags": [
+            {"name": name, "start": start + first, "end": start + last}
+            for row, start in at
+            for name, first, last in row.tags or ()
+        ],
+    }
     return encode_record(record, [np.concatenate([row.clips[0] for row in rows], axis=1)])
 
 
@@ -215,11 +222,17 @@ def train_stage(
     """Runs a stage as its own process, as a user would; appends its time to times.jsonl."""
     before = dict(itertools.pairwise(TRAINING[::-1])).get(stage)
     command = [
-        sys.executable, "-m", "moss_audio_jax.train",
-        "--config", f"{CONFIGS / stage}.py:{machine}", "--workdir", stage,
-        f"--config.train.seed={seed}", *([f"--config.init_from={before}/export"] if before else []),
+        sys.executable,
+        "-m",
+        "moss_audio_jax.train",
+        "--config",
+        f"{CONFIGS / stage}.py:{machine}",
+        "--workdir",
+        stage,
+        f"--config.train.seed={seed}",
+        *([f"--config.init_from={before}/export"] if before else []),
         *overrides,
-    ]  # fmt: skip
+    ]
     print(" ".join(command), flush=True)
     clock, processor = time.perf_counter(), os.times()
     subprocess.run(command, check=True, cwd=workdir)  # the configs name what lies there
@@ -228,10 +241,12 @@ def train_stage(
         "stage": stage,
         "seconds": round(time.perf_counter() - clock),
         "processor_seconds": round(
-            used.children_user + used.children_system
-            - processor.children_user - processor.children_system
+            used.children_user
+            + used.children_system
+            - processor.children_user
+            - processor.children_system
         ),
-    }  # fmt: skip
+    }
     with open(workdir / "times.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
 
@@ -277,8 +292,13 @@ def main() -> None:
     options.add_argument("--workdir", type=Path, required=True, metavar="DIR")
     options.add_argument("--only", nargs="+", choices=STEPS, default=STEPS)
     options.add_argument("--scenes", type=int, default=SCENES)
-    options.add_argument("--ship", choices=TRAINING, default=TRAINING[-1], metavar="STAGE",
-                         help="whose result is shipped; default the last")  # fmt: skip
+    options.add_argument(
+        "--ship",
+        choices=TRAINING,
+        default=TRAINING[-1],
+        metavar="STAGE",
+        help="whose result is shipped; default the last",
+    )
     options.add_argument("--machine", choices=("cpu", "gpu"), default="cpu")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--processes", type=int, default=os.cpu_count() or 1)

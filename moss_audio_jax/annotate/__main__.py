@@ -31,21 +31,38 @@ from moss_audio_jax.remote import redact
 
 def main(argv: Sequence[str]) -> int:
     options = command.parser("annotate", __doc__)
-    options.add_argument("--input", required=True, metavar="DIR|MANIFEST",
-                         help="a folder, a .txt, .jsonl or .csv that names files, or one "
-                              "file")  # fmt: skip
-    options.add_argument("--output", required=True, type=Path, metavar="OUT",
-                         help="a folder, or FILE.jsonl in it for the rows")  # fmt: skip
+    options.add_argument(
+        "--input",
+        required=True,
+        metavar="DIR|MANIFEST",
+        help="a folder, a .txt, .jsonl or .csv that names files, or one file",
+    )
+    options.add_argument(
+        "--output",
+        required=True,
+        type=Path,
+        metavar="OUT",
+        help="a folder, or FILE.jsonl in it for the rows",
+    )
     options.add_argument("--config", metavar="FILE", help="default: the built-in experts")
-    options.add_argument("--shard", default="0/1", metavar="I/N",
-                         help="every N-th file from the I-th on; the same command without it joins "
-                              "the shards")  # fmt: skip
-    options.add_argument("--workers", type=command.positive, default=1, metavar="N",
-                         help="processes; default 1, which uses several cores where it "
-                              "can")  # fmt: skip
-    options.add_argument("--keep-doubtful", action="store_true",
-                         help="keep rows that rest on the small model where it does not know the "
-                              "sound")  # fmt: skip
+    options.add_argument(
+        "--shard",
+        default="0/1",
+        metavar="I/N",
+        help="every N-th file from the I-th on; the same command without it joins the shards",
+    )
+    options.add_argument(
+        "--workers",
+        type=command.positive,
+        default=1,
+        metavar="N",
+        help="processes; default 1, which uses several cores where it can",
+    )
+    options.add_argument(
+        "--keep-doubtful",
+        action="store_true",
+        help="keep rows that rest on the small model where it does not know the sound",
+    )
     args, rest = options.parse_known_args(argv)
 
     from moss_audio_jax.annotate import defaults, pipeline, source

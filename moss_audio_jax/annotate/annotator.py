@@ -54,8 +54,11 @@ class _Needed(NamedTuple):
 def run_fingerprint(config: ConfigDict) -> str:
     """Of all that decides a record but for its source: config, code, model, files of replays."""
     digest = hashlib.blake2b(digest_size=12)
-    shown = {k: v for k, v in json.loads(config.to_json_best_effort()).items()
-             if k not in ("page_clips", "page_seconds", "rows")}  # fmt: skip
+    shown = {
+        k: v
+        for k, v in json.loads(config.to_json_best_effort()).items()
+        if k not in ("page_clips", "page_seconds", "rows")
+    }
     digest.update(json.dumps(shown, sort_keys=True).encode())
     for file in (*sorted(Path(__file__).parent.glob("*.py")), boundary.NETWORKS):
         digest.update(file.read_bytes())

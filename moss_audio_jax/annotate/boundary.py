@@ -20,17 +20,47 @@ _CONTEXT = 8 * COARSE  # coarse frames looked at on either side of a cut
 _MEMO = 4096  # sides remembered
 # What is said of each side by itself; the lesser and the greater of the two are evidence.
 OF_SIDE = (
-    "harmonicity", "voiced", "flatness", "rhythm", "speech", "roughness", "onset", "flux", "loud",
-    "pitch spread", "harmonicity spread", "peaks", "contrast",
-)  # fmt: skip
+    "harmonicity",
+    "voiced",
+    "flatness",
+    "rhythm",
+    "speech",
+    "roughness",
+    "onset",
+    "flux",
+    "loud",
+    "pitch spread",
+    "harmonicity spread",
+    "peaks",
+    "contrast",
+)
 EVIDENCE = (
-    "spectrum", "spread", "level", "harmonicity", "pitch", "flatness", "background", "depth", "gap",
-    "shorter", "longer", "gain", "rhythm", "local",
+    "spectrum",
+    "spread",
+    "level",
+    "harmonicity",
+    "pitch",
+    "flatness",
+    "background",
+    "depth",
+    "gap",
+    "shorter",
+    "longer",
+    "gain",
+    "rhythm",
+    "local",
     *(f"{which} {name}" for name in OF_SIDE for which in ("least", "most")),
-    "novelty", "novelty other way", "novelty of shape", "novelty of shape other way",
-    "wide novelty", "wide novelty other way", "wide novelty of shape",
-    "wide novelty of shape other way", "from start", "to end",
-)  # fmt: skip
+    "novelty",
+    "novelty other way",
+    "novelty of shape",
+    "novelty of shape other way",
+    "wide novelty",
+    "wide novelty other way",
+    "wide novelty of shape",
+    "wide novelty of shape other way",
+    "from start",
+    "to end",
+)
 
 
 class Judge(NamedTuple):

@@ -228,8 +228,11 @@ class Branches:
         return max(work.record["profile"][name] for name in merge.BRANCHES["speech"])
 
     def _decoded(self, works: Sequence[Work]) -> list[str]:
-        pieces = [(i, a, b) for i, work in enumerate(works)
-                  for a, b in quiet_windows(work.wav, _DECODER_SECONDS)]  # fmt: skip
+        pieces = [
+            (i, a, b)
+            for i, work in enumerate(works)
+            for a, b in quiet_windows(work.wav, _DECODER_SECONDS)
+        ]
         texts = self.ears.transcribe([works[i].wav[a:b] for i, a, b in pieces])
         texts = ["" if text == NO_SPEECH else text for text in texts]
         return [
@@ -254,9 +257,12 @@ class Branches:
                 continue
             try:
                 words = speech.aligned(
-                    work.record["transcript"], work.heard, self.ears.tokenizer, work.start,
+                    work.record["transcript"],
+                    work.heard,
+                    self.ears.tokenizer,
+                    work.start,
                     c.align_score,
-                )  # fmt: skip
+                )
             except InputError as error:
                 work.notes.append(("words", f"dropped: {error}"))
             else:
@@ -341,9 +347,13 @@ class Branches:
         if c.sound.caption in self.experts:
             told = [work for work in works if work.record["events"]]
             self._written(
-                "captions.sound", c.sound.caption, "caption", told,
-                lambda record: ["sound"], lambda record: record["captions"]["sound"],
-            )  # fmt: skip
+                "captions.sound",
+                c.sound.caption,
+                "caption",
+                told,
+                lambda record: ["sound"],
+                lambda record: record["captions"]["sound"],
+            )
         if c.sound.judge:
             self._judged([w for w in works if w.record["events"]])
         for work in works:
@@ -352,9 +362,13 @@ class Branches:
         if c.unified in self.experts:
             told = [work for work in works if any(work.record["captions"].values())]
             self._written(
-                "unified", c.unified, "unify", told,
-                merge.ordered, lambda record: record["unified"],
-            )  # fmt: skip
+                "unified",
+                c.unified,
+                "unify",
+                told,
+                merge.ordered,
+                lambda record: record["unified"],
+            )
 
     def _written(
         self,
@@ -368,10 +382,12 @@ class Branches:
         """A caption by a language model, where it tells all of the evidence and nothing else."""
         facts = {id(work): merge.slots(work.record, branches(work.record)) for work in works}
         for work, reply in self._ask(
-            name, step, works,
+            name,
+            step,
+            works,
             facts=lambda w: [{k: v for k, v in f.items() if k != "item"} for f in facts[id(w)]],
             template=lambda w: _TIMES.sub("", template(w.record)),
-        ):  # fmt: skip
+        ):
             text, problems = merge.filled(reply["text"], facts[id(work)], work.record)
             if problems:
                 work.notes.append((field, f"default: {name}: {problems[0]}"))
@@ -385,10 +401,12 @@ class Branches:
     def _judged(self, works: Sequence[Work]) -> None:
         c = self.config.sound
         for work, reply in self._ask(
-            c.judge, "judge", works,
+            c.judge,
+            "judge",
+            works,
             caption=lambda w: w.record["captions"]["sound"],
             events=lambda w: w.record["events"],
-        ):  # fmt: skip
+        ):
             if reply["score"] < c.judge_score:
                 work.notes.append(("captions.sound", f"default: judged {reply['score']} of 5"))
                 work.record["captions"]["sound"] = merge.sound_caption(work.record)

@@ -114,10 +114,14 @@ class Ears:
                 mels[i, : len(mel)], frames[i] = mel, len(mel)
             with jax.set_mesh(self.model.mesh):
                 made = _heads(
-                    self.model.encoder_params, self._heads, mels, frames,
-                    self.model.config.encoder, self.model.compute,
+                    self.model.encoder_params,
+                    self._heads,
+                    mels,
+                    frames,
+                    self.model.config.encoder,
+                    self.model.compute,
                     self._gauge.probe.tap if self._gauge else None,
-                )  # fmt: skip
+                )
             made = {name: np.asarray(value) for name, value in made.items()}
             for i, (number, start, mel) in enumerate(batch):
                 tokens = audio_tokens(len(mel))

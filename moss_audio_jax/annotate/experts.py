@@ -113,9 +113,12 @@ class Command:
                 given.write(line.encode("utf-8", "backslashreplace") + b"\n")
             given.seek(0)
             process = subprocess.Popen(
-                self.argv, stdin=given, stdout=subprocess.PIPE, stderr=complaints,
+                self.argv,
+                stdin=given,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
                 start_new_session=True,
-            )  # fmt: skip
+            )
             said, problem = bytearray(), ""
             _running.add(process.pid)
             try:
@@ -234,9 +237,10 @@ def make(name: str, spec: Mapping[str, Any]) -> Expert:
     key_from = spec.pop("key_from", "")
     if spec or not target:
         raise UsageError(
-            f"expert {name!r}: unknown key {next(iter(spec))!r}" if spec
+            f"expert {name!r}: unknown key {next(iter(spec))!r}"
+            if spec
             else f"expert {name!r}: no target"
-        )  # fmt: skip
+        )
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
         raise UsageError(f"expert {name!r}: timeout is {timeout!r}; expected seconds above 0")
     if kind == "entry_point":

@@ -156,9 +156,7 @@ def filled(text: str, facts: Sequence[Mapping[str, Any]], record: Record) -> tup
     problems += [f"nothing of {slot}, which was heard" for slot in known if slot not in used]
     if problems:
         return text, problems
-    done = _outside_quotes(
-        text, lambda part: _SLOT.sub(lambda m: f"{span(known[m[0]])} s", part)
-    )  # fmt: skip
+    done = _outside_quotes(text, lambda part: _SLOT.sub(lambda m: f"{span(known[m[0]])} s", part))
     return done, list(caption_problems(done, record))
 
 

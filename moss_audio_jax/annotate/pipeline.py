@@ -183,9 +183,11 @@ class _Pool:
             self._alive, self._run = context.Pipe(duplex=False)
             told = context.RawValue("b", 0)
             self._pool = concurrent.futures.ProcessPoolExecutor(
-                workers, context, _start,
+                workers,
+                context,
+                _start,
                 (config.to_json_best_effort(), out, key, self._alive, told),
-            )  # fmt: skip
+            )
         else:
             self._own = Annotator(config, out, key, _warn, tick)
 
@@ -340,12 +342,13 @@ def _gathered(
         "rows": counts["rows"],
         "tasks": {
             name.removeprefix("task "): counts[name]
-            for name in sorted(counts) if name.startswith("task ")
+            for name in sorted(counts)
+            if name.startswith("task ")
         },
         "doubtful": {"segments": counts["doubtful segments"], "rows": counts["doubtful rows"]},
         "dropped": dict(sorted(dropped.items())),
         "warnings": told,
-    }  # fmt: skip
+    }
     text = json.dumps(manifest, ensure_ascii=False, indent=1) + "\n"
     write_whole(out / _named("manifest.json", shard), text)
     first = [(s, list(read_records(out, s))) for s in whole[: config.page_clips]]

@@ -11,14 +11,34 @@ from moss_audio_jax.annotate.posteriors import Posteriors
 from moss_audio_jax.errors import InputError
 
 CLASSES = (
-    "speech", "human voice", "singing", "music", "natural sound", "source-ambiguous",
-    "sounds of things", "environment", "animal",
-)  # fmt: skip
+    "speech",
+    "human voice",
+    "singing",
+    "music",
+    "natural sound",
+    "source-ambiguous",
+    "sounds of things",
+    "environment",
+    "animal",
+)
 EVIDENCE = (
-    "voiced", "level spread", "syllable modulation", "pitch", "pitch range", "pitch steadiness",
-    "flatness", "flatness spread", "centroid", "bandwidth", "pauses", "onsets", "lows", "highs",
-    "spectral change", "longest voice",
-)  # fmt: skip
+    "voiced",
+    "level spread",
+    "syllable modulation",
+    "pitch",
+    "pitch range",
+    "pitch steadiness",
+    "flatness",
+    "flatness spread",
+    "centroid",
+    "bandwidth",
+    "pauses",
+    "onsets",
+    "lows",
+    "highs",
+    "spectral change",
+    "longest voice",
+)
 # Logistic weights: bias, then one for each piece of EVIDENCE.
 WEIGHTS: dict[str, tuple[float, tuple[float, ...]]] = {
     "speech": (

@@ -47,18 +47,28 @@ SCHEMA: dict[str, Any] = {
             "end": _TIME,
             "clip": _TEXT,
             "profile": _object(dict.fromkeys(CLASSES, _SHARE)),
-            "level": _object({"peak_dbfs": _MAYBE, "silent": {"type": "boolean"},
-                              "clipped": _SHARE}),
+            "level": _object(
+                {"peak_dbfs": _MAYBE, "silent": {"type": "boolean"}, "clipped": _SHARE}
+            ),
             "familiarity": _object(
-                {"score": {"type": "number"}, "unfamiliar": {"type": "boolean"},
-                 "reason": {"type": "string"}}, nullable=True,
+                {
+                    "score": {"type": "number"},
+                    "unfamiliar": {"type": "boolean"},
+                    "reason": {"type": "string"},
+                },
+                nullable=True,
             ),
             "doubt": _MAYBE_TEXT,
             "doubtful": _list(_TEXT),
             "language": _MAYBE_TEXT,
             "asr": _list(
-                _object({"system": _TEXT, "text": {"type": "string"},
-                         "confidence": {"type": ["number", "null"], "minimum": 0, "maximum": 1}})
+                _object(
+                    {
+                        "system": _TEXT,
+                        "text": {"type": "string"},
+                        "confidence": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
+                    }
+                )
             ),
             "wer_agreement": {"type": ["number", "null"], "minimum": 0},
             "transcript": _MAYBE_TEXT,
@@ -105,7 +115,7 @@ SCHEMA: dict[str, Any] = {
             "provenance": _list(_object({"field": _TEXT, "system": _TEXT})),
         }
     ),
-}  # fmt: skip
+}
 
 
 def schema_problems(

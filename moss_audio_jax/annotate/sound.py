@@ -36,8 +36,11 @@ def clause(label: str) -> str:
 
 def tag_events(given: Posteriors) -> Posteriors:
     """The columns of the small model's tags that are sound events, under their labels."""
-    columns = [i for i, name in enumerate(given.labels) if name.removeprefix(_SOUND) in KINDS
-               and name.startswith(_SOUND)]  # fmt: skip
+    columns = [
+        i
+        for i, name in enumerate(given.labels)
+        if name.removeprefix(_SOUND) in KINDS and name.startswith(_SOUND)
+    ]
     labels = tuple(KINDS[given.labels[i].removeprefix(_SOUND)].label for i in columns)
     return Posteriors(given.frames[:, columns], given.fps, labels)
 

@@ -30,9 +30,21 @@ from moss_audio_jax.files import brief, parse_json, read_bytes, reason, shown
 from moss_audio_jax.remote import redact
 
 SUFFIXES = (
-    ".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".aac", ".webm", ".aif", ".aiff",
-    ".wma", ".amr", ".mka",
-)  # fmt: skip
+    ".wav",
+    ".flac",
+    ".mp3",
+    ".ogg",
+    ".opus",
+    ".m4a",
+    ".mp4",
+    ".aac",
+    ".webm",
+    ".aif",
+    ".aiff",
+    ".wma",
+    ".amr",
+    ".mka",
+)
 _KEYS = ("audio", "path", "file", "wav", "audio_path", "audio_filepath", "filename")
 
 

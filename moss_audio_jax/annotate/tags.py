@@ -26,10 +26,18 @@ _SURROUNDINGS = {
 _LEVELS = ((0.35, 0.2, 0.15), (0.5, 0.3, 0.2), (0.8, 0.3, 0.3))
 EVIDENCE = (
     *(f"{which} {what}" for what in ("mean", "top", "near") for which in ("most apart", "apart")),
-    "in common, top", "in common, mean", "across", "close to both", "least close", "most close",
-    *_SURROUNDINGS, "least active", "most active", "active here",
+    "in common, top",
+    "in common, mean",
+    "across",
+    "close to both",
+    "least close",
+    "most close",
+    *_SURROUNDINGS,
+    "least active",
+    "most active",
+    "active here",
     *(f"{what} edge, level {i}" for i in range(len(_LEVELS)) for what in ("near", "within")),
-)  # fmt: skip
+)
 
 
 class Sources:
@@ -95,12 +103,14 @@ class Sources:
             *map(float, common),
             float(_float(self._sounding[here].min(axis=0)).max()),
             float(np.minimum(left, right).max()),
-            min(close), max(close),
+            min(close),
+            max(close),
             *(float(np.abs(a - b).sum()) for a, b in zip(one[2:-1], two[2:-1], strict=True)),
-            min(active), max(active),
+            min(active),
+            max(active),
             float(_float(self._active[max(middle - 1, 0) : middle + 1]).mean()),
             *itertools.chain(*((float(np.exp(-gap / 0.15)), float(gap < 0.5)) for gap in gaps)),
-        ]  # fmt: skip
+        ]
 
     def _beside(self, middle: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """The sources' tags of up to so many frames before and after a frame."""

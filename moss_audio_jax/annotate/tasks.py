@@ -26,9 +26,12 @@ _PERSONS = {"female": "woman", "male": "man", None: "person"}
 _EDGE = 0.15  # seconds about a time that is asked for in which nothing may begin or end
 # Answers of these tasks are balanced: none more often than 3 to 2 against the next.
 BALANCED = {
-    "present": "presence", "absent": "presence", "any_speech": "any_speech",
-    "any_music": "any_music", "overlap": "overlap",
-}  # fmt: skip
+    "present": "presence",
+    "absent": "presence",
+    "any_speech": "any_speech",
+    "any_music": "any_music",
+    "overlap": "overlap",
+}
 
 
 class Made(NamedTuple):
@@ -154,8 +157,11 @@ def _times(local: Record, draw: Draw) -> Iterator[tuple[str, Question]]:
         time = draw.choice(clear)
         now = dict.fromkeys(n for n, i in sounding if i["start"] <= time <= i["end"])
         here = {name for name, _ in sounding}
-        wrong = draw.sample([n for n in local["absent"] if n not in here], 3) if (
-            len(local["absent"]) >= 3) else []  # fmt: skip
+        wrong = (
+            draw.sample([n for n in local["absent"] if n not in here], 3)
+            if (len(local["absent"]) >= 3)
+            else []
+        )
         form = draw.choice(("What happens at {t} seconds?", "What can be heard at {t} s?"))
         question = form.format(t=f"{time:.1f}")
         answer = joined([*now]) or "nothing"
@@ -197,8 +203,10 @@ def _words(local: Record, draw: Draw) -> Iterator[tuple[str, Question]]:
         time, word = draw.choice(inside)
         others = sorted(set(texts) - {word["text"]})
         wrong = tuple(draw.sample(others, 3)) if len(others) >= 3 else ()
-        yield "words", Question("word_what", f"Which word is said at {time:.1f} s?",
-                                word["text"], wrong)  # fmt: skip
+        yield (
+            "words",
+            Question("word_what", f"Which word is said at {time:.1f} s?", word["text"], wrong),
+        )
 
 
 def _labels(local: Record) -> list[str]:
@@ -257,8 +265,11 @@ def _orders(local: Record, draw: Draw) -> Iterator[tuple[str, Question]]:
 
 def _presence(local: Record, draw: Draw) -> Iterator[tuple[str, Question]]:
     labels, gone = _labels(local), local["absent"]
-    forms = ("Is this heard: {label}?", "Can you hear this sound: {label}?",
-             "Is it true that {clause} in this clip?")  # fmt: skip
+    forms = (
+        "Is this heard: {label}?",
+        "Can you hear this sound: {label}?",
+        "Is it true that {clause} in this clip?",
+    )
     for field, task, answer, among in (
         ("events", "present", "yes", labels),
         ("absent", "absent", "no", gone),
@@ -268,10 +279,15 @@ def _presence(local: Record, draw: Draw) -> Iterator[tuple[str, Question]]:
             question = draw.choice(forms).format(label=label, clause=clause(label))
             yield field, Question(task, question, answer)
     if labels and len(gone) >= 3:
-        yield "events", Question(
-            "which_sound", "Which of these sounds is heard?", draw.choice(labels),
-            tuple(draw.sample(gone, 3)),
-        )  # fmt: skip
+        yield (
+            "events",
+            Question(
+                "which_sound",
+                "Which of these sounds is heard?",
+                draw.choice(labels),
+                tuple(draw.sample(gone, 3)),
+            ),
+        )
     for what in ("speech", "music"):
         there = bool(local["speakers" if what == "speech" else "music"])
         scores = [local["profile"][name] for name in merge.BRANCHES[what]]

@@ -56,8 +56,11 @@ class Work:
     def span(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """An item on the clip's clock as one on the file's."""
         start = min(centi(self.start + item["start"]), self.last())
-        return {**item, "start": start, "end": max(start, min(centi(self.start + item["end"]),
-                                                              self.last()))}  # fmt: skip
+        return {
+            **item,
+            "start": start,
+            "end": max(start, min(centi(self.start + item["end"]), self.last())),
+        }
 
 
 def new_record(name: str, audio: str, clip: str, start: float, end: float) -> Record:

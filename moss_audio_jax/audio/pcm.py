@@ -26,9 +26,17 @@ _MOST_CHUNKS = 10_000
 _WIDTHS = {"u": (1, 2), "i": (1, 2, 3, 4, 8), "f": (2, 4, 8)}  # bytes of a sample
 _AU_CODES = {2: ("i", 1), 3: ("i", 2), 4: ("i", 3), 5: ("i", 4), 6: ("f", 4), 7: ("f", 8)}
 _AIFC_KINDS = {
-    b"NONE": "i>", b"twos": "i>", b"in24": "i>", b"in32": "i>", b"sowt": "i<", b"raw ": "u>",
-    b"fl32": "f>", b"FL32": "f>", b"fl64": "f>", b"FL64": "f>",
-}  # fmt: skip
+    b"NONE": "i>",
+    b"twos": "i>",
+    b"in24": "i>",
+    b"in32": "i>",
+    b"sowt": "i<",
+    b"raw ": "u>",
+    b"fl32": "f>",
+    b"FL32": "f>",
+    b"fl64": "f>",
+    b"FL64": "f>",
+}
 
 
 class Coding(NamedTuple):

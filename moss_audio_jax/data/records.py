@@ -148,9 +148,7 @@ def parse_row(data: bytes) -> Row:
             AudioFile(bytes(blob), name) if isinstance(blob, memoryview) else blob
             for blob, name in zip(blobs, names, strict=True)
         )
-    return Row(
-        messages, clips, weight, raw.get("task"), raw.get("id"), branches, words, tags
-    )  # fmt: skip
+    return Row(messages, clips, weight, raw.get("task"), raw.get("id"), branches, words, tags)
 
 
 def _weight(raw: Mapping[str, Any]) -> float:

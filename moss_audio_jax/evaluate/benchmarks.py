@@ -29,39 +29,78 @@ from moss_audio_jax.files import parse_json, shown
 from moss_audio_jax.text.tasks import EVENTS, MULTIPLE_CHOICE, TRANSCRIBE
 
 CAPTION_FIELDS = (
-    "gender", "age", "pitch", "speed", "volume", "clarity", "fluency", "accent", "texture",
-    "emotion", "tone", "personality", "summary",
-)  # fmt: skip
+    "gender",
+    "age",
+    "pitch",
+    "speed",
+    "volume",
+    "clarity",
+    "fluency",
+    "accent",
+    "texture",
+    "emotion",
+    "tone",
+    "personality",
+    "summary",
+)
 SPEECH_CAPTION = (
     "Describe the speech in this audio as JSON with the keys " + ", ".join(CAPTION_FIELDS) + "."
 )
 # What the authors of the benchmarks break their results down by, as their files name it.
 _GROUPS = (
-    "task", "task_name", "category", "sub-category", "sub-sub-category", "sub-cat", "difficulty",
-    "dimension", "language", "modality", "length_type",
-)  # fmt: skip
+    "task",
+    "task_name",
+    "category",
+    "sub-category",
+    "sub-sub-category",
+    "sub-cat",
+    "difficulty",
+    "dimension",
+    "language",
+    "modality",
+    "length_type",
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What infer and score need to agree on to mean the same items."""
     group = parser.add_argument_group("benchmark")
-    group.add_argument("--benchmark", required=True, choices=tuple(FORMATS), metavar="NAME",
-                       help=", ".join(FORMATS))  # fmt: skip
-    group.add_argument("--data", required=True, type=Path, metavar="FILE|DIR",
-                       help="as its authors release it")  # fmt: skip
-    group.add_argument("--audio-root", type=Path, metavar="DIR",
-                       help="where audio paths count from, and which they may not leave; "
-                            "default: the data's folder")  # fmt: skip
-    group.add_argument("--allow-outside", action="store_true",
-                       help="audio paths may leave --audio-root (absolute ones, '..')")  # fmt: skip
-    group.add_argument("--split", choices=("train", "dev", "test"), default="test",
-                       help="of AISHELL-1 and FLEURS; default test")  # fmt: skip
-    group.add_argument("--level", choices=("word", "sentence"), default="word",
-                       help="of timestamps; default word")  # fmt: skip
+    group.add_argument(
+        "--benchmark",
+        required=True,
+        choices=tuple(FORMATS),
+        metavar="NAME",
+        help=", ".join(FORMATS),
+    )
+    group.add_argument(
+        "--data", required=True, type=Path, metavar="FILE|DIR", help="as its authors release it"
+    )
+    group.add_argument(
+        "--audio-root",
+        type=Path,
+        metavar="DIR",
+        help="where audio paths count from, and which they may not leave; "
+        "default: the data's folder",
+    )
+    group.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="audio paths may leave --audio-root (absolute ones, '..')",
+    )
+    group.add_argument(
+        "--split",
+        choices=("train", "dev", "test"),
+        default="test",
+        help="of AISHELL-1 and FLEURS; default test",
+    )
+    group.add_argument(
+        "--level", choices=("word", "sentence"), default="word", help="of timestamps; default word"
+    )
     group.add_argument("--tier", metavar="NAME", help="of a TextGrid")
     group.add_argument("--tasks", default="", metavar="A,B,...", help="of the world; default all")
-    group.add_argument("--per-scene", type=int, metavar="N",
-                       help="rows of each scene of the world; default all")  # fmt: skip
+    group.add_argument(
+        "--per-scene", type=int, metavar="N", help="rows of each scene of the world; default all"
+    )
     group.add_argument("--limit", type=int, metavar="N", help="the first N items only")
 
 

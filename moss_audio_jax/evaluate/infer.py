@@ -286,11 +286,19 @@ def main(argv: Sequence[str]) -> int:
 
     options = command.parser("evaluate infer", __doc__)
     benchmarks.add_options(options)
-    options.add_argument("--prompt", default="official", metavar="official|TEXT",
-                         help="default official; of multiple choice the words before the "
-                         "question")  # fmt: skip
-    options.add_argument("--output", type=Path, required=True, metavar="FILE|DIR",
-                         help="a .jsonl file, or a folder for NAME.jsonl")  # fmt: skip
+    options.add_argument(
+        "--prompt",
+        default="official",
+        metavar="official|TEXT",
+        help="default official; of multiple choice the words before the question",
+    )
+    options.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE|DIR",
+        help="a .jsonl file, or a folder for NAME.jsonl",
+    )
     command.add_model_options(options)
     options.add_argument("--batch-size", type=command.positive, default=16, metavar="N")
     sampling_options(options)

@@ -200,10 +200,19 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--output", type=Path, required=True, metavar="FILE")
     options.add_argument("--url", required=True, help="what comes before /chat/completions")
     options.add_argument("--model", required=True, metavar="NAME")
-    options.add_argument("--key-from", default="OPENAI_API_KEY", metavar="VARIABLE",
-                         help="default OPENAI_API_KEY; may be unset")  # fmt: skip
-    options.add_argument("--workers", type=command.positive, default=8, metavar="N",
-                         help="requests at a time; default 8")  # fmt: skip
+    options.add_argument(
+        "--key-from",
+        default="OPENAI_API_KEY",
+        metavar="VARIABLE",
+        help="default OPENAI_API_KEY; may be unset",
+    )
+    options.add_argument(
+        "--workers",
+        type=command.positive,
+        default=8,
+        metavar="N",
+        help="requests at a time; default 8",
+    )
     args = options.parse_args(argv)
     by = Judge(args.url, args.model, os.environ.get(variable(args.key_from)))
     benchmark = benchmarks.from_args(args)

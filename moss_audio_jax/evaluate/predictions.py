@@ -20,9 +20,14 @@ _TEXT = (str, type(None))
 _NUMBER = (int, float, type(None))
 # What the code looks at in a row, and what it has to be.
 _TYPES: dict[str, tuple[type, ...]] = {
-    "raw_output": _TEXT, "answer": _TEXT, "thinking": _TEXT, "prompt": _TEXT, "error": _TEXT,
-    "audio_seconds": _NUMBER, "meta": (dict,),
-}  # fmt: skip
+    "raw_output": _TEXT,
+    "answer": _TEXT,
+    "thinking": _TEXT,
+    "prompt": _TEXT,
+    "error": _TEXT,
+    "audio_seconds": _NUMBER,
+    "meta": (dict,),
+}
 
 
 def read_predictions(path: str | Path) -> tuple[list[Prediction], list[str]]:

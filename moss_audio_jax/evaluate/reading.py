@@ -78,8 +78,15 @@ def _numbered(file: Path, lines: list[str]) -> Iterator[tuple[str, str]]:
 
 def json_kind(value: Any) -> str:
     """What JSON calls a value, for messages."""
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false",
-             int: "a number", float: "a number", type(None): "null"}  # fmt: skip
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        type(None): "null",
+    }
     return names.get(type(value), f"a {type(value).__name__}")
 
 

@@ -115,19 +115,36 @@ def _inline(text: str) -> str:
 
 def main(argv: Sequence[str]) -> int:
     options = command.parser("evaluate report", __doc__)
-    options.add_argument("--scores", type=Path, nargs="+", required=True, metavar="FILE",
-                         help="of evaluate score")  # fmt: skip
-    options.add_argument("--names", nargs="+", metavar="NAME",
-                         help="of the models, one for each score file")  # fmt: skip
+    options.add_argument(
+        "--scores", type=Path, nargs="+", required=True, metavar="FILE", help="of evaluate score"
+    )
+    options.add_argument(
+        "--names", nargs="+", metavar="NAME", help="of the models, one for each score file"
+    )
     options.add_argument("--output", type=Path, required=True, metavar="FILE.html")
-    options.add_argument("--markdown", type=Path, metavar="FILE.md",
-                         help="the same tables in Markdown")  # fmt: skip
-    options.add_argument("--audio-root", type=Path, metavar="DIR",
-                         help="where the audio is, if it is not where it was scored")  # fmt: skip
-    options.add_argument("--embed-audio", type=_count, default=24, metavar="N",
-                         help="clips of up to 30 s that go into the page; default 24")  # fmt: skip
-    options.add_argument("--rows", type=_count, default=5000, metavar="N",
-                         help="answers of each score file, the worst; default 5000")  # fmt: skip
+    options.add_argument(
+        "--markdown", type=Path, metavar="FILE.md", help="the same tables in Markdown"
+    )
+    options.add_argument(
+        "--audio-root",
+        type=Path,
+        metavar="DIR",
+        help="where the audio is, if it is not where it was scored",
+    )
+    options.add_argument(
+        "--embed-audio",
+        type=_count,
+        default=24,
+        metavar="N",
+        help="clips of up to 30 s that go into the page; default 24",
+    )
+    options.add_argument(
+        "--rows",
+        type=_count,
+        default=5000,
+        metavar="N",
+        help="answers of each score file, the worst; default 5000",
+    )
     args = options.parse_args(argv)
     if args.names and len(args.names) != len(args.scores):
         raise UsageError(

@@ -145,11 +145,18 @@ def _row(
 ) -> dict[str, Any]:
     status = row.get("status", "ok")
     made = {
-        "f": file, "i": item, "mark": mark, "credit": credit, "detail": detail, "status": status,
-        "official": row["sums"].get("official_right"), "answer": _cut(row.get("answer") or ""),
-        "thinking": _cut(row.get("thinking") or ""), "error": row.get("error"),
+        "f": file,
+        "i": item,
+        "mark": mark,
+        "credit": credit,
+        "detail": detail,
+        "status": status,
+        "official": row["sums"].get("official_right"),
+        "answer": _cut(row.get("answer") or ""),
+        "thinking": _cut(row.get("thinking") or ""),
+        "error": row.get("error"),
         "parsed": row.get("parsed"),
-    }  # fmt: skip
+    }
     if row["kind"] in TIMED and isinstance(row.get("parsed"), list):
         made["off"] = _off(row["parsed"], row["reference"][TIMED[row["kind"]]])
     return {key: value for key, value in made.items() if value not in (None, "", [])}

@@ -17,9 +17,13 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 
 def page(
-    title: str, about: str, sections: Sequence[Section], models: Sequence[str], browser: str,
+    title: str,
+    about: str,
+    sections: Sequence[Section],
+    models: Sequence[str],
+    browser: str,
     origins: Section,
-) -> str:  # fmt: skip
+) -> str:
     """The whole page.
 
     Args:

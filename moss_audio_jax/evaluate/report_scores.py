@@ -13,8 +13,12 @@ from moss_audio_jax.evaluate.reading import json_kind
 from moss_audio_jax.files import brief, read_json
 from moss_audio_jax.files import shown as shown_path
 
-FOUR = {"MMAU": ("mmau", "mmau-mini"), "MMAU-Pro": ("mmau-pro",), "MMAR": ("mmar",),
-        "MMSU": ("mmsu",)}  # fmt: skip
+FOUR = {
+    "MMAU": ("mmau", "mmau-mini"),
+    "MMAU-Pro": ("mmau-pro",),
+    "MMAR": ("mmar",),
+    "MMSU": ("mmsu",),
+}
 PARTS = ("official", "strict")
 NOTHING = "–"
 TIMED = {"timestamps": "slots", "events": "events"}  # kind -> where its reference has times
@@ -168,10 +172,19 @@ def _is_interval(value: Any) -> bool:
 
 
 _ROW = {
-    "id": (str,), "kind": (str,), "status": (str,), "prompt": (str,), "answer": (str,),
-    "thinking": (str,), "error": (str,), "audio": (list,), "group": (dict,), "cut": (list,),
-    "reference": (dict,), "sums": (dict,),
-}  # fmt: skip
+    "id": (str,),
+    "kind": (str,),
+    "status": (str,),
+    "prompt": (str,),
+    "answer": (str,),
+    "thinking": (str,),
+    "error": (str,),
+    "audio": (list,),
+    "group": (dict,),
+    "cut": (list,),
+    "reference": (dict,),
+    "sums": (dict,),
+}
 
 
 def _is_verdict(row: Any) -> bool:
@@ -224,8 +237,10 @@ def verdict(row: Mapping[str, Any]) -> tuple[str, float | None, str]:
         detail += "" if shift is None else f", off by {shift:.0f} ms"
     elif "event_all" in sums:
         credit = share("event_twice_right", "event_all")
-        detail = (f"F1 {credit:.2f}, {sums['event_right']:.0f} of {sums['event_reference']:.0f}, "
-                  f"{sums['event_estimated'] - sums['event_right']:.0f} not there")  # fmt: skip
+        detail = (
+            f"F1 {credit:.2f}, {sums['event_right']:.0f} of {sums['event_reference']:.0f}, "
+            f"{sums['event_estimated'] - sums['event_right']:.0f} not there"
+        )
     elif "sources" in sums:
         credit = share("sources_named", "sources")
         detail = f"{sums['sources_named']:.0f} of {sums['sources']:.0f} sources"
@@ -255,10 +270,11 @@ def labelled(scores: Sequence[Score]) -> list[Score]:
     for score in scores:
         column = column_of(score.benchmark)
         same = [
-            s for s in scores
+            s
+            for s in scores
             if s.model == score.model
             and (s.benchmark == score.benchmark or (column and column_of(s.benchmark) == column))
-        ]  # fmt: skip
+        ]
         label = score.model
         # Of the four benchmarks the first keeps its label: it stands beside the other three.
         if not (column and score is same[0]):

@@ -32,13 +32,41 @@ PUBLISHED_FOUR = ("MOSS-Audio-8B-Thinking", (77.33, 64.92, 66.53, 75.52), 71.08)
 PUBLISHED_ASR = (("MOSS-Audio-8B-Instruct", 11.30), ("MOSS-Audio-4B-Instruct", 11.58))
 PUBLISHED_TIMESTAMPS = (("AISHELL-1", 35.77), ("LibriSpeech", 131.61))
 PUBLISHED_CAPTION = 3.7252
-_HEADLINES = ("accuracy", "choice_accuracy", "open_accuracy", "time_accuracy", "tempo_accuracy",
-              "wer", "cer", "aas_slot_ms", "aas_token_ms", "coverage", "event_f1", "judged/mean",
-              "fields/mean", "sources_named")  # fmt: skip
-_TIMESTAMPS = ("aas_slot_ms", "aas_token_ms", "coverage", "bias_ms", "order_violations",
-               "unparsed_share")  # fmt: skip
-_EVENTS = ("event_f1", "event_precision", "event_recall", "event_f1_macro", "miou", "r@0.5",
-           "r@0.7", "any_label/event_f1", "unparsed_share")  # fmt: skip
+_HEADLINES = (
+    "accuracy",
+    "choice_accuracy",
+    "open_accuracy",
+    "time_accuracy",
+    "tempo_accuracy",
+    "wer",
+    "cer",
+    "aas_slot_ms",
+    "aas_token_ms",
+    "coverage",
+    "event_f1",
+    "judged/mean",
+    "fields/mean",
+    "sources_named",
+)
+_TIMESTAMPS = (
+    "aas_slot_ms",
+    "aas_token_ms",
+    "coverage",
+    "bias_ms",
+    "order_violations",
+    "unparsed_share",
+)
+_EVENTS = (
+    "event_f1",
+    "event_precision",
+    "event_recall",
+    "event_f1_macro",
+    "miou",
+    "r@0.5",
+    "r@0.7",
+    "any_label/event_f1",
+    "unparsed_share",
+)
 
 
 # --- sections ------------------------------------------------------------------------------------
@@ -46,8 +74,10 @@ _EVENTS = ("event_f1", "event_precision", "event_recall", "event_f1_macro", "mio
 
 def sections(scores: Sequence[Score]) -> list[Section]:
     """All that a report says beside its error browser."""
-    of = {name: [s for s in scores if s.benchmark == name] for name in
-          ("asr", "timestamps", "events", "world")}  # fmt: skip
+    of = {
+        name: [s for s in scores if s.benchmark == name]
+        for name in ("asr", "timestamps", "events", "world")
+    }
     four = [s for s in scores if column_of(s.benchmark)]
     captions = [s for s in scores if any(_fields(s, kind) for kind in _CAPTIONS)]
     made = [
@@ -70,12 +100,24 @@ def _overview(scores: Sequence[Score]) -> Section:
         count = f"{score.content['n']:,}"
         if (score.content.get("inputs") or {}).get("limit"):
             count = f"the first {count}"
-        rows.append([Cell(score.benchmark), Cell(score.label), Cell(count),
-                     Cell(MEASURES[name].title),
-                     *(measured(score, part, name) for part in PARTS)])  # fmt: skip
+        rows.append(
+            [
+                Cell(score.benchmark),
+                Cell(score.label),
+                Cell(count),
+                Cell(MEASURES[name].title),
+                *(measured(score, part, name) for part in PARTS),
+            ]
+        )
     head = ("benchmark", "model", "items", "measure", "official", "strict")
-    level = next((s.content["confidence"].get("level") for s in scores
-                  if isinstance(s.content.get("confidence"), dict)), None)  # fmt: skip
+    level = next(
+        (
+            s.content["confidence"].get("level")
+            for s in scores
+            if isinstance(s.content.get("confidence"), dict)
+        ),
+        None,
+    )
     notes = [
         "Official: the rule of the benchmark's own script, its quirks included. Strict: every row "
         "counts, what cannot be read is wrong, nothing is guessed."
@@ -99,43 +141,79 @@ def _four(scores: Sequence[Score]) -> Section:
     labels = dict.fromkeys(s.label for s in scores)
     cells = {(s.label, column_of(s.benchmark)): s for s in scores}
     name, values, mean = PUBLISHED_FOUR
-    rows = [[Cell(name, "published"), Cell("official"),
-             *(Cell(f"{value:.2f}", share=value / 100) for value in (*values, mean))]]  # fmt: skip
+    rows = [
+        [
+            Cell(name, "published"),
+            Cell("official"),
+            *(Cell(f"{value:.2f}", share=value / 100) for value in (*values, mean)),
+        ]
+    ]
     for label in labels:
         for part in PARTS:
             found = [cells.get((label, column)) for column in FOUR]
             row = [_accuracy(score, part) if score else Cell(NOTHING) for score in found]
             accuracies = [score and score.value(part, "accuracy") for score in found]
             whole = None if None in accuracies else sum(accuracies) / len(FOUR)
-            rows.append([Cell(label), Cell(part), *row,
-                         shown(whole, MEASURES["accuracy"])])  # fmt: skip
+            rows.append([Cell(label), Cell(part), *row, shown(whole, MEASURES["accuracy"])])
     dots = [
-        (column, [Dot(name, value, None, "published")] + [
-            Dot(label, cells[label, column].value(part, "accuracy"),
-                interval(cells[label, column], part, "accuracy"), part)
-            for label in labels if (label, column) in cells for part in PARTS
-            if cells[label, column].value(part, "accuracy") is not None
-        ]) for column, value in zip(FOUR, values, strict=True)
-    ]  # fmt: skip
+        (
+            column,
+            [Dot(name, value, None, "published")]
+            + [
+                Dot(
+                    label,
+                    cells[label, column].value(part, "accuracy"),
+                    interval(cells[label, column], part, "accuracy"),
+                    part,
+                )
+                for label in labels
+                if (label, column) in cells
+                for part in PARTS
+                if cells[label, column].value(part, "accuracy") is not None
+            ],
+        )
+        for column, value in zip(FOUR, values, strict=True)
+    ]
     names = ("accuracy", "accuracy_verbatim", "accuracy_letters_mapped", "rows", "undecided")
     detail = [
-        [Cell(s.benchmark), Cell(s.label), Cell(f"{s.content['n']:,}"),
-         *(shown(s.value("official", n), MEASURES["accuracy"]) for n in names[:3]),
-         *(shown(s.value("official", n), Measure("", 0)) for n in names[3:]),
-         shown(s.value("strict", "accuracy"), MEASURES["accuracy"])]
+        [
+            Cell(s.benchmark),
+            Cell(s.label),
+            Cell(f"{s.content['n']:,}"),
+            *(shown(s.value("official", n), MEASURES["accuracy"]) for n in names[:3]),
+            *(shown(s.value("official", n), Measure("", 0)) for n in names[3:]),
+            shown(s.value("strict", "accuracy"), MEASURES["accuracy"]),
+        ]
         for s in scores
-    ]  # fmt: skip
-    rules = Table("The official rules in detail", (
-        "benchmark", "model", "items", "official", "answers as they stand", "letters mapped",
-        "rows the script counts", "undecided", "strict",
-    ), detail, folded=True)  # fmt: skip
+    ]
+    rules = Table(
+        "The official rules in detail",
+        (
+            "benchmark",
+            "model",
+            "items",
+            "official",
+            "answers as they stand",
+            "letters mapped",
+            "rows the script counts",
+            "undecided",
+            "strict",
+        ),
+        detail,
+        folded=True,
+    )
     notes = [
         "Accuracy in percent and the unweighted mean of the four. A mean needs all four.",
         *_same_items(scores),
     ]
     table = Table("", ("model", "rule", *FOUR, "mean"), rows, frozenset([0]))
-    return Section("four", "Audio questions: MMAU, MMAU-Pro, MMAR, MMSU", notes,
-                   [table, rules, *_breakdowns(scores)], [Dots("%", 100, dots)])  # fmt: skip
+    return Section(
+        "four",
+        "Audio questions: MMAU, MMAU-Pro, MMAR, MMSU",
+        notes,
+        [table, rules, *_breakdowns(scores)],
+        [Dots("%", 100, dots)],
+    )
 
 
 def _accuracy(score: Score, part: str) -> Cell:
@@ -152,9 +230,15 @@ def _accuracy(score: Score, part: str) -> Cell:
 
 def _asr(scores: Sequence[Score]) -> Section:
     rows = [
-        [Cell(name, "published"), Cell("overall"), Cell(NOTHING), Cell(f"{value:.2f}"),
-         *[Cell(NOTHING)] * 3] for name, value in PUBLISHED_ASR
-    ]  # fmt: skip
+        [
+            Cell(name, "published"),
+            Cell("overall"),
+            Cell(NOTHING),
+            Cell(f"{value:.2f}"),
+            *[Cell(NOTHING)] * 3,
+        ]
+        for name, value in PUBLISHED_ASR
+    ]
     dots: dict[str, list[Dot]] = {}
     for model in dict.fromkeys(s.model for s in scores):
         ours = [s for s in scores if s.model == model]
@@ -179,8 +263,17 @@ def _asr(scores: Sequence[Score]) -> Section:
         if len(by) > 1:
             means = [_mean(strict.get(rate) for *_, strict in by) for rate in ("wer", "cer")]
             wer, cer = (shown(mean, MEASURES["wer"]) for mean in means)
-            rows.append([Cell(model), Cell("mean of the dimensions"), Cell(NOTHING), wer,
-                         Cell(NOTHING), cer, Cell(NOTHING)])  # fmt: skip
+            rows.append(
+                [
+                    Cell(model),
+                    Cell("mean of the dimensions"),
+                    Cell(NOTHING),
+                    wer,
+                    Cell(NOTHING),
+                    cer,
+                    Cell(NOTHING),
+                ]
+            )
     lines = sorted(dots.items(), key=lambda one: one[0].startswith("overall"))
     lines.append(
         (
@@ -195,12 +288,12 @@ def _asr(scores: Sequence[Score]) -> Section:
         "words (Chinese, Japanese, Thai and the like).",
         *_same_items(scores),
     ]
-    head = ("model", "dimension", "items", "WER, %", "sub / del / ins", "CER, %",
-            "sub / del / ins")  # fmt: skip
+    head = ("model", "dimension", "items", "WER, %", "sub / del / ins", "CER, %", "sub / del / ins")
     table = Table("", head, rows, frozenset(range(len(PUBLISHED_ASR))))
     tables = [table, *_breakdowns(scores, skip="dimension")]
-    return Section("asr", "Speech recognition by dimension", notes, tables,
-                   [Dots("WER, %", most, lines)])  # fmt: skip
+    return Section(
+        "asr", "Speech recognition by dimension", notes, tables, [Dots("WER, %", most, lines)]
+    )
 
 
 def _dimensions(score: Score) -> Iterable[tuple[str, Mapping[str, Any]]]:
@@ -224,10 +317,25 @@ def _error_cells(n: int, strict: Mapping[str, Any]) -> list[Cell]:
 
 def _timed(scores: Sequence[Score]) -> Section:
     blank = [Cell(NOTHING)] * (len(_TIMESTAMPS) - 1)
-    rows = [[Cell("MOSS-Audio-8B-Instruct", "published"), Cell(data), Cell(NOTHING),
-             Cell(f"{value:.2f}"), *blank] for data, value in PUBLISHED_TIMESTAMPS]  # fmt: skip
-    rows += [[Cell(s.model), Cell(s.data), Cell(f"{s.content['n']:,}"),
-              *(measured(s, "strict", name) for name in _TIMESTAMPS)] for s in scores]  # fmt: skip
+    rows = [
+        [
+            Cell("MOSS-Audio-8B-Instruct", "published"),
+            Cell(data),
+            Cell(NOTHING),
+            Cell(f"{value:.2f}"),
+            *blank,
+        ]
+        for data, value in PUBLISHED_TIMESTAMPS
+    ]
+    rows += [
+        [
+            Cell(s.model),
+            Cell(s.data),
+            Cell(f"{s.content['n']:,}"),
+            *(measured(s, "strict", name) for name in _TIMESTAMPS),
+        ]
+        for s in scores
+    ]
     notes = [
         "AAS is how far the times of matched words are off. Per slot each start and each end is "
         "one; per token both are summed, which is about twice as much. It alone rewards words left "
@@ -242,8 +350,14 @@ def _timed(scores: Sequence[Score]) -> Section:
 
 
 def _events(scores: Sequence[Score]) -> Section:
-    rows = [[Cell(s.label), Cell(f"{s.content['n']:,}"),
-             *(measured(s, "strict", name) for name in _EVENTS)] for s in scores]  # fmt: skip
+    rows = [
+        [
+            Cell(s.label),
+            Cell(f"{s.content['n']:,}"),
+            *(measured(s, "strict", name) for name in _EVENTS),
+        ]
+        for s in scores
+    ]
     notes = [
         "F1 of events as sed_eval counts them: onset within 0.2 s, offset within 0.2 s or half of "
         "the length. IoU and recall (R) are those of the reference's events.",
@@ -276,8 +390,10 @@ def _captions(scores: Sequence[Score]) -> Section:
                 label = score.label + ("" if score.benchmark == "caption" else " (the world)")
                 drawn.append((label, values))
                 measure = MEASURES[f"{kind}/mean"]
-                cells = [measured(score, part, f"{kind}/{name}", measure)
-                         for name in ("mean", *CAPTION_FIELDS)]  # fmt: skip
+                cells = [
+                    measured(score, part, f"{kind}/{name}", measure)
+                    for name in ("mean", *CAPTION_FIELDS)
+                ]
                 columns.append((f"{label}, {title}", cells))
         if drawn:
             axes = [field for field in CAPTION_FIELDS if any(field in v for _, v in drawn)]
@@ -316,8 +432,19 @@ def _world(scores: Sequence[Score]) -> Section:
     return Section("world", "The world", notes, tables)
 
 
-_COUNTS = ("predicted", "missing", "errors", "empty", "unparsed", "truncated_thinking", "unjudged",
-           "without_reference", "unknown_ids", "duplicate_ids", "broken_lines")  # fmt: skip
+_COUNTS = (
+    "predicted",
+    "missing",
+    "errors",
+    "empty",
+    "unparsed",
+    "truncated_thinking",
+    "unjudged",
+    "without_reference",
+    "unknown_ids",
+    "duplicate_ids",
+    "broken_lines",
+)
 _LISTED = 100  # problems of one score file
 
 
@@ -325,11 +452,15 @@ def _counts(scores: Sequence[Score]) -> Section:
     rows, tables = [], []
     for score in scores:
         counts = score.content["counts"]
-        rows.append([Cell(score.benchmark), Cell(score.label), Cell(f"{score.content['n']:,}")] + [
-            Cell(NOTHING) if counts.get(name) is None
-            else Cell(f"{counts[name]:,}", bad=name != "predicted" and counts[name] > 0)
-            for name in _COUNTS
-        ])  # fmt: skip
+        rows.append(
+            [Cell(score.benchmark), Cell(score.label), Cell(f"{score.content['n']:,}")]
+            + [
+                Cell(NOTHING)
+                if counts.get(name) is None
+                else Cell(f"{counts[name]:,}", bad=name != "predicted" and counts[name] > 0)
+                for name in _COUNTS
+            ]
+        )
         if problems := score.content.get("problems"):
             listed = [[Cell(str(problem))] for problem in problems[:_LISTED]]
             if more := len(problems) - _LISTED:
@@ -346,20 +477,37 @@ def origins(scores: Sequence[Score]) -> Section:
     rows, notes = [], []
     for score in scores:
         inputs, meta = (score.content.get(key) or {} for key in ("inputs", "meta"))
-        settings = ", ".join(f"{key} {plain(value)}" for key, value in meta.items()
-                             if value not in (None, False, ""))  # fmt: skip
-        rows.append([Cell(text) for text in (
-            str(score.path), score.benchmark, score.label,
-            f"{inputs.get('data', '?')} #{inputs.get('items_hash', '?')}",
-            f"{inputs.get('predictions', '?')} #{inputs.get('predictions_hash', '?')}",
-            plain(score.content.get("normaliser")), str(score.content.get("code_version", "?")),
-            settings or NOTHING,
-        )])  # fmt: skip
+        settings = ", ".join(
+            f"{key} {plain(value)}" for key, value in meta.items() if value not in (None, False, "")
+        )
+        rows.append(
+            [
+                Cell(text)
+                for text in (
+                    str(score.path),
+                    score.benchmark,
+                    score.label,
+                    f"{inputs.get('data', '?')} #{inputs.get('items_hash', '?')}",
+                    f"{inputs.get('predictions', '?')} #{inputs.get('predictions_hash', '?')}",
+                    plain(score.content.get("normaliser")),
+                    str(score.content.get("code_version", "?")),
+                    settings or NOTHING,
+                )
+            ]
+        )
     for key, name in (("normaliser", "normalisers"), ("code_version", "versions of the code")):
         if len({plain(score.content.get(key)) for score in scores}) > 1:
             notes.append(f"These scores were made by different {name}.")
-    head = ("score file", "benchmark", "model", "data #hash of items", "predictions #hash",
-            "normaliser", "scored by", "answered by")  # fmt: skip
+    head = (
+        "score file",
+        "benchmark",
+        "model",
+        "data #hash of items",
+        "predictions #hash",
+        "normaliser",
+        "scored by",
+        "answered by",
+    )
     return Section("origins", "What this was made from", notes, [Table("", head, rows)])
 
 
@@ -397,6 +545,12 @@ def _by_group(scores: Sequence[Score], key: str, names: Sequence[str]) -> Table:
                 if all(one is None for one in found):
                     continue
                 title = MEASURES[name].title + (f", {part}" if name == "accuracy" else "")
-                rows.append([Cell(value), Cell(" / ".join(n)), Cell(title),
-                             *(shown(one, MEASURES[name]) for one in found)])  # fmt: skip
+                rows.append(
+                    [
+                        Cell(value),
+                        Cell(" / ".join(n)),
+                        Cell(title),
+                        *(shown(one, MEASURES[name]) for one in found),
+                    ]
+                )
     return Table("", (key, "items", "measure", *(s.label for s in scores)), rows)

@@ -145,8 +145,11 @@ def score_items(
         "unknown_ids": len(unknown),
         "duplicate_ids": len(repeated),
         "broken_lines": len(problems),
-        "errors": 0, "unparsed": 0, "truncated_thinking": 0, "empty": 0,
-    }  # fmt: skip
+        "errors": 0,
+        "unparsed": 0,
+        "truncated_thinking": 0,
+        "empty": 0,
+    }
     statuses = collections.Counter(row.status for row in scored)
     counts |= {name: statuses[status] for name, status in _STATUS_COUNTS.items()}
     counts["without_reference"] = sum(row.without_reference for row in scored)
@@ -231,8 +234,10 @@ class _Table:
     def confidence(self, benchmark: str, seed: int) -> dict[str, Any]:
         """95% intervals of all ratios."""
         result: dict[str, Any] = {
-            "level": bootstrap.LEVEL, "resamples": bootstrap.RESAMPLES, "seed": seed,
-        }  # fmt: skip
+            "level": bootstrap.LEVEL,
+            "resamples": bootstrap.RESAMPLES,
+            "seed": seed,
+        }
         ratios = {
             (part, name): metric
             for part, metrics in METRICS.items()
@@ -287,8 +292,12 @@ def main(argv: Sequence[str]) -> int:
     benchmarks.add_options(options)
     options.add_argument("--predictions", type=Path, required=True, metavar="FILE")
     options.add_argument("--output", type=Path, required=True, metavar="FILE.json")
-    options.add_argument("--judgements", type=Path, metavar="FILE",
-                         help="of evaluate judge, for captions and open answers")  # fmt: skip
+    options.add_argument(
+        "--judgements",
+        type=Path,
+        metavar="FILE",
+        help="of evaluate judge, for captions and open answers",
+    )
     options.add_argument("--no-rows", action="store_true", help="leave out the verdict on each row")
     args = options.parse_args(argv)
     benchmark = benchmarks.from_args(args)

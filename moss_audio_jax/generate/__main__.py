@@ -34,8 +34,11 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--prompt", required=True, metavar="TEXT")
     options.add_argument("--system", metavar="TEXT", help="replaces the default system text")
     options.add_argument("--together", action="store_true", help="all files belong to one prompt")
-    options.add_argument("--no-time-markers", action="store_true",
-                         help="leave out the seconds between the audio tokens")  # fmt: skip
+    options.add_argument(
+        "--no-time-markers",
+        action="store_true",
+        help="leave out the seconds between the audio tokens",
+    )
     options.add_argument("--json", action="store_true", help="one JSON object a line")
     options.add_argument("--stream", action="store_true", help="print text as it is generated")
     options.add_argument("--batch-size", type=command.positive, default=BATCH_SIZE, metavar="N")
@@ -99,25 +102,41 @@ def main(argv: Sequence[str]) -> int:
 def sampling_options(options: argparse.ArgumentParser) -> None:
     """One option for each field of `Sampling` that fits on a command line, with its default."""
     group = options.add_argument_group("sampling")
-    group.add_argument("--max-new-tokens", type=int, metavar="N",
-                       help=f"default {Sampling.max_new_tokens}")  # fmt: skip
-    group.add_argument("--temperature", type=float, metavar="T",
-                       help="default 0: always take the most likely token")  # fmt: skip
+    group.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help=f"default {Sampling.max_new_tokens}"
+    )
+    group.add_argument(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="default 0: always take the most likely token",
+    )
     group.add_argument("--top-k", type=int, metavar="K")
     group.add_argument("--top-p", type=float, metavar="P")
     group.add_argument("--min-p", type=float, metavar="P")
     group.add_argument("--repetition-penalty", type=float, metavar="R")
     group.add_argument("--seed", type=int)
-    group.add_argument("--stop", action="append", metavar="TEXT",
-                       help="end the answer before this text; may be repeated")  # fmt: skip
-    group.add_argument("--thinking-budget", type=int, metavar="N",
-                       help="close a <think> block after N tokens")  # fmt: skip
-    group.add_argument("--no-loop-guard", dest="loop_guard", action="store_false",
-                       help="do not end an answer that repeats itself")  # fmt: skip
-    options.set_defaults(**{
-        name: list(value) if name == "stop" else value
-        for name, value in dataclasses.asdict(Sampling()).items()
-    })  # fmt: skip
+    group.add_argument(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="end the answer before this text; may be repeated",
+    )
+    group.add_argument(
+        "--thinking-budget", type=int, metavar="N", help="close a <think> block after N tokens"
+    )
+    group.add_argument(
+        "--no-loop-guard",
+        dest="loop_guard",
+        action="store_false",
+        help="do not end an answer that repeats itself",
+    )
+    options.set_defaults(
+        **{
+            name: list(value) if name == "stop" else value
+            for name, value in dataclasses.asdict(Sampling()).items()
+        }
+    )
 
 
 def sampling_from(args: argparse.Namespace) -> Sampling:

@@ -170,13 +170,20 @@ class Engine:
                 resting = sum(number is None for number in owner)
                 enough = min(resting + max(1, slots_count // 4), slots_count)
                 # Where the longest answer's next token goes.
-                top = max(len(requests[number][0].ids) + count[slot] - 1
-                          for slot, number in enumerate(owner) if number is not None)  # fmt: skip
+                top = max(
+                    len(requests[number][0].ids) + count[slot] - 1
+                    for slot, number in enumerate(owner)
+                    if number is not None
+                )
                 reach = _reach(top, size)
                 slots = decode_until(
-                    self._params, slots, min(steps, reach - top), enough, reach=reach,
+                    self._params,
+                    slots,
+                    min(steps, reach - top),
+                    enough,
+                    reach=reach,
                     **self._static,
-                )  # fmt: skip
+                )
 
             state, count, output = jax.device_get(
                 (slots.rows.state, slots.rows.count, slots.rows.output)
@@ -238,9 +245,14 @@ class _Prefiller:
     """
 
     def __init__(
-        self, params: Any, static: dict[str, Any], requests: Sequence[tuple[Example, Sampling]],
-        limits: Sequence[int], room: int, size: int,
-    ) -> None:  # fmt: skip
+        self,
+        params: Any,
+        static: dict[str, Any],
+        requests: Sequence[tuple[Example, Sampling]],
+        limits: Sequence[int],
+        room: int,
+        size: int,
+    ) -> None:
         # A prompt attends to its own keys and values unrounded, in one pass or in two; only the
         # slots' cache rounds them.
         compute = dataclasses.replace(static["compute"], quantize="none")

@@ -155,9 +155,7 @@ class Gauge:
             for i, (_, mel) in enumerate(batch):
                 padded[i, : len(mel)], frames[i] = mel, len(mel)
             with jax.set_mesh(mesh):
-                sums = _sums(
-                    params, self._pieces, padded, frames, config, compute, self.probe.tap
-                )  # fmt: skip
+                sums = _sums(params, self._pieces, padded, frames, config, compute, self.probe.tap)
             for (number, mel), *row in zip(batch, *map(np.asarray, sums), strict=False):
                 row = [*row, audio_tokens(len(mel))]
                 so_far = totals[number]

@@ -114,9 +114,14 @@ def accept(rows: Rows, logits: jax.Array, vocab: Vocabulary) -> Rows:
 
 @functools.partial(jax.jit, static_argnames=("config", "compute", "vocab"))
 def start(
-    params: Any, batch: moss_audio.Batch, rows: Rows, *, config: ModelConfig, compute: Compute,
+    params: Any,
+    batch: moss_audio.Batch,
+    rows: Rows,
+    *,
+    config: ModelConfig,
+    compute: Compute,
     vocab: Vocabulary,
-) -> Slots:  # fmt: skip
+) -> Slots:
     """Prefills prompts and samples the first token of each, into new slots of b rows."""
     length = batch["tokens"].shape[1]
     logits, cache = moss_audio.prefill(params, config, compute, batch, length)
@@ -127,9 +132,16 @@ def start(
     jax.jit, static_argnames=("config", "compute", "vocab"), donate_argnames=("cache",)
 )
 def resume(
-    params: Any, batch: moss_audio.Batch, rows: Rows, cache: Cache, begin: jax.Array, *,
-    config: ModelConfig, compute: Compute, vocab: Vocabulary,
-) -> Slots:  # fmt: skip
+    params: Any,
+    batch: moss_audio.Batch,
+    rows: Rows,
+    cache: Cache,
+    begin: jax.Array,
+    *,
+    config: ModelConfig,
+    compute: Compute,
+    vocab: Vocabulary,
+) -> Slots:
     """`start` for prompts whose first `begin` [b] tokens are in `cache`; `batch` holds the rest."""
     logits, cache = moss_audio.extend(params, config, compute, batch, cache, begin)
     return Slots(replicate(accept(rows, logits, vocab)), cache)
@@ -151,9 +163,16 @@ def insert(slots: Slots, new: Slots, at: jax.Array) -> Slots:
     jax.jit, static_argnames=("reach", "config", "compute", "vocab"), donate_argnames=("slots",)
 )
 def decode_until(
-    params: Any, slots: Slots, max_steps: jax.Array, enough_free: jax.Array, *, reach: int,
-    config: ModelConfig, compute: Compute, vocab: Vocabulary,
-) -> Slots:  # fmt: skip
+    params: Any,
+    slots: Slots,
+    max_steps: jax.Array,
+    enough_free: jax.Array,
+    *,
+    reach: int,
+    config: ModelConfig,
+    compute: Compute,
+    vocab: Vocabulary,
+) -> Slots:
     """Decodes until `enough_free` slots are not running, or `max_steps` steps are done.
 
     Each step reads the first `reach` positions of the cache; no running row may exceed them.
@@ -189,7 +208,7 @@ def finish(slots: Slots, at: jax.Array, state: jax.Array) -> Slots:
 )
 def empty_slots(
     *, config: ModelConfig, compute: Compute, vocab: Vocabulary, count: int, room: int, size: int
-) -> Slots:  # fmt: skip
+) -> Slots:
     """`count` empty slots, each for `size` tokens in the cache and `room` new tokens."""
     zero = jnp.zeros((count,), jnp.int32)
     knobs = Knobs(*(zero.astype(dtype) for dtype in (float, int, float, float, float, int)))

@@ -66,9 +66,13 @@ def encode_audio(params: Any, config: ModelConfig, compute: Compute, batch: Batc
         return None
     with jax.named_scope("audio_encoder"):
         return encoder.encode_rows(
-            params["audio_encoder"], config.encoder, compute,
-            batch["mels"], batch["frames"], batch["padded"],
-        )  # fmt: skip
+            params["audio_encoder"],
+            config.encoder,
+            compute,
+            batch["mels"],
+            batch["frames"],
+            batch["padded"],
+        )
 
 
 def hidden_states(
@@ -95,9 +99,14 @@ def hidden_states(
         return out, None
 
     hidden, _ = decoder.decode(
-        params["language_model"], config.decoder, compute, x, batch["positions"], attend,
+        params["language_model"],
+        config.decoder,
+        compute,
+        x,
+        batch["positions"],
+        attend,
         injected=injected,
-    )  # fmt: skip
+    )
     return hidden
 
 
@@ -124,10 +133,15 @@ def prefill(
         return out, cache.write_prefix(kv, key, value)
 
     hidden, kv = decoder.decode(
-        params["language_model"], config.decoder, compute, x, batch["positions"], attend,
+        params["language_model"],
+        config.decoder,
+        compute,
+        x,
+        batch["positions"],
+        attend,
         cache=cache.init_cache(config.decoder, batch_size, length, compute),
         injected=injected,
-    )  # fmt: skip
+    )
     return decoder.logits(params, _last(hidden, batch)), cache.pin(kv)
 
 

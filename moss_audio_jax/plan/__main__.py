@@ -46,10 +46,19 @@ _GENERATE = (*_LOAD, "quantize", "mesh")
 def main(argv: Sequence[str]) -> int:
     options = command.parser("plan", __doc__)
     options.add_argument("--config", required=True, metavar="NAME[:ARG]")
-    options.add_argument("--topology", required=True, metavar="NAME",
-                         help="v4:2x2x1, v5e:16x16, v5p:4x4x8, v6e:4x4, tpu7x:2x2x1")  # fmt: skip
-    options.add_argument("--slices", type=command.positive, default=1, metavar="N",
-                         help="several of them, with mesh.data across; default 1")  # fmt: skip
+    options.add_argument(
+        "--topology",
+        required=True,
+        metavar="NAME",
+        help="v4:2x2x1, v5e:16x16, v5p:4x4x8, v6e:4x4, tpu7x:2x2x1",
+    )
+    options.add_argument(
+        "--slices",
+        type=command.positive,
+        default=1,
+        metavar="N",
+        help="several of them, with mesh.data across; default 1",
+    )
     options.add_argument("--output", type=Path, metavar="FILE.json")
     options.add_argument("--picture", type=Path, metavar="FILE.svg", help="where memory goes")
     options.add_argument("--sweep", action="store_true", help="search for the best that fits")
@@ -61,16 +70,21 @@ def main(argv: Sequence[str]) -> int:
     budget.add_options(options)
     options.add_argument("--generate", action="store_true", help="plan prefill and decode step")
     group = options.add_argument_group("generate")
-    group.add_argument("--batch", type=command.positive, metavar="N",
-                       help="answers at a time; default 64")  # fmt: skip
+    group.add_argument(
+        "--batch", type=command.positive, metavar="N", help="answers at a time; default 64"
+    )
     group.add_argument("--prompt-tokens", type=command.positive, metavar="N", help="default 2048")
-    group.add_argument("--audio-seconds", type=float, metavar="S",
-                       help="in each prompt; default 120")  # fmt: skip
+    group.add_argument(
+        "--audio-seconds", type=float, metavar="S", help="in each prompt; default 120"
+    )
     group.add_argument("--new-tokens", type=command.positive, metavar="N", help="default 512")
     group.add_argument("--quantize", choices=QUANTIZE, help="int8, as in generate; default none")
-    group.add_argument("--mesh", type=command.mesh_sizes, metavar="AXIS=N,...",
-                       help="default tensor as wide as the key/value heads allow, the rest "
-                       "data")  # fmt: skip
+    group.add_argument(
+        "--mesh",
+        type=command.mesh_sizes,
+        metavar="AXIS=N,...",
+        help="default tensor as wide as the key/value heads allow, the rest data",
+    )
     args, rest = options.parse_known_args(argv)
 
     on_paper = budget.wanted(args)
@@ -134,10 +148,15 @@ def main(argv: Sequence[str]) -> int:
         result = chosen[1] if chosen else min(found, key=lambda pair: pair[1].memory.peak)[1]
         written = report.as_json(result)
         written["sweep"] = [
-            {"rows": s.rows, "length": s.length, "remat": s.remat, "tensor": s.tensor,
-             **report.as_json(plan)}
+            {
+                "rows": s.rows,
+                "length": s.length,
+                "remat": s.remat,
+                "tensor": s.tensor,
+                **report.as_json(plan),
+            }
             for s, plan in found
-        ]  # fmt: skip
+        ]
     print(report.table(result))
     if args.output:
         files.write_whole(args.output, json.dumps(written, indent=1) + "\n")

@@ -203,8 +203,9 @@ _OPTIONS = ("tokens", "audio_hours", "plan", "mfu", "assume")
 
 
 def add_options(options: argparse.ArgumentParser) -> None:
-    options.add_argument("--budget", action="store_true",
-                         help="chips, days, hosts, failures; needs no libtpu")  # fmt: skip
+    options.add_argument(
+        "--budget", action="store_true", help="chips, days, hosts, failures; needs no libtpu"
+    )
     group = options.add_argument_group("budget")
     group.add_argument("--tokens", type=float, help="of the run; default 1.2e12")
     group.add_argument("--audio-hours", type=float, help="heard once; default 1e6")

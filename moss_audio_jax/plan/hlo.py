@@ -20,8 +20,18 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _GROUPS = re.compile(r"replica_groups=(?:\[(\d+),(\d+)\]|\{\{([\d,]*)\})")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 # Their results are names for what is in memory already, or a whole computation's.
-_NAMES = ("parameter", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
-          "copy-done", "opt-barrier", "constant")  # fmt: skip
+_NAMES = (
+    "parameter",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "copy-done",
+    "opt-barrier",
+    "constant",
+)
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 

@@ -179,10 +179,13 @@ def _slots(serving: Serving, count: int) -> slots.Slots:
     """Slots as the engine makes them, where it puts them."""
     made = jax.eval_shape(
         functools.partial(
-            slots.empty_slots, **serving.static, count=count,
-            room=bucket(serving.load.new_tokens, 64), size=serving.load.cache_slots,
+            slots.empty_slots,
+            **serving.static,
+            count=count,
+            room=bucket(serving.load.new_tokens, 64),
+            size=serving.load.cache_slots,
         )
-    )  # fmt: skip
+    )
 
     def place(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         dimensions = [ACTIVATIONS[name] for name in cache.DIMENSIONS[: leaf.ndim]]

@@ -113,16 +113,26 @@ def assess(
         cache_read=cache,
         prefill_flops=work,
         prefill=_program(
-            prefill, prefill.module, weights, slots, topology, work,
+            prefill,
+            prefill.module,
+            weights,
+            slots,
+            topology,
+            work,
             attention * tokens * model.decoder.layers / topology.devices,
         ),
         decode=_program(
-            decode, step, decoder + slots, weights - decoder, topology, step_work,
+            decode,
+            step,
+            decoder + slots,
+            weights - decoder,
+            topology,
+            step_work,
             read=weights_read + cache,
         ),
         copies=tuple(step.made(_large(serving))) if step else (),
         copies_once=tuple(decode.module.made(_large(serving), loops=False)) if step else (),
-    )  # fmt: skip
+    )
 
 
 def _program(

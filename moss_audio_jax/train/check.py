@@ -29,17 +29,40 @@ _ONE_OF = {
     "encoder_attention": ("", "chunked", "full", "sliding"),
 }
 _AT_LEAST_ONE = (
-    "train.steps", "train.log_every", "train.accumulate", "train.encoder_chunks",
-    "train.loss_chunk", "train.max_skipped", "checkpoint.every", "checkpoint.keep_last",
-    "data.batch", "data.length", "data.window", "data.echo", "helpers.words",
-)  # fmt: skip
+    "train.steps",
+    "train.log_every",
+    "train.accumulate",
+    "train.encoder_chunks",
+    "train.loss_chunk",
+    "train.max_skipped",
+    "checkpoint.every",
+    "checkpoint.keep_last",
+    "data.batch",
+    "data.length",
+    "data.window",
+    "data.echo",
+    "helpers.words",
+)
 _NOT_NEGATIVE = (
-    "train.clip_norm", "train.z_loss", "train.ema", "optimizer.learning_rate", "optimizer.warmup",
-    "optimizer.weight_decay", "lora.rank", "eval.every", "eval.samples", "checkpoint.keep_every",
-    "checkpoint.keep_best", "data.streams", "data.workers",
-    "data.frames", "data.branches", "train.decoder_loss", "checkpoint.minutes",
+    "train.clip_norm",
+    "train.z_loss",
+    "train.ema",
+    "optimizer.learning_rate",
+    "optimizer.warmup",
+    "optimizer.weight_decay",
+    "lora.rank",
+    "eval.every",
+    "eval.samples",
+    "checkpoint.keep_every",
+    "checkpoint.keep_best",
+    "data.streams",
+    "data.workers",
+    "data.frames",
+    "data.branches",
+    "train.decoder_loss",
+    "checkpoint.minutes",
     *(f"helpers.{name}" for name in LOSSES),
-)  # fmt: skip
+)
 
 
 def check_keys(config: ConfigDict) -> None:

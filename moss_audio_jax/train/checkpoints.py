@@ -109,8 +109,14 @@ class Checkpoints:
                     self._notes[step] = self._read_note(step)
         return good
 
-    def save(self, step: int, state: State, run: dict[str, Any], data: dict[str, Any],
-             eval_loss: float | None = None) -> None:  # fmt: skip
+    def save(
+        self,
+        step: int,
+        state: State,
+        run: dict[str, Any],
+        data: dict[str, Any],
+        eval_loss: float | None = None,
+    ) -> None:
         """Starts writing one step; the arrays are copied before this returns.
 
         Args:
@@ -125,8 +131,12 @@ class Checkpoints:
         self.wait()
         run = {**run, "data": merge_states(from_all(data))}
         kept = _kept(state)
-        note = {"version": 1, "step": step, "finite": bool(all_finite(kept)),
-                "eval_loss": eval_loss}  # fmt: skip
+        note = {
+            "version": 1,
+            "step": step,
+            "finite": bool(all_finite(kept)),
+            "eval_loss": eval_loss,
+        }
         try:
             self._checkpointer.save(
                 self._unfinished(step),

@@ -47,9 +47,10 @@ class Echo:
                 for name, x in fresh.items()
             }
             self._exchange = jax.jit(
-                functools.partial(_exchange, self._masks), donate_argnums=0,
+                functools.partial(_exchange, self._masks),
+                donate_argnums=0,
                 out_shardings=(None, batch_shardings(shapes, self._mesh)),
-            )  # fmt: skip
+            )
         at = (self._seen + np.arange(count)) % self._kept
         self._seen += count
         held = min(self._seen, self._kept)

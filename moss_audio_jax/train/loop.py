@@ -206,8 +206,11 @@ def _heads(config: Any, start: Start, helpers: Helpers) -> dict:
     """Fresh heads, or those that lie with the checkpoint the run starts from."""
     fresh = init_helpers(jax.random.key(config.train.seed), start.model, helpers)
     found, tags = load_heads(start.whole) if start.whole else ({}, ())
-    same = {path: leaf for path, leaf in found.items()
-            if path in fresh and fresh[path].shape == leaf.shape}  # fmt: skip
+    same = {
+        path: leaf
+        for path, leaf in found.items()
+        if path in fresh and fresh[path].shape == leaf.shape
+    }
     if tags != helpers.names:
         same = {path: leaf for path, leaf in same.items() if "tags/" not in path}
     return {**fresh, **{path: jnp.asarray(leaf, jnp.float32) for path, leaf in same.items()}}
@@ -223,9 +226,14 @@ def _rows(run: Setup, mixture: Mixture, workdir: Path) -> tuple[Loader, Echo | N
         seed = run.config.train.seed
         echo = Echo(run.loader.batch, config.echo_rows, seed, run.mesh, masks)
     loader = Loader(
-        mixture, run.start.tokenizer, run.start.model.encoder, rows,
-        jax.process_index(), jax.process_count(), str(workdir),
-    )  # fmt: skip
+        mixture,
+        run.start.tokenizer,
+        run.start.model.encoder,
+        rows,
+        jax.process_index(),
+        jax.process_count(),
+        str(workdir),
+    )
     return loader, echo
 
 
@@ -289,9 +297,13 @@ def _held_out_loss(eval_fn: Any, state: State, held_out: Mixture, run: Setup) ->
     loss = weight = 0.0
     weights = state.get("ema", state["trained"])
     for batch in eval_batches(
-        held_out, run.start.tokenizer, run.start.model.encoder, run.loader,
-        jax.process_index(), jax.process_count(),
-    ):  # fmt: skip
+        held_out,
+        run.start.tokenizer,
+        run.start.model.encoder,
+        run.loader,
+        jax.process_index(),
+        jax.process_count(),
+    ):
         sums = jax.device_get(eval_fn(weights, state["frozen"], _place(batch.arrays, run.mesh)))
         loss, weight = loss + float(sums["loss"]), weight + float(sums["weight"])
     if not weight:

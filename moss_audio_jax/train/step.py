@@ -83,8 +83,10 @@ def state_shardings(state: State, config: ModelConfig, mesh: Mesh) -> State:
     """
     shapes = {**state["frozen"], **state["trained"]}
     specs = param_specs(unflatten(shapes), config, mesh)
-    flat = {path_name(p): s for p, s in jax.tree_util.tree_leaves_with_path(
-        specs, is_leaf=lambda s: isinstance(s, P))}  # fmt: skip
+    flat = {
+        path_name(p): s
+        for p, s in jax.tree_util.tree_leaves_with_path(specs, is_leaf=lambda s: isinstance(s, P))
+    }
 
     def sharding(path: tuple, leaf: Any) -> NamedSharding:
         parameter = str(getattr(path[-1], "key", ""))
@@ -96,8 +98,16 @@ def state_shardings(state: State, config: ModelConfig, mesh: Mesh) -> State:
 
 def batch_shardings(batch: dict[str, Any], mesh: Mesh) -> dict[str, NamedSharding]:
     """Rows over data and fsdp; tokens over sequence."""
-    tokens = ("tokens", "positions", "segment_ids", "audio_index", "labels", "weights", "tasks",
-              "branch_ids")  # fmt: skip
+    tokens = (
+        "tokens",
+        "positions",
+        "segment_ids",
+        "audio_index",
+        "labels",
+        "weights",
+        "tasks",
+        "branch_ids",
+    )
 
     def sharding(name: str, array: Any) -> NamedSharding:
         axes = [ACTIVATIONS["batch"], ACTIVATIONS["tokens"] if name in tokens else None]

@@ -147,8 +147,10 @@ class AdapterConfig:
         if not isinstance(listed, list) or any(type(layer) is not int for layer in listed):
             self._wrong("layers_to_transform", "a list of layers' numbers")
         if isinstance(targets, str) and (listed or pattern):
-            self._wrong("layers_to_transform" if listed else "layers_pattern",
-                        "null where target_modules is a string, as PEFT does")  # fmt: skip
+            self._wrong(
+                "layers_to_transform" if listed else "layers_pattern",
+                "null where target_modules is a string, as PEFT does",
+            )
         if pattern and not listed:
             self._wrong("layers_pattern", "null where layers_to_transform is not set")
         if listed:

@@ -285,8 +285,11 @@ class NativeReader:
         except (TypeError, ValueError, KeyError, AttributeError):
             raise InputError(f"{marker}: damaged; write the checkpoint again") from None
         if "files" not in raw:
-            warnings.warn(f"{folder}: an older version wrote it, without checksums: damage would "
-                          "not be noticed", stacklevel=2)  # fmt: skip
+            warnings.warn(
+                f"{folder}: an older version wrote it, without checksums: damage would "
+                "not be noticed",
+                stacklevel=2,
+            )
         self.dtype = check_leaves(leaves, entries, str(marker))
         for path in leaves:
             if not _leaf_folder(self.folder, path).is_dir():

@@ -212,16 +212,18 @@ class OfficialReader:
         """A native leaf on devices; a process reads what its own devices need, once."""
         shape = self.entries[path].shape
         local = sharding.addressable_devices_indices_map(shape).values()
-        spans = [[part.indices(size) for part, size in zip(index, shape, strict=True)]
-                 for index in local]  # fmt: skip
+        spans = [
+            [part.indices(size) for part, size in zip(index, shape, strict=True)] for index in local
+        ]
         starts = [min(axis[0] for axis in axes) for axes in zip(*spans, strict=True)]
         stops = [max(axis[1] for axis in axes) for axes in zip(*spans, strict=True)]
         block = self.read(path, dtype, tuple(map(slice, starts, stops)))
 
         def shard(index: Index) -> np.ndarray:
             spans = [part.indices(size) for part, size in zip(index, shape, strict=True)]
-            return block[tuple(slice(a - at, b - at) for (a, b, _), at in
-                               zip(spans, starts, strict=True))]  # fmt: skip
+            return block[
+                tuple(slice(a - at, b - at) for (a, b, _), at in zip(spans, starts, strict=True))
+            ]
 
         return jax.make_array_from_callback(shape, sharding, shard).block_until_ready()
 
@@ -239,8 +241,10 @@ def read_leaf(
     Raises:
       InputError: the bytes cannot be read, or a value is too large for `dtype`.
     """
-    spans = [(slice(None) if index is None else index[axis]).indices(size)[:2]
-             for axis, size in enumerate(entry.shape)]  # fmt: skip
+    spans = [
+        (slice(None) if index is None else index[axis]).indices(size)[:2]
+        for axis, size in enumerate(entry.shape)
+    ]
     layers = range(1) if entry.stack is None else range(*spans.pop(0))
     names = entry.names
     dtype = tensors.tensors[names[0]].dtype if dtype is None else np.dtype(dtype)

@@ -315,9 +315,12 @@ def _read_header(file: Path) -> dict[str, Tensor]:
             quantized = dtype in _QUANTIZED
             raise InputError(
                 f"{where} has dtype {brief(dtype, 20)}; expected BF16, F16 or F32"
-                + ("; quantised weights are not read: take the unquantised checkpoint"
-                   if quantized else "")
-            )  # fmt: skip
+                + (
+                    "; quantised weights are not read: take the unquantised checkpoint"
+                    if quantized
+                    else ""
+                )
+            )
         expected = math.prod(shape) * DTYPES[dtype].itemsize
         if end - start != expected:
             raise InputError(

@@ -34,14 +34,26 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument(
         "--start", type=int, default=0, metavar="I", help="index of the first scene"
     )
-    options.add_argument("--content", choices=tuple(world.CONTENTS),
-                         help="every scene has this; default a mixture")  # fmt: skip
-    options.add_argument("--max-seconds", type=float, default=world.MAX_SECONDS, metavar="S",
-                         help=f"longest scene; default {world.MAX_SECONDS:g}")  # fmt: skip
-    options.add_argument("--sheet", action="store_true",
-                         help=f"a page to listen to the first {SHEET_SCENES} scenes")  # fmt: skip
-    options.add_argument("--processes", type=command.positive, default=os.cpu_count() or 1,
-                         metavar="N", help="default: one a core")  # fmt: skip
+    options.add_argument(
+        "--content", choices=tuple(world.CONTENTS), help="every scene has this; default a mixture"
+    )
+    options.add_argument(
+        "--max-seconds",
+        type=float,
+        default=world.MAX_SECONDS,
+        metavar="S",
+        help=f"longest scene; default {world.MAX_SECONDS:g}",
+    )
+    options.add_argument(
+        "--sheet", action="store_true", help=f"a page to listen to the first {SHEET_SCENES} scenes"
+    )
+    options.add_argument(
+        "--processes",
+        type=command.positive,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="default: one a core",
+    )
     args = options.parse_args(argv)
 
     seconds, shown = 0.0, []

@@ -80,9 +80,16 @@ def make(draw: Draw, seconds: float) -> Piece:
     notes.sort(key=lambda note: (note.start, note.instrument, note.midi or 0))
     wav = _render(draw, notes, lead)
     return Piece(
-        wav / loudest(wav), tempo, pace, TONICS[tonic], mode, parts, notes, chords,
+        wav / loudest(wav),
+        tempo,
+        pace,
+        TONICS[tonic],
+        mode,
+        parts,
+        notes,
+        chords,
         [samples(i * beat) for i in range(n_beats)],
-    )  # fmt: skip
+    )
 
 
 def _degrees(draw: Draw, n_beats: int) -> list[int]:

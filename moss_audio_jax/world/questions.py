@@ -208,21 +208,40 @@ def _speaker(labels: Labels, draw: Draw) -> Iterator[Question]:
     yield _choice(
         "speaker_sex", "Is the speaker male or female?", speaker["sex"], ("male", "female")
     )
-    yield _choice("speaker_speed", "How fast does the speaker talk: slow, normal or fast?",
-                  speaker["speed"], tuple(SPEEDS))  # fmt: skip
-    yield _choice("speaker_whisper", "Does the speaker whisper?",
-                  "yes" if speaker["whispered"] else "no", ("yes", "no"))  # fmt: skip
+    yield _choice(
+        "speaker_speed",
+        "How fast does the speaker talk: slow, normal or fast?",
+        speaker["speed"],
+        tuple(SPEEDS),
+    )
+    yield _choice(
+        "speaker_whisper",
+        "Does the speaker whisper?",
+        "yes" if speaker["whispered"] else "no",
+        ("yes", "no"),
+    )
     if speaker["whispered"]:  # a whisper has no pitch
         return
     person = describe.person(speaker)
-    yield _choice("speaker_pitch",
-                  f"Is the voice low, medium or high for a {person}?",
-                  speaker["pitch"], ("low", "medium", "high"))  # fmt: skip
+    yield _choice(
+        "speaker_pitch",
+        f"Is the voice low, medium or high for a {person}?",
+        speaker["pitch"],
+        ("low", "medium", "high"),
+    )
     if labels["language"] == "en":
-        yield _choice("speaker_tone", "Is the intonation flat, normal or lively?",
-                      speaker["intonation"], ("flat", "normal", "lively"))  # fmt: skip
-        yield _choice("speaker_accent", "Which accent of English does the speaker have?",
-                      speaker["accent"], tuple(ACCENTS))  # fmt: skip
+        yield _choice(
+            "speaker_tone",
+            "Is the intonation flat, normal or lively?",
+            speaker["intonation"],
+            ("flat", "normal", "lively"),
+        )
+        yield _choice(
+            "speaker_accent",
+            "Which accent of English does the speaker have?",
+            speaker["accent"],
+            tuple(ACCENTS),
+        )
 
 
 def _who_said(labels: Labels, draw: Draw) -> Iterator[Question]:
@@ -233,15 +252,23 @@ def _who_said(labels: Labels, draw: Draw) -> Iterator[Question]:
     if once:
         sentence = draw.choice(once)
         speaker = labels["speakers"][sentence["speaker"]]
-        yield _choice("who_said", f'Who says "{sentence["text"]}", the man or the woman?',
-                      f"the {describe.person(speaker)}", ("the man", "the woman"))  # fmt: skip
+        yield _choice(
+            "who_said",
+            f'Who says "{sentence["text"]}", the man or the woman?',
+            f"the {describe.person(speaker)}",
+            ("the man", "the woman"),
+        )
 
 
 def _language(labels: Labels, draw: Draw) -> Iterator[Question]:
     if labels["language"]:
         names = {"en": "English", "zh": "Mandarin"}
-        yield Question("language", "Which language is spoken?", names[labels["language"]],
-                       ("Russian", "Arabic", "French"))  # fmt: skip
+        yield Question(
+            "language",
+            "Which language is spoken?",
+            names[labels["language"]],
+            ("Russian", "Arabic", "French"),
+        )
         said = describe.words(labels)
         if labels["language"] == "en":
             yield Question("count_words", "How many words are said in all?", str(len(said)))
@@ -264,8 +291,9 @@ def _music(labels: Labels, draw: Draw) -> Iterator[Question]:
     key = f"{music['tonic']} {music['mode']}"
     keys = [f"{tonic} {mode}" for tonic in TONICS for mode in MODES]
     wrong = tuple(draw.sample([name for name in keys if name != key], 3))
-    yield Question("key", draw.choice(("What key is the music in?", "Name the key of the music.")),
-                   key, wrong)  # fmt: skip
+    yield Question(
+        "key", draw.choice(("What key is the music in?", "Name the key of the music.")), key, wrong
+    )
     yield _choice("mode", "Is the key major or minor?", music["mode"], MODES)
     lead = music["parts"][0]
     wrong = tuple(draw.sample([name for name in INSTRUMENTS if name not in music["parts"]], 3))
@@ -280,18 +308,29 @@ def _music(labels: Labels, draw: Draw) -> Iterator[Question]:
 
 def _recording(labels: Labels, draw: Draw) -> Iterator[Question]:
     if labels["loudness"]["peak_dbfs"] is not None:
-        yield _choice("loudness", "Is the recording quiet, normal or loud?",
-                      labels["loudness"]["level"], tuple(LEVELS))  # fmt: skip
+        yield _choice(
+            "loudness",
+            "Is the recording quiet, normal or loud?",
+            labels["loudness"]["level"],
+            tuple(LEVELS),
+        )
     background = labels["background"]
     if background and (background["snr_db"] is None or background["snr_db"] < 25):
-        yield _choice("background", "What is the steady background noise: hiss, rumble or hum?",
-                      background["kind"], ("hiss", "rumble", "hum"))  # fmt: skip
+        yield _choice(
+            "background",
+            "What is the steady background noise: hiss, rumble or hum?",
+            background["kind"],
+            ("hiss", "rumble", "hum"),
+        )
     if labels["silence"] and describe.sources(labels):
         longest = sorted(labels["silence"], key=lambda s: s["start"] - s["end"])
         lengths = [round(s["end"] - s["start"], 3) for s in longest]
         if len(lengths) == 1 or lengths[0] - lengths[1] > 0.1:
-            yield Question("silence", "When is the longest pause in which nothing sounds?",
-                           phrases.span(longest[0]))  # fmt: skip
+            yield Question(
+                "silence",
+                "When is the longest pause in which nothing sounds?",
+                phrases.span(longest[0]),
+            )
 
 
 def _choice(task: str, question: str, answer: str, options: tuple[str, ...]) -> Question:

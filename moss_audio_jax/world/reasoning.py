@@ -171,8 +171,12 @@ def _faster(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
     faster = max(labels["speakers"], key=lambda s: order.index(s["speed"]))
     steps = [f"The {describe.person(s)} speaks at a {s['speed']} speed." for s in (first, second)]
     answer = f"the {describe.person(faster)}"
-    yield Reasoned("reason_faster", "Who speaks faster, the man or the woman?",
-                   [*steps, f"So {answer} is faster."], answer)  # fmt: skip
+    yield Reasoned(
+        "reason_faster",
+        "Who speaks faster, the man or the woman?",
+        [*steps, f"So {answer} is faster."],
+        answer,
+    )
 
 
 def _bar(labels: Labels, draw: Draw) -> Iterator[Reasoned]:

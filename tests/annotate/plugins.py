@@ -100,9 +100,17 @@ def _nested():
 HUGE = 10**400
 LONG = "word " * 100_000
 BAD_ANYWHERE = (
-    None, 7, "text", [], {}, {"text": None}, {"events": "none"}, {"words": {}}, _Mine(text="a"),
+    None,
+    7,
+    "text",
+    [],
+    {},
+    {"text": None},
+    {"events": "none"},
+    {"words": {}},
+    _Mine(text="a"),
     {"text": _nested(), "events": _nested(), "words": _nested(), "score": _nested()},
-)  # fmt: skip
+)
 BAD = {
     "transcribe": (
         {"text": LONG},

@@ -66,8 +66,10 @@ def test_words_begin_and_end_where_the_sound_changes():
         assert word["end"] == pytest.approx(10 + last, abs=0.011)
     assert found[0]["end"] == found[1]["start"]
     # Nothing to go by, or hardly room: the order stays, and no word is empty.
-    short = [{"text": w, "start": 10 + a, "end": 10 + b} for w, a, b in
-             [("a", 0.0, 0.02), ("b", 0.03, 0.04), ("c", 1.95, 2.0)]]  # fmt: skip
+    short = [
+        {"text": w, "start": 10 + a, "end": 10 + b}
+        for w, a, b in [("a", 0.0, 0.02), ("b", 0.03, 0.04), ("c", 1.95, 2.0)]
+    ]
     times = [t for word in at_changes(short, wav, 10.0) for t in (word["start"], word["end"])]
     assert times == sorted(times)
     assert all(a < b for a, b in zip(times[::2], times[1::2], strict=True))

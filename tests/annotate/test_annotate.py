@@ -105,9 +105,21 @@ def test_rows_are_what_training_reads(corpus, tmp_path):
     assert len(texts) == len(rows)  # no clip is asked the same twice
     count = Counter(row["task"] for row in rows)
     assert count.keys() >= {
-        "asr", "asr_words", "asr_sentences", "events", "caption_speech", "caption_sound", "caption",
-        "time_what", "time_when", "word_when", "count", "present", "absent", "choice_letter",
-    }  # fmt: skip
+        "asr",
+        "asr_words",
+        "asr_sentences",
+        "events",
+        "caption_speech",
+        "caption_sound",
+        "caption",
+        "time_what",
+        "time_when",
+        "word_when",
+        "count",
+        "present",
+        "absent",
+        "choice_letter",
+    }
     assert count["absent"] <= 1.5 * count["present"] + 1
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["rows"] == len(rows) == sum(manifest["tasks"].values())
@@ -217,13 +229,24 @@ def test_bad_files_are_named_and_nothing_else_is_lost(tmp_path, capsys):
     names = "\n".join([*(f.name for f in sorted(folder.iterdir())), "missing.wav"])
     (folder / "list.txt").write_text(names)
     code = cli.main(
-        ["annotate", "--input", str(folder / "list.txt"), "--output", str(tmp_path / "o/r.jsonl"),
-         "--config.checkpoint=", "--config.speech.systems=()"]
-    )  # fmt: skip
+        [
+            "annotate",
+            "--input",
+            str(folder / "list.txt"),
+            "--output",
+            str(tmp_path / "o/r.jsonl"),
+            "--config.checkpoint=",
+            "--config.speech.systems=()",
+        ]
+    )
     said = capsys.readouterr().err
     assert code == 1
-    for name, why in (("empty.wav", "is empty"), ("text.mp3", "is not audio"),
-                      ("cut.wav", "cut short"), ("missing.wav", "no such file")):  # fmt: skip
+    for name, why in (
+        ("empty.wav", "is empty"),
+        ("text.mp3", "is not audio"),
+        ("cut.wav", "cut short"),
+        ("missing.wav", "no such file"),
+    ):
         assert re.search(f"error: .*{name}: .*{why}", said), said
     assert re.search("warning: .*clipped.wav: clipped: .*%", said)
     assert re.search("warning: .*silent.wav: silent", said)
@@ -323,11 +346,16 @@ def test_agreement_by_words_and_characters():
 def test_units_and_sentences():
     assert speech.units("Well, hello - 你好。OK") == ["Well,", "hello-", "你", "好。", "OK"]
     assert speech.joined(["你", "好", "ok", "go"]) == "你好 ok go"
-    words = [{"text": t, "start": s, "end": s + 0.2} for t, s in
-             (("hi.", 0.0), ("how", 0.3), ("are", 0.6), ("you", 1.9))]  # fmt: skip
+    words = [
+        {"text": t, "start": s, "end": s + 0.2}
+        for t, s in (("hi.", 0.0), ("how", 0.3), ("are", 0.6), ("you", 1.9))
+    ]
     assert [s["text"] for s in speech.sentences(words, 0.5)] == ["hi.", "how are", "you"]
     assert (speech.language("你 ok"), speech.language("été"), speech.language("да")) == (
-        "zh", "en", None)  # fmt: skip
+        "zh",
+        "en",
+        None,
+    )
 
 
 def test_the_schema_finds_what_is_wrong(corpus):

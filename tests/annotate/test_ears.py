@@ -126,8 +126,11 @@ def test_foreign_sound_gives_only_the_rows_of_experts(checkpoint, tmp_path, monk
     page = (tmp_path / "out" / "index.html").read_text()
     assert "are foreign to the small model" in page
     assert page.count("unlike the sound that the model knows") >= len(records)
-    left_out = [n for n in runs.lines(tmp_path / "out" / "dropped.jsonl")
-                if n["reason"].startswith("left out: unlike")]  # fmt: skip
+    left_out = [
+        n
+        for n in runs.lines(tmp_path / "out" / "dropped.jsonl")
+        if n["reason"].startswith("left out: unlike")
+    ]
     assert len(left_out) == len(records)
 
     c.rows.keep_doubtful = True  # the records are there already
@@ -155,9 +158,11 @@ def test_systems_that_hear_different_words_are_not_believed():
         told = [("profile", "signal, tags"), ("events", "tags"), ("music", "librosa")]
         return new_record("a", "a", "a", 0.0, 1.0) | {
             "asr": [{"system": s, "text": "x", "confidence": None} for s in asr],
-            "wer_agreement": rate, "familiarity": heard, "transcript": "x",
+            "wer_agreement": rate,
+            "familiarity": heard,
+            "transcript": "x",
             "provenance": [{"field": f, "system": s} for f, s in told],
-        }  # fmt: skip
+        }
 
     assert "WER 0.90" in doubt.why(record("decoder", "ctc", rate=0.9), 0.75)
     assert doubt.why(record("decoder", "ctc", rate=0.5), 0.75) is None
@@ -168,8 +173,10 @@ def test_systems_that_hear_different_words_are_not_believed():
     own = doubt.doubtful(record("whisper", "ctc", rate=0.1))
     assert not {"transcript", "speakers", "captions.speech"} & {*own}
     detector = record("whisper", rate=None)
-    detector["provenance"] = [{"field": "profile", "system": "posteriors"},
-                              {"field": "events", "system": "posteriors"}]  # fmt: skip
+    detector["provenance"] = [
+        {"field": "profile", "system": "posteriors"},
+        {"field": "events", "system": "posteriors"},
+    ]
     assert doubt.doubtful(detector) == []
     assert doubt.trusted("sentences+music", ["events"])
     assert not doubt.trusted("events+music", ["events"])

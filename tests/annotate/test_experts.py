@@ -13,8 +13,14 @@ from moss_audio_jax.annotate import defaults, experts, merge
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.remote import Chat
 
-REQUEST = {"clip": "a.flac", "audio": "/in/a.wav", "start": 2.0, "end": 5.0, "duration": 3.0,
-           "evidence": {"text": "a b c d", "template": "A dog barks."}}  # fmt: skip
+REQUEST = {
+    "clip": "a.flac",
+    "audio": "/in/a.wav",
+    "start": 2.0,
+    "end": 5.0,
+    "duration": 3.0,
+    "evidence": {"text": "a b c d", "template": "A dog barks."},
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +44,15 @@ def test_a_bad_reply_is_refused_or_made_safe(step, fault):
 
     ((reply, problem),) = experts.ask(One(), step, [REQUEST])
     if step in ("caption", "unify") and problem is None:  # its words are held against the record
-        record = {"start": 2.0, "end": 5.0, "words": [], "sentences": [], "speakers": [],
-                  "music": {}, "events": []}  # fmt: skip
+        record = {
+            "start": 2.0,
+            "end": 5.0,
+            "words": [],
+            "sentences": [],
+            "speakers": [],
+            "music": {},
+            "events": [],
+        }
         problems = merge.filled(reply["text"], [], record)[1]
         assert problems or reply["text"] in ("It happens.", "{}")
     else:
@@ -111,8 +124,9 @@ for line in sys.stdin:
 
 
 def command(script, timeout=60.0):
-    return experts.make("x", {"kind": "command", "target": (sys.executable, "-c", script),
-                              "timeout": timeout})  # fmt: skip
+    return experts.make(
+        "x", {"kind": "command", "target": (sys.executable, "-c", script), "timeout": timeout}
+    )
 
 
 def test_a_command():

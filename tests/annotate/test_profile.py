@@ -101,8 +101,11 @@ def test_a_timeline_names_voices_and_music_as_far_as_they_are_known():
     ]
     record["music"] = {"start": 0.5, "end": 3.5, "instruments": ["kick", "piano"]}
     assert [name for name, _ in sources(record)] == [
-        "woman speaking", "piano music playing", "man speaking", "person speaking",
-    ]  # fmt: skip
+        "woman speaking",
+        "piano music playing",
+        "man speaking",
+        "person speaking",
+    ]
     record["music"]["instruments"].append("flute")
     assert "music playing" in [name for name, _ in sources(record)]
     record["sentences"] = [{"text": "b", "speaker": 1, **spans[0]}]

@@ -41,10 +41,18 @@ def annotate(given: Path, out: Path, *more: str) -> int:
 
 
 NAMES = [
-    b"caf\xe9.wav", "café.wav".encode(), b"two\nlines.wav", b"-dash.wav", "\U0001f600.wav".encode(),
-    b"x" * 250 + b".wav", ("\U00010348" * 62).encode() + b".wav", b"a 'b' \"c\" {d} %s $e.wav",
-    b" .wav", "\u2028\u202e.wav".encode(), b"\xff\xfe.wav",
-]  # fmt: skip
+    b"caf\xe9.wav",
+    "café.wav".encode(),
+    b"two\nlines.wav",
+    b"-dash.wav",
+    "\U0001f600.wav".encode(),
+    b"x" * 250 + b".wav",
+    ("\U00010348" * 62).encode() + b".wav",
+    b"a 'b' \"c\" {d} %s $e.wav",
+    b" .wav",
+    "\u2028\u202e.wav".encode(),
+    b"\xff\xfe.wav",
+]
 
 
 def test_any_file_name(tmp_path, capsys):
@@ -88,13 +96,21 @@ def test_any_manifest(tmp_path, capsys):
         "bad.jsonl": (
             b'{"audio": "good.wav"}\n{"audio": \n[1]\n{"audio": ["a"]}\n{"audio": "a\\u0000b"}\n'
             b'{"audio": "\\ud800.wav"}\n{"audio": "https://me:pw1234@host/a.wav?sig=pw1234"}\n'
-            + b"[" * 100_000 + b'\n{"audio": "/dev/zero"}\n',
+            + b"[" * 100_000
+            + b'\n{"audio": "/dev/zero"}\n',
             1,
-            ["line 2: the row: not valid JSON", "line 3: the row is a list", "line 4: ",
-             "line 5: ", "\\ud800.wav: ", "line 7: https://***@host/a.wav?sig=***: is a URL",
-             "line 8: the row: not usable JSON", "/dev/zero: is no regular file"],
+            [
+                "line 2: the row: not valid JSON",
+                "line 3: the row is a list",
+                "line 4: ",
+                "line 5: ",
+                "\\ud800.wav: ",
+                "line 7: https://***@host/a.wav?sig=***: is a URL",
+                "line 8: the row: not usable JSON",
+                "/dev/zero: is no regular file",
+            ],
         ),
-    }  # fmt: skip
+    }
     for name, (data, good, problems) in manifests.items():
         (tmp_path / name).write_bytes(data)
         code = annotate(tmp_path / name, tmp_path / f"out-{name}")
@@ -179,8 +195,10 @@ def test_ctrl_c_ends_the_run_and_its_workers(tmp_path, monkeypatch):
     words += ["--config", str(config)]
     run = subprocess.Popen(
         [sys.executable, "-m", "moss_audio_jax.cli", *words, "--workers", "2"],
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     while len(found := list(tmp_path.glob("at*"))) < 2:
         assert run.poll() is None
         time.sleep(0.05)
@@ -236,8 +254,15 @@ def test_no_secret_is_written(endpoint, tmp_path, capsys, monkeypatch):
     runs.expert("keyed", url, c, "endpoint", model="m", key_from="SOME_KEY")
     runs.expert("plain", url, c, "endpoint", model="m")
     script = "import sys; sys.exit(' '.join(['bad arguments:', *sys.argv[1:]]))"
-    argv = (sys.executable, "-c", script, "--api-key", "kEyFour12345", "--token=kEyFive12345",
-            "OTHER_KEY=kEySix12345")  # fmt: skip
+    argv = (
+        sys.executable,
+        "-c",
+        script,
+        "--api-key",
+        "kEyFour12345",
+        "--token=kEyFive12345",
+        "OTHER_KEY=kEySix12345",
+    )
     runs.expert("command", argv, c, "command")
     c.unified, c.sound.caption, c.sound.events = "keyed", "plain", "command"
     runs.run(tmp_path / "in", tmp_path / "out", c)

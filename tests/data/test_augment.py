@@ -59,26 +59,35 @@ def timed(tmp_path, tokenizer, monkeypatch):
 
     def make(speed, *answers, as_mel=False):
         span = {"start": _START, "end": _END}
-        row = {"conversation": [audio("clip.wav")],
-               "branches": [{"messages": [text("user", "What?"), text("assistant", answer)]}
-                            for answer in answers],
-               "words": [{"text": "a", **span}],
-               "tags": [{"name": "noise", **span}]}  # fmt: skip
+        row = {
+            "conversation": [audio("clip.wav")],
+            "branches": [
+                {"messages": [text("user", "What?"), text("assistant", answer)]}
+                for answer in answers
+            ],
+            "words": [{"text": "a", **span}],
+            "tags": [{"name": "noise", **span}],
+        }
         data = encode_record(row, [log_mel(0.1 * noise)]) if as_mel else json.dumps(row).encode()
         monkeypatch.setattr(examples, "read_location", lambda _: data)
         maker = ExampleMaker(
-            tokenizer, ENCODER, Size(400, 16), 80,
-            augment=Augment(speeds=(speed,)), branches=2, targets=Targets(8, ("noise",)),
-        )  # fmt: skip
+            tokenizer,
+            ENCODER,
+            Size(400, 16),
+            80,
+            augment=Augment(speeds=(speed,)),
+            branches=2,
+            targets=Targets(8, ("noise",)),
+        )
         return maker(Job(0, Location(str(tmp_path / "rows"), 1, 0, 1), "row", "data"))
 
     return make
 
 
 @pytest.mark.parametrize(
-    ("speed", "as_mel", "frames"), [(0.5, False, 600), (0.8, False, 375), (1.25, False, 240),
-                                    (0.5, True, 300)]
-)  # fmt: skip
+    ("speed", "as_mel", "frames"),
+    [(0.5, False, 600), (0.8, False, 375), (1.25, False, 240), (0.5, True, 300)],
+)
 def test_words_and_tags_follow_the_speed_of_their_clip(timed, speed, as_mel, frames):
     example = timed(speed, "a noise", "nothing else", as_mel=as_mel)
     (mel,) = example.mels

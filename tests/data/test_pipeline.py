@@ -62,11 +62,14 @@ def test_a_batch_by_hand(tmp_path, tokenizer, make_loader):
     answers = [encode("noise<|im_end|>"), encode("yes<|im_end|>")]
     before = [
         encode(
-            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n", spans[0], "\n", spans[1],
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n",
+            spans[0],
+            "\n",
+            spans[1],
             "\nCompare.<|im_end|>\n<|im_start|>assistant\n",
         ),
         encode("\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n"),
-    ]  # fmt: skip
+    ]
     ids = before[0] + answers[0] + before[1] + answers[1]
     labels = [-100] * len(before[0]) + answers[0] + [-100] * len(before[1]) + answers[1]
     length, padding = len(ids), [0] * (400 - len(ids))

@@ -107,12 +107,14 @@ def test_mixture_shares_and_epochs(sizes, weights, shares):
 def test_mixture_of_groups(sizes):
     spec = {
         "speech": {
-            "parts": {"a": {"paths": sizes["a"], "weight": "sqrt"},
-                      "b": {"paths": sizes["b"], "weight": "sqrt"}},
+            "parts": {
+                "a": {"paths": sizes["a"], "weight": "sqrt"},
+                "b": {"paths": sizes["b"], "weight": "sqrt"},
+            },
             "weight": 3,
         },
         "text": {"paths": sizes["c"], "weight": 1},
-    }  # fmt: skip
+    }
     mixture = Mixture(spec)
     assert [part.name for part in mixture.parts] == ["speech/a", "speech/b", "text"]
     assert [part.share for part in mixture.parts] == pytest.approx([0.1875, 0.5625, 0.25])

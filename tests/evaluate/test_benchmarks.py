@@ -82,9 +82,16 @@ def test_mmar_and_mmsu(tmp_path):
     assert item.reference == {"choices": ["a man", "a dog"], "answer": "a dog"}
 
     row = {
-        "id": 7, "audio_path": "q.wav", "question": "Which?", "choice_a": "x", "choice_b": "y",
-        "choice_c": "z", "choice_d": None, "answer_gt": "z", "task_name": "stress",
-    }  # fmt: skip
+        "id": 7,
+        "audio_path": "q.wav",
+        "question": "Which?",
+        "choice_a": "x",
+        "choice_b": "y",
+        "choice_c": "z",
+        "choice_d": None,
+        "answer_gt": "z",
+        "task_name": "stress",
+    }
     (item,) = load_benchmark("mmsu", write_lines(tmp_path / "mmsu.jsonl", [row])).items
     assert item.id == "7"
     assert item.reference == {"choices": ["x", "y", "z"], "answer": "z"}
@@ -97,13 +104,34 @@ def test_mmau_pro(tmp_path):
     import pyarrow.parquet
 
     rows = [
-        {"question": "Q1", "answer": "b", "choices": ["a", "b"], "category": "music",
-         "task_identifier": None, "kwargs": None, "audio_path": ["1.wav", "2.wav"]},
-        {"question": "Q2", "answer": "A long one.", "choices": None, "category": "open",
-         "task_identifier": None, "kwargs": None, "audio_path": ["3.wav"]},
-        {"question": "Q3", "answer": "", "choices": None, "category": "instruction following",
-         "task_identifier": "max words", "kwargs": '{"n": 3}', "audio_path": ["4.wav"]},
-    ]  # fmt: skip
+        {
+            "question": "Q1",
+            "answer": "b",
+            "choices": ["a", "b"],
+            "category": "music",
+            "task_identifier": None,
+            "kwargs": None,
+            "audio_path": ["1.wav", "2.wav"],
+        },
+        {
+            "question": "Q2",
+            "answer": "A long one.",
+            "choices": None,
+            "category": "open",
+            "task_identifier": None,
+            "kwargs": None,
+            "audio_path": ["3.wav"],
+        },
+        {
+            "question": "Q3",
+            "answer": "",
+            "choices": None,
+            "category": "instruction following",
+            "task_identifier": "max words",
+            "kwargs": '{"n": 3}',
+            "audio_path": ["4.wav"],
+        },
+    ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "pro.parquet")
     closed, open_, instruction = load_benchmark("mmau-pro", tmp_path / "pro.parquet", "/a").items
     assert closed.audio == ("/a/1.wav", "/a/2.wav")
@@ -112,8 +140,10 @@ def test_mmau_pro(tmp_path):
     assert (open_.kind, open_.prompt) == ("open", "Q2")
     assert open_.reference == {"answer": "A long one."}
     assert instruction.reference == {
-        "answer": None, "task_identifier": "max words", "kwargs": '{"n": 3}',
-    }  # fmt: skip
+        "answer": None,
+        "task_identifier": "max words",
+        "kwargs": '{"n": 3}',
+    }
 
 
 def test_speech_events_and_captions(tmp_path):
@@ -194,20 +224,46 @@ def scene(name: str, spoken: bool) -> dict:
         {"text": "dogs", "start": 0.5, "end": 0.912},
         {"text": "bark", "start": 1.0, "end": 1.4},
     ]
-    sentence = {"text": "dogs bark", "start": 0.5, "end": 1.4, "speaker": 0, "order": "random",
-                "words": words}  # fmt: skip
-    speaker = {"voice": "en-1", "sex": "female", "pitch": "low", "speed": "fast",
-               "intonation": "flat", "accent": "British", "whispered": False, "f0_hz": 180,
-               "words_per_minute": 180}  # fmt: skip
+    sentence = {
+        "text": "dogs bark",
+        "start": 0.5,
+        "end": 1.4,
+        "speaker": 0,
+        "order": "random",
+        "words": words,
+    }
+    speaker = {
+        "voice": "en-1",
+        "sex": "female",
+        "pitch": "low",
+        "speed": "fast",
+        "intonation": "flat",
+        "accent": "British",
+        "whispered": False,
+        "f0_hz": 180,
+        "words_per_minute": 180,
+    }
     event = {"kind": "knock", "start": 2.0, "end": 3.0, "onsets": [2.0, 2.4], "level_db": -3}
     return {
-        "version": 1, "id": name, "seed": 0, "split": "test", "index": 0, "content": "speech",
-        "duration": 4.0, "language": "en" if spoken else None,
-        "speakers": [speaker] if spoken else [], "sentences": [sentence] if spoken else [],
-        "events": [event], "music": None, "background": None, "room": None, "band": None,
-        "loudness": {"level": "normal", "rms_dbfs": -20, "peak_dbfs": -6}, "overlap": [],
+        "version": 1,
+        "id": name,
+        "seed": 0,
+        "split": "test",
+        "index": 0,
+        "content": "speech",
+        "duration": 4.0,
+        "language": "en" if spoken else None,
+        "speakers": [speaker] if spoken else [],
+        "sentences": [sentence] if spoken else [],
+        "events": [event],
+        "music": None,
+        "background": None,
+        "room": None,
+        "band": None,
+        "loudness": {"level": "normal", "rms_dbfs": -20, "peak_dbfs": -6},
+        "overlap": [],
         "silence": [],
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="module")

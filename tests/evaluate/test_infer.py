@@ -67,8 +67,19 @@ def main(argv: list[str]) -> int:
 
 
 def command(toy: Path, data: Path, output: Path, *options: object) -> list[str]:
-    argv = ["infer", "--benchmark", "asr", "--data", data, "--checkpoint", toy,
-            "--output", output, *TOKENS, *options]  # fmt: skip
+    argv = [
+        "infer",
+        "--benchmark",
+        "asr",
+        "--data",
+        data,
+        "--checkpoint",
+        toy,
+        "--output",
+        output,
+        *TOKENS,
+        *options,
+    ]
     return [str(word) for word in argv]
 
 
@@ -229,8 +240,9 @@ def test_audio_that_is_not_there_is_one_line_before_the_model(tmp_path, capsys):
     (tmp_path / "7.wav").write_bytes(b"")
     assert main(argv) == 1
     said = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
-    assert said[:3] == [f"error: {tmp_path / f'{n}.wav'}: no such file; see --audio-root"
-                        for n in range(3)]  # fmt: skip
+    assert said[:3] == [
+        f"error: {tmp_path / f'{n}.wav'}: no such file; see --audio-root" for n in range(3)
+    ]
     assert said[3] == "error: and 996 more like this"
     assert len(said) == 5  # and that there is no such model
 
@@ -249,8 +261,17 @@ def test_one_process_owns_an_output(toy, data, tmp_path, capsys):
     # A score of what was asked says so, and one of more counts the rest as missing.
     capsys.readouterr()
     scored = tmp_path / "score.json"
-    ask = ["score", "--benchmark", "asr", "--data", str(data / "good.jsonl"), "--predictions",
-           str(tmp_path / "p.jsonl"), "--output", str(scored)]  # fmt: skip
+    ask = [
+        "score",
+        "--benchmark",
+        "asr",
+        "--data",
+        str(data / "good.jsonl"),
+        "--predictions",
+        str(tmp_path / "p.jsonl"),
+        "--output",
+        str(scored),
+    ]
     assert main(ask) == 0
     result = json.loads(scored.read_text())
     assert (result["n"], result["inputs"]["limit"], result["counts"]["missing"]) == (1, 1, 0)
@@ -344,10 +365,18 @@ def test_two_processes(evaluate, toy, data, tmp_path, mesh):
     (tmp_path / "two.jsonl.partial.jsonl").write_text("".join(lines[:4]) + lines[4][:50])
     launcher = [sys.executable, str(ROOT / "launch/local_processes.py"), "2"]
     done = subprocess.run(
-        [*launcher, "--", sys.executable, "-m", "moss_audio_jax.evaluate",
-         *command(toy, data / "good.jsonl", tmp_path / "two.jsonl", "--mesh", mesh)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            *launcher,
+            "--",
+            sys.executable,
+            "-m",
+            "moss_audio_jax.evaluate",
+            *command(toy, data / "good.jsonl", tmp_path / "two.jsonl", "--mesh", mesh),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert timeless(read(tmp_path / "two.jsonl")) == timeless(expected)
     assert read(tmp_path / "two.jsonl")[:4] == expected[:4]

@@ -83,9 +83,11 @@ def test_judgements_are_whole_and_kept(endpoint, tmp_path):
     assert found[1]["raw_judgement"] == '{"gender": 9}'
     assert {row["judge"]["model"] for row in found} == {"some-model"}
     assert summary(found) == {
-        "n": 3, "failed": 1, "mean": pytest.approx(11 / 3),
+        "n": 3,
+        "failed": 1,
+        "mean": pytest.approx(11 / 3),
         "fields": {"gender": 5.0, "tone": 2.0, "answer": 4.0},
-    }  # fmt: skip
+    }
     path, key, body = endpoint.asked[0]
     assert (path, key) == ("/v1/chat/completions", "Bearer secret")
     assert (body["model"], body["temperature"]) == ("some-model", 0)
@@ -143,8 +145,14 @@ def test_what_a_damaged_file_holds_is_asked_again(endpoint, tmp_path):
     endpoint.replies = {"A man.": ['{"gender": 3}']}
     whole = judge(by, ITEMS[1:2], {"c2": "A man.\ud800"}, output)[0]
     endpoint.asked.clear()
-    damage = ({"scores": "x"}, {"scores": {"gender": 9}}, {"scores": {}}, {"prompt_hash": []},
-              {"judge": None}, {"scores": None})  # fmt: skip
+    damage = (
+        {"scores": "x"},
+        {"scores": {"gender": 9}},
+        {"scores": {}},
+        {"prompt_hash": []},
+        {"judge": None},
+        {"scores": None},
+    )
     for change in damage:
         output.write_text(json.dumps(whole | change) + "\n")
         assert judge(by, ITEMS[1:2], {"c2": "A man.\ud800"}, output)[0]["scores"] == {"gender": 3}
@@ -212,8 +220,21 @@ def test_command_line(endpoint, tmp_path, capsys):
 
     def run(output: str, benchmark: str = "caption", data: Path = data) -> int:
         capsys.readouterr()
-        argv = ["judge", "--benchmark", benchmark, "--data", data, "--predictions", predictions,
-                "--output", tmp_path / output, "--url", endpoint.url, "--model", "m"]  # fmt: skip
+        argv = [
+            "judge",
+            "--benchmark",
+            benchmark,
+            "--data",
+            data,
+            "--predictions",
+            predictions,
+            "--output",
+            tmp_path / output,
+            "--url",
+            endpoint.url,
+            "--model",
+            "m",
+        ]
         return command.run(verb.main, [str(word) for word in argv])
 
     assert run("j.jsonl") == 0

@@ -24,9 +24,13 @@ def put(path: Path, text: str, encoding: str = "utf-8") -> Path:
 def told(clips: list) -> list[tuple]:
     """(id, audio, text or slots) of each."""
     return [
-        (c.id, *c.audio, c.reference.get("text", [tuple(s.values()) for s in
-         c.reference.get("slots", [])])) for c in clips
-    ]  # fmt: skip
+        (
+            c.id,
+            *c.audio,
+            c.reference.get("text", [tuple(s.values()) for s in c.reference.get("slots", [])]),
+        )
+        for c in clips
+    ]
 
 
 # --- transcripts ---------------------------------------------------------------------------------
@@ -41,8 +45,10 @@ def test_librispeech(tmp_path):
     clips, problems = read_transcripts(tmp_path)
     assert problems == []
     assert told(clips)[0] == (
-        "61-70968-0000", str(tmp_path / "test-clean/61/70968/61-70968-0000.flac"), "HE BEGAN",
-    )  # fmt: skip
+        "61-70968-0000",
+        str(tmp_path / "test-clean/61/70968/61-70968-0000.flac"),
+        "HE BEGAN",
+    )
     assert [c.group["dimension"] for c in clips] == ["test-clean"] * 2 + ["test-other"] * 2
     alone, _ = read_transcripts(tmp_path / "test-other", Path("/a"))
     assert told(alone)[1] == ("367-70968-0001", "/a/367/70968/367-70968-0001.flac", "A B")
@@ -108,9 +114,10 @@ def test_kaldi_segments(tmp_path):
     put(tmp_path / "text", "u3 three\nu1 one\nu2 two\n")
     clips, problems = read_transcripts(tmp_path, tmp_path)
     assert [(c.id, os.fsencode(c.audio[0]).split(b"/")[-1], c.cut) for c in clips] == [
-        ("u3", b"2.wav", (0.0, 1.25)), ("u1", b"caf\xe9.wav", (0.5, 2.0)),
+        ("u3", b"2.wav", (0.0, 1.25)),
+        ("u1", b"caf\xe9.wav", (0.5, 2.0)),
         ("u2", b"caf\xe9.wav", (2.0, None)),
-    ]  # fmt: skip
+    ]
     assert problems == [f"{tmp_path / 'text'}: no transcript of u4"]
     for line, said in (
         ("u1 r1 1", "expected `utterance recording start end`"),
@@ -139,9 +146,11 @@ def test_parts_of_files(tmp_path):
     file = put(tmp_path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     clips, _ = read_transcripts(file)
     assert [(c.id, c.cut) for c in clips] == [
-        ("a.flac@0.0", (0.0, 2.5)), ("a.flac@2.5", (2.5, None)), ("a.flac", (0.0, 3.0)),
+        ("a.flac@0.0", (0.0, 2.5)),
+        ("a.flac@2.5", (2.5, None)),
+        ("a.flac", (0.0, 3.0)),
         ("whole", None),
-    ]  # fmt: skip
+    ]
     for odd, said in (
         ('"offset": -1', "the offset is -1; expected seconds"),
         ('"offset": NaN', "the offset is nan"),
@@ -167,8 +176,10 @@ def test_a_given_audio_root_is_not_left(tmp_path, path):
     put(tmp_path / "kaldi/text", "u x\n")
     root = tmp_path / "root"
     for read, data in (
-        (read_transcripts, file), (read_timed, file), (read_transcripts, tmp_path / "kaldi"),
-    ):  # fmt: skip
+        (read_transcripts, file),
+        (read_timed, file),
+        (read_transcripts, tmp_path / "kaldi"),
+    ):
         with pytest.raises(InputError, match=r"(rows\.jsonl|wav\.scp):1: .* lies outside of --a"):
             read(data, root)
         (clip,), _ = read(data, root, allow_outside=True)
@@ -346,7 +357,7 @@ Object class = "TextGrid"
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_textgrids(tmp_path, text, encoding):
     file = put(tmp_path / "a.TextGrid", text, encoding)
-    words = [("say \"hi\" [3]", 0.25, 1.0), ("你好", 1.5, 2.5)]  # fmt: skip
+    words = [('say "hi" [3]', 0.25, 1.0), ("你好", 1.5, 2.5)]
     assert [tuple(slot.values()) for slot in read_textgrid(file, "words")] == words
     assert read_textgrid(file, "phones") == [{"text": "AA1", "start": 0.0, "end": 2.5}]
     with pytest.raises(InputError, match="no interval tier beeps; it has beeps, Words, phones"):

@@ -24,15 +24,38 @@ TEXT = st.lists(st.sampled_from(WORDS), min_size=1, max_size=3).map(" ".join)
 CHOICES = st.lists(TEXT, min_size=2, max_size=26)
 # What a model may say when it means choice `letter`, which reads `text`.
 FORMS = (
-    "{text}", "{text}.", "{Text}", '"{text}"', "{letter}", "{low}", "({letter})", "{letter}.",
-    "{letter})", "Option {letter}", "({letter}) {text}", "{letter}. {text}", "{letter}: {text}.",
-    "{letter} {text}", "**{letter}**", "**{letter}. {text}**", "\\boxed{{{letter}}}",
-    "The answer is {letter}.", "The answer is ({letter}) {text}.", "The correct answer is {text}.",
-    "Answer: {letter}", "**Answer:** {letter}. {text}", "I choose {letter}.", "答案是{letter}。",
-    "选 {letter}", "（{letter}）{text}", "{letter}\n\nIt is what can be heard.",
-    "It is loud.\nThe final answer is **{letter}**.", "Listening again...\n{letter}. {text}",
-    "{letter}. Nothing else would fit.", "The answer is {letter} because of how it sounds.",
-)  # fmt: skip
+    "{text}",
+    "{text}.",
+    "{Text}",
+    '"{text}"',
+    "{letter}",
+    "{low}",
+    "({letter})",
+    "{letter}.",
+    "{letter})",
+    "Option {letter}",
+    "({letter}) {text}",
+    "{letter}. {text}",
+    "{letter}: {text}.",
+    "{letter} {text}",
+    "**{letter}**",
+    "**{letter}. {text}**",
+    "\\boxed{{{letter}}}",
+    "The answer is {letter}.",
+    "The answer is ({letter}) {text}.",
+    "The correct answer is {text}.",
+    "Answer: {letter}",
+    "**Answer:** {letter}. {text}",
+    "I choose {letter}.",
+    "答案是{letter}。",
+    "选 {letter}",
+    "（{letter}）{text}",
+    "{letter}\n\nIt is what can be heard.",
+    "It is loud.\nThe final answer is **{letter}**.",
+    "Listening again...\n{letter}. {text}",
+    "{letter}. Nothing else would fit.",
+    "The answer is {letter} because of how it sounds.",
+)
 THINKING = ("", "<think>\nA? B? The answer is C.\n</think>\n\n")
 
 
@@ -53,10 +76,18 @@ def test_two_choices_at_once_are_none(choices, data):
     assume(choices[i] != choices[j])
     a, b = string.ascii_uppercase[i], string.ascii_uppercase[j]
     for form in (
-        "{a} or {b}", "{a}, {b}", "{a}\n{b}", "{a}. {other}", "({a}) {other}", "{text}, {other}",
-        "The answer is {a}. No, the answer is {b}.", "{a}. It could also be {b}.",
-        "The answer is not {a}", "neither {text} nor {other}", "It sounds like {text}",
-    ):  # fmt: skip
+        "{a} or {b}",
+        "{a}, {b}",
+        "{a}\n{b}",
+        "{a}. {other}",
+        "({a}) {other}",
+        "{text}, {other}",
+        "The answer is {a}. No, the answer is {b}.",
+        "{a}. It could also be {b}.",
+        "The answer is not {a}",
+        "neither {text} nor {other}",
+        "It sounds like {text}",
+    ):
         answer = form.format(a=a, b=b, text=choices[i], other=choices[j])
         assert read_choice(answer, choices) is None, answer
 

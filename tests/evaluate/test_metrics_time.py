@@ -70,8 +70,11 @@ def scenes(count: int, seed: int = 0):
         true, found = [], []
         for _ in range(random.integers(1, 9)):
             start = round(random.uniform(0, 8), 2)
-            event = Event(start, round(start + random.choice([0.1, 0.5, 2.0]) * random.random(), 2),
-                          str(random.choice(labels)))  # fmt: skip
+            event = Event(
+                start,
+                round(start + random.choice([0.1, 0.5, 2.0]) * random.random(), 2),
+                str(random.choice(labels)),
+            )
             true.append(event)
             for _ in range(random.choice([0, 1, 1, 1, 2])):
                 onset, offset = (round(random.normal(0, 0.15), 2) for _ in range(2))

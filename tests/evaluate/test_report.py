@@ -89,9 +89,20 @@ def folder(tmp_path_factory):
         "events": ("events", events, ["0.10 - 0.40: a bell"]),
         "speech": ("asr", speech, ["今天天气很好", "今天天很好", None]),
         "captions": ("caption", captions, [json.dumps({"gender": "low", "age": "calm"})]),
-        "mmau": ("mmau-mini", [item("choice", "q", {"choices": [*CHOICES], "answer": "a cat"},
-                                    sound[1], task=HOSTILE)], ["<think>so so"]),
-    }  # fmt: skip
+        "mmau": (
+            "mmau-mini",
+            [
+                item(
+                    "choice",
+                    "q",
+                    {"choices": [*CHOICES], "answer": "a cat"},
+                    sound[1],
+                    task=HOSTILE,
+                )
+            ],
+            ["<think>so so"],
+        ),
+    }
     for name, content in files.items():
         for model in ("good", "bad"):
             result = scored(*content, model)
@@ -110,8 +121,15 @@ def test_four_benchmarks_beside_the_published():
     ]
     four = section([*files, score(choices("mmar", 4, "other"), "other")], "four")
     rows = texts(four.tables[0])
-    assert rows[0] == ["MOSS-Audio-8B-Thinking", "official", "77.33", "64.92", "66.53", "75.52",
-                       "71.08"]  # fmt: skip
+    assert rows[0] == [
+        "MOSS-Audio-8B-Thinking",
+        "official",
+        "77.33",
+        "64.92",
+        "66.53",
+        "75.52",
+        "71.08",
+    ]
     assert four.tables[0].published == {0}
     assert rows[2] == ["m", "strict", "0.00", "25.00", "50.00", "75.00", "37.50"]
     assert rows[4] == ["other", "strict", "–", "–", "100.00", "–", "–"]  # no mean of one
@@ -145,8 +163,10 @@ def test_speech_by_dimension_and_times(folder):
         ["good", "mean of the dimensions", "–", "29.17", "–", "29.17", "–"],
     ]
     timed = texts(section(scores, "timestamps").tables[0])
-    assert [row[1:4] for row in timed[:2]] == [["AISHELL-1", "–", "35.77"],
-                                               ["LibriSpeech", "–", "131.61"]]  # fmt: skip
+    assert [row[1:4] for row in timed[:2]] == [
+        ["AISHELL-1", "–", "35.77"],
+        ["LibriSpeech", "–", "131.61"],
+    ]
     # Of four slots of the first clip one is 0.45 s late; the second clip cannot be read.
     assert timed[2] == ["good", "data", "2", "112.50", "225.00", "0.500", "112.50", "0", "0.500"]
     assert texts(section(scores, "events").tables[0])[0][2] == "1.000"
@@ -155,8 +175,10 @@ def test_speech_by_dimension_and_times(folder):
     assert dict(zip(radar.axes, radar.series[0][1], strict=True))["gender"] == 0.5
     assert "3.7252" in section(scores, "captions").notes[0]
     counts = section(scores, "counts")
-    table = {row[0]: dict(zip(counts.tables[0].head, row, strict=True))
-             for row in texts(counts.tables[0])}  # fmt: skip
+    table = {
+        row[0]: dict(zip(counts.tables[0].head, row, strict=True))
+        for row in texts(counts.tables[0])
+    }
     assert table["asr"]["errors"] == table["timestamps"]["unparsed"] == "1"
     assert table["mmau-mini"]["truncated thinking"] == "1"
     assert "s2: failed: no sound" in str(counts.tables)
@@ -181,8 +203,10 @@ def test_what_cannot_be_compared_is_said():
 
 def test_labels_tell_scores_apart():
     def labels(*benchmarks_and_data):
-        made = [Score(Path(f"{i}.json"), "m", data, {"benchmark": benchmark})
-                for i, (benchmark, data) in enumerate(benchmarks_and_data)]  # fmt: skip
+        made = [
+            Score(Path(f"{i}.json"), "m", data, {"benchmark": benchmark})
+            for i, (benchmark, data) in enumerate(benchmarks_and_data)
+        ]
         return [one.label for one in labelled(made)]
 
     assert labels(("mmau", "x"), ("mmar", "y"), ("asr", "z")) == ["m", "m", "m"]
@@ -205,16 +229,34 @@ def test_labels_tell_scores_apart():
         ({"slots": 4, "reference_slots": 4, "slot_shift": 0.4}, ("right", 1)),
         ({"slots": 4, "reference_slots": 4, "slot_shift": 2.0}, ("partly", 0.99)),
         ({"slots": 0, "reference_slots": 4, "slot_shift": 0}, ("wrong", 0)),
-        ({"event_all": 0, "event_twice_right": 0, "event_right": 0, "event_reference": 0,
-          "event_estimated": 0}, ("right", 1)),
-        ({"event_all": 4, "event_twice_right": 2, "event_right": 1, "event_reference": 1,
-          "event_estimated": 3}, ("partly", 0.5)),
+        (
+            {
+                "event_all": 0,
+                "event_twice_right": 0,
+                "event_right": 0,
+                "event_reference": 0,
+                "event_estimated": 0,
+            },
+            ("right", 1),
+        ),
+        (
+            {
+                "event_all": 4,
+                "event_twice_right": 2,
+                "event_right": 1,
+                "event_reference": 1,
+                "event_estimated": 3,
+            },
+            ("partly", 0.5),
+        ),
         ({"sources_named": 1, "sources": 2}, ("partly", 0.5)),
-        ({"fields": 13, "field_points": 13.0, "judged_points": 40, "judged_fields": 13},
-         ("right", 1)),
+        (
+            {"fields": 13, "field_points": 13.0, "judged_points": 40, "judged_fields": 13},
+            ("right", 1),
+        ),
         ({}, ("not scored", None)),
     ],
-)  # fmt: skip
+)
 def test_verdicts(sums, expected):
     assert verdict({"sums": sums})[:2] == expected
 
@@ -247,8 +289,20 @@ def test_one_page_that_needs_nothing_and_runs_nothing(folder, capsys):
     files = sorted(folder.glob("*.json"))
     made, markdown = folder / "report.html", folder / "report.md"
     names = [HOSTILE if "bad" in file.name else "good" for file in files]
-    code = run("--scores", *files, "--names", *names, "--output", made, "--markdown", markdown,
-               "--audio-root", folder, "--embed-audio", 1)  # fmt: skip
+    code = run(
+        "--scores",
+        *files,
+        "--names",
+        *names,
+        "--output",
+        made,
+        "--markdown",
+        markdown,
+        "--audio-root",
+        folder,
+        "--embed-audio",
+        1,
+    )
     assert code == 0
     assert "10 score file(s)" in capsys.readouterr().out
     text = made.read_text(encoding="utf-8")
@@ -384,10 +438,21 @@ def test_in_a_browser(folder, tmp_path):
     end = text.rindex("</body>")
     (folder / "seen.html").write_text(f"{text[:end]}{opening}</script>{text[end:]}")
     dom = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}",
-         "--virtual-time-budget=2000", "--dump-dom", (folder / "seen.html").as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    ).stdout  # fmt: skip
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path}",
+            "--virtual-time-budget=2000",
+            "--dump-dom",
+            (folder / "seen.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
     listed = dom[dom.index('id="list"') : dom.index('id="pager"')]
     assert listed.count("<details") == 8
     # Both clips of words and the one of events: truth above model, late words in red.

@@ -194,11 +194,24 @@ def test_the_world():
     rows = [{"id": str(i), "raw_output": a} for i, a in enumerate(answers, 1)]
     result = score_items("world", items, rows)
     strict = result["strict"]
-    assert {name: strict[name] for name in (
-        "choice_accuracy", "time_accuracy", "tempo_accuracy", "open_accuracy", "wer",
-        "sources_named",
-    )} == {"choice_accuracy": 100, "time_accuracy": 100, "tempo_accuracy": 100,
-           "open_accuracy": 0, "wer": 25, "sources_named": 0.5}  # fmt: skip
+    assert {
+        name: strict[name]
+        for name in (
+            "choice_accuracy",
+            "time_accuracy",
+            "tempo_accuracy",
+            "open_accuracy",
+            "wer",
+            "sources_named",
+        )
+    } == {
+        "choice_accuracy": 100,
+        "time_accuracy": 100,
+        "tempo_accuracy": 100,
+        "open_accuracy": 0,
+        "wer": 25,
+        "sources_named": 0.5,
+    }
     assert "accuracy" not in strict
     assert {k: v["strict"]["wer"] for k, v in result["by"]["order"].items()} == {
         "random": 50,
@@ -278,10 +291,14 @@ def test_damaged_predictions_are_one_line_each(tmp_path, row, said):
 
 def test_judgements_are_checked(tmp_path):
     rows = [
-        {"id": "a", "scores": {"tone": 5}}, {"id": "b", "scores": None, "error": "x"},
-        {"id": "c", "scores": {"tone": 6}}, {"id": "d", "scores": {"tone": True}},
-        {"id": "e", "scores": [1]}, {"id": "f", "scores": {}}, {"id": "g", "scores": {"t": 2.5}},
-    ]  # fmt: skip
+        {"id": "a", "scores": {"tone": 5}},
+        {"id": "b", "scores": None, "error": "x"},
+        {"id": "c", "scores": {"tone": 6}},
+        {"id": "d", "scores": {"tone": True}},
+        {"id": "e", "scores": [1]},
+        {"id": "f", "scores": {}},
+        {"id": "g", "scores": {"t": 2.5}},
+    ]
     fit, problems = read_judgements(lines(tmp_path / "j.jsonl", rows))
     assert [row["id"] for row in fit] == ["a", "b"]
     assert [problem.split(": ")[1] for problem in problems] == [*"cdefg"]
@@ -342,19 +359,37 @@ def test_an_old_score_outlives_a_failure(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="the cases are not here")
 def test_the_case_of_two_wrong_vowel_signs(tmp_path):
-    options = ("--benchmark", "asr", "--data", CASES / "ref.jsonl", "--predictions",
-               CASES / "predictions.jsonl", "--output", tmp_path / "s.json")  # fmt: skip
+    options = (
+        "--benchmark",
+        "asr",
+        "--data",
+        CASES / "ref.jsonl",
+        "--predictions",
+        CASES / "predictions.jsonl",
+        "--output",
+        tmp_path / "s.json",
+    )
     assert run(*options) == 0
     strict = json.loads((tmp_path / "s.json").read_text())["strict"]
     assert (strict["wer"], strict["reference_words"]) == (100, 2)
 
 
 DATA = [
-    {"id": f"q{i}", "question": "?", "choices": ["a dog", "a cat"], "answer": answer,
-     "audio_id": f"{i}.wav", "audio_path": f"{i}.wav", "task": "sound", "difficulty": "easy",
-     "choice_a": "a dog", "choice_b": "a cat", "answer_gt": answer}
+    {
+        "id": f"q{i}",
+        "question": "?",
+        "choices": ["a dog", "a cat"],
+        "answer": answer,
+        "audio_id": f"{i}.wav",
+        "audio_path": f"{i}.wav",
+        "task": "sound",
+        "difficulty": "easy",
+        "choice_a": "a dog",
+        "choice_b": "a cat",
+        "answer_gt": answer,
+    }
     for i, answer in enumerate(["a dog", "a cat", "a dog"])
-]  # fmt: skip
+]
 
 
 def run(*argv: object) -> int:
@@ -377,10 +412,18 @@ def test_from_the_command_line(tmp_path, capsys):
     assert "66.6667" in heard.out
     result = json.loads((tmp_path / "s.json").read_text())
     assert result["counts"] == {
-        "predicted": 3, "missing": 0, "unknown_ids": 1, "duplicate_ids": 0, "broken_lines": 1,
-        "errors": 1, "unparsed": 0, "truncated_thinking": 0, "empty": 0, "without_reference": 0,
+        "predicted": 3,
+        "missing": 0,
+        "unknown_ids": 1,
+        "duplicate_ids": 0,
+        "broken_lines": 1,
+        "errors": 1,
+        "unparsed": 0,
+        "truncated_thinking": 0,
+        "empty": 0,
+        "without_reference": 0,
         "unjudged": 0,
-    }  # fmt: skip
+    }
     assert result["strict"]["accuracy"] == pytest.approx(200 / 3)
     assert result["official"]["accuracy"] == pytest.approx(200 / 3)
 
@@ -430,8 +473,17 @@ def test_mmau_pro_table(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet", reason="parquet needs the extra `evaluate`")
     import pyarrow
 
-    rows = [{"question": "?", "answer": "rain", "choices": ["rain", "snow"], "category": "sound",
-             "task_identifier": None, "kwargs": None, "audio_path": ["1.wav"]}] * 3  # fmt: skip
+    rows = [
+        {
+            "question": "?",
+            "answer": "rain",
+            "choices": ["rain", "snow"],
+            "category": "sound",
+            "task_identifier": None,
+            "kwargs": None,
+            "audio_path": ["1.wav"],
+        }
+    ] * 3
     data, output = tmp_path / "pro.parquet", tmp_path / "out.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(rows), data)
     items = load_benchmark("mmau-pro", data).items
@@ -441,8 +493,10 @@ def test_mmau_pro_table(tmp_path):
     assert parquet.read_table(output)["model_output"].to_pylist() == ["rain", "snow", None]
     read, _ = read_predictions(output)
     assert [(row["id"], row["raw_output"]) for row in read] == [
-        ("1", "rain"), ("2", "snow"), ("3", None),
-    ]  # fmt: skip
+        ("1", "rain"),
+        ("2", "snow"),
+        ("3", None),
+    ]
 
 
 @pytest.mark.skipif(not MINI.exists(), reason="no shared/benchmarks beside the checkout")
@@ -455,8 +509,10 @@ def test_mmau_mini_as_released():
     assert result["official"]["accuracy"] == 100
     assert result["n"] == 1000
     assert {k: v["n"] for k, v in result["by"]["task"].items()} == {
-        "music": 334, "sound": 333, "speech": 333,
-    }  # fmt: skip
+        "music": 334,
+        "sound": 333,
+        "speech": 333,
+    }
 
 
 def test_many_processes_score_alike(tmp_path):

@@ -149,9 +149,16 @@ def test_scripts_without_spaces_count_characters():
     assert units(thai, "unspaced") == [*"ผมชื่อ", "john", *"อายุ25ปี"]
     assert text_norm.normalise("น้ำ ใจ", "unspaced") == unicodedata.normalize("NFKC", "น้ำใจ")
     for text, language in (
-        ("สวัสดี", None), ("ສະບາຍດີ", None), ("សួស្តី", None), ("မင်္ဂလာပါ", None),
-        ("བཀྲ་ཤིས", None), ("こんにちは、世界", None), ("x", "ja_jp"), ("x", "my"), ("x", "Khmer"),
-    ):  # fmt: skip
+        ("สวัสดี", None),
+        ("ສະບາຍດີ", None),
+        ("សួស្តី", None),
+        ("မင်္ဂလာပါ", None),
+        ("བཀྲ་ཤིས", None),
+        ("こんにちは、世界", None),
+        ("x", "ja_jp"),
+        ("x", "my"),
+        ("x", "Khmer"),
+    ):
         assert rules_for(text, language) == "unspaced", text
         assert text_norm.unit("unspaced") == "characters"
     for text, language in (("नमस्ते", None), ("Привет", None), ("안녕", "ko_kr"), ("bonjour", "fr")):
@@ -184,9 +191,29 @@ def _oracle(whisper):
 
 @pytest.mark.parametrize(
     "again",
-    ["[", "(", " ", "um ", "(um) ", "0", "9", "亿", "零", "一点", "百分之", "one ", " '", "\u0301",
-     "answer: ", "final ", "{", "* \n", "<<>", "1, "],
-)  # fmt: skip
+    [
+        "[",
+        "(",
+        " ",
+        "um ",
+        "(um) ",
+        "0",
+        "9",
+        "亿",
+        "零",
+        "一点",
+        "百分之",
+        "one ",
+        " '",
+        "\u0301",
+        "answer: ",
+        "final ",
+        "{",
+        "* \n",
+        "<<>",
+        "1, ",
+    ],
+)
 def test_hostile_texts_take_linear_time(again):
     """100,000 characters; what is quadratic takes minutes. The guard is for hangs alone."""
     text = f"a{again * (100_000 // len(again))}万b"
@@ -227,9 +254,12 @@ def test_english_is_whispers():
     english = pytest.importorskip("whisper_normalizer.english", reason="extra `evaluate`")
     oracle = english.EnglishTextNormalizer()
     for text in (
-        "Mr. Smith won't pay twenty-five dollars, he's said.", "[noise] Um, the colour (red) of it",
-        "I've got $20 million and 3,000 cats' 1st.", "y'all wanna go; can't   you?", "",
-    ):  # fmt: skip
+        "Mr. Smith won't pay twenty-five dollars, he's said.",
+        "[noise] Um, the colour (red) of it",
+        "I've got $20 million and 3,000 cats' 1st.",
+        "y'all wanna go; can't   you?",
+        "",
+    ):
         assert text_norm.normalise(text, "english") == " ".join(oracle(text).split())
     assert text_norm.normalise("Ça va, Élise ?", "basic") == "ça va élise"
     assert text_norm.normalise("cafe\u0301", "english") == text_norm.normalise("café", "english")

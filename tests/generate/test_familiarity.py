@@ -69,11 +69,13 @@ def test_the_bundled_clips_are_familiar_and_a_strange_voice_is_not(model, gauge)
 
 def test_a_reply_and_a_transcript_say_that_the_sound_is_strange(model):
     strange, known = buzz(), load_audio(DEMO / "two_people.flac")
-    (reply, other, both) = model.generate_batch([
-        Request("What is heard?", [strange], Sampling(2)),
-        Request("What is heard?", [known], Sampling(2)),
-        Request("What is heard?", [known, strange], Sampling(2)),
-    ])  # fmt: skip
+    (reply, other, both) = model.generate_batch(
+        [
+            Request("What is heard?", [strange], Sampling(2)),
+            Request("What is heard?", [known], Sampling(2)),
+            Request("What is heard?", [known, strange], Sampling(2)),
+        ]
+    )
     (warning,) = reply.warnings
     assert "unlike what this model was trained on" in warning
     assert other.warnings == ()
@@ -114,8 +116,12 @@ def test_a_folder_without_it_has_no_gauge_and_a_broken_one_is_named(tmp_path):
     shutil.copytree(Path(DEFAULT_CHECKPOINT) / "helpers", tmp_path / "helpers")
     file = tmp_path / "helpers" / "familiarity.json"
     whole = json.loads(file.read_text())
-    for broken in ({**whole, "bias": None}, {**whole, "weight": [[1.0]]}, {"bias": 1.0},
-                   {**whole, "weight": [float("nan")]}):  # fmt: skip
+    for broken in (
+        {**whole, "bias": None},
+        {**whole, "weight": [[1.0]]},
+        {"bias": 1.0},
+        {**whole, "weight": [float("nan")]},
+    ):
         file.write_text(json.dumps(broken))
         with pytest.raises(InputError, match=r"familiarity\.json"):
             Gauge.load(tmp_path)

@@ -92,8 +92,13 @@ def test_families_by_ids_and_clips():
     together = [family for family in found if family.shared]
     assert together == [Family([0, 2, 8], len(ask(mel, [1]).ids))]
     assert sorted(family.members for family in found if not family.shared) == [
-        [1], [3], [4], [5], [6], [7]
-    ]  # fmt: skip
+        [1],
+        [3],
+        [4],
+        [5],
+        [6],
+        [7],
+    ]
     # Never all of a prompt: something must be left to run.
     (twice,) = find_families(examples[:1] * 2, AUDIO_ID)
     assert twice == Family([0, 1], len(examples[0].ids) - 1)
@@ -193,11 +198,13 @@ def test_the_encoder_hears_a_family_once_and_its_prefix_goes_with_it(load, monke
     prompts += [ask(short, [20 + i] * 2) for i in range(3)]
     held = []
     outputs = engine(
-        model, 2, compute=dataclasses.replace(model.compute, encoder_chunks=31)  # traces anew
+        model,
+        2,
+        compute=dataclasses.replace(model.compute, encoder_chunks=31),  # traces anew
     ).run(
         [(p, Sampling(n, loop_guard=False)) for p, n in zip(prompts, limits, strict=True)],
         on_done=lambda i, _: held.append((i, sum(cache() is not None for cache in caches))),
-    )  # fmt: skip
+    )
     jax.effects_barrier()
     assert [len(output.ids) for output in outputs] == limits
     assert heard == [2, 1]  # 5 s and 0.9 s, in chunks of 4 s; five questions

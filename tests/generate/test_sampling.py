@@ -15,9 +15,13 @@ def knobs(count, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, penalty=1.0):
         return jnp.full((count,), value, dtype)
 
     return Knobs(
-        full(temperature, jnp.float32), full(top_k, jnp.int32), full(top_p, jnp.float32),
-        full(min_p, jnp.float32), full(penalty, jnp.float32), jnp.arange(count, dtype=jnp.int32),
-    )  # fmt: skip
+        full(temperature, jnp.float32),
+        full(top_k, jnp.int32),
+        full(top_p, jnp.float32),
+        full(min_p, jnp.float32),
+        full(penalty, jnp.float32),
+        jnp.arange(count, dtype=jnp.int32),
+    )
 
 
 def draw(logits, n=4000, seen=None, **kw):

@@ -128,9 +128,13 @@ def test_a_step_copies_neither_weights_nor_cache():
     slots = serving.empty_slots(**static(model), count=count, room=64, size=128)
     number = jnp.int32(1)
     with jax.set_mesh(model.mesh):
-        text = serving.decode_until.lower(
-            model.params, slots, number, number, reach=128, **static(model)
-        ).compile().as_text()  # fmt: skip
+        text = (
+            serving.decode_until.lower(
+                model.params, slots, number, number, reach=128, **static(model)
+            )
+            .compile()
+            .as_text()
+        )
     layer = jax.tree.leaves(model.params["language_model"]["layers"][0])
     sizes = {x.size for x in layer if x.ndim == 2 and x.shape[0] > 1}
     heads = model.config.decoder

@@ -50,9 +50,7 @@ def test_values_and_gradients_are_those_of_layers_one_by_one(given, remat):
     compute = Compute("float32", remat=remat)
 
     def ours(params, x, injected):
-        return decoder.decode(
-            params, config, compute, x, POSITIONS, attend, injected=injected
-        )[0]  # fmt: skip
+        return decoder.decode(params, config, compute, x, POSITIONS, attend, injected=injected)[0]
 
     def loss(run):
         return lambda *args: jnp.sum(jnp.sin(run(*args)))

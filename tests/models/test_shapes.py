@@ -94,9 +94,14 @@ def test_the_program_does_not_grow_with_depth():
 def test_an_hour_of_sound_takes_the_memory_of_ten_minutes():
     """Beside the log-mel that goes in and the features that come out."""
     config = EncoderConfig(
-        d_model=128, layers=3, heads=2, ffn_dim=512, conv_channels=32, output_dim=128,
+        d_model=128,
+        layers=3,
+        heads=2,
+        ffn_dim=512,
+        conv_channels=32,
+        output_dim=128,
         tap_layers=(0, 1),
-    )  # fmt: skip
+    )
     params = jax.eval_shape(functools.partial(init_encoder, config=config), jax.random.key(0))
     encode = jax.jit(functools.partial(encode_rows, config=config, compute=Compute("float32")))
 

@@ -71,10 +71,13 @@ def test_what_it_is_handed_equals_plain(
     def grads(implementation):
         def loss(*arrays):
             out = attention(
-                *arrays, causal=causal, window=window, implementation=implementation,
+                *arrays,
+                causal=causal,
+                window=window,
+                implementation=implementation,
                 segment_ids=(segments, segments) if packed else None,
                 branch_ids=branches if branched else None,
-            )  # fmt: skip
+            )
             return jnp.sum(jnp.sin(out)), out
 
         return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*qkv())

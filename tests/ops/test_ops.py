@@ -56,9 +56,13 @@ def test_one_mask(causal, window, packed):
     if packed:
         allowed &= segments[:, :, None] == segments[:, None, :]
     found = attention(
-        query, key, value, causal=causal, window=window,
+        query,
+        key,
+        value,
+        causal=causal,
+        window=window,
         segment_ids=(jnp.asarray(segments),) * 2 if packed else None,
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(found, by_hand(query, key, value, allowed), atol=2e-6)
 
 
@@ -123,9 +127,13 @@ def test_causal_steps_and_branches():
     allowed = allowed & (segments[:, :, None] == segments[:, None, :])
     allowed &= (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
     found = attention(
-        query, key, value, causal=True, segment_ids=(jnp.asarray(segments),) * 2,
+        query,
+        key,
+        value,
+        causal=True,
+        segment_ids=(jnp.asarray(segments),) * 2,
         branch_ids=jnp.asarray(branches),
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(found, by_hand(query, key, value, allowed), atol=2e-6)
 
 
@@ -213,9 +221,9 @@ def test_convolution_as_matrix_product(shape):
     value, gradients = jax.jit(
         jax.value_and_grad(lambda *a: jnp.sum(jnp.sin(conv3x3_stride2(*a, bias))), (0, 1))
     )(x, kernel)
-    expected, theirs = jax.value_and_grad(
-        lambda *a: jnp.sum(jnp.sin(_as_conv(*a) + bias)), (0, 1)
-    )(x, kernel)  # fmt: skip
+    expected, theirs = jax.value_and_grad(lambda *a: jnp.sum(jnp.sin(_as_conv(*a) + bias)), (0, 1))(
+        x, kernel
+    )
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for ours, other in zip(gradients, theirs, strict=True):
         np.testing.assert_allclose(ours, other, atol=1e-5)

@@ -191,9 +191,13 @@ def test_plan_and_its_mfu_give_one_budget(tmp_path, capsys):
     # As `plan --output` writes it for a slice of another size.
     plan = tmp_path / "plan.json"
     seconds = by_mfu["step"]["seconds"]
-    raw = {"topology": "v5e:4x4", "chips": 16, "tokens_per_step": 4 * places,
-           "model_flops_per_step": 4 * places * per_token,
-           "estimate": {"step_seconds": seconds, "mfu": 0.25, "method": ""}}  # fmt: skip
+    raw = {
+        "topology": "v5e:4x4",
+        "chips": 16,
+        "tokens_per_step": 4 * places,
+        "model_flops_per_step": 4 * places * per_token,
+        "estimate": {"step_seconds": seconds, "mfu": 0.25, "method": ""},
+    }
     plan.write_text(json.dumps(raw))
     by_plan = ask(tmp_path, "--plan", str(plan))
     for one, two in zip(by_mfu["sizes"], by_plan["sizes"], strict=True):

@@ -15,11 +15,17 @@ pytestmark = pytest.mark.skipif(
 )
 CONFIG = str(Path(__file__).parents[2] / "configs" / "tiny.py")
 SMALL = (
-    "--config.train.dtype=bfloat16", "--config.train.remat=full", "--config.data.length=128",
-    "--config.data.batch=4", "--config.model.encoder.layers=1", "--config.model.inject_layers=1",
-    "--config.model.encoder.tap_layers=(0,)", "--config.model.decoder.hidden_size=128",
-    "--config.model.decoder.head_dim=32", "--config.model.decoder.ffn_dim=256",
-)  # fmt: skip
+    "--config.train.dtype=bfloat16",
+    "--config.train.remat=full",
+    "--config.data.length=128",
+    "--config.data.batch=4",
+    "--config.model.encoder.layers=1",
+    "--config.model.inject_layers=1",
+    "--config.model.encoder.tap_layers=(0,)",
+    "--config.model.decoder.hidden_size=128",
+    "--config.model.decoder.head_dim=32",
+    "--config.model.decoder.ffn_dim=256",
+)
 
 
 @pytest.fixture(scope="module")

@@ -132,10 +132,18 @@ def test_json_has_the_promised_keys(run):
     plan = _plan(run, fits=True, estimate=seconds, collectives=(BIG, HIDDEN))
     found = json.loads(json.dumps(report.as_json(plan)))
     assert list(found) == [
-        "topology", "chips", "fits", "hbm_bytes", "peak_bytes", "tokens_per_step",
-        "model_flops_per_step", "collectives", "compile_seconds", "estimate",
+        "topology",
+        "chips",
+        "fits",
+        "hbm_bytes",
+        "peak_bytes",
+        "tokens_per_step",
+        "model_flops_per_step",
+        "collectives",
+        "compile_seconds",
+        "estimate",
         "compiler_flags",
-    ]  # fmt: skip
+    ]
     assert found["tokens_per_step"] == 8 * 512
     assert found["estimate"]["step_seconds"] == 2.75
     assert set(found["estimate"]) == {"step_seconds", "mfu", "method"}
@@ -163,8 +171,15 @@ def test_sweep_stops_at_what_does_not_fit_and_picks_the_fastest(run):
     series = sweep.settings((4, 1, 2, 8), (512,), ("full", "projections"), (1, 3), 8, 2)
     found = sweep.search(series, evaluate)
     tried = [(s.remat, s.rows) for s, _ in found]
-    assert tried == [("full", 1), ("full", 2), ("full", 4), ("full", 8),
-                     ("projections", 1), ("projections", 2), ("projections", 4)]  # fmt: skip
+    assert tried == [
+        ("full", 1),
+        ("full", 2),
+        ("full", 4),
+        ("full", 8),
+        ("projections", 1),
+        ("projections", 2),
+        ("projections", 4),
+    ]
     assert sweep.best(found)[0] == sweep.Setting(4, 512, "full", 1)
     assert sweep.best([pair for pair in found if not pair[1].fits]) is None
 
@@ -172,8 +187,10 @@ def test_sweep_stops_at_what_does_not_fit_and_picks_the_fastest(run):
 def test_a_killed_sweep_goes_on_with_the_plans_it_has(run, tmp_path):
     output = tmp_path / "plan.json"
     seconds = estimate.Estimate(1.0, 0.5, 0.25, 0.4)
-    plans = [_plan(run, estimate=seconds, collectives=(BIG, HIDDEN), warnings=("head",)),
-             _plan(run, fits=False, refusal="too large")]  # fmt: skip
+    plans = [
+        _plan(run, estimate=seconds, collectives=(BIG, HIDDEN), warnings=("head",)),
+        _plan(run, fits=False, refusal="too large"),
+    ]
     kept = sweep.Kept(output)
     for rows, plan in enumerate(plans):
         assert kept.plan({"rows": rows}, lambda plan=plan: plan) == plan

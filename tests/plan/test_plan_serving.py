@@ -16,13 +16,22 @@ from moss_audio_jax.plan.compile import Compiled, held_bytes
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "tiny.py")
 MODEL = ModelConfig(
-    EncoderConfig(d_model=64, layers=2, heads=4, ffn_dim=128, conv_channels=8, output_dim=64,
-                  tap_layers=(0,)),
-    DecoderConfig(hidden_size=512, ffn_dim=1024, layers=3, heads=8, kv_heads=4, head_dim=128,
-                  vocab_size=4096, max_positions=4096),
+    EncoderConfig(
+        d_model=64, layers=2, heads=4, ffn_dim=128, conv_channels=8, output_dim=64, tap_layers=(0,)
+    ),
+    DecoderConfig(
+        hidden_size=512,
+        ffn_dim=1024,
+        layers=3,
+        heads=8,
+        kv_heads=4,
+        head_dim=128,
+        vocab_size=4096,
+        max_positions=4096,
+    ),
     adapter_dim=128,
     inject_layers=1,
-)  # fmt: skip
+)
 LOAD = serving.Load(batch=16, prompt_tokens=128, audio_seconds=8, new_tokens=100)
 # Each layer's cache is 128 MiB on a device of four, as much as a core's own memory; int8, half.
 LONG = serving.Load(batch=64, prompt_tokens=3000, audio_seconds=8, new_tokens=512)

@@ -168,8 +168,12 @@ def test_a_cue_without_a_length_gets_one():
     rows = [Segment(4, 4, "d"), Segment(1, 1, "a"), Segment(2, 2, "b"), Segment(2, 2.25, "c")]
     rows += [Segment(4.3, 4.3, "e"), Segment(9, 9.0004, "f")]
     assert [(c.start, c.end, c.text) for c in read_cues(to_vtt(rows))] == [
-        (1, 1.5, "a"), (2, 2.25, "b\nc"), (4, 4.3, "d"), (4.3, 4.8, "e"), (9, 9.5, "f"),
-    ]  # fmt: skip
+        (1, 1.5, "a"),
+        (2, 2.25, "b\nc"),
+        (4, 4.3, "d"),
+        (4.3, 4.8, "e"),
+        (9, 9.5, "f"),
+    ]
     # A text cannot pass for another cue, nor hold what no file can.
     (cue,) = read_cues(to_srt([Segment(0, 1, "a\n\n2\n00:00:05,000 --> 00:00:06,000\nb\ud800\0")]))
     assert cue.text == "a\n2\n00:00:05,000 -> 00:00:06,000\nb\ufffd\ufffd"

@@ -176,9 +176,13 @@ def added(content, index):
             "tokenizer.json: expected a byte-level",
         ),
         (lambda d: (d / "tokenizer.json").mkdir(), "tokenizer.json: is a directory"),
-        (lambda d: os.mkfifo(d / "tokenizer_config.json.new") or (
-            d / "tokenizer_config.json.new").rename(d / "tokenizer_config.json"),
-         "tokenizer_config.json: is no regular file"),
+        (
+            lambda d: (
+                os.mkfifo(d / "tokenizer_config.json.new")
+                or (d / "tokenizer_config.json.new").rename(d / "tokenizer_config.json")
+            ),
+            "tokenizer_config.json: is no regular file",
+        ),
         (lambda d: (d / "vocab.json").write_text("[" * 100_000), "vocab.json: .* nests too deeply"),
         (lambda d: (d / "vocab.json").write_text(f'{{"a": 1{"0" * 5000}}}'), "vocab.json: .*JSON"),
         (lambda d: rewrite(d / "vocab.json", lambda v: v.update(h=10**30)), "id of 'h' is 1000"),
@@ -189,13 +193,17 @@ def added(content, index):
         (lambda d: rewrite(d / "tokenizer_config.json", added("\udc00", 9)), "expected a string"),
         (
             lambda d: (d / "tokenizer.json").write_text(
-                json.dumps({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]},
-                            "pre_tokenizer": {"type": "ByteLevel", "use_regex": "x\ny"}})
+                json.dumps(
+                    {
+                        "model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]},
+                        "pre_tokenizer": {"type": "ByteLevel", "use_regex": "x\ny"},
+                    }
+                )
             ),
             "not a tokenizer.json",
         ),
     ],
-)  # fmt: skip
+)
 def test_unusable_folders_are_named(bpe_folder, tmp_path, spoil, message):
     folder = tmp_path / "tokenizer"
     shutil.copytree(bpe_folder, folder)

@@ -14,8 +14,16 @@ def log(workdir: Path, name: str = "metrics.jsonl") -> list[dict]:
 
 def command(config_file: Path, workdir: Path, *overrides: str) -> list[str]:
     options = [f"--config.{o}" for o in overrides]
-    return [sys.executable, "-m", "moss_audio_jax.train", "--config", str(config_file),
-            "--workdir", str(workdir), *options]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        "moss_audio_jax.train",
+        "--config",
+        str(config_file),
+        "--workdir",
+        str(workdir),
+        *options,
+    ]
 
 
 def environment() -> dict[str, str]:

@@ -115,9 +115,19 @@ def other_checksums(step: Path) -> None:
 
 
 DAMAGES = (
-    half_of_the_largest, flipped_within_the_largest, one_flipped_bit, empty_run, no_state,
-    cut_manifest, no_metadata, all_empty, no_files, no_checksums, cut_checksums, other_checksums,
-)  # fmt: skip
+    half_of_the_largest,
+    flipped_within_the_largest,
+    one_flipped_bit,
+    empty_run,
+    no_state,
+    cut_manifest,
+    no_metadata,
+    all_empty,
+    no_files,
+    no_checksums,
+    cut_checksums,
+    other_checksums,
+)
 
 
 @pytest.fixture(scope="module")

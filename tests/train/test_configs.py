@@ -19,9 +19,7 @@ from moss_audio_jax.train.start import sizes_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OTHERS = {"small/small.py", "annotate.py"}  # what recipes share; another verb's
-FILES = sorted(
-    {str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.py")} - OTHERS
-)  # fmt: skip
+FILES = sorted({str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.py")} - OTHERS)
 # File -> the argument that its docstring speaks of, and a key that it changes.
 ARGUMENTS = {
     "common.py": ("8b", "model.decoder.hidden_size"),
@@ -36,8 +34,15 @@ ARGUMENTS = {
         for stage in ("encoder", "adapter", "pretrain", "sft", "cold_start")
     },
 }
-KEYS = ("train.steps", "train.log_every", "train.seed", "checkpoint.every", "data.train", "mesh",
-        "init_from")  # fmt: skip
+KEYS = (
+    "train.steps",
+    "train.log_every",
+    "train.seed",
+    "checkpoint.every",
+    "data.train",
+    "mesh",
+    "init_from",
+)
 
 
 def load(name: str, *overrides: str):
@@ -64,12 +69,20 @@ def nothing_compiles(monkeypatch):
 
 
 def test_no_file_of_configs_is_missed():
-    assert {"common.py", "tiny.py", "moss_audio_4b.py", "moss_audio_8b.py", "pretrain_encoder.py",
-            "pretrain_adapter.py", "pretrain_full.py", "sft.py", "sft_one_gpu.py", "lora.py",
-            "cold_start.py",
-            *(f"small/{stage}.py" for stage in ("encoder", "adapter", "pretrain", "sft",
-                                                "cold_start")),
-            } <= set(FILES)  # fmt: skip
+    assert {
+        "common.py",
+        "tiny.py",
+        "moss_audio_4b.py",
+        "moss_audio_8b.py",
+        "pretrain_encoder.py",
+        "pretrain_adapter.py",
+        "pretrain_full.py",
+        "sft.py",
+        "sft_one_gpu.py",
+        "lora.py",
+        "cold_start.py",
+        *(f"small/{stage}.py" for stage in ("encoder", "adapter", "pretrain", "sft", "cold_start")),
+    } <= set(FILES)
     assert set(ARGUMENTS) <= set(FILES)
 
 
@@ -91,8 +104,11 @@ def test_the_docstring_holds_a_command_that_runs(name):
     """Its --config is this file, and its overrides are keys of it with values of their types."""
     text = (CONFIGS / name).read_text()
     doc = ast.get_docstring(ast.parse(text), clean=False)
-    commands = [line.strip() for line in doc.replace("\\\n", " ").splitlines()
-                if line.strip().startswith("moss-audio-jax train")]  # fmt: skip
+    commands = [
+        line.strip()
+        for line in doc.replace("\\\n", " ").splitlines()
+        if line.strip().startswith("moss-audio-jax train")
+    ]
     assert len(commands) == 1
     words = shlex.split(commands[0])
     assert words[:3] == ["moss-audio-jax", "train", "--config"]
@@ -108,10 +124,15 @@ def test_the_docstring_holds_a_command_that_runs(name):
 @pytest.mark.parametrize("name", FILES)
 def test_overrides_work_on_every_config(name):
     config = load(
-        name, "--config.data.train=('rows.jsonl',)", "--config.train.steps=5",
-        "--config.init_from=DIR", "--config.optimizer.learning_rate=1e-4", "--config.mesh.fsdp=4",
-        "--config.data.packing=false", "--config.optimizer.groups=(('^lm_head/',2.0),('.*',0.5))",
-    )  # fmt: skip
+        name,
+        "--config.data.train=('rows.jsonl',)",
+        "--config.train.steps=5",
+        "--config.init_from=DIR",
+        "--config.optimizer.learning_rate=1e-4",
+        "--config.mesh.fsdp=4",
+        "--config.data.packing=false",
+        "--config.optimizer.groups=(('^lm_head/',2.0),('.*',0.5))",
+    )
     assert config.data.train == ("rows.jsonl",)
     assert (config.train.steps, config.init_from, config.mesh.fsdp) == (5, "DIR", 4)
     assert config.optimizer.learning_rate == 1e-4
@@ -156,8 +177,9 @@ def test_a_file_comes_before_a_packaged_config_and_may_start_from_one(tmp_path, 
 @pytest.mark.parametrize("name", ["tiny", "sft:small"])
 def test_what_comes_with_the_package_is_enough_to_train(name, corpus, tmp_path):
     """Rows alone are given: tokenizer and start are those of the small model."""
-    config = load_config(name, [f"--config.data.train=('{corpus / 'rows.jsonl'}',)",
-                                "--config.mesh.fsdp=1"])  # fmt: skip
+    config = load_config(
+        name, [f"--config.data.train=('{corpus / 'rows.jsonl'}',)", "--config.mesh.fsdp=1"]
+    )
     with pytest.raises(AssertionError, match="went on to its weights"):
         loop.train(config, tmp_path / "run")
 
@@ -311,7 +333,7 @@ def test_a_run_that_can_be_is_not_refused(run_config, tmp_path):
         (["optimizer.learning_rate=-1"], r"optimizer\.learning_rate is -1"),
         (["train.ema=1"], r"train\.ema is 1"),
         (["data.max_bad_share=2"], r"data\.max_bad_share is 2"),
-        (['data.augment.speeds=[9.0]'], r"augment\.speeds holds 9"),
+        (["data.augment.speeds=[9.0]"], r"augment\.speeds holds 9"),
         # data
         (["data.train=[]"], r"data\.train or data\.mixture"),
         (['data.mixture={"a": {"paths": "x"}}'], r"data\.train or data\.mixture"),
@@ -326,7 +348,7 @@ def test_a_run_that_can_be_is_not_refused(run_config, tmp_path):
         (["lora.rank=2", "lora.targets=("], r"lora\.targets"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused_before_anything_compiles(run_config, tmp_path, overrides, named):
     with pytest.raises((UsageError, InputError), match=named) as error:
         loop.train(run_config(*overrides), tmp_path / "run")

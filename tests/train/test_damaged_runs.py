@@ -19,9 +19,14 @@ from moss_audio_jax.train.metrics import cut_back
 def test_a_damaged_newest_step_changes_nothing_nor_do_data_that_hang(
     run_config, tmp_path, monkeypatch
 ):
-    config = run_config("train.steps=5", "checkpoint.every=2", "data.log_rows=true",
-                        "optimizer.learning_rate=1e-2", "checkpoint.export=official",
-                        "data.window=3")  # fmt: skip
+    config = run_config(
+        "train.steps=5",
+        "checkpoint.every=2",
+        "data.log_rows=true",
+        "optimizer.learning_rate=1e-2",
+        "checkpoint.export=official",
+        "data.window=3",
+    )
     whole, hurt, hung = (tmp_path / name for name in ("whole", "hurt", "hung"))
     train(config, whole)
 
@@ -91,8 +96,18 @@ def test_logs_are_cut_back_whatever_they_hold(tmp_path):
     cut_back(file, 3)
     assert not file.exists()
     good = b'{"step": 1, "a": "\xe2\x80\xa8"}\n{"step": 3}\n'
-    bad = (b"", b"\xff\xff", b"[3]", b'"3"', b'{"step": null}', b'{"a": 1}', b"[" * 100_000,
-           b'{"step": ' + b"9" * 5000 + b"}", b'{"step": 4}', b'{"step": 2')  # fmt: skip
+    bad = (
+        b"",
+        b"\xff\xff",
+        b"[3]",
+        b'"3"',
+        b'{"step": null}',
+        b'{"a": 1}',
+        b"[" * 100_000,
+        b'{"step": ' + b"9" * 5000 + b"}",
+        b'{"step": 4}',
+        b'{"step": 2',
+    )
     file.write_bytes(b"\n".join(bad[:-1]) + b"\n" + good + bad[-1])
     cut_back(file, 3)
     assert file.read_bytes() == good

@@ -78,8 +78,11 @@ def test_masks_blank_bands_and_stretches_of_each_chunks_own_sound():
 
 def test_masks_are_drawn_anew_at_each_step():
     echo = Echo(2, 4, 0, make_mesh(fsdp=1), MASKS)
-    rows = {"tokens": jnp.ones((1, 4), int), "mels": jnp.arange(6400.0).reshape(1, 1, 100, 64),
-            "frames": jnp.full((1, 1), 100)}  # fmt: skip
+    rows = {
+        "tokens": jnp.ones((1, 4), int),
+        "mels": jnp.arange(6400.0).reshape(1, 1, 100, 64),
+        "frames": jnp.full((1, 1), 100),
+    }
     first, second = echo(0, rows)["mels"], echo(1, rows)["mels"]
     assert (first != second).any()
     assert (first[0] != first[1]).any()  # of one batch, too

@@ -19,16 +19,34 @@ from moss_audio_jax.weights.convert import convert, load_params, read_config
 
 
 def test_it_learns_by_heart_and_the_export_says_so(run_config, corpus, tmp_path):
-    config = run_config("train.steps=60", "train.log_every=20", "checkpoint.every=60",
-                        "optimizer.learning_rate=1e-2", "checkpoint.export=official",
-                        'data.tasks=["pitch", "tone"]', "eval.every=60", "eval.samples=2",
-                        "data.batch=4", "eval.max_new_tokens=16")  # fmt: skip
+    config = run_config(
+        "train.steps=60",
+        "train.log_every=20",
+        "checkpoint.every=60",
+        "optimizer.learning_rate=1e-2",
+        "checkpoint.export=official",
+        'data.tasks=["pitch", "tone"]',
+        "eval.every=60",
+        "eval.samples=2",
+        "data.batch=4",
+        "eval.max_new_tokens=16",
+    )
     config.data.eval = config.data.train
     assert train(config, tmp_path) == 0
     rows = log(tmp_path)
     last = next(row for row in reversed(rows) if "loss" in row)
-    keys = {"step", "loss", "tokens", "audio_seconds", "grad_norm", "learning_rate", "padding",
-            "loss/pitch", "loss/tone", "audio_hours_seen"}  # fmt: skip
+    keys = {
+        "step",
+        "loss",
+        "tokens",
+        "audio_seconds",
+        "grad_norm",
+        "learning_rate",
+        "padding",
+        "loss/pitch",
+        "loss/tone",
+        "audio_hours_seen",
+    }
     assert keys <= set().union(*rows)
     assert last["loss"] < 0.02
     assert next(row["eval_loss"] for row in rows if "eval_loss" in row) < 0.02
@@ -45,9 +63,15 @@ def test_it_learns_by_heart_and_the_export_says_so(run_config, corpus, tmp_path)
 
 
 def test_with_echo_fewer_rows_are_made_and_all_are_learned(run_config, tmp_path):
-    config = run_config("train.steps=60", "optimizer.learning_rate=1e-2", "data.echo=4",
-                        "data.echo_rows=8", "data.batch=4", "train.log_every=20",
-                        "data.log_rows=true")  # fmt: skip
+    config = run_config(
+        "train.steps=60",
+        "optimizer.learning_rate=1e-2",
+        "data.echo=4",
+        "data.echo_rows=8",
+        "data.batch=4",
+        "train.log_every=20",
+        "data.log_rows=true",
+    )
     assert train(config, tmp_path) == 0
     assert log(tmp_path)[-1]["loss"] < 0.05
     made = log(tmp_path, "rows-0.jsonl")
@@ -55,12 +79,19 @@ def test_with_echo_fewer_rows_are_made_and_all_are_learned(run_config, tmp_path)
 
 
 def test_lora_is_saved_alone_and_merged_in_the_export(run_config, corpus, tmp_path):
-    config = run_config("lora.rank=2", "lora.alpha=4", "train.steps=3", "optimizer.warmup=1",
-                        "optimizer.learning_rate=1e-2", "checkpoint.export=official")  # fmt: skip
+    config = run_config(
+        "lora.rank=2",
+        "lora.alpha=4",
+        "train.steps=3",
+        "optimizer.warmup=1",
+        "optimizer.learning_rate=1e-2",
+        "checkpoint.export=official",
+    )
     config.init_from = str(corpus / "start")
     assert train(config, tmp_path) == 0
-    start, merged = (load_params(at, dtype="float32")
-                     for at in (corpus / "start", tmp_path / "export"))  # fmt: skip
+    start, merged = (
+        load_params(at, dtype="float32") for at in (corpus / "start", tmp_path / "export")
+    )
     adapters, alpha = load_adapters(tmp_path / "lora", read_config(corpus / "start"))
     assert len(adapters) == 14
     before, after = flatten(start), flatten(merged)
@@ -74,9 +105,12 @@ def test_lora_is_saved_alone_and_merged_in_the_export(run_config, corpus, tmp_pa
         else:
             assert (after[path] == leaf).all()
     convert(
-        corpus / "start", tmp_path / "again", "official", merge_lora=tmp_path / "lora",
+        corpus / "start",
+        tmp_path / "again",
+        "official",
+        merge_lora=tmp_path / "lora",
         progress=False,
-    )  # fmt: skip
+    )
     again = flatten(load_params(tmp_path / "again", dtype="float32"))
     assert all(np.abs(again[path] - after[path]).max() < 1e-6 for path in after)
     saved = tmp_path / "checkpoints" / "3" / "state"
@@ -96,8 +130,13 @@ def test_rows_of_text_alone_are_learned_without_the_encoder(run_config, corpus, 
     ]
     file = tmp_path / "chat.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = run_config("data.chunks=0", "train.steps=20", "checkpoint.export=native",
-                        "optimizer.learning_rate=1e-2", "optimizer.weight_decay=0")  # fmt: skip
+    config = run_config(
+        "data.chunks=0",
+        "train.steps=20",
+        "checkpoint.export=native",
+        "optimizer.learning_rate=1e-2",
+        "optimizer.weight_decay=0",
+    )
     config.data.train = (str(file),)
     config.init_from = str(corpus / "start")
     assert train(config, tmp_path / "run") == 0
@@ -111,8 +150,13 @@ def test_rows_of_text_alone_are_learned_without_the_encoder(run_config, corpus, 
 
 
 def test_a_run_that_diverges_stops_with_a_saved_state(run_config, tmp_path):
-    config = run_config("optimizer.learning_rate=1e30", "optimizer.warmup=0", "train.steps=50",
-                        "train.max_skipped=3", "train.clip_norm=0")  # fmt: skip
+    config = run_config(
+        "optimizer.learning_rate=1e30",
+        "optimizer.warmup=0",
+        "train.steps=50",
+        "train.max_skipped=3",
+        "train.clip_norm=0",
+    )
     with pytest.raises(InputError, match=r"3 updates in a row .* saved in"):
         train(config, tmp_path)
     assert (tmp_path / "checkpoints").is_dir()

@@ -14,20 +14,30 @@ def test_many_processes_are_one(small_run, tmp_path):
     mesh = ("mesh.data=2", "mesh.fsdp=4", "train.steps=4", "checkpoint.every=4")
 
     def run(processes: int, workdir: str, *more: str) -> None:
-        launcher = [sys.executable, str(ROOT / "launch" / "local_processes.py"), str(processes),
-                    "--devices", str(8 // processes), "--"]  # fmt: skip
+        launcher = [
+            sys.executable,
+            str(ROOT / "launch" / "local_processes.py"),
+            str(processes),
+            "--devices",
+            str(8 // processes),
+            "--",
+        ]
         subprocess.run(
             [*launcher, *command(small_run, tmp_path / workdir, *mesh, *more)],
-            env=env, check=True, capture_output=True,
-        )  # fmt: skip
+            env=env,
+            check=True,
+            capture_output=True,
+        )
 
     run(1, "one", "train.steps=8")
     expected = log(tmp_path / "one")
 
     def seen(workdir: str) -> list[list]:
         """The rows of each step's global batch, from the logs of all processes in order."""
-        logs = [log(tmp_path / workdir, f.name)
-                for f in sorted((tmp_path / workdir).glob("rows-*.jsonl"))]  # fmt: skip
+        logs = [
+            log(tmp_path / workdir, f.name)
+            for f in sorted((tmp_path / workdir).glob("rows-*.jsonl"))
+        ]
         steps: dict[int, list] = {}
         for row in (row for part in logs for row in part):
             steps.setdefault(row["step"], []).extend(row["rows"])

@@ -50,8 +50,11 @@ def test_sigterm_saves_and_the_next_start_continues(small_run, tmp_path):
     saved = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
     steps = f"train.steps={saved + 1}"
     again = subprocess.run(
-        command(small_run, tmp_path / "run", steps), env=env, check=True, capture_output=True,
+        command(small_run, tmp_path / "run", steps),
+        env=env,
+        check=True,
+        capture_output=True,
         text=True,
-    )  # fmt: skip
+    )
     assert f"continues at step {saved} " in again.stderr
     assert [row["step"] for row in log(tmp_path / "run")] == list(range(1, saved + 2))

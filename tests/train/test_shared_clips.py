@@ -35,8 +35,11 @@ ROW = """{"conversation": [{"role": "user", "message_type": "audio", "content": 
  "weight": 2.0, "id": "a"}"""
 BRANCH = """{"messages": [{"role": "user", "message_type": "text", "content": "%s"},
  {"role": "assistant", "message_type": "text", "content": "%s"}], "task": "%s", "weight": %s}"""
-BRANCHES = (("what?", "a bell", "sound", 1.0), ("who says it", "you", "speech", 0.5),
-            ("how many", "2", "count", 3.0))  # fmt: skip
+BRANCHES = (
+    ("what?", "a bell", "sound", 1.0),
+    ("who says it", "you", "speech", 0.5),
+    ("how many", "2", "count", 3.0),
+)
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +118,15 @@ def test_branches_are_drawn_by_weight_and_index(folder):
         (('"weight": 2.0', '"weight": -1'), '"weight" is -1'),
         (('"start": 4.2', '"start": 5'), "words[1]"),
         (('"name": "cat", ', ""), "tags[1]"),
-        (('"conversation": [', '"conversation": [{"role": "user", "message_type": "audio", '
-          '"content": "b.wav"}, '), "one audio message; found 2"),
+        (
+            (
+                '"conversation": [',
+                '"conversation": [{"role": "user", "message_type": "audio", "content": "b.wav"}, ',
+            ),
+            "one audio message; found 2",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_a_row_is_named(folder, change, message):
     line = (folder / "rows.jsonl").read_text().splitlines()[0]
     with pytest.raises(InputError) as error:
@@ -173,8 +181,16 @@ def test_helper_losses(folder):
     def of(**weights):
         return helping.Helpers(tuple(weights.items()), TAGS, MODEL.decoder.vocab_size)
 
-    helpers = of(ctc=0.3, frames=1.0, tags=0.5, position=0.1, adapter=0.2, clock=0.1,
-                 adapter_tags=0.1, adapter_before=0.1)  # fmt: skip
+    helpers = of(
+        ctc=0.3,
+        frames=1.0,
+        tags=0.5,
+        position=0.1,
+        adapter=0.2,
+        clock=0.1,
+        adapter_tags=0.1,
+        adapter_before=0.1,
+    )
     heads = helping.init_helpers(jax.random.key(0), MODEL, helpers)
     names = ("pieces", "tags", "position", "clock", "adapter_tags", "adapter_before")
     assert set(heads) == {f"helpers/{n}/{k}" for n in names for k in ("kernel", "bias")}

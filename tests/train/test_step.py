@@ -49,10 +49,16 @@ def examples():
         mels = np.split(golden[f"s{i}_mel"], np.cumsum(golden[f"s{i}_clips"])[:-1], axis=1)
         made.append(
             TrainExample(
-                ids, tuple(mels), labels=labels, weights=1.0 + i / 4, tasks=i % 3,
-                row_id=str(i), index=i, seconds=1.0,
+                ids,
+                tuple(mels),
+                labels=labels,
+                weights=1.0 + i / 4,
+                tasks=i % 3,
+                row_id=str(i),
+                index=i,
+                seconds=1.0,
             )
-        )  # fmt: skip
+        )
     return made
 
 
@@ -168,8 +174,11 @@ def test_lora_trains_its_leaves_alone_and_merges_to_the_same_logits(params, exam
     batch = batch_of([[e] for e in examples[:3]])
     state, _ = run_steps(base, set(adapters), batch, recipe, steps=3)
     assert set(state["trained"]) == set(adapters)
-    moments = {str(path[-1].key) for path, leaf in jax.tree_util.tree_leaves_with_path(state["opt"])
-               if leaf.ndim}  # fmt: skip
+    moments = {
+        str(path[-1].key)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state["opt"])
+        if leaf.ndim
+    }
     assert moments == set(adapters)
     trained, frozen = state["trained"], state["frozen"]
     assert all(np.abs(trained[p]).max() > 0 for p in trained if p.endswith("lora_b"))

@@ -80,7 +80,10 @@ SCALED = {
     ),
     "some layers": ({"layers_to_transform": [0]}, {(0, "q"): 4}, [2, 0, 0, 0]),
     "one layer": (
-        {"layers_to_transform": 2, "layers_pattern": "layers"}, {(2, "q"): 4}, [0, 0, 2, 0]),
+        {"layers_to_transform": 2, "layers_pattern": "layers"},
+        {(2, "q"): 4},
+        [0, 0, 2, 0],
+    ),
     "expression": (
         {"target_modules": r"language_model\..*\.[13]\..*q_proj"},
         {(1, "q"): 4, (3, "q"): 4},
@@ -92,12 +95,19 @@ SCALED = {
         [0, 2, 2, 2],
     ),
     "of no effect": (
-        {"fan_in_fan_out": True, "lora_dropout": 0.1, "init_lora_weights": "gaussian",
-         "bias": "none", "new_in_2027": None, "use_dora": False, "modules_to_save": []},
+        {
+            "fan_in_fan_out": True,
+            "lora_dropout": 0.1,
+            "init_lora_weights": "gaussian",
+            "bias": "none",
+            "new_in_2027": None,
+            "use_dora": False,
+            "modules_to_save": [],
+        },
         ALL,
         [2, 2, 2, 2],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", SCALED)
@@ -137,7 +147,9 @@ REFUSED = {
     "layers": ({"layers_to_transform": [0, 1]}, "does not adapt language_model.layers.2"),
     "more layers": ({"layers_to_transform": ["0"]}, "layers_to_transform is .* layers' numbers"),
     "layers and expression": (
-        {"target_modules": ".*q_proj", "layers_to_transform": [0]}, "null where target_modules"),
+        {"target_modules": ".*q_proj", "layers_to_transform": [0]},
+        "null where target_modules",
+    ),
     "layers_pattern": ({"layers_pattern": "h"}, "null where layers_to_transform is not set"),
     "kind": ({"peft_type": "IA3"}, "peft_type is 'IA3'; expected 'LORA'"),
     "pissa": ({"init_lora_weights": "pissa"}, "changes the base weights.*path_initial_model"),
@@ -156,7 +168,7 @@ REFUSED = {
     "qalora": ({"use_qalora": True}, "use_qalora"),
     "megatron": ({"megatron_config": {"a": 1}}, "megatron_config"),
     "unknown": ({"use_new_lora": 3}, "use_new_lora is 3: this setting is not known"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -202,13 +214,23 @@ A, B = "0.self_attn.q_proj.lora_A.weight", "0.self_attn.q_proj.lora_B.weight"
         (lambda t: (changed(A)(t), changed(B)(t)), f"{A} is missing; adapter_config.json says"),
         (changed(A, A, lambda a: a.T), r"lora_A.weight has shape \[64, 4\]; .* for \[4, 64\]"),
         (changed(B, B, lambda b: b * np.nan), f"{B} holds values that are not finite"),
-        (lambda t: t.update({f"base_model.model.{DECODER.format(9, 'q')}.lora_A.weight":
-                             np.ones((4, 64), np.float32)}), "layers.9.* is no linear layer"),
-        (lambda t: t.update({"base_model.model.lm_head.bias": np.ones(2, np.float32)}),
-         "lm_head.bias is no LoRA tensor"),
+        (
+            lambda t: t.update(
+                {
+                    f"base_model.model.{DECODER.format(9, 'q')}.lora_A.weight": np.ones(
+                        (4, 64), np.float32
+                    )
+                }
+            ),
+            "layers.9.* is no linear layer",
+        ),
+        (
+            lambda t: t.update({"base_model.model.lm_head.bias": np.ones(2, np.float32)}),
+            "lm_head.bias is no LoRA tensor",
+        ),
         (lambda t: (t.clear(), t.update({"x": np.ones(2, np.float32)})), "x is no LoRA tensor"),
     ],
-)  # fmt: skip
+)
 def test_tensors_that_do_not_fit(tmp_path, config, change, message):
     write_adapter(tmp_path / "lora", PLAIN, ALL, change)
     with pytest.raises(InputError, match=message), warnings.catch_warnings(action="ignore"):
@@ -307,28 +329,45 @@ def test_shared_cases(shared, config, case):
 PEFT = {
     "plain": {"target_modules": ["q_proj", "fc1"]},
     "rslora": {"target_modules": ["q_proj"], "use_rslora": True},
-    "alpha": {"target_modules": ["q_proj", "k_proj"], "alpha_pattern": {"1.self_attn.q_proj": 7,
-              r"language_model\..*k_proj": 3}},
-    "ranks": {"target_modules": ["up_proj"], "use_rslora": True,
-              "rank_pattern": {r"layers\.\d.mlp.up_proj": 6, "up_proj": 2}},
-    "same key twice": {"target_modules": ["o_proj"], "rank_pattern": {"o_proj": 5},
-                       "alpha_pattern": {"^language_model.layers.3.*": 9}},
+    "alpha": {
+        "target_modules": ["q_proj", "k_proj"],
+        "alpha_pattern": {"1.self_attn.q_proj": 7, r"language_model\..*k_proj": 3},
+    },
+    "ranks": {
+        "target_modules": ["up_proj"],
+        "use_rslora": True,
+        "rank_pattern": {r"layers\.\d.mlp.up_proj": 6, "up_proj": 2},
+    },
+    "same key twice": {
+        "target_modules": ["o_proj"],
+        "rank_pattern": {"o_proj": 5},
+        "alpha_pattern": {"^language_model.layers.3.*": 9},
+    },
     "layers": {"target_modules": ["v_proj", "gate_proj"], "layers_to_transform": [0, 2]},
-    "layers by name": {"target_modules": ["v_proj", "gate_proj"], "layers_to_transform": 1,
-                       "layers_pattern": ["layers", "deepstack_audio_merger_list"]},
-    "whole name and layers": {"target_modules": ["language_model.layers.3.mlp.up_proj", "q_proj"],
-                              "layers_to_transform": [1]},
+    "layers by name": {
+        "target_modules": ["v_proj", "gate_proj"],
+        "layers_to_transform": 1,
+        "layers_pattern": ["layers", "deepstack_audio_merger_list"],
+    },
+    "whole name and layers": {
+        "target_modules": ["language_model.layers.3.mlp.up_proj", "q_proj"],
+        "layers_to_transform": [1],
+    },
     "expression": {"target_modules": r".*audio.*\.(q|k|gate)_proj"},
     "excluded": {"target_modules": ["q_proj"], "exclude_modules": r"audio_encoder\..*"},
     "excluded list": {"target_modules": ["q_proj"], "exclude_modules": ["0.self_attn.q_proj"]},
     "all-linear": {"target_modules": "all-linear", "exclude_modules": ["lm_head"]},
     "head": {"target_modules": ["lm_head", "stem_proj", "out_proj"]},
-    "no effect": {"target_modules": ["q_proj"], "fan_in_fan_out": True, "lora_dropout": 0.5,
-                  "init_lora_weights": "gaussian"},
+    "no effect": {
+        "target_modules": ["q_proj"],
+        "fan_in_fan_out": True,
+        "lora_dropout": 0.5,
+        "init_lora_weights": "gaussian",
+    },
     "orthogonal": {"target_modules": ["q_proj"], "init_lora_weights": "orthogonal"},
     "pissa": {"target_modules": ["q_proj"], "init_lora_weights": "pissa"},
     "olora": {"target_modules": ["q_proj"], "init_lora_weights": "olora"},
-}  # fmt: skip
+}
 CHANGES_THE_BASE = ("pissa", "olora")
 
 
@@ -369,8 +408,9 @@ def test_merged_as_peft_merges(tmp_path, base, config, case):
             merged(base, tmp_path / "lora", config)
         adapted.peft_config["default"].init_lora_weights = True  # as PEFT asks for
         # What it asks for: the adapter as it was when training began, to subtract it.
-        fresh = peft.get_peft_model(copy.deepcopy(start), peft.LoraConfig(
-            r=4, lora_alpha=6, **PEFT[case]))  # fmt: skip
+        fresh = peft.get_peft_model(
+            copy.deepcopy(start), peft.LoraConfig(r=4, lora_alpha=6, **PEFT[case])
+        )
         fresh.peft_config["default"].init_lora_weights = True
         fresh.save_pretrained(tmp_path / "first")
         adapted.peft_config["default"].init_lora_weights = PEFT[case]["init_lora_weights"]

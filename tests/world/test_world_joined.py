@@ -18,11 +18,11 @@ def test_joined_sounds_are_where_they_were(monkeypatch):
     labels = [world.scene(i, content="sound", max_seconds=4).labels for i in range(8)]
     frames = [round(100 * each["duration"]) for each in labels]
     rows = [
-        parse_row(encode_record(
-            world.record(each, "a.wav"), [np.full((128, count), number, np.float32)]
-        ))
+        parse_row(
+            encode_record(world.record(each, "a.wav"), [np.full((128, count), number, np.float32)])
+        )
         for number, (each, count) in enumerate(zip(labels, frames, strict=True))
-    ]  # fmt: skip
+    ]
     groups = list(train_small.grouped(iter(rows), 1000))
     assert sorted(row.id for group in groups for row in group) == sorted(row.id for row in rows)
     assert len(groups) < len(rows)

@@ -71,8 +71,11 @@ def test_same_in_another_process(content):
     }
     there = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
-        env=os.environ | older, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        env=os.environ | older,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert there.stdout.split()[::-1] == here
 
 

@@ -23,8 +23,19 @@ def run(*arguments):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_files(processes, tmp_path, capsys):
     out = tmp_path / "out"
-    code = run("--count", 5, "--output", out, "--content", "sound", "--start", 7,
-               "--sheet", "--processes", processes)  # fmt: skip
+    code = run(
+        "--count",
+        5,
+        "--output",
+        out,
+        "--content",
+        "sound",
+        "--start",
+        7,
+        "--sheet",
+        "--processes",
+        processes,
+    )
     assert code == 0
     assert "5 scene(s)" in capsys.readouterr().err
     labels = [json.loads(line) for line in (out / "labels.jsonl").read_text().splitlines()]
@@ -48,8 +59,19 @@ def test_errors(tmp_path, capsys):
     assert "holds rows.jsonl already" in capsys.readouterr().err
     assert run("--count", 1, "--output", tmp_path / "a", "--split", "tset") == 2
     assert run("--count", 1, "--output", tmp_path / "a", "--max-seconds", 1) == 2
-    assert run("--count", 1, "--output", tmp_path / "a", "--split", "test_combinations",
-               "--content", "music") == 2  # fmt: skip
+    assert (
+        run(
+            "--count",
+            1,
+            "--output",
+            tmp_path / "a",
+            "--split",
+            "test_combinations",
+            "--content",
+            "music",
+        )
+        == 2
+    )
     assert not (tmp_path / "a").exists()
     assert capsys.readouterr().err.count("\n") == 3  # one line each
 

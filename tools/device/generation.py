@@ -86,13 +86,18 @@ def bench_decode(args: argparse.Namespace, clock: Clock) -> None:
         device = devices.of(jax.devices()[0].device_kind)
         most = device and device.hbm_bandwidth
         return {
-            "quantize": how, "batch": int(count), "slots": size,
-            "compile_seconds": compile_seconds, "ms_per_step": round(1e3 * spent, 3),
+            "quantize": how,
+            "batch": int(count),
+            "slots": size,
+            "compile_seconds": compile_seconds,
+            "ms_per_step": round(1e3 * spent, 3),
             "tokens_per_second": round(int(count) / spent, 1),
-            "weight_gb": round(weight_bytes / 1e9, 3), "cache_gb": round(cache_bytes / 1e9, 3),
+            "weight_gb": round(weight_bytes / 1e9, 3),
+            "cache_gb": round(cache_bytes / 1e9, 3),
             "gb_per_second": round(total / spent / 1e9, 1),
-            "of_bandwidth": share(total / spent, most), **memory(program),
-        }  # fmt: skip
+            "of_bandwidth": share(total / spent, most),
+            **memory(program),
+        }
 
     with jax.set_mesh(as_mesh(None)):
         for setting in clock.settings("decode", args.decode):
@@ -130,14 +135,16 @@ def bench_prefill(args: argparse.Namespace, clock: Clock) -> None:
         )
         device = devices.of(jax.devices()[0].device_kind)
         return {
-            "shape": [rows, shape.tokens, shape.chunks], "attention": implementation,
-            "compile_seconds": compile_seconds, "seconds": round(spent, 4),
+            "shape": [rows, shape.tokens, shape.chunks],
+            "attention": implementation,
+            "compile_seconds": compile_seconds,
+            "seconds": round(spent, 4),
             "tokens_per_second": round(rows * args.prefill_tokens / spent),
             "audio_seconds_per_second": round(rows * args.prefill_seconds / spent),
             "tflop": round(work / 1e12, 2),
             "mfu": share(work / spent, device and device.peak),
             **memory(program),
-        }  # fmt: skip
+        }
 
     with jax.set_mesh(as_mesh(None)):
         for name in clock.settings("prefill", list(dict.fromkeys((kernel(), "xla")))):

@@ -49,9 +49,13 @@ def bench_train(args: argparse.Namespace, clock: Clock) -> None:
         shardings = state_shardings(jax.eval_shape(init, jax.random.key(0)), model, mesh)
         start = time.perf_counter()
         made = jax.block_until_ready(jax.jit(init, out_shardings=shardings)(jax.random.key(0)))
-        clock.emit("train", parameters=moss_audio.count_params(made["trained"]),
-                   decoder_layers=args.decoder_layers, encoder_layers=args.encoder_layers,
-                   init_seconds=round(time.perf_counter() - start, 1))  # fmt: skip
+        clock.emit(
+            "train",
+            parameters=moss_audio.count_params(made["trained"]),
+            decoder_layers=args.decoder_layers,
+            encoder_layers=args.encoder_layers,
+            init_seconds=round(time.perf_counter() - start, 1),
+        )
         return made
 
     def one(setting: str) -> dict[str, Any]:
@@ -87,14 +91,21 @@ def bench_train(args: argparse.Namespace, clock: Clock) -> None:
         device = devices.of(jax.devices()[0].device_kind)
         peak = device and device.peak * mesh.size
         return {
-            "rows": kind, "shape": [rows, int(length), chunks], "remat": remat,
-            "attention": implementation, "encoder_chunks": args.encoder_chunks,
+            "rows": kind,
+            "shape": [rows, int(length), chunks],
+            "remat": remat,
+            "attention": implementation,
+            "encoder_chunks": args.encoder_chunks,
             "compile_seconds": compile_seconds,
-            "seconds": round(spent, 4), "tokens_per_second": round(rows * int(length) / spent),
-            "labels": labels, "tflop": round(work / 1e12, 1), "mfu": share(work / spent, peak),
-            "mfu_labelled": share(labelled / spent, peak), "loss": round(loss, 3),
+            "seconds": round(spent, 4),
+            "tokens_per_second": round(rows * int(length) / spent),
+            "labels": labels,
+            "tflop": round(work / 1e12, 1),
+            "mfu": share(work / spent, peak),
+            "mfu_labelled": share(labelled / spent, peak),
+            "loss": round(loss, 3),
             **memory(program),
-        }  # fmt: skip
+        }
 
     with jax.set_mesh(mesh):
         for setting in clock.settings("train", args.train):

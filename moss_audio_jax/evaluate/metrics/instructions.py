@@ -13,9 +13,18 @@ Arguments = Mapping[str, Any]
 ARGUMENTS = {
     **dict.fromkeys(("N", "N1", "N2"), int | float),
     **dict.fromkeys(
-        ("keywords", "forbidden_words", "keyword", "section_splitter", "postscript_marker",
-         "start_phrase", "end_phrase"), str),
-}  # fmt: skip
+        (
+            "keywords",
+            "forbidden_words",
+            "keyword",
+            "section_splitter",
+            "postscript_marker",
+            "start_phrase",
+            "end_phrase",
+        ),
+        str,
+    ),
+}
 
 
 def follows(task: str, arguments: Arguments | str | None, response: str, question: str) -> bool:

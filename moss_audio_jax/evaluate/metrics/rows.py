@@ -52,11 +52,16 @@ class Scored:
     def verdict(self, item: Item) -> dict[str, Any]:
         """For whoever looks into the errors: what was asked, said, read and added."""
         row = {
-            "id": self.id, "kind": item.kind, "status": self.status, "audio": list(item.audio),
-            "group": item.group, "prompt": item.prompt, "reference": item.reference,
+            "id": self.id,
+            "kind": item.kind,
+            "status": self.status,
+            "audio": list(item.audio),
+            "group": item.group,
+            "prompt": item.prompt,
+            "reference": item.reference,
             "answer": self.answer,
             "sums": {name: round(float(value), 6) for name, value in self.sums.items()},
-        }  # fmt: skip
+        }
         if item.cut is not None:
             row["cut"] = list(item.cut)
         if self.thinking:
