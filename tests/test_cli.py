@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import soundfile
-from tiny_model import make_toy, tone, write_checkpoint, write_wav
+from tiny_model import tone, write_checkpoint, write_wav
 
 from moss_audio_jax import (
     MossAudio,
@@ -32,6 +32,7 @@ from moss_audio_jax import (
 from moss_audio_jax.weights import safetensors
 from moss_audio_jax.weights.adapters import save_adapters
 from moss_audio_jax.weights.convert import read_config
+from tools.make.toy import write_byte_tokenizer
 
 ROOT = Path(__file__).parents[1]
 NOISE = "(random weights: this answer is noise)\n"
@@ -340,7 +341,7 @@ WEIGHTS = {
 # What the weights do not depend on, and a conversion carries along as it is.
 FILES = {
     "vocabulary": (
-        lambda f: make_toy.write_byte_tokenizer(f) or _more_pieces(f, 500),
+        lambda f: write_byte_tokenizer(f) or _more_pieces(f, 500),
         "the tokenizer does not fit the model: its ids go up to 499",
         "vocabulary has 384 entries",
     ),

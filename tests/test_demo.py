@@ -1,11 +1,9 @@
 """The verb `demo`: its clips, its rules of right and wrong, its table, its page, one whole run."""
 
-import importlib.util
 import json
 import re
 import unicodedata
 from html import escape
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,10 +43,8 @@ def test_clips(clips):
 
 @pytest.mark.skipif(not espeak.available(), reason="needs the extra `world`")
 def test_clips_are_of_the_world(clips):
-    path = Path(__file__).parents[1] / "tools" / "make_demo.py"
-    spec = importlib.util.spec_from_file_location("make_demo", path)
-    make_demo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_demo)
+    from tools.make import demo as make_demo
+
     stored = json.loads((demo.CLIPS / "demo.json").read_text(encoding="utf-8"))["clips"]
     assert [clip.name for clip in clips] == list(make_demo.CLIPS)
     for clip, described in zip(clips, stored, strict=True):

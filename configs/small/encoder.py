@@ -2,7 +2,7 @@
 
     moss-audio-jax train --config configs/small/encoder.py --workdir DIR
 
-in the folder where `tools/train_small.py` made tokenizer/ and joined/ (scenes end to end): of five
+in the folder where `tools/small/train.py` made tokenizer/ and joined/ (scenes end to end): of five
 clips two of all scenes, two with speech alone, which takes longest to learn, one with sounds alone.
 The decoder does not run: the words, in order and at their known times, and what sounds when teach
 the encoder directly.

@@ -1,6 +1,6 @@
 """What the stages of the small model share: its sizes, its data, and what differs by machine.
 
-Not a run by itself: `tools/train_small.py` runs encoder, adapter, pretrain, sft and cold_start.
+Not a run by itself: `tools/small/train.py` runs encoder, adapter, pretrain, sft and cold_start.
 Each config takes the machine as its argument: `encoder.py` is for two CPU cores, `encoder.py:gpu`
 for one GPU with a dozen cores beside it.
 """

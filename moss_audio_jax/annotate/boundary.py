@@ -85,7 +85,9 @@ class Judge(NamedTuple):
 
 @functools.cache
 def judges() -> dict[str, Judge]:
-    """ "signal" goes by EVIDENCE alone, "sources" also by a model's tags; tools/fit_segment.py."""
+    """The judge "signal" reads EVIDENCE alone, "sources" a model's tags too.
+
+    tools/small/fit_segment.py fits both."""
     with np.load(NETWORKS) as stored:
         return {
             name: Judge(*(stored[f"{name}/{field}"] for field in Judge._fields))

@@ -6,8 +6,9 @@ Two measures of one clip, both computed from the encoder's output, decide:
             (`helpers/pieces`). It is low for voices that the model knows. The head never saw an
             unknown voice, and this measure is not fitted to any.
   strangeness  log-odds that a linear probe gives to "not of the training world", from the mean and
-            the standard deviation over time of one tapped layer. `tools/fit_familiarity.py` fits it
-            on scenes of the world against recordings and other synthesisers.
+            the standard deviation over time of one tapped layer.
+            `tools/small/fit_familiarity.py` fits it on scenes of the world against recordings and
+            other synthesisers.
 
 A clip is unfamiliar if either one is above its limit. The limits are set so that 1 in 100 of the
 world's own held-out scenes is above. A checkpoint has these measures if its folder `helpers` has
@@ -109,7 +110,7 @@ class Gauge:
             ok = False
         if not ok:
             raise InputError(
-                f"{described}: expected the numbers of tools/fit_familiarity.py; run it again"
+                f"{described}: expected the numbers of tools/small/fit_familiarity.py; run it again"
             )
         return cls(pieces, probe)
 

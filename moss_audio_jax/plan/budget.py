@@ -36,14 +36,14 @@ def _rate(value: float, unit: str, source: str, zero: bool = False) -> Any:
     return dataclasses.field(default=value, metadata={"unit": unit, "source": source, "zero": zero})
 
 
-_BENCH = "tools/bench_pipeline.py"
+_BENCH = "tools/bench/pipeline.py"
 
 
 @dataclasses.dataclass(frozen=True)
 class Assumed:
     """Rates that are no formulas; --assume KEY=VALUE changes one.
 
-    What tools/bench_pipeline.py measured, it measured on one thread (OMP_NUM_THREADS=1) of an AMD
+    What tools/bench/pipeline.py measured, it measured on one thread (OMP_NUM_THREADS=1) of an AMD
     EPYC, in processor time, as the machine was not idle.
     """
 

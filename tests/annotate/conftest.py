@@ -1,5 +1,7 @@
 import os
 
-# `plugins` is named by configs, in worker processes too.
-_HERE = os.path.dirname(__file__)
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_HERE, os.environ.get("PYTHONPATH")]))
+import plugins
+
+# Configs name `plugins`, and worker processes import it.
+_FOLDER = os.path.dirname(plugins.__file__)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_FOLDER, os.environ.get("PYTHONPATH")]))

@@ -15,7 +15,7 @@ import annotate_runs as runs
 import numpy as np
 import pytest
 import soundfile
-from tiny_model import AUDIO_ID, make_toy
+from tiny_model import AUDIO_ID
 
 from moss_audio_jax import cli
 from moss_audio_jax.annotate import merge, pipeline, source, speech, tasks
@@ -28,6 +28,7 @@ from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.text import load_tokenizer
 from moss_audio_jax.text.prompt import build_conversation
 from moss_audio_jax.text.timestamps import parse
+from tools.make import toy
 
 TELLS_OF_ALL = ("segments.jsonl", "rows.jsonl", "dropped.jsonl", "manifest.json", "index.html")
 
@@ -72,7 +73,7 @@ def test_records_cover_every_file_and_tell_what_is_there(corpus):
 def test_rows_are_what_training_reads(corpus, tmp_path):
     _, _, out = corpus
     records, rows = runs.checked(out)
-    make_toy.write_byte_tokenizer(tmp_path)
+    toy.write_byte_tokenizer(tmp_path)
     ids = {f"audio_{name}_id": AUDIO_ID + i for i, name in enumerate(("token", "start", "end"))}
     (tmp_path / "processor_config.json").write_text(json.dumps(ids))
     tokenizer = load_tokenizer(tmp_path)
@@ -173,7 +174,7 @@ def test_killed_and_started_again(corpus, tmp_path, monkeypatch):
     script = f"""
 import sys
 from pathlib import Path
-sys.path[:0] = [{str(Path(__file__).parent)!r}]
+sys.path[:0] = [{str(Path(runs.__file__).parent)!r}]
 import annotate_runs as runs
 c = runs.config()
 runs.expert("two", "plugins:slow", c)

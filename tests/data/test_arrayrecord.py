@@ -22,10 +22,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def make_arrayrecord(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    import make_arrayrecord
+    from tools.make.arrayrecord import make_arrayrecord
 
-    return make_arrayrecord.make_arrayrecord
+    return make_arrayrecord
 
 
 def batches(make_loader, path, count=3):
@@ -75,7 +74,7 @@ def test_the_command_and_clips_by_record(make_loader, tmp_path):
     for i in range(4):
         write_clip(tmp_path / f"{i}.wav", 0.3 + i / 10, seed=i)
     path = write_rows(tmp_path / "rows.jsonl", [asr(f"{i}.wav", str(i)) for i in range(4)])
-    command = [sys.executable, str(ROOT / "tools/make_arrayrecord.py"), path, str(tmp_path / "out")]
+    command = [sys.executable, str(ROOT / "tools/make/arrayrecord.py"), path, str(tmp_path / "out")]
     subprocess.run(
         [*command, "--shards", "2", "--workers", "2"],
         check=True,
@@ -107,12 +106,12 @@ def test_plain_json_records_are_rows(make_loader, tmp_path):
 
 @pytest.mark.oracle
 def test_tensorflow_io_writes_shards_that_training_reads(tmp_path, make_loader):
-    """Makes the environment of tools/tfio_decode.py (about 40 s) and runs it there."""
+    """Makes the environment of tools/make/tfio_decode.py (about 40 s) and runs it there."""
     python = tmp_path / "env" / "bin" / "python"
     if sys.version_info[:2] != (3, 11):
         pytest.skip("tensorflow-io 0.37.1 is tested on Python 3.11")
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
-    requirements = ROOT / "tools" / "requirements-tfio.txt"
+    requirements = ROOT / "tools" / "make" / "requirements-tfio.txt"
     pip = [python, "-m", "pip", "install", "-q", "--timeout", "20", "--retries", "1"]
     install = subprocess.run([*pip, "-r", requirements], capture_output=True, text=True)
     if install.returncode:
@@ -130,7 +129,7 @@ def test_tensorflow_io_writes_shards_that_training_reads(tmp_path, make_loader):
 
     def run(source, out):
         return subprocess.run(
-            [python, ROOT / "tools" / "tfio_decode.py", source, out, "--shards", "2"],
+            [python, ROOT / "tools" / "make" / "tfio_decode.py", source, out, "--shards", "2"],
             capture_output=True,
             text=True,
             env=os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"},

@@ -26,8 +26,6 @@ from moss_audio_jax.data.reports import RowReport
 from moss_audio_jax.data.sources import Source
 from moss_audio_jax.errors import InputError
 
-TOOLS = Path(__file__).parents[2] / "tools"
-
 
 def test_a_record_holds_its_row_and_clips():
     mel = np.arange(256, dtype=np.float32).reshape(128, 2).astype(ml_dtypes.bfloat16)
@@ -167,12 +165,11 @@ def test_packing_loses_nothing_and_overfills_nothing(pairs, together):
 
 @pytest.mark.parametrize("length", [4096, 8192])
 def test_packing_fills_rows(length, monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    import bench_pipeline
+    from tools.bench.pipeline import packing_fill
 
-    fill = bench_pipeline.packing_fill(length, length // 64)
+    fill = packing_fill(length, length // 64)
     assert 0.98 < fill["tokens"] <= 1
-    tight = bench_pipeline.packing_fill(length, length // 160)  # chunks run out before tokens
+    tight = packing_fill(length, length // 160)  # chunks run out before tokens
     assert 0.95 < tight["chunks"] <= 1
     assert tight["tokens"] < fill["tokens"]
 

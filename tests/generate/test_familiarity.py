@@ -1,5 +1,5 @@
-"""Is a sound like the small model's training world? What it does not cover: real recordings (the
-shares of those that are told are in helpers/familiarity.json, by tools/fit_familiarity.py)."""
+"""Is a sound like the small model's training world? What it does not cover: real recordings;
+helpers/familiarity.json has the shares of those that it tells (tools/small/fit_familiarity.py)."""
 
 from __future__ import annotations
 

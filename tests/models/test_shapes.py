@@ -88,7 +88,7 @@ def test_the_program_does_not_grow_with_depth():
         )
         return lowered.as_text().count("\n")
 
-    assert lines(36) < 1.1 * lines(4)  # tools/bench_compile.py measures the compiler's time
+    assert lines(36) < 1.1 * lines(4)  # tools/bench/compile.py measures the compiler's time
 
 
 def test_an_hour_of_sound_takes_the_memory_of_ten_minutes():

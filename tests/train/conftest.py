@@ -75,7 +75,7 @@ def small_run(corpus, tmp_path) -> Path:
     file.write_text(
         f"""
 import sys
-sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT / "configs")!r}]
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests/support")!r}, {str(ROOT / "configs")!r}]
 import common, tiny, tiny_model
 
 def get_config():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
@@ -12,31 +10,19 @@ from moss_audio_jax.config import processor_from_official, read_json
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.text import load_tokenizer
 from moss_audio_jax.weights.convert import load_params, read_config
-
-TOOLS = Path(__file__).parents[2] / "tools"
-
-
-def tool(name):
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def make_toy(*args, **how):
-    return tool("make_toy").make_toy(*args, **how)
+from tools.make.toy import make_toy
+from tools.small.tokenizer import texts_of, train_tokenizer
 
 
 def test_a_tokenizer_of_rows_and_text(tmp_path):
-    trainer = tool("train_tokenizer")
     sentence = "the quick brown fox jumps over lazy dogs while seven owls hoot"
     words = sentence.split()
     said = {"role": "assistant", "message_type": "text", "content": "今天天气很好"}
     asked = said | {"role": "user", "content": sentence}
     (tmp_path / "rows.jsonl").write_text(json.dumps({"conversation": [asked, said]}) + "\n")
     (tmp_path / "more.txt").write_text("Zebra crossings\n[0.00]fox[1.25]")
-    texts = trainer.texts_of([str(tmp_path / "rows.jsonl"), str(tmp_path / "more.txt")])
-    processor = trainer.train_tokenizer(texts, 330, tmp_path / "made")
+    texts = texts_of([str(tmp_path / "rows.jsonl"), str(tmp_path / "more.txt")])
+    processor = train_tokenizer(texts, 330, tmp_path / "made")
 
     tokenizer = load_tokenizer(tmp_path / "made", 330)
     assert tokenizer.vocab_size == 330
@@ -46,7 +32,7 @@ def test_a_tokenizer_of_rows_and_text(tmp_path):
     text = "  what?\n[12.50]天 naïve 🦉<|im_end|>  "
     assert tokenizer.decode(tokenizer.encode(text)) == text
     with pytest.raises(InputError, match="vocab_size 260"):
-        trainer.train_tokenizer(["a few words"], 260, tmp_path / "small")
+        train_tokenizer(["a few words"], 260, tmp_path / "small")
 
 
 def test_toy_with_its_own_tokenizer(tmp_path):

@@ -1,19 +1,15 @@
-"""Scenes that tools/train_small.py joins end to end: what is asked of them stays true."""
+"""Scenes that tools/small/train.py joins end to end: what is asked of them stays true."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 
 from moss_audio_jax import world
 from moss_audio_jax.data.records import encode_record, parse_row
 
-TOOLS = Path(__file__).parents[2] / "tools"
-
 
 def test_joined_sounds_are_where_they_were(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    import train_small
+    from tools.small import train as train_small
 
     labels = [world.scene(i, content="sound", max_seconds=4).labels for i in range(8)]
     frames = [round(100 * each["duration"]) for each in labels]

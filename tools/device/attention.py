@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from device.measure import Clock, compiled, failure, kernel, partition, seconds
 
 from moss_audio_jax.ops.attention import attention
+from tools.device.measure import Clock, compiled, failure, kernel, partition, seconds
 
 
 def bench_attention(args: argparse.Namespace, clock: Clock) -> None:

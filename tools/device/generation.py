@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from device.measure import Clock, compiled, kernel, memory, seconds, share
 
 from moss_audio_jax import devices
 from moss_audio_jax.config import Compute, ModelConfig, ProcessorConfig
@@ -21,6 +20,7 @@ from moss_audio_jax.generate.vocabulary import Vocabulary, vocabulary
 from moss_audio_jax.models import decoder, flops, moss_audio
 from moss_audio_jax.models.quantize import quantize
 from moss_audio_jax.sharding import as_mesh
+from tools.device.measure import Clock, compiled, kernel, memory, seconds, share
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What every part of tools/bench_device.py measures with."""
+"""What every part of tools/device/bench.py measures with."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from device.measure import Clock, compiled, kernel, memory, partition, seconds, share
 
 from moss_audio_jax import devices
 from moss_audio_jax.config import Compute, ModelConfig
@@ -27,6 +26,7 @@ from moss_audio_jax.train.step import (
     state_shardings,
 )
 from moss_audio_jax.weights.checkpoint import flatten
+from tools.device.measure import Clock, compiled, kernel, memory, partition, seconds, share
 
 OPTIMIZER = get_config().optimizer
 STEPS = 1000  # of the schedule

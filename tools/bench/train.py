@@ -1,6 +1,6 @@
 """Tokens a second of training, ours beside the official PyTorch code, in turns on the same rows.
 
-    python tools/bench_train.py [--official DIR] [--rounds 5] [--steps 2]
+    python tools/bench/train.py [--official DIR] [--rounds 5] [--steps 2]
 
 A model of about 50 million parameters, float32, AdamW, gradients clipped to norm 1, no dropout.
 Rows are fine-tuning JSONL with noise clips of 3 to 12 s. Ours trains on packed rows, as the data
@@ -34,7 +34,6 @@ from typing import Any
 import jax
 import numpy as np
 import soundfile
-from make_toy import random_params
 from tokenizers import ByteLevelBPETokenizer
 
 from moss_audio_jax.config import (
@@ -56,6 +55,9 @@ from moss_audio_jax.train.optimizer import make_optimizer, schedule
 from moss_audio_jax.train.step import Recipe, eval_step, init_state, make_train_step
 from moss_audio_jax.weights.checkpoint import flatten
 from moss_audio_jax.weights.convert import load_params, save_official
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tools.make.toy import random_params
 
 MODEL = ModelConfig(
     EncoderConfig(
@@ -196,7 +198,7 @@ class Official:
         for file in ("finetune/finetune.py", "src/modeling_moss_audio.py"):
             if not (source / file).is_file():
                 raise SystemExit(
-                    f"bench_train: {source / file} is missing; --official is a clone "
+                    f"bench/train: {source / file} is missing; --official is a clone "
                     "of github.com/OpenMOSS/MOSS-Audio"
                 )
         sys.path.insert(0, str(source))
@@ -243,7 +245,7 @@ class Official:
         }
         for name, value in constants.items():
             if not hasattr(self._code, name):
-                raise SystemExit(f"bench_train: finetune.py has no {name}: another version?")
+                raise SystemExit(f"bench/train: finetune.py has no {name}: another version?")
             setattr(self._code, name, value)
 
     def inputs(self, row: int, padded: bool) -> tuple[dict[str, Any], int]:
@@ -289,7 +291,7 @@ def check_same_rows(official: Official, batch: HostBatch) -> list[int]:
             ours = batch.arrays["tokens"][row][batch.arrays["segment_ids"][row] == segment]
             theirs = official.inputs(numbers[-1], padded=False)[0]["input_ids"][0].numpy()
             if not np.array_equal(ours, theirs):
-                raise SystemExit(f"bench_train: row {name}: the token ids differ from DIR's")
+                raise SystemExit(f"bench/train: row {name}: the token ids differ from DIR's")
     return numbers
 
 

@@ -1,7 +1,7 @@
 """Packs a JSONL and its audio into ArrayRecord shards: training then reads few large files.
 
-    python tools/make_arrayrecord.py rows.jsonl OUT                       audio files as they are
-    python tools/make_arrayrecord.py rows.jsonl OUT --audio mel --shards 64 --workers 16
+    python tools/make/arrayrecord.py rows.jsonl OUT                       audio files as they are
+    python tools/make/arrayrecord.py rows.jsonl OUT --audio mel --shards 64 --workers 16
 
 Train on them with --config.data.train="('OUT/*.array_record',)". Every clip is decoded once to see
 that it can be; rows that cannot be used are left out and listed in OUT/bad_rows.jsonl. A run that

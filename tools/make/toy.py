@@ -1,7 +1,7 @@
 """Makes a small checkpoint in the official layout, random weights and all, to try things with.
 
-    python tools/make_toy.py toy                              its own tiny byte-level tokenizer
-    python tools/make_toy.py toy --tokenizer DIR              another tokenizer's files and size
+    python tools/make/toy.py toy                              its own tiny byte-level tokenizer
+    python tools/make/toy.py toy --tokenizer DIR              another tokenizer's files and size
 
 About 10 million parameters besides the embedding and the head. What it says is noise
 (config.json: "random_weights": true).

@@ -1,8 +1,8 @@
 """Fits the probe that tells a model's training world from other sound, and measures it.
 
 example:
-  python tools/fit_familiarity.py --unknown flite/kal flite/slt asterisk/fr asterisk/it games \\
-      --test flite/rms asterisk/en --write
+  python tools/small/fit_familiarity.py --unknown flite/kal flite/slt asterisk/fr asterisk/it \\
+      games --test flite/rms asterisk/en --write
 
 Known sound is scenes of the procedural world, as they are and as people's files hold them: pieces
 of 1 to 12 s, quieter, through codecs, telephones and noise. Unknown sound is what lies in the

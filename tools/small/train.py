@@ -1,13 +1,13 @@
 """The small model from nothing: scenes, tokenizer, five stages of training, the shipped checkpoint.
 
-    python tools/train_small.py --workdir small              everything, in order (hours on 2 cores)
-    python tools/train_small.py --workdir small --machine gpu        the same on a GPU, in minutes
-    python tools/train_small.py --workdir small --only data tokenizer encoder
-    python tools/train_small.py --workdir small --only ship  puts the result into the package
+    python tools/small/train.py --workdir small              everything, in order (hours on 2 cores)
+    python tools/small/train.py --workdir small --machine gpu        the same on a GPU, in minutes
+    python tools/small/train.py --workdir small --only data tokenizer encoder
+    python tools/small/train.py --workdir small --only ship  puts the result into the package
 
 Every step can be stopped and run again: whole shards are kept, a stage of training goes on from its
 last checkpoint, and what is finished is skipped. Needs the extra `world`. Afterwards
-`python tools/score_small.py --workdir small` scores it on held-out scenes.
+`python tools/small/score.py --workdir small` scores it on held-out scenes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from tqdm import tqdm
-from train_tokenizer import texts_of, train_tokenizer
 
 from moss_audio_jax import world
 from moss_audio_jax.audio import log_mel
@@ -42,7 +41,10 @@ from moss_audio_jax.text.phrases import stamped
 from moss_audio_jax.weights.convert import convert
 from moss_audio_jax.weights.heads import load_heads, save_heads
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "small"
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tools.small.tokenizer import texts_of, train_tokenizer
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "small"
 TRAINING = ("encoder", "adapter", "pretrain", "sft", "cold_start")  # each from the one before
 STEPS = ("data", "tokenizer", *TRAINING, "ship")
 SCENES, SHARD = 48_000, 800

@@ -2,15 +2,15 @@
 
 It runs in an environment of its own, since tensorflow-io needs TensorFlow 2.16 and NumPy 1:
 
-    python3.11 -m venv tfio && tfio/bin/pip install -r tools/requirements-tfio.txt
-    PYTHONPATH=. tfio/bin/python tools/tfio_decode.py gs://bucket/rows.jsonl OUT
-    PYTHONPATH=. tfio/bin/python tools/tfio_decode.py FOLDER OUT
+    python3.11 -m venv tfio && tfio/bin/pip install -r tools/make/requirements-tfio.txt
+    PYTHONPATH=. tfio/bin/python tools/make/tfio_decode.py gs://bucket/rows.jsonl OUT
+    PYTHONPATH=. tfio/bin/python tools/make/tfio_decode.py FOLDER OUT
 
 The input is a JSONL of training rows, a text file with one audio path a line, or a folder (searched
 through); wav, flac, mp3, ogg; any path that tf.io.gfile reads. Each clip is written as a mono wav
 at its own rate, losslessly: training resamples it like any other file. Rows of a JSONL are kept
 whole; of a list or a folder each clip is one record, and SHARD.clips.jsonl says which: a training
-row names it by that "content". Resuming and bad files are as in tools/make_arrayrecord.py.
+row names it by that "content". Resuming and bad files are as in tools/make/arrayrecord.py.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Generated tokens a second: ours beside the official PyTorch code, same weights, same prompts.
 
-    python tools/bench_generate.py [--official DIR] [--checkpoint DIR] [--rounds 5]
-    python tools/bench_generate.py --checkpoint DIR --data SCENES [--tasks asr,asr_words]
-    python tools/bench_generate.py --prefix 8 [--seconds 30] [--tokens 64] [--checkpoint DIR]
+    python tools/bench/generate.py [--official DIR] [--checkpoint DIR] [--rounds 5]
+    python tools/bench/generate.py --checkpoint DIR --data SCENES [--tasks asr,asr_words]
+    python tools/bench/generate.py --prefix 8 [--seconds 30] [--tokens 64] [--checkpoint DIR]
 
-The model of tools/bench_train.py (50 million parameters, float32, random weights) or --checkpoint;
+The model of tools/bench/train.py (50 million parameters, float32, random weights) or --checkpoint;
 noise clips of 4 to 8 s; --tokens greedy tokens for each of 16 prompts. Ours answers them one by one
 and all at once; the official code (DIR: a clone of its repository) knows one prompt at a time. Each
 round times all of them in turn, prefill and encoder included; the first answers are not timed. The
@@ -37,13 +37,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_train import PROMPT, write_inputs
 
 from moss_audio_jax import command
 from moss_audio_jax.api import MossAudio, Prepared, Request
 from moss_audio_jax.data.batch import Example
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.text import build_prompt
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tools.bench.train import PROMPT, write_inputs
 
 COUNT = 16
 

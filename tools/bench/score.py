@@ -1,6 +1,6 @@
 """Seconds that `evaluate score` takes for many predictions: multiple choice, transcripts, times.
 
-    python tools/bench_score.py [--rows 100000]
+    python tools/bench/score.py [--rows 100000]
 
 Makes items and answers of the lengths that benchmarks have (a third of them wrong in one way or
 another), and scores them as a user would, start of the process included. One JSON line. Needs the

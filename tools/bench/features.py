@@ -1,6 +1,6 @@
 """Speed of the log-mel features, ours beside others', measured in turns on the same sound.
 
-    python tools/bench_features.py [--seconds 60 600] [--rounds 7]
+    python tools/bench/features.py [--seconds 60 600] [--rounds 7]
 
 Prints one JSON line: for each length the median seconds a call and the real-time factor (seconds of
 sound a second of work) of our NumPy and JAX versions and, where they are installed, of

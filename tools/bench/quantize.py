@@ -1,6 +1,6 @@
 """What int8 costs in quality: logits and greedy answers beside those of float32, same weights.
 
-    python tools/bench_quantize.py [--checkpoint DIR] [--tokens 96]
+    python tools/bench/quantize.py [--checkpoint DIR] [--tokens 96]
 
 The clips and questions of `moss-audio-jax demo`, asked in float32 first. Each other way to compute
 reads the same answers token by token, through the cache as in generation, and says at every token

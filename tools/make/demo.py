@@ -1,6 +1,6 @@
 """Writes what `moss-audio-jax demo` asks about, moss_audio_jax/assets/demo/: NAME.flac, demo.json.
 
-    python tools/make_demo.py [FOLDER]
+    python tools/make/demo.py [FOLDER]
 
 Five scenes of the world's split "test": their sentences, and their seeds, are in no training set.
 They were chosen for being short and unlike one another, before any model was asked. Needs the extra
@@ -20,7 +20,7 @@ import soundfile
 from moss_audio_jax import world
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 
-TARGET = Path(__file__).parents[1] / "moss_audio_jax" / "assets" / "demo"
+TARGET = Path(__file__).parents[2] / "moss_audio_jax" / "assets" / "demo"
 SPLIT = "test"
 # name -> index, the tasks of its questions by kind (the first row of each task is taken)
 CLIPS = {

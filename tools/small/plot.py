@@ -1,6 +1,6 @@
 """Draws the curves of the small model's training into docs/small_model/curves.png.
 
-    python tools/plot_small.py --workdir small [--output FILE]        (needs matplotlib)
+    python tools/small/plot.py --workdir small [--output FILE]        (needs matplotlib)
 
 One panel for each kind of loss, the stages one after the other along the steps; a running mean over
 the logged steps, as each is one batch.
@@ -19,7 +19,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 STAGES = ("encoder", "adapter", "pretrain", "sft", "cold_start")
-DOCS = Path(__file__).parents[1] / "docs" / "small_model"
+DOCS = Path(__file__).parents[2] / "docs" / "small_model"
 PANELS = {  # title -> (key of metrics.jsonl, label)
     "helper losses": (
         ("helper/frames", "word piece a token"),

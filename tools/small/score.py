@@ -1,7 +1,7 @@
 """Scores the small model on held-out scenes; prints a table and writes WORKDIR/scores.
 
-    python tools/score_small.py --workdir small [--checkpoint DIR] [--scenes 300]
-    python tools/score_small.py --workdir small --splits train      scenes that it was trained on
+    python tools/small/score.py --workdir small [--checkpoint DIR] [--scenes 300]
+    python tools/small/score.py --workdir small --splits train      scenes that it was trained on
 
 Makes the scenes of each split (`moss-audio-jax world`), asks (`evaluate infer`) and scores
 (`evaluate score --benchmark world`). Asking goes on where it was stopped. Needs the extras `world`

@@ -1,7 +1,7 @@
 """What DeepStack, time markers and the encoder's attention are worth to the small model.
 
-    python tools/ablate_small.py --workdir small                      needs what train_small.py made
-    python tools/ablate_small.py --workdir small --only no_markers --seeds 0 --steps 100
+    python tools/small/ablate.py --workdir small                      needs what train.py made
+    python tools/small/ablate.py --workdir small --only no_markers --seeds 0 --steps 100
 
 Every variant gets the same budget and at least two seeds. `baseline`, `no_deepstack` and
 `no_markers` read the same trained encoder, frozen: the adapter, mergers and decoder learn from
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "small"
+CONFIGS = Path(__file__).parents[2] / "configs" / "small"
 # A clip is one chunk there: room for joined clips of 32 s, and for scenes.
 WHOLE_CLIPS = {
     "encoder": ("--config.data.frames=3200", "--config.data.chunks=2"),

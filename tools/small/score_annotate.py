@@ -1,14 +1,14 @@
 """Scores `annotate` on clips whose truth is known; writes DIR/scores.json and DIR/scores.md.
 
-    python tools/score_annotate.py --output DIR [--scenes 100] [--split test] [--seed 0]
-    python tools/score_annotate.py --output DIR --split validation --sweep
+    python tools/small/score_annotate.py --output DIR [--scenes 100] [--split test] [--seed 0]
+    python tools/small/score_annotate.py --output DIR --split validation --sweep
 
 Boundaries: world scenes, concatenations of five to ten of them, and clips of another generator
-(tests/annotate/patchwork.py), clean and under white noise 10 dB below the clip; found within 0.5 s,
+(tests/support/patchwork.py), clean and under white noise 10 dB below the clip; found within 0.5 s,
 one to one; windows of 10 s beside them. Sounds: the scenes go through `annotate` with its defaults,
 precision and recall of each label within its clip, and within 0.2 s at both ends. --sweep instead
 tries thresholds of sounds and prints what each gives; choose on `validation`, report on `test`.
-Runs from a checkout (it uses tests/annotate); needs the extras `annotate` and `world`.
+Runs from a checkout (it uses tests/support); needs the extras `annotate` and `world`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "annotate"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "support"))
 import boundaries
 import patchwork
 

@@ -1,6 +1,6 @@
 """Does compile time grow with depth? Prints one JSON line: CPU seconds at 4 and at 36 layers.
 
-python tools/bench_compile.py [--rounds 3]
+python tools/bench/compile.py [--rounds 3]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Speed of the procedural world on one core: seconds of sound made in a second.
 
-    python tools/bench_world.py [--scenes 200] [--split train]
+    python tools/bench/world.py [--scenes 200] [--split train]
 
 Prints one JSON line: the real-time factor of all scenes and of each content, by wall clock and by
 processor time (espeak's process included, so that a busy machine does not count), of scenes with

@@ -1,6 +1,6 @@
 """A step of decoding: milliseconds, bytes it must read, memory that its program takes.
 
-    python tools/bench_decode.py [--size 4b] [--layers 6] [--batch 1] [--slots 512]
+    python tools/bench/decode.py [--size 4b] [--layers 6] [--batch 1] [--slots 512]
         [--dtype float32] [--quantize none] [--rounds 5]
 
 The engine's loop over tokens (`generate.slots.decode_until`), 8 steps a round, of a released size's
@@ -15,13 +15,15 @@ import argparse
 import dataclasses
 import json
 import statistics
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from device.generation import running_slots, static_of
-from device.measure import compiled
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from moss_audio_jax.config import QUANTIZE, RELEASED
 from moss_audio_jax.generate import slots as serving
@@ -29,6 +31,8 @@ from moss_audio_jax.models import decoder as decoder_module
 from moss_audio_jax.models import moss_audio
 from moss_audio_jax.models.quantize import quantize
 from moss_audio_jax.sharding import as_mesh
+from tools.device.generation import running_slots, static_of
+from tools.device.measure import compiled
 
 STEPS = 8
 

@@ -1,6 +1,6 @@
 """Whether the rows of `annotate` train as well as exact labels: held-out losses side by side.
 
-    python tools/score_rows.py --workdir DIR [--scenes 400] [--seeds 0 1] [--steps 200]
+    python tools/small/score_rows.py --workdir DIR [--scenes 400] [--seeds 0 1] [--steps 200]
 
 Makes scenes of the world and annotates their sound with the defaults; trains `configs/tiny.py`
 (with the shipped tokenizer) from nothing on the transcripts, times and timelines of either for as
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-CONFIG = Path(__file__).parents[1] / "configs" / "tiny.py"
+CONFIG = Path(__file__).parents[2] / "configs" / "tiny.py"
 TASKS = ("asr", "asr_words", "asr_sentences", "events")
 
 

@@ -1,7 +1,7 @@
 """Speed and memory of conversion: official -> native -> official, each in a process of its own.
 
-    python tools/bench_convert.py --size 4b                   a random checkpoint, made first
-    python tools/bench_convert.py --checkpoint DIR            an official checkpoint
+    python tools/bench/convert.py --size 4b                   a random checkpoint, made first
+    python tools/bench/convert.py --checkpoint DIR            an official checkpoint
 
 Prints one JSON line: seconds, bytes a second and peak resident memory of both directions, and
 whether the bytes of every tensor came back. Needs room for two checkpoints beside the input in
@@ -55,7 +55,7 @@ def main() -> None:
         checkpoint = args.checkpoint
         if checkpoint is None:
             checkpoint = f"{work}/random"
-            tool = Path(__file__).with_name("make_random_checkpoint.py")
+            tool = Path(__file__).parents[1] / "make" / "random_checkpoint.py"
             subprocess.run([sys.executable, str(tool), checkpoint, args.size], check=True)
         with safetensors.Reader(checkpoint) as reader:
             shapes = reader.tensors.values()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -17,12 +16,7 @@ from moss_audio_jax.config import (
     to_official,
 )
 from moss_audio_jax.weights.convert import save_official
-
-_spec = importlib.util.spec_from_file_location(
-    "make_toy", Path(__file__).parents[1] / "tools" / "make_toy.py"
-)
-make_toy = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(make_toy)
+from tools.make import toy
 
 AUDIO_ID = 261  # behind 256 bytes and five special tokens; start and end follow it
 PROCESSOR = ProcessorConfig(
@@ -62,10 +56,10 @@ def write_checkpoint(folder: Path, max_positions: int = 256, tokenizer: bool = T
     files = folder.with_name(folder.name + ".files")
     files.mkdir(parents=True)
     if tokenizer:
-        make_toy.write_byte_tokenizer(files)
+        toy.write_byte_tokenizer(files)
     raw = to_official(config, "float32") | {"random_weights": True}
     (files / "config.json").write_text(json.dumps(raw, indent=2))
-    params = make_toy.random_params(config, 0, "float32")
+    params = toy.random_params(config, 0, "float32")
     save_official(folder, params, config, files_from=files, processor=PROCESSOR)
     return folder
 

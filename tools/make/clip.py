@@ -8,7 +8,7 @@ What is to be heard, 6.00 s, mono, 16 kHz, 16 bits:
     2.70 - 3.50   three knocks on wood, at 2.70, 3.00 and 3.30 s
     4.00 - 5.50   a whistle that rises from 400 to 3200 Hz
 
-    python tools/make_clip.py [FILE.flac]
+    python tools/make/clip.py [FILE.flac]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import soundfile
 
 RATE = 16_000
 SECONDS = 6.0
-TARGET = Path(__file__).parents[1] / "moss_audio_jax" / "assets" / "bell_knocks_chirp.flac"
+TARGET = Path(__file__).parents[2] / "moss_audio_jax" / "assets" / "bell_knocks_chirp.flac"
 
 
 def room(rng: np.random.Generator) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Speed of the input pipeline on one core, and how full its rows are.
 
-    OMP_NUM_THREADS=1 python tools/bench_pipeline.py [--rows 200] [--tokenizer DIR]
+    OMP_NUM_THREADS=1 python tools/bench/pipeline.py [--rows 200] [--tokenizer DIR]
 
 Prints one JSON line. `audio_hours_per_second`: hours of sound that one process decodes, turns into
 log-mels, tokenises, packs and lays out in batches each second, from files of each kind at their own
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,7 +21,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import soundfile
-from make_toy import write_byte_tokenizer
 
 from moss_audio_jax.audio import lengths
 from moss_audio_jax.config import EncoderConfig, ProcessorConfig
@@ -31,6 +31,9 @@ from moss_audio_jax.data.pipeline import Loader
 from moss_audio_jax.data.stream import Stream
 from moss_audio_jax.text import load_tokenizer
 from moss_audio_jax.text.prompt import audio_span
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tools.make.toy import write_byte_tokenizer
 
 _CHAT = 25  # tokens of the turns around a text
 _ENCODER = EncoderConfig()

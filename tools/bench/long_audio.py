@@ -1,6 +1,6 @@
 """Hours of sound through the chunked encoder: seconds, and memory beside input and output.
 
-    python tools/bench_long_audio.py [--checkpoint DIR] [--minutes 5,10,20,40,60] [--plot FILE.png]
+    python tools/bench/long_audio.py [--checkpoint DIR] [--minutes 5,10,20,40,60] [--plot FILE.png]
 
 Encodes noise of each length in one prompt, as `encode_audio` does, in float32. Memory is the
 compiler's own account of temporaries. Prints one JSON line; --plot needs matplotlib.

@@ -1,7 +1,7 @@
 """How fast training and generation are on the accelerator at hand: one JSON line a measurement.
 
-    python tools/bench_device.py [--parts attention,train,decode,prefill] [--budget 110]
-    python tools/bench_device.py --tiny        # the same code in small, on any machine
+    python tools/device/bench.py [--parts attention,train,decode,prefill] [--budget 110]
+    python tools/device/bench.py --tiny        # the same code in small, on any machine
 
   attention  the device's kernel (cuDNN, splash) beside plain attention, on packed rows of the 4B
              decoder's shape: worst error of output and gradients over the largest value of a
@@ -27,17 +27,21 @@ import functools
 import gc
 import json
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.93")  # before JAX: 0.75 by itself
 
 import jax
-from device.attention import bench_attention
-from device.generation import bench_decode, bench_prefill
-from device.measure import GIB, Clock, kernel
-from device.training import bench_train
 
 from moss_audio_jax.config import RELEASED, DecoderConfig, EncoderConfig, ModelConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tools.device.attention import bench_attention
+from tools.device.generation import bench_decode, bench_prefill
+from tools.device.measure import GIB, Clock, kernel
+from tools.device.training import bench_train
 
 # kind:length:remat:attention; auto is the device's kernel.
 TRAIN = "audio:8192:projections:auto,text:8192:projections:auto,audio:8192:projections:xla"

@@ -1,6 +1,6 @@
 """Trains a SentencePiece tokenizer on training rows or plain text.
 
-    python tools/train_tokenizer.py --input rows.jsonl notes.txt --vocab-size 2048 --output DIR
+    python tools/small/tokenizer.py --input rows.jsonl notes.txt --vocab-size 2048 --output DIR
 
 Writes DIR/tokenizer.model and DIR/processor_config.json (the ids of the audio tokens). Byte
 fallback, so any text can be written; digits are pieces of their own, as time markers need them.

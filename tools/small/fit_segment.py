@@ -1,13 +1,13 @@
 """Fits the networks of annotate/boundary.py, and with --write puts them into the package.
 
-    python tools/fit_segment.py [--scenes 100] [--seed 0] [--rounds 2] [--write]
+    python tools/small/fit_segment.py [--scenes 100] [--seed 0] [--rounds 2] [--write]
 
 Learns from world scenes of the split `train` (three times as many), concatenations of them and
 patchwork of seeds of its own, each clean and under noise, and prints what thresholds give on
-`validation`; tools/score_annotate.py then tells of `test`. One network goes by the signal alone,
-one by the small model's tags too. Each learns of proposed cuts: first between other proposals,
-thinned at random, then (--rounds) in the order in which the segmenter strikes them out with the
-network of by then. Needs scikit-learn, which comes with `annotate`, and the extra `world`.
+`validation`; tools/small/score_annotate.py then tells of `test`. One network goes by the signal
+alone, one by the small model's tags too. Each learns of proposed cuts: first between other
+proposals, thinned at random, then (--rounds) in the order in which the segmenter strikes them out
+with the network of by then. Needs scikit-learn, which comes with `annotate`, and the extra `world`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "annotate"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "support"))
 import boundaries
-import score_annotate
+import score_annotate  # beside this file
 
 from moss_audio_jax.annotate import boundary, segment
 from moss_audio_jax.annotate.boundary import Judge, Sides

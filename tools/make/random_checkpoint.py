@@ -1,6 +1,6 @@
 """Writes a full-size checkpoint of random bfloat16 weights in the official layout.
 
-    python tools/make_random_checkpoint.py OUTPUT 4b
+    python tools/make/random_checkpoint.py OUTPUT 4b
 
 For measuring speed and memory where the released weights are not at hand. What such a model says
 is noise (config.json: "random_weights": true).
