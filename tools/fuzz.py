@@ -77,6 +77,7 @@ def attempt(
 ) -> tuple[str, str] | None:
     """None where the input passes; else (signature, detail)."""
     before = _peak_reset()
+    handler = signal.signal(signal.SIGPROF, _alarm)  # without one the signal ends the process
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         read(data)
@@ -94,6 +95,7 @@ def attempt(
         return f"{type(error).__name__} at {at}", traceback.format_exc()
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, handler)
     grown = (_status("VmHWM") - before) / 1e6
     if grown > megabytes:
         return f"over {megabytes:g} MB", f"grew by {grown:.0f} MB"
@@ -104,7 +106,6 @@ def _worker(pipe, name: str, seed: int, numbers: Sequence[int], seconds: float, 
     """Reads inputs one after the other; tells before and after each."""
     warnings.simplefilter("ignore")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    signal.signal(signal.SIGPROF, _alarm)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         seeds, mutate, read = KINDS[name].setup(Path(folder))
