@@ -88,19 +88,17 @@ def read_config_file(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """
     path, colon, argument = name.partition(":")
     file = find(path).resolve()
-    keys = []
+    given = {}  # of a key that is given twice, the last value: ml_collections would join two tuples
     for option in overrides:
         key, equals, _ = option.removeprefix("--config.").partition("=")
         if not (option.startswith("--config.") and key and equals):
             raise UsageError(f"unknown option {redact(option)!r}; expected --config.KEY=VALUE")
-        if key in keys:  # two tuples would be joined
-            raise UsageError(f"--config.{key} is given twice; expected once")
-        keys.append(key)
+        given[key] = option
     from absl import flags
     from ml_collections import config_flags
 
     values = flags.FlagValues()
-    words = ["moss-audio-jax", f"--config={file}{colon}{argument}", *overrides]
+    words = ["moss-audio-jax", f"--config={file}{colon}{argument}", *given.values()]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
     searched = list(sys.path)
     sys.path[:] = [str(file.parent), *searched, str(FOLDER)]
@@ -108,7 +106,7 @@ def read_config_file(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
         values(words)
         return values.config
     except (AttributeError, KeyError) as error:
-        unknown = _unknown(keys, words[:2])
+        unknown = _unknown(list(given), words[:2])
         text = unknown or brief(f"{error} ({type(error).__name__})", 300)
         raise UsageError(f"{name}: {redact(text)}") from None
     except Exception as error:  # whatever a user's Python file may raise

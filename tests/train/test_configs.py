@@ -263,13 +263,19 @@ def test_a_config_file_that_cannot_be_loaded_is_named(text, tmp_path):
         (["--config.x=1"], r"no key x; the config has .*optimizer"),
         (["--config.train.steps.a=1"], r"no key train\.steps\.a: train\.steps is a value"),
         (["--config.=1"], "expected --config.KEY=VALUE"),
-        (["--config.data.train=('a',)", "--config.data.train=('b',)"], "data.train is given twice"),
     ],
 )
 def test_an_override_of_no_key_is_named(words, told):
     with pytest.raises(UsageError, match=told) as error:
         config_file.read_config_file("tiny", words)
     assert "\n" not in str(error.value)
+
+
+def test_of_a_key_that_is_given_twice_the_last_value_counts():
+    words = [
+        f"--config.{word}" for word in ("data.train=('a',)", "train.steps=1", "data.train=('b',)")
+    ]
+    assert config_file.read_config_file("tiny", words).data.train == ("b",)
 
 
 @pytest.mark.parametrize("name", ["sft.py:9b", "lora.py:9b", "lora.py:8b,all", "small/sft.py:tpu"])
