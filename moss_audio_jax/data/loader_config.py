@@ -9,7 +9,7 @@ from typing import NamedTuple
 from moss_audio_jax.config import EncoderConfig
 from moss_audio_jax.data.augment import Augment
 from moss_audio_jax.data.batch import Shape
-from moss_audio_jax.errors import InputError
+from moss_audio_jax.errors import UsageError
 
 _MAX_STREAMS = 8
 
@@ -80,7 +80,7 @@ class LoaderConfig:
         return max(n for n in range(1, _MAX_STREAMS + 1) if self.batch % n == 0)
 
     def validate(self, encoder: EncoderConfig, process_count: int = 1) -> None:
-        """Raises InputError naming the first key that cannot be."""
+        """Raises UsageError naming the first key that cannot be."""
         least = {"batch": 1, "length": 1, "chunks": 0, "window": 1, "workers": 0, "ahead": 1}
         least |= {"min_seen": 1, "seed": 0, "branches": 0, "words": 0}
         if self.streams is not None:
@@ -88,25 +88,25 @@ class LoaderConfig:
         for key, low in least.items():
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise InputError(f"data.{key} is {value!r}; expected an integer of at least {low}")
+                raise UsageError(f"data.{key} is {value!r}; expected an integer of at least {low}")
         if not 0 <= self.max_bad_share <= 1:
-            raise InputError(f"data.max_bad_share is {self.max_bad_share!r}; expected 0 to 1")
+            raise UsageError(f"data.max_bad_share is {self.max_bad_share!r}; expected 0 to 1")
         seconds = self.row_seconds
         if type(seconds) not in (int, float) or not 0 < seconds < math.inf:
-            raise InputError(f"data.row_seconds is {seconds!r}; expected seconds above 0")
+            raise UsageError(f"data.row_seconds is {seconds!r}; expected seconds above 0")
         streams = self.stream_count()
         if self.batch % streams:
-            raise InputError(f"data.streams {streams} does not divide data.batch {self.batch}")
+            raise UsageError(f"data.streams {streams} does not divide data.batch {self.batch}")
         if streams % process_count:
-            raise InputError(
+            raise UsageError(
                 f"data.streams {streams} is not a multiple of the {process_count} processes; set "
                 f"data.streams to one that divides data.batch {self.batch}"
             )
         frames = self.chunk_frames(encoder)
         if frames % 8 or frames < 8:
-            raise InputError(f"data.frames is {frames}; expected a multiple of 8")
+            raise UsageError(f"data.frames is {frames}; expected a multiple of 8")
         if encoder.attention == "chunked" and frames != encoder.chunk_frames:
-            raise InputError(
+            raise UsageError(
                 f"data.frames is {frames}; chunked attention has {encoder.chunk_frames} a chunk"
             )
 

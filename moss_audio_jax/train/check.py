@@ -11,58 +11,10 @@ from ml_collections import ConfigDict
 
 from moss_audio_jax.config import ModelConfig
 from moss_audio_jax.errors import UsageError
-from moss_audio_jax.models.blocks import REMAT
-from moss_audio_jax.ops.attention import IMPLEMENTATIONS
-from moss_audio_jax.train.defaults import get_config
+from moss_audio_jax.train.defaults import LIMITS, get_config
 from moss_audio_jax.train.helpers import LOSSES
-from moss_audio_jax.train.optimizer import OPTIMIZERS, SCHEDULES
 
 _FREE = ("data.mixture",)  # its keys are the user's own
-_ONE_OF = {
-    "train.dtype": ("bfloat16", "float32"),
-    "train.remat": REMAT,
-    "train.attention": IMPLEMENTATIONS,
-    "optimizer.name": OPTIMIZERS,
-    "optimizer.schedule": SCHEDULES,
-    "optimizer.moment_dtype": ("bfloat16", "float32"),
-    "checkpoint.export": ("official", "native", "none"),
-    "encoder_attention": ("", "chunked", "full", "sliding"),
-}
-_AT_LEAST_ONE = (
-    "train.steps",
-    "train.log_every",
-    "train.accumulate",
-    "train.encoder_chunks",
-    "train.loss_chunk",
-    "train.max_skipped",
-    "checkpoint.every",
-    "checkpoint.keep_last",
-    "data.batch",
-    "data.length",
-    "data.window",
-    "data.echo",
-    "helpers.words",
-)
-_NOT_NEGATIVE = (
-    "train.clip_norm",
-    "train.z_loss",
-    "train.ema",
-    "optimizer.learning_rate",
-    "optimizer.warmup",
-    "optimizer.weight_decay",
-    "lora.rank",
-    "eval.every",
-    "eval.samples",
-    "checkpoint.keep_every",
-    "checkpoint.keep_best",
-    "data.streams",
-    "data.workers",
-    "data.frames",
-    "data.branches",
-    "train.decoder_loss",
-    "checkpoint.minutes",
-    *(f"helpers.{name}" for name in LOSSES),
-)
 
 
 def check_keys(config: ConfigDict) -> None:
@@ -79,15 +31,11 @@ def check(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
             at = at[name]
         return at
 
-    for key, allowed in _ONE_OF.items():
-        if value(key) not in allowed:
-            raise UsageError(f"{key} is {value(key)!r}; expected one of {', '.join(allowed)}")
-    for key in _AT_LEAST_ONE:
-        if value(key) < 1:
-            raise UsageError(f"{key} is {value(key)}; expected at least 1")
-    for key in _NOT_NEGATIVE:
-        if value(key) < 0:
-            raise UsageError(f"{key} is {value(key)}; expected 0 or more")
+    for key, limit in LIMITS.items():
+        if isinstance(limit, tuple) and value(key) not in limit:
+            raise UsageError(f"{key} is {value(key)!r}; expected one of {', '.join(limit)}")
+        if isinstance(limit, int) and value(key) < limit:
+            raise UsageError(f"{key} is {value(key)}; expected at least {limit}")
     if config.data.chunks < -1:
         raise UsageError(f"data.chunks is {config.data.chunks}; expected -1 or more")
     if bool(config.data.train) == bool(config.data.mixture):

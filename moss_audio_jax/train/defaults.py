@@ -4,6 +4,8 @@
         --config.data.train="('rows.jsonl',)"
 
 A config file is a Python file with `get_config()`; any key may be overridden on the command line.
+`LIMITS`, below the keys, says which values each may have. The keys of `data` become a
+`LoaderConfig`, which knows its own limits.
 """
 
 import dataclasses
@@ -12,6 +14,10 @@ from ml_collections import ConfigDict
 
 from moss_audio_jax.config import RELEASED, ModelConfig
 from moss_audio_jax.data.augment import Augment
+from moss_audio_jax.models.blocks import REMAT
+from moss_audio_jax.ops.attention import IMPLEMENTATIONS
+from moss_audio_jax.train.helpers import LOSSES
+from moss_audio_jax.train.optimizer import OPTIMIZERS, SCHEDULES
 
 
 def get_config(size: str = "4b") -> ConfigDict:
@@ -71,17 +77,10 @@ def get_config(size: str = "4b") -> ConfigDict:
     train.max_skipped = 10  # non-finite updates in a row that stop the run
     train.profile = (0, 0)  # (first step, how many) to trace for the profiler
 
-    # Weights of losses of heads on the encoder, for rows with "words" and "tags"; 0 = none. For an
-    # encoder from scratch; an export has the heads apart from the model. See train/helpers.py.
-    c.helpers = helpers = ConfigDict()
-    helpers.ctc = 0.0
-    helpers.frames = 0.0
-    helpers.tags = 0.0
-    helpers.position = 0.0
-    helpers.adapter = 0.0
-    helpers.clock = 0.0
-    helpers.adapter_tags = 0.0
-    helpers.adapter_before = 0.0
+    # Weights of losses that teach the encoder from scratch what is said and heard when, for rows
+    # with "words" and "tags"; 0 = none. train/helpers.py describes them. An export writes their
+    # layers apart from the model.
+    c.helpers = helpers = ConfigDict(dict.fromkeys(LOSSES, 0.0))
     helpers.words = 32  # most pieces said in one chunk
     helpers.names = ()  # of the tags
 
@@ -125,6 +124,44 @@ def get_config(size: str = "4b") -> ConfigDict:
     evaluation.samples = 0  # answers to generate and print
     evaluation.max_new_tokens = 128
     return c
+
+
+# What a key's value may be: one of several, or a number of at least so much. check.py has the rules
+# for keys that depend on one another.
+LIMITS: dict[str, int | tuple[str, ...]] = {
+    "encoder_attention": ("", "chunked", "full", "sliding"),
+    "data.echo": 1,
+    "train.steps": 1,
+    "train.log_every": 1,
+    "train.accumulate": 1,
+    "train.clip_norm": 0,
+    "train.z_loss": 0,
+    "train.decoder_loss": 0,
+    "train.ema": 0,
+    "train.dtype": ("bfloat16", "float32"),
+    "train.remat": REMAT,
+    "train.attention": IMPLEMENTATIONS,
+    "train.encoder_chunks": 1,
+    "train.loss_chunk": 1,
+    "train.max_skipped": 1,
+    **dict.fromkeys((f"helpers.{name}" for name in LOSSES), 0),
+    "helpers.words": 1,
+    "optimizer.name": tuple(OPTIMIZERS),
+    "optimizer.learning_rate": 0,
+    "optimizer.schedule": tuple(SCHEDULES),
+    "optimizer.warmup": 0,
+    "optimizer.weight_decay": 0,
+    "optimizer.moment_dtype": ("bfloat16", "float32"),
+    "lora.rank": 0,
+    "checkpoint.every": 1,
+    "checkpoint.minutes": 0,
+    "checkpoint.keep_last": 1,
+    "checkpoint.keep_every": 0,
+    "checkpoint.keep_best": 0,
+    "checkpoint.export": ("official", "native", "none"),
+    "eval.every": 0,
+    "eval.samples": 0,
+}
 
 
 def sizes(model: ModelConfig) -> ConfigDict:

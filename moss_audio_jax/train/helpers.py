@@ -242,8 +242,8 @@ def _chunk_tokens(_: Helpers, config: ModelConfig) -> int:
 _RARE = -4.0
 _PIECES = Head("pieces", lambda helpers, _: helpers.pieces + 1, seed=0)
 
-# Every helper loss, in the order in which they are added up. A new one is an entry here and a key
-# `helpers.NAME`, its weight, in train/defaults.py.
+# Every helper loss, in the order in which they are added up. Each has a key `helpers.NAME`, its
+# weight.
 LOSSES = {
     "frames": Loss(
         _frames,

@@ -15,9 +15,6 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from moss_audio_jax.errors import UsageError
 
-OPTIMIZERS = ("adamw", "adafactor", "muon")
-SCHEDULES = ("cosine", "wsd", "linear", "constant")
-
 
 def factors(paths: Sequence[str], groups: Sequence[tuple[str, float]]) -> dict[str, float]:
     """The learning-rate factor of each parameter path; 0 = frozen. The first match wins.
@@ -39,26 +36,26 @@ def factors(paths: Sequence[str], groups: Sequence[tuple[str, float]]) -> dict[s
     return found
 
 
-def schedule(config: Any, steps: int) -> Callable[[Any], Any]:
-    """step -> learning rate, from `config.optimizer`: warmup, then the named shape.
+def _wsd(peak: float, rest: int, o: Any) -> optax.Schedule:
+    falling = max(1, int(rest * o.decay))
+    return optax.linear_schedule(peak, peak * o.final, falling, rest - falling)
 
-    cosine and linear fall to `final` (a share of the peak) at the last step; wsd stays at the
-    peak and falls linearly over the last `decay` share of the steps; constant stays.
-    """
-    o = config
-    peak, warmup = o.learning_rate, o.warmup
-    rest = max(1, steps - warmup)
-    if o.schedule == "cosine":
-        body = optax.cosine_decay_schedule(peak, rest, alpha=o.final)
-    elif o.schedule == "linear":
-        body = optax.linear_schedule(peak, peak * o.final, rest)
-    elif o.schedule == "wsd":
-        falling = max(1, int(rest * o.decay))
-        body = optax.linear_schedule(peak, peak * o.final, falling, rest - falling)
-    elif o.schedule == "constant":
-        body = optax.constant_schedule(peak)
-    else:
-        raise UsageError(f"optimizer.schedule is {o.schedule!r}; expected one of {SCHEDULES}")
+
+# Name -> (peak, steps after warmup, `config.optimizer`) -> schedule. cosine and linear fall to
+# `final`, a share of the peak, at the last step. wsd stays at the peak and falls linearly over the
+# last `decay` share of the steps.
+SCHEDULES: dict[str, Callable[[float, int, Any], optax.Schedule]] = {
+    "cosine": lambda peak, rest, o: optax.cosine_decay_schedule(peak, rest, alpha=o.final),
+    "wsd": _wsd,
+    "linear": lambda peak, rest, o: optax.linear_schedule(peak, peak * o.final, rest),
+    "constant": lambda peak, rest, o: optax.constant_schedule(peak),
+}
+
+
+def schedule(config: Any, steps: int) -> optax.Schedule:
+    """step -> learning rate, from `config.optimizer`: warmup, then the named shape."""
+    peak, warmup = config.learning_rate, config.warmup
+    body = SCHEDULES[config.schedule](peak, max(1, steps - warmup), config)
     if not warmup:
         return body
     # (step + 1) / warmup, so that the first step already changes the weights.
@@ -75,35 +72,41 @@ def make_optimizer(
     Weight decay applies only to kernels and embeddings, scaled by the learning rate (decoupled,
     arXiv 1711.05101).
     """
-    adam = optax.scale_by_adam(
-        b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=jnp.dtype(config.moment_dtype)
-    )
-    if config.name == "adamw":
-        rule = adam
-    elif config.name == "muon":
-        rule = optax.partition(
-            {"matrix": _scale_by_muon(config), "other": adam},
-            lambda params: {
-                path: "matrix" if _matrix(path, leaf.ndim) else "other"
-                for path, leaf in params.items()
-            },
-        )
-    elif config.name == "adafactor":
-        rule = optax.chain(
-            optax.scale_by_factored_rms(decay_rate=config.b2), optax.clip_by_block_rms(1.0)
-        )
-    else:
-        raise UsageError(f"optimizer.name is {config.name!r}; expected one of {OPTIMIZERS}")
 
     def decayed(params: Mapping[str, Any]) -> dict[str, bool]:
         return {path: path.endswith(("/kernel", "/embedding")) for path in params}
 
     return optax.chain(
-        rule,
+        OPTIMIZERS[config.name](config),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(schedule(config, steps)),
         optax.stateless(lambda updates, _: {path: u * factor[path] for path, u in updates.items()}),
     )
+
+
+def _adam(config: Any) -> optax.GradientTransformation:
+    return optax.scale_by_adam(
+        b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=jnp.dtype(config.moment_dtype)
+    )
+
+
+def _adafactor(config: Any) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.scale_by_factored_rms(decay_rate=config.b2), optax.clip_by_block_rms(1.0)
+    )
+
+
+def _muon(config: Any) -> optax.GradientTransformation:
+    """Muon for matrices, Adam for everything else."""
+    return optax.partition(
+        {"matrix": _scale_by_muon(config), "other": _adam(config)},
+        lambda params: {
+            path: "matrix" if _matrix(path, leaf.ndim) else "other" for path, leaf in params.items()
+        },
+    )
+
+
+OPTIMIZERS = {"adamw": _adam, "adafactor": _adafactor, "muon": _muon}
 
 
 def _scale_by_muon(config: Any) -> optax.GradientTransformation:

@@ -20,7 +20,7 @@ from moss_audio_jax.data.reports import RowReport
 from moss_audio_jax.data.shards import write_shard
 from moss_audio_jax.data.sources import Location, Source, SourceError, read_location
 from moss_audio_jax.data.workers import Workers
-from moss_audio_jax.errors import InputError
+from moss_audio_jax.errors import InputError, UsageError
 
 SECONDS = 2.0  # that a row may take where one of them hangs
 
@@ -308,7 +308,7 @@ def test_a_file_of_rows_that_is_gone_is_no_bad_row(make_loader, tmp_path):
 
 @pytest.mark.parametrize("seconds", [0, -1.0, float("nan"), float("inf"), "60", True])
 def test_the_time_limit_is_a_number_of_seconds(seconds):
-    with pytest.raises(InputError, match=r"data\.row_seconds is"):
+    with pytest.raises(UsageError, match=r"data\.row_seconds is"):
         LoaderConfig(batch=1, length=1, chunks=0, row_seconds=seconds).validate(ENCODER)
 
 
