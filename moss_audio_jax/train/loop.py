@@ -164,6 +164,7 @@ def _train(run: Setup, workdir: Path, mixture: Mixture, held_out: Mixture | None
                     return stopped(loader.state())
     finally:
         checkpoints.close()
+        metrics.close()
         stop.close()
     export.write(config, run.start, state, run.recipe, workdir)
     _log.info(f"done: {step} steps in {workdir}")

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, a line on the console, TensorBoard where it is installed."""
+"""What a run reports: metrics.jsonl, a line on the console, TensorBoard files with tensorboardX."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Metrics:
         self._peak = _peak_flops()
         self._clock = time.perf_counter()
         self._step = start
-        self._tensorboard = _tensorboard(workdir) if self._writes else None
+        self._tensorboard = _tensorboard(workdir, start) if self._writes else None
         if self._writes:
             cut_back(self._file, start)
 
@@ -50,9 +50,9 @@ class Metrics:
             return
         files.append(self._file, json.dumps(_finite(row)) + "\n")
         if self._tensorboard:
-            self._tensorboard.write_scalars(
-                step, {k: v for k, v in row.items() if isinstance(v, int | float)}
-            )
+            for key, value in row.items():
+                if isinstance(value, int | float) and math.isfinite(value):
+                    self._tensorboard.add_scalar(key, value, step)
         parts = [f"step {step}/{self._steps}"]
         parts += [f"loss {row['loss']:.4f}"] if row.get("loss") else []
         parts += [f"{key[7:]} {row[key]:.3f}" for key in row if key.startswith("helper/")]
@@ -65,6 +65,10 @@ class Metrics:
             parts.append(f"MFU {row['mfu']:.1%}")
         parts.append(f"ETA {_clock((self._steps - step) / rate)}" if rate else "")
         _log.info("  ".join(filter(None, parts)))
+
+    def close(self) -> None:
+        if self._tensorboard:
+            self._tensorboard.close()
 
 
 def cut_back(file: Path, step: int) -> None:
@@ -102,10 +106,11 @@ def _peak_flops() -> float | None:
     return one.peak * jax.device_count() if one else None
 
 
-def _tensorboard(workdir: Path) -> Any:
+def _tensorboard(workdir: Path, start: int) -> Any:
     try:
-        import tensorflow  # noqa: F401  clu's writer needs it: the extra [tensorboard]
-        from clu import metric_writers
-    except ImportError:
+        from tensorboardX import SummaryWriter
+    except ImportError:  # the extra `tensorboard`
         return None
-    return metric_writers.SummaryWriter(str(workdir / "tensorboard"))
+    return SummaryWriter(
+        str(workdir / "tensorboard"), purge_step=start + 1, filename_suffix=f".{start}"
+    )
