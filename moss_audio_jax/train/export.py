@@ -1,4 +1,4 @@
-"""What a run exports: a whole checkpoint; LoRA adapters and helper heads separately."""
+"""What a run exports: a whole checkpoint; LoRA adapters and helper projections separately."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def merged_params(state: dict[str, Any], recipe: Recipe) -> Any:
 
 def write(config: Any, start: Start, state: dict, recipe: Recipe, workdir: Path) -> None:
     """Writes WORKDIR/export (official or native, LoRA merged), WORKDIR/lora (the adapters alone),
-    and the heads of the helper losses beside the weights of an export.
+    and the projections of the helper losses beside the weights of an export.
 
     Raises:
       InputError: the last updates were skipped, or the weights are not finite; nothing is written.
@@ -74,7 +74,7 @@ def write(config: Any, start: Start, state: dict, recipe: Recipe, workdir: Path)
     )
     weights = state.get("ema", state["trained"])
     helpers = {path: leaf for path, leaf in weights.items() if path.startswith(heads.PREFIX)}
-    if not helpers and start.whole:  # the encoder's heads stay with it
+    if not helpers and start.whole:  # the encoder's projections stay with it
         helpers, names = heads.load_heads(start.whole)
     else:
         names = config.helpers.names

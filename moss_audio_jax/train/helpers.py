@@ -1,7 +1,7 @@
 """Helper losses that teach a model from scratch what is said and heard when.
 
-They use linear heads on the encoder's last features, for training only. An export leaves the heads
-out of the model's weights and writes them into its folder `helpers` (`weights.heads`).
+They use linear projections of the encoder's last features, for training only. An export leaves the
+projections out of the model's weights and writes them into its folder `helpers` (`weights.heads`).
 
   ctc       connectionist temporal classification over the tokenizer's pieces, chunk by chunk
   frames    cross entropy of the piece that is said at each token (80 ms), from known word times
@@ -9,12 +9,12 @@ out of the model's weights and writes them into its folder `helpers` (`weights.h
   position  cross entropy of a token's place in its chunk: the absolute position fades through many
             layers, but timestamps depend on it
   adapter   cross entropy of the piece that is said at a token, from the adapter's output through
-            the decoder's own head: a decoder from scratch finds known words among the audio tokens
+            `lm_head`: a decoder from scratch finds known words among the audio tokens
   clock     like position, from the adapter's output: a decoder that learns what is said at a token
             but not when would guess times
   adapter_tags  like tags, from the adapter's output
   adapter_before  cross entropy of the piece said before the current one, from the adapter's output
-            through a matrix and the decoder's own head: to continue after a word, a decoder looks
+            through a matrix and `lm_head`: to continue after a word, a decoder looks
             for the tokens that follow that word
 """
 
@@ -39,11 +39,11 @@ Batch = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Head:
-    """A linear head: its name, how many outputs it has, and its first values.
+class Projection:
+    """A linear projection: its name, how many outputs it has, and its first values.
 
     Attributes:
-      seed: of its kernel; no two heads share one.
+      seed: of its kernel; no two projections share one.
       bias: of each output.
     """
 
@@ -58,16 +58,16 @@ class Loss:
     """One helper loss.
 
     Attributes:
-      summed: of a batch; may read the head's logits.
+      summed: of a batch; may read the projection's logits.
       count: how many things of a batch it is a mean over.
-      head: two losses may share one; None: the decoder's own.
+      projection: two losses may share one; None: `lm_head`.
       on_adapter: whether it reads the adapter's output; else the encoder's.
       needs: what rows must say for it, "words" or "tags"; "": nothing.
     """
 
     summed: Callable[[_Heard], jax.Array]
     count: Callable[[Batch], jax.Array]
-    head: Head | None = None
+    projection: Projection | None = None
     on_adapter: bool = False
     needs: str = ""
 
@@ -99,17 +99,17 @@ class Helpers:
 
 
 def init_helpers(key: jax.Array, config: ModelConfig, helpers: Helpers) -> dict[str, jax.Array]:
-    """{path: float32}: a kernel [D, N] and a bias [N] for each head that has a loss."""
+    """{path: float32}: a kernel [D, N] and a bias [N] for each projection that has a loss."""
     params = {}
     for loss in helpers.losses.values():
-        if head := loss.head:
+        if projection := loss.projection:
             decoder = config.decoder.hidden_size
             width = decoder if loss.on_adapter else config.encoder.output_dim
-            size = head.size(helpers, config)
-            each = jax.random.fold_in(key, head.seed)
+            size = projection.size(helpers, config)
+            each = jax.random.fold_in(key, projection.seed)
             kernel = jax.random.normal(each, (width, size)) * width**-0.5
-            params[f"helpers/{head.name}/kernel"] = kernel
-            params[f"helpers/{head.name}/bias"] = jnp.full(size, head.bias)
+            params[f"helpers/{projection.name}/kernel"] = kernel
+            params[f"helpers/{projection.name}/bias"] = jnp.full(size, projection.bias)
     return params
 
 
@@ -127,7 +127,7 @@ def losses(
     features: jax.Array,
     batch: Batch,
     adapted: jax.Array | None = None,
-    head_kernel: jax.Array | None = None,
+    lm_head: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """Sums of the losses that have a weight, {name: float32 scalar}.
 
@@ -135,13 +135,14 @@ def losses(
       params: {"pieces": {"kernel", "bias"}, ...}.
       features: the encoder's [B, C * S, D].
       batch: with the arrays of `data.targets`.
-      adapted, head_kernel: the adapter's output [B, C * S, hidden], for the losses that read it;
-        the decoder's head, for those without a head of their own and for `adapter_before`.
+      adapted, lm_head: the adapter's output [B, C * S, hidden], for the losses that read it;
+        `lm_head`'s kernel, for those without a projection of their own and for
+        `adapter_before`.
     """
     if helpers.on_adapter:
         # As the decoder sees hidden states: of length one a dimension.
         adapted = rms_norm(adapted, jnp.ones(adapted.shape[-1]), 1e-6)
-    heard = _Heard(params, features, adapted, batch, head_kernel)
+    heard = _Heard(params, features, adapted, batch, lm_head)
     return {name: loss.summed(heard) for name, loss in helpers.losses.items()}
 
 
@@ -153,10 +154,10 @@ class _Heard:
     features: jax.Array
     adapted: jax.Array | None
     batch: Batch
-    head_kernel: jax.Array | None
+    lm_head: jax.Array | None
 
     def logits(self, name: str, x: jax.Array) -> jax.Array:
-        """float32 [B, C * S, N] of a head."""
+        """float32 [B, C * S, N] of a projection."""
         p = self.params[name]
         kernel = p["kernel"].astype(x.dtype)
         product = jnp.matmul(x, kernel, precision=precision(x.dtype))
@@ -205,12 +206,12 @@ def _place(heard: _Heard, logits: jax.Array) -> jax.Array:
 def _adapter(heard: _Heard) -> jax.Array:
     pieces = heard.batch["heard_pieces"]
     targets = jnp.where(pieces >= 0, pieces, IGNORE)
-    return jnp.sum(cross_entropy(heard.adapted, heard.head_kernel, targets)[0])
+    return jnp.sum(cross_entropy(heard.adapted, heard.lm_head, targets)[0])
 
 
 def _adapter_before(heard: _Heard) -> jax.Array:
     turned = heard.logits("adapter_before", heard.adapted).astype(heard.adapted.dtype)
-    return jnp.sum(cross_entropy(turned, heard.head_kernel, heard.batch["heard_before"])[0])
+    return jnp.sum(cross_entropy(turned, heard.lm_head, heard.batch["heard_before"])[0])
 
 
 def _inside(batch: Batch) -> jax.Array:
@@ -238,9 +239,9 @@ def _chunk_tokens(_: Helpers, config: ModelConfig) -> int:
     return config.encoder.chunk_frames // 8
 
 
-# Most tags hold at few tokens: their heads start from there.
+# Most tags hold at few tokens: their biases start from there.
 _RARE = -4.0
-_PIECES = Head("pieces", lambda helpers, _: helpers.pieces + 1, seed=0)
+_PIECES = Projection("pieces", lambda helpers, _: helpers.pieces + 1, seed=0)
 
 # Every helper loss, in the order in which they are added up. Each has a key `helpers.NAME`, its
 # weight.
@@ -248,32 +249,34 @@ LOSSES = {
     "frames": Loss(
         _frames,
         count=lambda batch: jnp.sum(batch["heard_pieces"] != IGNORE),
-        head=_PIECES,
+        projection=_PIECES,
         needs="words",
     ),
-    "ctc": Loss(_ctc, count=lambda batch: jnp.sum(_aligned(batch)), head=_PIECES, needs="words"),
+    "ctc": Loss(
+        _ctc, count=lambda batch: jnp.sum(_aligned(batch)), projection=_PIECES, needs="words"
+    ),
     "tags": Loss(
         lambda heard: _tags(heard, heard.logits("tags", heard.features)),
         count=lambda batch: jnp.sum(_tagged(batch)),
-        head=Head("tags", _tag_count, seed=1, bias=_RARE),
+        projection=Projection("tags", _tag_count, seed=1, bias=_RARE),
         needs="tags",
     ),
     "adapter_tags": Loss(
         lambda heard: _tags(heard, heard.logits("adapter_tags", heard.adapted)),
         count=lambda batch: jnp.sum(_tagged(batch)),
-        head=Head("adapter_tags", _tag_count, seed=4, bias=_RARE),
+        projection=Projection("adapter_tags", _tag_count, seed=4, bias=_RARE),
         on_adapter=True,
         needs="tags",
     ),
     "position": Loss(
         lambda heard: _place(heard, heard.logits("position", heard.features)),
         count=lambda batch: jnp.sum(_inside(batch)),
-        head=Head("position", _chunk_tokens, seed=2),
+        projection=Projection("position", _chunk_tokens, seed=2),
     ),
     "clock": Loss(
         lambda heard: _place(heard, heard.logits("clock", heard.adapted)),
         count=lambda batch: jnp.sum(_inside(batch)),
-        head=Head("clock", _chunk_tokens, seed=3),
+        projection=Projection("clock", _chunk_tokens, seed=3),
         on_adapter=True,
     ),
     "adapter": Loss(
@@ -285,7 +288,9 @@ LOSSES = {
     "adapter_before": Loss(
         _adapter_before,
         count=lambda batch: jnp.sum(batch["heard_before"] != IGNORE),
-        head=Head("adapter_before", lambda _, config: config.decoder.hidden_size, seed=5),
+        projection=Projection(
+            "adapter_before", lambda _, config: config.decoder.hidden_size, seed=5
+        ),
         on_adapter=True,
         needs="words",
     ),

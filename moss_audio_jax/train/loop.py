@@ -191,7 +191,7 @@ def _owner(workdir: Path) -> Iterator[None]:
 
 
 def _first_state(run: Setup) -> State:
-    """The state before the first step: weights of the start, fresh adapters, helper heads."""
+    """The state before the first step: weights of the start, fresh adapters, helper projections."""
     config, start = run.config, run.start
     shardings = param_shardings(moss_audio.abstract_params(start.model), start.model, run.mesh)
     params = flatten(initial_params(start, shardings, config.train.seed))
@@ -199,12 +199,12 @@ def _first_state(run: Setup) -> State:
         base = {path: run.params[path] for path in params}
         params |= jax.jit(functools.partial(setup.adapters_of, config, base))()
     if run.recipe.helpers:
-        params |= _heads(config, start, run.recipe.helpers)
+        params |= _projections(config, start, run.recipe.helpers)
     return run.init_state()(params)
 
 
-def _heads(config: Any, start: Start, helpers: Helpers) -> dict:
-    """Fresh heads, or those that lie with the checkpoint the run starts from."""
+def _projections(config: Any, start: Start, helpers: Helpers) -> dict:
+    """Projections of the helper losses: those of the checkpoint to start from, else fresh ones."""
     fresh = init_helpers(jax.random.key(config.train.seed), start.model, helpers)
     found, tags = load_heads(start.whole) if start.whole else ({}, ())
     same = {

@@ -38,7 +38,7 @@ class Setup:
       config, start, mesh: what it is built from.
       loader: what the rows of a step are made by; `shape` is that of the global batch.
       recipe: the step's static part.
-      params: all parameters by path, adapters and helper heads among them, as ShapeDtypeStructs.
+      params: ShapeDtypeStructs of all parameters by path, adapters and helper projections too.
       factors: the learning-rate factor of each; 0 freezes.
       optimizer: of the trained parameters.
       state, state_shardings: the train state as ShapeDtypeStructs, and where its leaves live.
@@ -106,7 +106,7 @@ def _init_state(
 def parameters_of(config: Any, recipe: Recipe) -> tuple[dict, dict[str, float]]:
     """All parameters of a run by path, as ShapeDtypeStructs, and the learning-rate factor of each.
 
-    Adapters and helper heads are among them; a factor of 0 freezes.
+    Adapters and helper projections are among them; a factor of 0 freezes.
     """
     base = flatten(moss_audio.abstract_params(recipe.model))
     abstract = dict(base)
@@ -117,9 +117,9 @@ def parameters_of(config: Any, recipe: Recipe) -> tuple[dict, dict[str, float]]:
         factor = factors(list(abstract), config.optimizer.groups)
     if recipe.helpers:
         key = jax.random.key(config.train.seed)
-        heads = jax.eval_shape(lambda: init_helpers(key, recipe.model, recipe.helpers))
-        abstract |= heads
-        factor |= dict.fromkeys(heads, 1.0)
+        projections = jax.eval_shape(lambda: init_helpers(key, recipe.model, recipe.helpers))
+        abstract |= projections
+        factor |= dict.fromkeys(projections, 1.0)
     return abstract, factor
 
 

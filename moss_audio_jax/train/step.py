@@ -140,7 +140,7 @@ def loss_sums(
       weights, "task_loss" [tasks], "task_weight" [tasks], "ctc": each helper's sum, ...}).
     """
     params = model_params(trained, frozen, recipe.compute)
-    heads = params.pop("helpers", None)
+    helpers = params.pop("helpers", None)
     attached = lora.attached(recipe.lora_alpha) if recipe.lora_alpha else contextlib.nullcontext()
     total, sums = jnp.zeros(()), {}
     with attached:
@@ -150,7 +150,7 @@ def loss_sums(
             if recipe.helpers.on_adapter:
                 adapted = adapt(params["audio_adapter"], recipe.model, audio[0])
                 read = adapted, decoder.head_kernel(params)
-            sums = helping.losses(heads, recipe.helpers, audio[0], batch, *read)
+            sums = helping.losses(helpers, recipe.helpers, audio[0], batch, *read)
             weight = dict(recipe.helpers.weights)
             for name, value in sums.items():
                 total += weight[name] * value / counts[name]
