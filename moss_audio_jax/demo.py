@@ -9,13 +9,12 @@ model along the time axis. The clips lie in the package and no training has seen
 synthetic, as all sound is that the small model learnt from: they say nothing of recordings. The
 model is the bundled small one unless --checkpoint names another. Nothing is downloaded.
 
-right, close, wrong:
-  words     right: all of them, their times within 0.2 s; close: a word error rate up to 25%
-  events    right: all of them, none too many; close: an F1 of 0.5 or more. Of an event the onset
-            counts within 0.2 s, the offset within 0.2 s or half of its length
-  times     right: start and end within 0.2 s; close: half of the time is shared
-  numbers   right: the same; close: within 10%
-  others    right: the same; close: half of what is listed. Captions are yours to judge
+right, partly, wrong: by the strict rules of `moss-audio-jax evaluate` for the benchmark `world`.
+  words     partly: some of the words, or not within 0.2 s on average
+  events    partly: some of the events, or some too many. The onset of an event counts within 0.2 s,
+            the offset within 0.2 s or half of its length
+  times     right: start and end within 0.2 s
+  others    right: the same. Captions are yours to judge
 """
 
 from __future__ import annotations
@@ -41,11 +40,12 @@ import numpy as np
 from moss_audio_jax import command, timeline
 from moss_audio_jax.audio import load_audio
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.evaluate.metrics import events
-from moss_audio_jax.evaluate.text_norm import key, plain_units
+from moss_audio_jax.evaluate.items import Item
+from moss_audio_jax.evaluate.metrics.rows import Scorer
+from moss_audio_jax.evaluate.metrics.verdict import off, verdict
 from moss_audio_jax.files import write_whole
 from moss_audio_jax.text.prompt import split_thinking
-from moss_audio_jax.text.timestamps import Segment, parse_timestamps
+from moss_audio_jax.text.timestamps import parse_timestamps
 from moss_audio_jax.text.tokenizer import THINK
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 
 SYNTHETIC = "All sound here is synthetic, voices too."  # at most 60 columns
 CLIPS = Path(__file__).parent / "assets" / "demo"
-COLLAR = 0.2  # seconds
 # Tokens an answer may have: more than half as many again as the longest true answer of its kind.
 LIMITS = {"caption": 192, "words": 256, "events": 128, "time": 48, "reason": 128}
 
@@ -78,9 +77,9 @@ class Clip(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """`verdict`: right, close, wrong, or "" where no rule can tell; `detail`: in figures.
+    """`verdict`: right, partly, wrong, or "" where no rule can tell; `detail`: in figures.
 
-    `off`: numbers of the answer's segments that are not where the truth has them.
+    `off`: indices of the answer's segments that are not where the truth has them.
     """
 
     verdict: str
@@ -111,114 +110,20 @@ def _question(kind: str, task: str, prompt: str, answer: str) -> Question:
 
 
 def judge(kind: str, answer: str, truth: str) -> Mark:
-    """Holds an answer against the true one; the rules are those of the module's docstring."""
-    if kind == "caption":  # many are true of a clip
+    """The mark that `evaluate score --benchmark world` gives to an answer."""
+    if kind == "caption":  # a caption may be right in many ways
         return Mark("")
-    if kind == "words":
-        if parse_timestamps(truth):
-            return _judge_words(answer, truth)
-        return _judge_short(answer, truth)._replace(off=range(len(parse_timestamps(answer))))
-    if kind == "events":
-        return _judge_events(answer, truth)
-    return _judge_short(answer, truth)
-
-
-def _judge_words(answer: str, truth: str) -> Mark:
-    said, true = _words(answer), _words(truth)
-    edits, pairs = _aligned([text for text, _, _ in true], [text for text, _, _ in said])
-    rate = edits / len(true)
-    shifts, off = [], set(range(len(parse_timestamps(answer))))
-    for i, j in pairs:
-        _, a, _ = true[i]
-        _, b, number = said[j]
-        if b is None:
-            continue
-        shifts += [round(abs(a.start - b.start), 6), round(abs(a.end - b.end), 6)]
-        if max(shifts[-2:]) <= COLLAR:
-            off.discard(number)
-    times = f"times off by {1000 * np.mean(shifts):.0f} ms" if shifts else "no times"
-    verdict = "close" if rate <= 0.25 else "wrong"
-    if edits == 0 and shifts and max(shifts) <= COLLAR and len(shifts) == 2 * len(true):
-        verdict = "right"
-    return Mark(verdict, f"WER {rate:.0%}, {times}", off)
-
-
-def _words(answer: str) -> list[tuple[str, Segment | None, int]]:
-    """(word, its segment, the segment's number); no segment where it holds other words too."""
-    segments = parse_timestamps(answer)
-    if not segments:
-        return [(word, None, -1) for word in plain_units(answer)]
-    found: list[tuple[str, Segment | None, int]] = []
-    for number, segment in enumerate(segments):
-        words = plain_units(segment.text)
-        alone = segment if len(words) == 1 else None
-        found += [(word, alone, number) for word in words]
-    return found
-
-
-def _aligned(truth: Sequence[str], said: Sequence[str]) -> tuple[int, list[tuple[int, int]]]:
-    """(least edits that make one of the other, index pairs of the words that stay)."""
-    n, m = len(truth), len(said)
-    cost = np.add.outer(np.arange(n + 1), np.arange(m + 1))
-    for i in range(1, n + 1):
-        for j in range(1, m + 1):
-            differ = truth[i - 1] != said[j - 1]
-            cost[i, j] = min(cost[i - 1, j] + 1, cost[i, j - 1] + 1, cost[i - 1, j - 1] + differ)
-    pairs, i, j = [], n, m
-    while i and j:
-        differ = truth[i - 1] != said[j - 1]
-        if cost[i, j] == cost[i - 1, j - 1] + differ:
-            i, j = i - 1, j - 1
-            if not differ:
-                pairs.append((i, j))
-        elif cost[i, j] == cost[i - 1, j] + 1:
-            i -= 1
-        else:
-            j -= 1
-    return int(cost[n, m]), pairs[::-1]
-
-
-def _judge_events(answer: str, truth: str) -> Mark:
-    said, true = (
-        [events.event(s.start, s.end, s.text) for s in parse_timestamps(text)]
-        for text in (answer, truth)
-    )
-    found = sum(right for right, _, _ in events.count(true, said).values())
-    detail = f"{found} of {len(true)} events"
-    if len(said) > found:
-        detail += f", {len(said) - found} not there"
-    off = {i for i, e in enumerate(said) if not events.count(true, [e])[e.label][0]}
-    if found == len(true) == len(said):
-        return Mark("right", detail)
-    return Mark("close" if 2 * found >= 0.5 * (len(true) + len(said)) else "wrong", detail, off)
-
-
-_TIME = r"(\d+(?:\.\d+)?)"
-
-
-def _judge_short(answer: str, truth: str) -> Mark:
-    if key(answer) == key(truth):
-        return Mark("right")
-    span = re.compile(rf"{_TIME} *- *{_TIME}")
-    if true := span.fullmatch(truth):
-        if not (said := span.fullmatch(key(answer))):
-            return Mark("wrong", "no time")
-        (a, b), (c, d) = (map(float, times.groups()) for times in (true, said))
-        off = round(max(abs(a - c), abs(b - d)), 6)
-        detail = f"off by {off:.2f} s"
-        if off <= COLLAR:
-            return Mark("right", detail)
-        shared, whole = min(b, d) - max(a, c), max(b, d) - min(a, c)
-        return Mark("close" if shared >= whole / 2 else "wrong", detail)
-    if re.fullmatch(_TIME, truth):
-        if not re.fullmatch(_TIME, key(answer)):
-            return Mark("wrong", "no number")
-        true, said = float(truth), float(key(answer))
-        if true == said:
-            return Mark("right")
-        return Mark("close" if abs(said - true) <= 0.1 * true else "wrong")
-    true, said = (set(re.split(r", | and ", key(text))) for text in (truth, answer))
-    return Mark("close" if 2 * len(true & said) >= len(true | said) else "wrong")
+    true, said = ([dict(vars(s)) for s in parse_timestamps(text)] for text in (truth, answer))
+    if kind == "words" and true:
+        form, reference = "timestamps", {"slots": true, "level": "word"}
+    elif kind == "events":
+        form, reference = "events", {"events": true}
+    else:
+        form, reference = "open", {"answer": truth}
+    item = Item("", form, "", (), reference, {})
+    (row,) = Scorer("world").score([item], {"": {"raw_output": answer}})
+    word, _, detail = verdict(row.sums)
+    return Mark(word, detail, off(said, true) if kind in ("words", "events") else ())
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -269,9 +174,9 @@ def grouped(
 
 
 def summary(marks: Sequence[Mark], seconds: float) -> str:
-    count = {v: sum(mark.verdict == v for mark in marks) for v in ("right", "close", "wrong", "")}
+    count = {v: sum(mark.verdict == v for mark in marks) for v in ("right", "partly", "wrong", "")}
     return (
-        f"{count['right']} of {len(marks) - count['']} right, {count['close']} close, "
+        f"{count['right']} of {len(marks) - count['']} right, {count['partly']} partly, "
         f"{count['wrong']} wrong; {count['']} captions are yours to judge. {seconds:.0f} s."
     )
 
@@ -333,7 +238,7 @@ table { table-layout: fixed; }
 th:first-child { width: 22%; }
 th:last-child { width: 14%; }
 .right { background: #dff2df; }
-.close { background: #fdf0cf; }
+.partly { background: #fdf0cf; }
 .wrong { background: #f9dcdc; }
 .steps { color: #777; font-size: 12px; }
 """

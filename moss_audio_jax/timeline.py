@@ -61,7 +61,9 @@ pre { font-size: 12px; white-space: pre-wrap; background: #f6f6f6; padding: .6em
 """
 _SCRIPT = """
 document.querySelectorAll('.clip').forEach(function (part) {
-  const sound = part.querySelector('audio'), time = part.querySelector('.time');
+  const sound = part.querySelector('audio');
+  if (!sound) return;
+  const time = part.querySelector('.time');
   const head = part.querySelector('.head'), length = parseFloat(part.dataset.seconds);
   function move() {
     head.style.left = 100 * sound.currentTime / length + '%';
@@ -99,6 +101,17 @@ def document(title: str, body: Iterable[str], style: str = "") -> str:
         f"<body>\n<h1>{html.escape(title)}</h1>\n"
         + "\n".join(body)
         + f"\n<script>{_SCRIPT}</script></body></html>\n"
+    )
+
+
+def player(source: str | None, lanes: Sequence[Lane]) -> str:
+    """Lanes of bars, and a player of the file at an address if there is one: HTML."""
+    seconds = 1.02 * max([1.0, *(bar.end for lane in lanes for bar in lane.bars)])
+    sound = f'<audio controls preload="none" src="{html.escape(source)}"></audio>' if source else ""
+    head = '<div class="head"></div>' if source else ""
+    return (
+        f'<div class="clip" data-seconds="{seconds:.3f}">{sound}'
+        f'<div class="time">{_drawn(lanes, seconds) if lanes else ""}{head}</div></div>'
     )
 
 
@@ -161,7 +174,8 @@ def _drawn(lanes: Sequence[Lane], seconds: float) -> str:
         ):
             drawn.append(_bar(bar, top + row * _ROW, scale, _OFF if off else lane.colour))
         top += (max(rows, default=0) + 1) * _ROW + _GAP
-    for second in range(int(seconds) + 1):
+    step = next((s for s in (1, 2, 5, 10, 30, 60, 300) if seconds <= 16 * s), 600)
+    for second in range(0, int(seconds) + 1, step):
         x = second * scale
         drawn.append(
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{top + 4}" stroke="#999" '

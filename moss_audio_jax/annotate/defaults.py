@@ -110,7 +110,7 @@ def check(config: ConfigDict) -> None:
     for name, spec in config.experts.items():
         if not isinstance(spec, ConfigDict):
             raise UsageError(f"config: experts.{name}: expected its keys, kind and target")
-    for module in ("ruptures", "librosa", "rapidfuzz", "whisper_normalizer"):
+    for module in ("ruptures", "librosa", "whisper_normalizer"):
         if importlib.util.find_spec(module) is None:
             raise InputError(f"annotate needs {module}: {extra('annotate')}")
     SegmentOptions(**config.segment)  # UsageError where they contradict each other

@@ -20,10 +20,16 @@ from pathlib import Path
 from moss_audio_jax import command
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.evaluate import code_version
-from moss_audio_jax.evaluate.report_browser import browser
-from moss_audio_jax.evaluate.report_html import page
-from moss_audio_jax.evaluate.report_scores import Cell, Score, Section, Table, labelled, read_score
-from moss_audio_jax.evaluate.report_tables import origins, sections
+from moss_audio_jax.evaluate.report_page import Answers, page
+from moss_audio_jax.evaluate.report_tables import (
+    Cell,
+    Score,
+    Section,
+    labelled,
+    origins,
+    read_score,
+    sections,
+)
 from moss_audio_jax.files import write_whole
 
 TITLE = "MOSS-Audio on JAX: evaluation"
@@ -41,23 +47,19 @@ def write_report(
 
     Args:
       scores: as `labelled` gives them.
-      audio_root, embed, rows: see `report_browser.browser`.
+      audio_root, embed, rows: see `report_page.Answers`.
 
     Returns:
       What the page does not show, one a line; it says so itself.
     """
     found, made_from = sections(scores), origins(scores)
-    shown = browser(scores, output, audio_root, embed, rows)
-    made_from.notes.extend(shown.notes)
+    answers = Answers(scores, output, audio_root, embed, rows)
+    made_from.notes.extend(answers.notes)
     about = _about(scores)
-    models = [*dict.fromkeys(s.model for s in scores), *dict.fromkeys(s.label for s in scores)]
-    models = list(dict.fromkeys(models))
-    whole = page(TITLE, about, found, models, shown.html, made_from)
-    text = "\n".join(_markdown(about, [*found, made_from]))
-    write_whole(output, whole)
+    write_whole(output, page(TITLE, about, found, answers.html, made_from))
     if markdown is not None:
-        write_whole(markdown, text + "\n")
-    return shown.notes
+        write_whole(markdown, "\n".join(_markdown(about, [*found, made_from])) + "\n")
+    return answers.notes
 
 
 def _about(scores: Sequence[Score]) -> str:
@@ -82,16 +84,11 @@ def _markdown(about: str, found: Sequence[Section]) -> Iterable[str]:
         for note in section.notes:
             yield f"\n{_inline(note)}"
         for table in section.tables:
-            yield from _rows(table)
-
-
-def _rows(table: Table) -> Iterable[str]:
-    if table.title:
-        yield f"\n### {_inline(table.title)}"
-    yield f"\n| {' | '.join(map(_inline, table.head))} |"
-    yield "|" + " --- |" * len(table.head)
-    for row in table.rows:
-        yield f"| {' | '.join(map(_cell, row))} |"
+            if table.title:
+                yield f"\n### {_inline(table.title)}"
+            yield f"\n| {' | '.join(map(_inline, table.head))} |"
+            yield "|" + " --- |" * len(table.head)
+            yield from (f"| {' | '.join(map(_cell, row))} |" for row in table.rows)
 
 
 def _cell(cell: Cell) -> str:

@@ -1,62 +1,72 @@
-"""What a report says, before it is a page: sections of tables and figures from score files."""
+"""What a report says before it is a page: score files, and sections of tables made from them."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from moss_audio_jax.errors import InputError
 from moss_audio_jax.evaluate.benchmarks import CAPTION_FIELDS
-from moss_audio_jax.evaluate.report_scores import (
-    FOUR,
-    MEASURES,
-    NOTHING,
-    PARTS,
-    Cell,
-    Dot,
-    Dots,
-    Measure,
-    Radar,
-    Score,
-    Section,
-    Table,
-    column_of,
-    inside,
-    interval,
-    measured,
-    plain,
-    shown,
-)
+from moss_audio_jax.evaluate.metrics.verdict import TIMED, verdict
+from moss_audio_jax.files import read_json
+from moss_audio_jax.files import shown as shown_path
+
+PARTS = ("official", "strict")
+NOTHING = "–"
+FOUR = {"MMAU": ("mmau", "mmau-mini"), "MMAU-Pro": ("mmau-pro",), "MMAR": ("mmar",)}
+FOUR |= {"MMSU": ("mmsu",)}
 
 # What the authors of MOSS-Audio report.
 PUBLISHED_FOUR = ("MOSS-Audio-8B-Thinking", (77.33, 64.92, 66.53, 75.52), 71.08)
 PUBLISHED_ASR = (("MOSS-Audio-8B-Instruct", 11.30), ("MOSS-Audio-4B-Instruct", 11.58))
 PUBLISHED_TIMESTAMPS = (("AISHELL-1", 35.77), ("LibriSpeech", 131.61))
 PUBLISHED_CAPTION = 3.7252
-_HEADLINES = (
-    "accuracy",
-    "choice_accuracy",
-    "open_accuracy",
-    "time_accuracy",
-    "tempo_accuracy",
-    "wer",
-    "cer",
-    "aas_slot_ms",
-    "aas_token_ms",
-    "coverage",
-    "event_f1",
-    "judged/mean",
-    "fields/mean",
-    "sources_named",
-)
-_TIMESTAMPS = (
+
+# Metric -> (title, decimals, the value of a full bar or None), the most telling first.
+MEASURES = {
+    "accuracy": ("accuracy, %", 2, 100),
+    "choice_accuracy": ("choices, %", 2, 100),
+    "open_accuracy": ("short answers, %", 2, 100),
+    "time_accuracy": ("times, %", 2, 100),
+    "tempo_accuracy": ("tempo, %", 2, 100),
+    "wer": ("WER, %", 2, None),
+    "cer": ("CER, %", 2, None),
+    "aas_slot_ms": ("AAS per slot, ms", 2, None),
+    "aas_token_ms": ("AAS per token, ms", 2, None),
+    "coverage": ("coverage", 3, 1),
+    "event_f1": ("event F1", 3, 1),
+    "judged/mean": ("judge's mean, 1-5", 4, 5),
+    "fields/mean": ("offline mean, 0-1", 4, 1),
+    "sources_named": ("sources named", 3, 1),
+}
+HEADLINES = tuple(MEASURES)
+MEASURES |= {
+    "bias_ms": ("bias, ms", 2, None),
+    "order_violations": ("out of order", 0, None),
+    "event_precision": ("precision", 3, None),
+    "event_recall": ("recall", 3, None),
+    "event_f1_macro": ("F1, mean of labels", 3, None),
+    "miou": ("mIoU", 3, 1),
+    "r@0.5": ("R@0.5", 3, None),
+    "r@0.7": ("R@0.7", 3, None),
+    "any_label/event_f1": ("F1, any label", 3, None),
+    "unparsed_share": ("unparsed", 3, None),
+    "accuracy_verbatim": ("answers as they stand", 2, None),
+    "accuracy_letters_mapped": ("letters mapped", 2, None),
+    "rows": ("rows the script counts", 0, None),
+    "undecided": ("undecided", 0, None),
+}
+_TIMES = [
     "aas_slot_ms",
     "aas_token_ms",
     "coverage",
     "bias_ms",
     "order_violations",
     "unparsed_share",
-)
-_EVENTS = (
+]
+_EVENTS = [
     "event_f1",
     "event_precision",
     "event_recall",
@@ -64,160 +74,329 @@ _EVENTS = (
     "miou",
     "r@0.5",
     "r@0.7",
-    "any_label/event_f1",
-    "unparsed_share",
-)
+]
+_EVENTS += ["any_label/event_f1", "unparsed_share"]
+_COUNTS = ["predicted", "missing", "errors", "empty", "unparsed", "truncated_thinking", "unjudged"]
+_COUNTS += ["without_reference", "unknown_ids", "duplicate_ids", "broken_lines"]
+_LISTED = 100  # problems of one score file
+
+
+class Cell(NamedTuple):
+    """note: small print below the text. share: of a full bar. bad: a count that should be 0."""
+
+    text: str
+    note: str = ""
+    share: float | None = None
+    bad: bool = False
+
+
+class Table(NamedTuple):
+    """published: the first rows, which are not ours. folded: opened on demand."""
+
+    title: str
+    head: Sequence[str]
+    rows: list[list[Cell]]
+    published: int = 0
+    folded: bool = False
+
+
+class Dot(NamedTuple):
+    """rule: official, strict or published."""
+
+    series: str
+    value: float
+    interval: Sequence[float] | None
+    rule: str
+
+
+class Dots(NamedTuple):
+    """Values along an axis from 0 to `full`, in rows by name."""
+
+    unit: str
+    full: float
+    rows: list[tuple[str, list[Dot]]]
+
+
+class Section(NamedTuple):
+    anchor: str
+    title: str
+    notes: list[str]
+    tables: list[Table]
+    figures: Sequence[Dots] = ()
+
+
+# --- score files ---------------------------------------------------------------------------------
+
+_GROUPS = ("fields?", "judged?", "any_label?")  # metrics that are several
+_METRICS = {"*": (float, None), **{group: {"*": (float, None)} for group in _GROUPS}}
+_PAIR = ([float, float], None)
+_BOUNDS = {"*": _PAIR, **{group: {"*": _PAIR} for group in _GROUPS}}
+_SHAPE = {
+    "benchmark": str,
+    "n": float,
+    "official": _METRICS,
+    "strict": _METRICS,
+    "counts": {"*": (float, None)},
+    "by": {"*": {"*": {"n": float, "official": _METRICS, "strict": _METRICS}}},
+    "confidence?": (
+        {"official?": _BOUNDS, "strict?": _BOUNDS, "level?": (float, None), "*": object},
+        None,
+    ),
+    "inputs?": ({"*": object}, None),
+    "meta?": ({"*": object}, None),
+    "problems?": [str],
+    "rows?": [
+        {
+            "id": object,
+            "kind": str,
+            "reference": {"*": object},
+            "sums": {"*": float},
+            "audio?": [str],
+            "group?": {"*": object},
+            "cut?": [float, (float, None)],
+            **dict.fromkeys(("status?", "prompt?", "answer?", "thinking?", "error?"), str),
+            "*": object,
+        }
+    ],
+    "*": object,
+}
+
+
+def _misfit(value: Any, shape: Any) -> str | None:
+    """Where a value is not of a shape, as a path ("" for the value itself); None where it fits.
+
+    A shape is a type, None, a tuple of alternatives, a list of one shape for all or of a shape for
+    each, or a dict: of a shape for each key ("key?" may be missing), and "*" for all other keys.
+    """
+    if isinstance(shape, tuple):
+        found = [_misfit(value, one) for one in shape]
+        return None if None in found else max(found, key=len)
+    if isinstance(shape, list | dict):
+        if not isinstance(value, type(shape)):
+            return ""
+        if isinstance(shape, list):
+            shapes = shape * len(value) if len(shape) == 1 else shape
+            if len(shapes) != len(value):
+                return ""
+            inside = [(str(i), *both) for i, both in enumerate(zip(value, shapes, strict=True))]
+        else:
+            if missing := [key for key in shape if key[-1] not in "?*" and key not in value]:
+                return f"/{missing[0]}"
+            inside = [
+                (k, v, shape.get(k) or shape.get(f"{k}?") or shape.get("*", object))
+                for k, v in value.items()
+            ]
+        paths = ((key, _misfit(one, each)) for key, one, each in inside)
+        return next((f"/{key}{path}" for key, path in paths if path is not None), None)
+    if shape is float:  # not NaN or infinite, nor an integer of hundreds of digits
+        fits = type(value) in (int, float) and abs(value) < 1e15
+    else:
+        fits = value is None if shape is None else isinstance(value, shape)
+    return None if fits else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A file of `evaluate score`.
+
+    Attributes:
+      model: whose answers were scored.
+      data: the name of the benchmark's data.
+      label: the model; with the data where one model has several scores of a benchmark.
+    """
+
+    path: Path
+    model: str
+    data: str
+    content: dict[str, Any]
+    label: str = ""
+
+    @property
+    def benchmark(self) -> str:
+        return self.content["benchmark"]
+
+    @property
+    def items(self) -> str:
+        return f"{self.content['n']:,}"
+
+    def value(self, part: str, name: str) -> Any:
+        """A metric of "official" or "strict"; "a/b" is one of a group. None where there is none."""
+        return inside(self.content[part], name)
+
+    def interval(self, part: str, name: str) -> Sequence[float] | None:
+        """Its bounds, in the unit of the metric."""
+        return inside((self.content.get("confidence") or {}).get(part) or {}, name)
+
+    def cell(self, part: str, name: str) -> Cell:
+        """A metric with its interval."""
+        kind = f"{name.split('/')[0]}/mean" if name not in MEASURES else name
+        cell = shown(self.value(part, name), kind)
+        if bounds := self.interval(part, name):
+            digits = max(MEASURES[kind][1] - 1, 0)
+            cell = cell._replace(note="[" + ", ".join(f"{b:.{digits}f}" for b in bounds) + "]")
+        return cell
+
+
+def read_score(path: Path, name: str | None = None) -> Score:
+    """A score file under a name, or its model's own.
+
+    Raises:
+      InputError: it is not what `evaluate score` writes.
+    """
+    content = read_json(path)
+    wrong = _misfit(content, _SHAPE)
+    for number, row in enumerate(content.get("rows", []) if wrong is None else []):
+        try:
+            verdict(row["sums"])
+            spans = [*(row["reference"][TIMED[row["kind"]]] if row["kind"] in TIMED else [])]
+            spans += row.get("parsed") or [] if row["kind"] in TIMED else []
+            wrong = _misfit(spans, [{"text": str, "start": float, "end": float}])
+        except (KeyError, TypeError, ArithmeticError):
+            wrong = ""
+        if wrong is not None:
+            wrong = f"/rows/{number}{wrong}"
+            break
+    if wrong is not None:
+        raise InputError(
+            f"{shown_path(path)}: {wrong[1:80] or 'the whole'} is missing or of another form; "
+            "expected the file that evaluate score wrote"
+        )
+    meta, inputs = content.get("meta") or {}, content.get("inputs") or {}
+    own = Path(str(meta.get("model") or path.stem)).name
+    own += f" + {Path(str(meta['lora'])).name}" if meta.get("lora") else ""
+    own += " (random weights)" if meta.get("random_weights") else ""
+    return Score(path, name or own, Path(str(inputs.get("data") or path)).stem, content)
+
+
+def labelled(scores: Sequence[Score]) -> list[Score]:
+    """The scores with labels that tell those of one benchmark and model apart."""
+    found = []
+    for score in scores:
+        column = column_of(score.benchmark) or score.benchmark
+        same = [
+            s
+            for s in scores
+            if s.model == score.model and (column_of(s.benchmark) or s.benchmark) == column
+        ]
+        label = score.model
+        # Of the four benchmarks the first keeps its label: it stands beside the other three.
+        if len(same) > 1 and not (column_of(score.benchmark) and score is same[0]):
+            ways = (lambda s: s.data, lambda s: s.path.stem, lambda s: str(s.path))
+            apart = (w(score) for w in ways if [w(s) for s in same].count(w(score)) == 1)
+            label += f" · {next(apart, score.path)}"
+        found.append(dataclasses.replace(score, label=label))
+    return found
+
+
+def column_of(benchmark: str) -> str | None:
+    """Which of the four it is."""
+    return next((name for name, ours in FOUR.items() if benchmark in ours), None)
+
+
+def shown(value: float | None, name: str) -> Cell:
+    """A number as its measure is written, or a dash where there is none."""
+    if value is None:
+        return Cell(NOTHING)
+    _, digits, full = MEASURES[name]
+    return Cell(f"{value:,.{digits}f}", share=full and min(max(value / full, 0.0), 1.0))
+
+
+def inside(values: Mapping[str, Any], name: str) -> Any:
+    """values[a][b] of "a/b"; None where there is none."""
+    for key in name.split("/"):
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
+
+
+def plain(value: Any, depth: int = 3) -> str:
+    """Names and values in one line; what lies deeper is left out."""
+    if isinstance(value, Mapping) and depth:
+        return ", ".join(f"{key} {plain(one, depth - 1)}" for key, one in value.items())
+    if isinstance(value, Mapping | list):
+        return f"({len(value)} values)"
+    return "?" if value is None else str(value)
 
 
 # --- sections ------------------------------------------------------------------------------------
 
 
 def sections(scores: Sequence[Score]) -> list[Section]:
-    """All that a report says beside its error browser."""
-    of = {
-        name: [s for s in scores if s.benchmark == name]
-        for name in ("asr", "timestamps", "events", "world")
-    }
-    four = [s for s in scores if column_of(s.benchmark)]
-    captions = [s for s in scores if any(_fields(s, kind) for kind in _CAPTIONS)]
-    made = [
-        _overview(scores),
-        _four(four) if four else None,
-        _asr(of["asr"]) if of["asr"] else None,
-        _timed(of["timestamps"]) if of["timestamps"] else None,
-        _events(of["events"]) if of["events"] else None,
-        _captions(captions) if captions else None,
-        _world(of["world"]) if of["world"] else None,
-        _counts(scores),
+    """Everything that a report says, but for the answers and where the numbers come from."""
+
+    def of(benchmark: str) -> list[Score]:
+        return [s for s in scores if s.benchmark == benchmark]
+
+    wanted = [
+        (_overview, scores),
+        (_four, [s for s in scores if column_of(s.benchmark)]),
+        (_asr, of("asr")),
+        (_timestamps, of("timestamps")),
+        (_events, of("events")),
+        (_captions, [s for s in scores if any(_fields(s, kind) for kind in _CAPTIONS)]),
+        (_world, of("world")),
+        (_counts, scores),
     ]
-    return [section for section in made if section]
+    return [make(some) for make, some in wanted if some]
 
 
 def _overview(scores: Sequence[Score]) -> Section:
     rows = []
     for score in scores:
         name = _headlines([score])[0]
-        count = f"{score.content['n']:,}"
-        if (score.content.get("inputs") or {}).get("limit"):
-            count = f"the first {count}"
-        rows.append(
-            [
-                Cell(score.benchmark),
-                Cell(score.label),
-                Cell(count),
-                Cell(MEASURES[name].title),
-                *(measured(score, part, name) for part in PARTS),
-            ]
-        )
-    head = ("benchmark", "model", "items", "measure", "official", "strict")
-    level = next(
-        (
-            s.content["confidence"].get("level")
-            for s in scores
-            if isinstance(s.content.get("confidence"), dict)
-        ),
-        None,
-    )
+        limited = (score.content.get("inputs") or {}).get("limit")
+        count = f"the first {score.items}" if limited else score.items
+        start = _cells(score.benchmark, score.label, count, MEASURES[name][0])
+        rows.append([*start, *(score.cell(part, name) for part in PARTS)])
     notes = [
         "Official: the rule of the benchmark's own script, its quirks included. Strict: every row "
         "counts, what cannot be read is wrong, nothing is guessed."
     ]
-    if level:
+    levels = [(s.content.get("confidence") or {}).get("level") for s in scores]
+    if level := next(filter(None, levels), None):
         notes.append(f"In brackets: {100 * level:g}% bootstrap intervals over the items.")
+    head = ("benchmark", "model", "items", "measure", *PARTS)
     return Section("overview", "Overview", notes, [Table("", head, rows)])
 
 
-def _headlines(scores: Sequence[Score]) -> list[str]:
-    """What any of the scores has, the most telling first."""
-    found = [
-        name
-        for name in _HEADLINES
-        if any(score.value(part, name) is not None for score in scores for part in PARTS)
-    ]
-    return found or ["accuracy"]
-
-
 def _four(scores: Sequence[Score]) -> Section:
-    labels = dict.fromkeys(s.label for s in scores)
     cells = {(s.label, column_of(s.benchmark)): s for s in scores}
     name, values, mean = PUBLISHED_FOUR
-    rows = [
-        [
-            Cell(name, "published"),
-            Cell("official"),
-            *(Cell(f"{value:.2f}", share=value / 100) for value in (*values, mean)),
-        ]
-    ]
-    for label in labels:
+    rows = [[*_cells(name, "official"), *(shown(v, "accuracy") for v in (*values, mean))]]
+    dots = {c: [Dot(name, v, None, "published")] for c, v in zip(FOUR, values, strict=True)}
+    for label in dict.fromkeys(s.label for s in scores):
         for part in PARTS:
-            found = [cells.get((label, column)) for column in FOUR]
-            row = [_accuracy(score, part) if score else Cell(NOTHING) for score in found]
-            accuracies = [score and score.value(part, "accuracy") for score in found]
-            whole = None if None in accuracies else sum(accuracies) / len(FOUR)
-            rows.append([Cell(label), Cell(part), *row, shown(whole, MEASURES["accuracy"])])
-    dots = [
-        (
-            column,
-            [Dot(name, value, None, "published")]
-            + [
-                Dot(
-                    label,
-                    cells[label, column].value(part, "accuracy"),
-                    interval(cells[label, column], part, "accuracy"),
-                    part,
-                )
-                for label in labels
-                if (label, column) in cells
-                for part in PARTS
-                if cells[label, column].value(part, "accuracy") is not None
-            ],
-        )
-        for column, value in zip(FOUR, values, strict=True)
-    ]
-    names = ("accuracy", "accuracy_verbatim", "accuracy_letters_mapped", "rows", "undecided")
+            found = {column: cells.get((label, column)) for column in FOUR}
+            known = {c: s.value(part, "accuracy") for c, s in found.items() if s}
+            for column, value in known.items():
+                if value is not None:
+                    bounds = found[column].interval(part, "accuracy")
+                    dots[column].append(Dot(label, value, bounds, part))
+            whole = (
+                _mean(known.values()) if len(known) == 4 and None not in known.values() else None
+            )
+            row = [_accuracy(score, part) if score else Cell(NOTHING) for score in found.values()]
+            rows.append([*_cells(label, part), *row, shown(whole, "accuracy")])
+    names = ["accuracy", "accuracy_verbatim", "accuracy_letters_mapped", "rows", "undecided"]
     detail = [
         [
-            Cell(s.benchmark),
-            Cell(s.label),
-            Cell(f"{s.content['n']:,}"),
-            *(shown(s.value("official", n), MEASURES["accuracy"]) for n in names[:3]),
-            *(shown(s.value("official", n), Measure("", 0)) for n in names[3:]),
-            shown(s.value("strict", "accuracy"), MEASURES["accuracy"]),
+            *_cells(s.benchmark, s.label, s.items),
+            *(shown(s.value("official", n), n) for n in names),
+            shown(s.value("strict", "accuracy"), "accuracy"),
         ]
         for s in scores
     ]
-    rules = Table(
-        "The official rules in detail",
-        (
-            "benchmark",
-            "model",
-            "items",
-            "official",
-            "answers as they stand",
-            "letters mapped",
-            "rows the script counts",
-            "undecided",
-            "strict",
-        ),
-        detail,
-        folded=True,
-    )
-    notes = [
-        "Accuracy in percent and the unweighted mean of the four. A mean needs all four.",
-        *_same_items(scores),
-    ]
-    table = Table("", ("model", "rule", *FOUR, "mean"), rows, frozenset([0]))
-    return Section(
-        "four",
-        "Audio questions: MMAU, MMAU-Pro, MMAR, MMSU",
-        notes,
-        [table, rules, *_breakdowns(scores)],
-        [Dots("%", 100, dots)],
-    )
+    titles = ["official", *(MEASURES[n][0] for n in names[1:]), "strict"]
+    head = ("benchmark", "model", "items", *titles)
+    rules = Table("The official rules in detail", head, detail, folded=True)
+    notes = ["Accuracy in percent and the unweighted mean of the four. A mean needs all four."]
+    table = Table("", ("model", "rule", *FOUR, "mean"), rows, published=1)
+    title = "Audio questions: MMAU, MMAU-Pro, MMAR, MMSU"
+    figures = [Dots("accuracy, %", 100, list(dots.items()))]
+    return _section("four", title, notes, scores, [table, rules], figures)
 
 
 def _accuracy(score: Score, part: str) -> Cell:
-    cell = measured(score, part, "accuracy")
+    cell = score.cell(part, "accuracy")
     notes = [cell.note, "mini" if score.benchmark == "mmau-mini" else ""]
     if part == "official":
         counted, undecided = (score.value(part, name) for name in ("rows", "undecided"))
@@ -229,179 +408,129 @@ def _accuracy(score: Score, part: str) -> Cell:
 
 
 def _asr(scores: Sequence[Score]) -> Section:
-    rows = [
-        [
-            Cell(name, "published"),
-            Cell("overall"),
-            Cell(NOTHING),
-            Cell(f"{value:.2f}"),
-            *[Cell(NOTHING)] * 3,
-        ]
-        for name, value in PUBLISHED_ASR
-    ]
+    published = [Dot(name, value, None, "published") for name, value in PUBLISHED_ASR]
+    rows = [_cells(d.series, "overall", "", f"{d.value:.2f}", "", "", "") for d in published]
     dots: dict[str, list[Dot]] = {}
     for model in dict.fromkeys(s.model for s in scores):
         ours = [s for s in scores if s.model == model]
+        # Data without dimensions are one dimension.
         by = [
-            (s, name, group["n"], group["strict"]) for s in ours for name, group in _dimensions(s)
+            (s, name, group)
+            for s in ours
+            for name, group in (s.content["by"].get("dimension") or {s.data: s.content}).items()
         ]
-        names = [name for _, name, _, _ in by]
-        for score, name, n, strict in by:
+        names = [name for _, name, _ in by]
+        for score, name, group in by:
             if names.count(name) > 1:
                 name = f"{name} ({score.data})"
-            rows.append([Cell(model), Cell(name), *_error_cells(n, strict)])
-            if strict.get("wer") is not None:
-                dots.setdefault(name, []).append(Dot(model, strict["wer"], None, "strict"))
+            rows.append([*_cells(model, name), *_errors(group)])
+            if (value := group["strict"].get("wer")) is not None:
+                dots.setdefault(name, []).append(Dot(model, value, None, "strict"))
         for score in ours:
             name = "overall" if len(ours) == 1 else f"overall, {score.data}"
-            cells = _error_cells(score.content["n"], score.content["strict"])
-            cells[1], cells[3] = (measured(score, "strict", rate) for rate in ("wer", "cer"))
-            rows.append([Cell(model), Cell(name), *cells])
+            cells = _errors(score.content)
+            cells[1], cells[3] = score.cell("strict", "wer"), score.cell("strict", "cer")
+            rows.append([*_cells(model, name), *cells])
             if (value := score.value("strict", "wer")) is not None:
-                bounds = interval(score, "strict", "wer")
+                bounds = score.interval("strict", "wer")
                 dots.setdefault(name, []).append(Dot(model, value, bounds, "strict"))
         if len(by) > 1:
-            means = [_mean(strict.get(rate) for *_, strict in by) for rate in ("wer", "cer")]
-            wer, cer = (shown(mean, MEASURES["wer"]) for mean in means)
-            rows.append(
-                [
-                    Cell(model),
-                    Cell("mean of the dimensions"),
-                    Cell(NOTHING),
-                    wer,
-                    Cell(NOTHING),
-                    cer,
-                    Cell(NOTHING),
-                ]
-            )
+            rates = [_mean(g["strict"].get(rate) for *_, g in by) for rate in ("wer", "cer")]
+            wer, cer = (shown(rate, "wer") for rate in rates)
+            rows.append([*_cells(model, "mean of the dimensions", ""), wer, Cell(NOTHING), cer])
+            rows[-1].append(Cell(NOTHING))
     lines = sorted(dots.items(), key=lambda one: one[0].startswith("overall"))
-    lines.append(
-        (
-            "overall, published",
-            [Dot(name, value, None, "published") for name, value in PUBLISHED_ASR],
-        )
-    )
+    lines.append(("overall, published", published))
     most = max((dot.interval or [dot.value])[-1] for _, some in lines for dot in some)
     notes = [
         "Rates over the whole corpus, no row left out: errors of all rows over units of all "
         "references. The WER counts words, and characters of scripts that put no space between "
-        "words (Chinese, Japanese, Thai and the like).",
-        *_same_items(scores),
+        "words (Chinese, Japanese, Thai and the like)."
     ]
     head = ("model", "dimension", "items", "WER, %", "sub / del / ins", "CER, %", "sub / del / ins")
-    table = Table("", head, rows, frozenset(range(len(PUBLISHED_ASR))))
-    tables = [table, *_breakdowns(scores, skip="dimension")]
-    return Section(
-        "asr", "Speech recognition by dimension", notes, tables, [Dots("WER, %", most, lines)]
-    )
+    tables = [Table("", head, rows, published=len(published))]
+    figures = [Dots("WER, %", most, lines)]
+    title = "Speech recognition by dimension"
+    return _section("asr", title, notes, scores, tables, figures, skip="dimension")
 
 
-def _dimensions(score: Score) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """Data without dimensions are one."""
-    return score.by("dimension").items() or [(score.data, score.content)]
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _error_cells(n: int, strict: Mapping[str, Any]) -> list[Cell]:
-    cells = [Cell(f"{n:,}")]
+def _errors(group: Mapping[str, Any]) -> list[Cell]:
+    """Items, and the rate and kinds of errors in words and in characters."""
+    cells, strict = _cells(f"{group['n']:,}"), group["strict"]
     for rate, prefix in (("wer", ""), ("cer", "character_")):
-        cells.append(shown(strict.get(rate), MEASURES[rate]))
         kinds = [strict.get(f"{prefix}{k}") for k in ("substitutions", "deletions", "insertions")]
-        cells.append(Cell(NOTHING if None in kinds else " / ".join(f"{k:,.0f}" for k in kinds)))
+        cells.append(shown(strict.get(rate), rate))
+        cells += _cells("" if None in kinds else " / ".join(f"{k:,.0f}" for k in kinds))
     return cells
 
 
-def _timed(scores: Sequence[Score]) -> Section:
-    blank = [Cell(NOTHING)] * (len(_TIMESTAMPS) - 1)
+def _timestamps(scores: Sequence[Score]) -> Section:
+    blank = [""] * (len(_TIMES) - 1)
     rows = [
-        [
-            Cell("MOSS-Audio-8B-Instruct", "published"),
-            Cell(data),
-            Cell(NOTHING),
-            Cell(f"{value:.2f}"),
-            *blank,
-        ]
+        _cells("MOSS-Audio-8B-Instruct", data, "", f"{value:.2f}", *blank)
         for data, value in PUBLISHED_TIMESTAMPS
-    ]
-    rows += [
-        [
-            Cell(s.model),
-            Cell(s.data),
-            Cell(f"{s.content['n']:,}"),
-            *(measured(s, "strict", name) for name in _TIMESTAMPS),
-        ]
-        for s in scores
     ]
     notes = [
         "AAS is how far the times of matched words are off. Per slot each start and each end is "
         "one; per token both are summed, which is about twice as much. It alone rewards words left "
         "out: coverage is the share of the reference's slots that were matched. Bias above 0: the "
-        "answer is late.",
-        *_same_items(scores),
+        "answer is late."
     ]
-    head = ("model", "data", "items", *(MEASURES[name].title for name in _TIMESTAMPS))
-    published = frozenset(range(len(PUBLISHED_TIMESTAMPS)))
-    tables = [Table("", head, rows, published), *_breakdowns(scores)]
-    return Section("timestamps", "Timestamps", notes, tables)
+    table = _measures(scores, _TIMES, rows)
+    return _section("timestamps", "Timestamps", notes, scores, [table])
 
 
 def _events(scores: Sequence[Score]) -> Section:
-    rows = [
-        [
-            Cell(s.label),
-            Cell(f"{s.content['n']:,}"),
-            *(measured(s, "strict", name) for name in _EVENTS),
-        ]
-        for s in scores
-    ]
     notes = [
         "F1 of events as sed_eval counts them: onset within 0.2 s, offset within 0.2 s or half of "
-        "the length. IoU and recall (R) are those of the reference's events.",
-        *_same_items(scores),
+        "the length. IoU and recall (R) are those of the reference's events."
     ]
-    head = ("model", "items", *(MEASURES[name].title for name in _EVENTS))
-    return Section("events", "Events", notes, [Table("", head, rows), *_breakdowns(scores)])
+    return _section("events", "Events", notes, scores, [_measures(scores, _EVENTS, [])])
 
 
-_CAPTIONS = {  # who scores the fields -> title, part, full scale, what it is held against
-    "judged": ("by a judge, 1-5", "official", 5, PUBLISHED_CAPTION),
-    "fields": ("offline, 0-1", "strict", 1, None),
+def _measures(scores: Sequence[Score], names: Sequence[str], published: list) -> Table:
+    """A row for each score below the published ones, strict."""
+    rows = [
+        [*_cells(s.model, s.data, s.items), *(s.cell("strict", name) for name in names)]
+        for s in scores
+    ]
+    head = ("model", "data", "items", *(MEASURES[name][0] for name in names))
+    return Table("", head, published + rows, published=len(published))
+
+
+_CAPTIONS = {  # who scores the fields -> title, part, full scale
+    "judged": ("by a judge, 1-5", "official", 5),
+    "fields": ("offline, 0-1", "strict", 1),
 }
 
 
 def _fields(score: Score, kind: str) -> dict[str, float]:
-    """What each field got, where three or more did."""
+    """What each field got, where three or more got something."""
     values = score.value(_CAPTIONS[kind][1], kind)
-    values = values if isinstance(values, Mapping) else {}
-    found = {field: values[field] for field in CAPTION_FIELDS if values.get(field) is not None}
+    found = {f: v for f, v in (values or {}).items() if f in CAPTION_FIELDS and v is not None}
     return found if len(found) >= 3 else {}
 
 
 def _captions(scores: Sequence[Score]) -> Section:
     figures, columns = [], []
-    for kind, (title, part, full, ring) in _CAPTIONS.items():
-        drawn = []
-        for score in scores:
-            if values := _fields(score, kind):
-                label = score.label + ("" if score.benchmark == "caption" else " (the world)")
-                drawn.append((label, values))
-                measure = MEASURES[f"{kind}/mean"]
-                cells = [
-                    measured(score, part, f"{kind}/{name}", measure)
-                    for name in ("mean", *CAPTION_FIELDS)
-                ]
-                columns.append((f"{label}, {title}", cells))
+    names = ("mean", *CAPTION_FIELDS)
+    for kind, (title, part, full) in _CAPTIONS.items():
+        lines: dict[str, list[Dot]] = {}
+        if kind == "judged":
+            lines["mean"] = [Dot("MOSS-Audio-8B-Instruct", PUBLISHED_CAPTION, None, "published")]
+        drawn = [s for s in scores if _fields(s, kind)]
+        for score in drawn:
+            columns.append(
+                (f"{score.label}, {title}", [score.cell(part, f"{kind}/{n}") for n in names])
+            )
+            for name in names:
+                if (value := score.value(part, f"{kind}/{name}")) is not None:
+                    bounds = score.interval(part, f"{kind}/{name}")
+                    lines.setdefault(name, []).append(Dot(score.label, value, bounds, part))
         if drawn:
-            axes = [field for field in CAPTION_FIELDS if any(field in v for _, v in drawn)]
-            series = [(label, [values.get(axis) for axis in axes]) for label, values in drawn]
-            figures.append(Radar(title, full, axes, series, ring))
+            figures.append(Dots(title, full, list(lines.items())))
     rows = [
-        [Cell(name), *(cells[number] for _, cells in columns)]
-        for number, name in enumerate(("mean", *CAPTION_FIELDS))
+        [Cell(name), *(cells[number] for _, cells in columns)] for number, name in enumerate(names)
     ]
     notes = [
         f"Published mean of MOSS-Audio-8B-Instruct by its authors' judge: {PUBLISHED_CAPTION}. "
@@ -415,58 +544,35 @@ def _captions(scores: Sequence[Score]) -> Section:
 
 def _world(scores: Sequence[Score]) -> Section:
     whole = [
-        [Cell(MEASURES[name].title), *(measured(s, "strict", name) for s in scores)]
+        [Cell(MEASURES[name][0]), *(s.cell("strict", name) for s in scores)]
         for name in _headlines(scores)
     ]
-    labels = [s.label for s in scores]
     notes = [
         "Procedural sound with exact labels. Choices by the strict rule; times may be 0.2 s off, a "
-        "tempo 5%.",
-        *_same_items(scores),
+        "tempo 5%."
     ]
     tables = [
-        Table("", ("all tasks", *labels), whole),
-        _by_group(scores, "task", _HEADLINES)._replace(title="By task"),
-        *_breakdowns(scores, skip="task"),
+        Table("", ("all tasks", *(s.label for s in scores)), whole),
+        _by_group(scores, "task")._replace(title="By task"),
     ]
-    return Section("world", "The world", notes, tables)
-
-
-_COUNTS = (
-    "predicted",
-    "missing",
-    "errors",
-    "empty",
-    "unparsed",
-    "truncated_thinking",
-    "unjudged",
-    "without_reference",
-    "unknown_ids",
-    "duplicate_ids",
-    "broken_lines",
-)
-_LISTED = 100  # problems of one score file
+    return _section("world", "The world", notes, scores, tables, skip="task")
 
 
 def _counts(scores: Sequence[Score]) -> Section:
     rows, tables = [], []
     for score in scores:
-        counts = score.content["counts"]
-        rows.append(
-            [Cell(score.benchmark), Cell(score.label), Cell(f"{score.content['n']:,}")]
-            + [
-                Cell(NOTHING)
-                if counts.get(name) is None
-                else Cell(f"{counts[name]:,}", bad=name != "predicted" and counts[name] > 0)
-                for name in _COUNTS
-            ]
-        )
+        counts = [(name, score.content["counts"].get(name)) for name in _COUNTS]
+        rows.append(_cells(score.benchmark, score.label, score.items))
+        rows[-1] += [
+            Cell(NOTHING) if n is None else Cell(f"{n:,}", bad=name != "predicted" and n > 0)
+            for name, n in counts
+        ]
         if problems := score.content.get("problems"):
-            listed = [[Cell(str(problem))] for problem in problems[:_LISTED]]
-            if more := len(problems) - _LISTED:
-                listed += [[Cell(f"and {more:,} more in {score.path}")]] if more > 0 else []
+            listed = problems[:_LISTED]
+            if more := len(problems) - len(listed):
+                listed = [*listed, f"and {more:,} more in {score.path}"]
             title = f"{score.benchmark}, {score.label}: {len(problems):,} problem(s)"
-            tables.append(Table(title, ("what",), listed, folded=True))
+            tables.append(Table(title, ("what",), [_cells(one) for one in listed], folded=True))
     head = ("benchmark", "model", "items", *(name.replace("_", " ") for name in _COUNTS))
     notes = ["Whatever has no answer that could be read is wrong by the strict rule."]
     return Section("counts", "What was not answered", notes, [Table("", head, rows), *tables])
@@ -477,45 +583,68 @@ def origins(scores: Sequence[Score]) -> Section:
     rows, notes = [], []
     for score in scores:
         inputs, meta = (score.content.get(key) or {} for key in ("inputs", "meta"))
-        settings = ", ".join(
-            f"{key} {plain(value)}" for key, value in meta.items() if value not in (None, False, "")
-        )
+        settings = (f"{k} {plain(v)}" for k, v in meta.items() if v not in (None, False, ""))
         rows.append(
-            [
-                Cell(text)
-                for text in (
-                    str(score.path),
-                    score.benchmark,
-                    score.label,
-                    f"{inputs.get('data', '?')} #{inputs.get('items_hash', '?')}",
-                    f"{inputs.get('predictions', '?')} #{inputs.get('predictions_hash', '?')}",
-                    plain(score.content.get("normaliser")),
-                    str(score.content.get("code_version", "?")),
-                    settings or NOTHING,
-                )
-            ]
+            _cells(
+                str(score.path),
+                score.benchmark,
+                score.label,
+                f"{inputs.get('data', '?')} #{inputs.get('items_hash', '?')}",
+                f"{inputs.get('predictions', '?')} #{inputs.get('predictions_hash', '?')}",
+                plain(score.content.get("normaliser")),
+                str(score.content.get("code_version", "?")),
+                ", ".join(settings),
+            )
         )
     for key, name in (("normaliser", "normalisers"), ("code_version", "versions of the code")):
         if len({plain(score.content.get(key)) for score in scores}) > 1:
             notes.append(f"These scores were made by different {name}.")
-    head = (
-        "score file",
-        "benchmark",
-        "model",
-        "data #hash of items",
-        "predictions #hash",
-        "normaliser",
-        "scored by",
-        "answered by",
-    )
+    head = ("score file", "benchmark", "model", "data #hash of items", "predictions #hash")
+    head += ("normaliser", "scored by", "answered by")
     return Section("origins", "What this was made from", notes, [Table("", head, rows)])
 
 
 # --- of several sections -------------------------------------------------------------------------
 
 
+def _cells(*texts: str) -> list[Cell]:
+    return [Cell(text or NOTHING) for text in texts]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _headlines(scores: Sequence[Score]) -> list[str]:
+    """What any of the scores has, the most telling first."""
+
+    def has(name: str) -> bool:
+        return any(s.value(part, name) is not None for s in scores for part in PARTS)
+
+    return [name for name in HEADLINES if has(name)] or ["accuracy"]
+
+
+def _section(
+    anchor: str,
+    title: str,
+    notes: list[str],
+    scores: Sequence[Score],
+    tables: list[Table],
+    figures: Sequence[Dots] = (),
+    skip: str = "",
+) -> Section:
+    """With a folded breakdown by each group of the items, but for the group `skip`."""
+    for benchmark in dict.fromkeys(s.benchmark for s in scores):
+        same = [s for s in scores if s.benchmark == benchmark]
+        for key in dict.fromkeys(key for s in same for key in s.content["by"] if key != skip):
+            table = _by_group(same, key)._replace(title=f"{benchmark} by {key}", folded=True)
+            tables.append(table)
+    return Section(anchor, title, [*notes, *_same_items(scores)], tables, figures)
+
+
 def _same_items(scores: Sequence[Score]) -> Iterable[str]:
-    """A note where scores that stand side by side are of other items."""
+    """A note where scores that stand side by side are of different items."""
     found: dict[str, dict[Any, str]] = {}
     for score in scores:
         key = (score.content.get("inputs") or {}).get("items_hash")
@@ -525,32 +654,17 @@ def _same_items(scores: Sequence[Score]) -> Iterable[str]:
             yield f"Not the same items of {benchmark}: {', '.join(labels.values())} differ."
 
 
-def _breakdowns(scores: Sequence[Score], skip: str = "") -> Iterable[Table]:
-    for benchmark in dict.fromkeys(s.benchmark for s in scores):
-        same = [s for s in scores if s.benchmark == benchmark]
-        for key in dict.fromkeys(key for s in same for key in s.content["by"] if key != skip):
-            table = _by_group(same, key, _HEADLINES)
-            yield table._replace(title=f"{benchmark} by {key}", folded=True)
-
-
-def _by_group(scores: Sequence[Score], key: str, names: Sequence[str]) -> Table:
-    """Values of a group against models, strict; of multiple choice both rules."""
+def _by_group(scores: Sequence[Score], key: str) -> Table:
+    """Values of a group against models, strict; both rules for multiple choice."""
     rows = []
-    for value in dict.fromkeys(value for s in scores for value in s.by(key)):
-        groups = [s.by(key).get(value) for s in scores]
-        n = dict.fromkeys(str(group["n"]) for group in groups if group)
-        for name in names:
+    by = [s.content["by"].get(key, {}) for s in scores]
+    for value in dict.fromkeys(value for groups in by for value in groups):
+        found = [groups.get(value) or {} for groups in by]
+        n = " / ".join(dict.fromkeys(str(group["n"]) for group in found if group))
+        for name in HEADLINES:
             for part in PARTS if name == "accuracy" else ("strict",):
-                found = [inside((group or {}).get(part) or {}, name) for group in groups]
-                if all(one is None for one in found):
-                    continue
-                title = MEASURES[name].title + (f", {part}" if name == "accuracy" else "")
-                rows.append(
-                    [
-                        Cell(value),
-                        Cell(" / ".join(n)),
-                        Cell(title),
-                        *(shown(one, MEASURES[name]) for one in found),
-                    ]
-                )
+                values = [inside(group.get(part) or {}, name) for group in found]
+                if values.count(None) < len(values):
+                    title = MEASURES[name][0] + (f", {part}" if name == "accuracy" else "")
+                    rows.append([*_cells(value, n, title), *(shown(v, name) for v in values)])
     return Table("", (key, "items", "measure", *(s.label for s in scores)), rows)

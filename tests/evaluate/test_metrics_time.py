@@ -16,7 +16,6 @@ def slots(*rows):
 
 
 def test_both_conventions_by_hand():
-    pytest.importorskip("rapidfuzz", reason="alignment needs the extra `evaluate`")
     reference = slots(("the", 0.0, 0.2), ("cat", 0.2, 0.6), ("sat", 0.7, 1.0), ("down", 1.0, 1.5))
     # "sat" is another word and is left out; "oh" is nowhere in the reference.
     answer = parse_timestamps("[0.1]The[0.2][0.3]cat,[0.5][0.6]oh[0.7][0.7]sad[1.0][1.0]down[1.9]")
@@ -30,7 +29,6 @@ def test_both_conventions_by_hand():
 
 
 def test_segments_of_several_words_compare_their_ends():
-    pytest.importorskip("rapidfuzz", reason="alignment needs the extra `evaluate`")
     reference = slots(("hello there you", 0.0, 1.0), ("good night", 1.5, 2.0))
     # One boundary less: the first sentence's end and the second's start are inside a segment.
     found = shifts(reference, [Segment(0.1, 2.2, "Hello there you, good night.")])

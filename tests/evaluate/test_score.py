@@ -116,7 +116,6 @@ def test_unpublished_answers_are_left_out():
 
 
 def test_transcripts_sum_over_the_corpus():
-    pytest.importorskip("rapidfuzz", reason="error rates need the extra `evaluate`")
     pytest.importorskip("whisper_normalizer", reason="English needs the extra `evaluate`")
 
     def spoken(name, text, **group):
@@ -143,7 +142,6 @@ def test_transcripts_sum_over_the_corpus():
 
 
 def test_timelines_and_captions():
-    pytest.importorskip("rapidfuzz", reason="alignment needs the extra `evaluate`")
     slots = [{"text": "hi", "start": 0.0, "end": 0.5}, {"text": "you", "start": 0.5, "end": 1.0}]
     items = [
         Item("1", "timestamps", "?", (), {"slots": slots, "level": "word"}, {}),
@@ -175,7 +173,6 @@ def test_timelines_and_captions():
 
 
 def test_the_world():
-    pytest.importorskip("rapidfuzz", reason="error rates need the extra `evaluate`")
     pytest.importorskip("whisper_normalizer", reason="English needs the extra `evaluate`")
 
     def asked(name, task, kind, reference, **group):

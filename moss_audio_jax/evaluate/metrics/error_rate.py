@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from moss_audio_jax.errors import InputError, extra
+from rapidfuzz.distance import Levenshtein
+
 from moss_audio_jax.evaluate import text_norm
 
 
@@ -24,23 +25,10 @@ class Errors(NamedTuple):
 
 def errors(reference: Sequence[str], hypothesis: Sequence[str]) -> Errors:
     """The least edits between two sequences of units; strings are sequences of characters."""
-    kinds = [operation.tag for operation in editops(reference, hypothesis)]
+    kinds = [operation.tag for operation in Levenshtein.editops(reference, hypothesis)]
     return Errors(
         kinds.count("replace"), kinds.count("delete"), kinds.count("insert"), len(reference)
     )
-
-
-def editops(reference: Sequence[str], hypothesis: Sequence[str]):
-    """rapidfuzz's Levenshtein.editops.
-
-    Raises:
-      InputError: rapidfuzz is not installed.
-    """
-    try:
-        from rapidfuzz.distance import Levenshtein
-    except ImportError:
-        raise InputError(f"error rates need rapidfuzz: {extra('evaluate')}") from None
-    return Levenshtein.editops(reference, hypothesis)
 
 
 def transcript_errors(

@@ -12,8 +12,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rapidfuzz.distance import Levenshtein
+
 from moss_audio_jax.evaluate import text_norm
-from moss_audio_jax.evaluate.metrics.error_rate import editops
 from moss_audio_jax.text.timestamps import Parsed, Segment, parse
 
 Slot = Mapping[str, Any]
@@ -120,7 +121,7 @@ def _units(slots: Sequence[tuple[str, float, float]], rules: text_norm.Rules | N
 def _equal_pairs(reference: Sequence[str], answer: Sequence[str]) -> list[tuple[int, int]]:
     """Index pairs of the tokens that an alignment of least edit distance keeps."""
     pairs, i, j = [], 0, 0
-    for operation in editops(reference, answer):
+    for operation in Levenshtein.editops(reference, answer):
         kept = operation.src_pos - i
         pairs += [(i + k, j + k) for k in range(kept)]
         i, j = operation.src_pos, operation.dest_pos
