@@ -1,4 +1,4 @@
-"""The process around a verb: its standard streams, Ctrl-C, and JAX's cache of programs.
+"""The process around a verb: its streams, Ctrl-C, JAX's cache of programs, the code's version.
 
 Imports little, since Ctrl-C ends a process as it should from the moment that this is imported.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -180,3 +181,23 @@ def keep_compiled() -> None:
     # Also what compiles in less than JAX's one second: generation has dozens of such programs.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     reset_cache()  # JAX looks for a folder once, when it compiles for the first time
+
+
+@functools.cache
+def code_version() -> str:
+    """The package's version and a hash of its code: "0.1.0+3f2a90c1b7de".
+
+    The configs that travel in a wheel do not count.
+    """
+    import hashlib
+    from pathlib import Path
+
+    from moss_audio_jax import __version__
+
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        name = file.relative_to(package)
+        if name.parts[0] != "configs":
+            digest.update(f"{name}\0".encode() + file.read_bytes())
+    return f"{__version__}+{digest.hexdigest()[:12]}"

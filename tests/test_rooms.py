@@ -16,6 +16,7 @@ CORE = [
     "libtpu",
     "errors",
     "files",
+    "journal",
     "remote",
     "runtime",
     "config",

@@ -397,7 +397,7 @@ def tokenizers(folder: Path) -> Setup:
 
 def predictions(folder: Path) -> Setup:
     from moss_audio_jax.evaluate import report, score
-    from moss_audio_jax.evaluate.journal import read_all
+    from moss_audio_jax.evaluate.predictions import read_all
 
     data = folder / "manifest.jsonl"
     manifest = [

@@ -32,8 +32,8 @@ from moss_audio_jax.annotate.work import Work, new_record
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.evaluate.journal import write_lines
 from moss_audio_jax.files import brief, not_written, open_regular, parse_json, read_json, shown
+from moss_audio_jax.journal import write_lines
 from moss_audio_jax.remote import redact
 from moss_audio_jax.weights.convert import read_config
 from moss_audio_jax.weights.heads import load_heads

@@ -43,8 +43,8 @@ from moss_audio_jax.annotate.annotator import (
 from moss_audio_jax.annotate.record import Record
 from moss_audio_jax.annotate.source import Source
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.evaluate.journal import write_lines
 from moss_audio_jax.files import Lock, not_written, open_regular, shown, write_whole
+from moss_audio_jax.journal import write_lines
 from moss_audio_jax.remote import redact
 
 _SPOKEN = 4  # segments with speech before it is judged whether systems agree on them

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from moss_audio_jax import command
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.evaluate import benchmarks, code_version
+from moss_audio_jax.evaluate import benchmarks
 from moss_audio_jax.evaluate.benchmarks import Item
 from moss_audio_jax.evaluate.clips import (
     file_seconds,
@@ -35,8 +35,7 @@ from moss_audio_jax.evaluate.clips import (
     part_seconds,
     prepared_ahead,
 )
-from moss_audio_jax.evaluate.journal import (
-    Journal,
+from moss_audio_jax.evaluate.predictions import (
     Prediction,
     check_same,
     failed,
@@ -46,6 +45,8 @@ from moss_audio_jax.evaluate.journal import (
 )
 from moss_audio_jax.evaluate.processes import Crew, barrier, crew_and_mesh
 from moss_audio_jax.files import Lock, brief
+from moss_audio_jax.journal import Journal
+from moss_audio_jax.runtime import code_version
 
 if TYPE_CHECKING:
     from moss_audio_jax.api import MossAudio, Reply

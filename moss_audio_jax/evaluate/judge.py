@@ -29,9 +29,9 @@ from moss_audio_jax import command
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.evaluate import benchmarks
 from moss_audio_jax.evaluate.benchmarks import Item
-from moss_audio_jax.evaluate.journal import Journal, write_lines
 from moss_audio_jax.evaluate.predictions import read_predictions
 from moss_audio_jax.files import parse_json, shown
+from moss_audio_jax.journal import Journal, write_lines
 from moss_audio_jax.remote import Chat, variable
 from moss_audio_jax.text.prompt import split_thinking
 

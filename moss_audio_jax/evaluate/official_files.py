@@ -27,11 +27,11 @@ from moss_audio_jax import command
 from moss_audio_jax.errors import InputError, UsageError, extra
 from moss_audio_jax.evaluate import benchmarks
 from moss_audio_jax.evaluate.benchmarks import Item
-from moss_audio_jax.evaluate.journal import write_lines
 from moss_audio_jax.evaluate.metrics.choice import choice_by_letter
 from moss_audio_jax.evaluate.predictions import Prediction, by_id, read_predictions
 from moss_audio_jax.evaluate.reading import name_of, read_rows
 from moss_audio_jax.files import brief, write_whole
+from moss_audio_jax.journal import write_lines
 from moss_audio_jax.text.prompt import split_thinking
 
 KEYS = {

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.evaluate.items import Item
 from moss_audio_jax.evaluate.reading import json_kind, read_rows
 from moss_audio_jax.files import brief, parse_json, read_bytes, shown
+from moss_audio_jax.journal import write_lines
 from moss_audio_jax.text.prompt import split_thinking
 
 # Where the official scripts look for the answer: MMAU and MMAU-Pro, MMAR, MMSU.
@@ -148,3 +150,82 @@ def _rows(path: Path, problems: list[str]) -> Iterable[tuple[str, Any]]:
             problems.append(f"{where}: the last line, half-written" if half else str(error))
         else:
             yield where, row
+
+
+# --- files of predictions that grow ---------------------------------------------------------------
+
+
+def partial_file(output: Path, index: int, count: int) -> Path:
+    """Where process `index` of `count` writes predictions that will be `output`."""
+    number = f"-{index}" if count > 1 else ""
+    return output.with_name(f"{output.name}.partial{number}.jsonl")
+
+
+def _partials(output: Path) -> list[Path]:
+    """Those of this run and of earlier ones, which may have had more processes or fewer."""
+    whole, numbered = f"{output.name}.partial.jsonl", f"{output.name}.partial-"
+    files = output.parent.glob("*.jsonl")
+    return sorted(f for f in files if f.name == whole or f.name.startswith(numbered))
+
+
+def read_all(output: Path, problems: list[str] | None = None) -> dict[str, Prediction]:
+    """Every prediction that is on disk, by id; an answer counts for more than a failure.
+
+    `problems`, where given, gets a line for each that cannot be read: its item is asked again.
+    """
+    found: dict[str, Prediction] = {}
+    for path in [output, *_partials(output)]:
+        if not path.exists():
+            continue
+        rows, unread = read_predictions(path)
+        for row in rows:
+            if failed(found.get(row["id"])):
+                found[row["id"]] = row
+        if problems is not None:
+            problems += unread
+    return found
+
+
+def failed(prediction: Prediction | None) -> bool:
+    """Whether there is nothing, or an error instead of an answer."""
+    return prediction is None or prediction.get("raw_output") is None
+
+
+def check_same(
+    done: Mapping[str, Prediction], items: Sequence[Item], meta: Mapping[str, Any], output: Path
+) -> None:
+    """Predictions of two models, or two ways to ask, must not mix in one file.
+
+    Raises:
+      InputError: what is `done` has another meta (but for the code's version and what --limit
+        was) or another prompt.
+    """
+    prompts = {item.id: item.prompt for item in items}
+    for name, row in done.items():
+        old = row.get("meta", {})
+        for key in meta:
+            if key not in ("code_version", "limit") and old.get(key) != meta[key]:
+                raise InputError(
+                    f"{output}: {brief(name)} was predicted with {key} "
+                    f"{brief(repr(old.get(key)))}, now it is {brief(repr(meta[key]))}; {_ADVICE}"
+                )
+        if row.get("prompt") != prompts.get(name, row.get("prompt")):
+            raise InputError(
+                f"{output}: {brief(name)} was asked {brief(repr(row.get('prompt')))}, now it is "
+                f"{brief(repr(prompts[name]))}; {_ADVICE}"
+            )
+
+
+_ADVICE = "name another --output, or remove the old predictions"
+
+
+def merge(output: Path, items: Sequence[Item]) -> None:
+    """Makes `output` of all that is on disk: in the items' order, then those of no item."""
+    found, partials = read_all(output), _partials(output)
+    if not partials:
+        return  # nothing new
+    ids = [item.id for item in items]
+    ids += sorted(found.keys() - set(ids))
+    write_lines(output, (found[name] for name in ids))
+    for partial in partials:
+        partial.unlink()

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from moss_audio_jax import command
 from moss_audio_jax.errors import InputError, UsageError
-from moss_audio_jax.evaluate import code_version
 from moss_audio_jax.evaluate.report_page import Answers, page
 from moss_audio_jax.evaluate.report_tables import (
     Cell,
@@ -31,6 +30,7 @@ from moss_audio_jax.evaluate.report_tables import (
     sections,
 )
 from moss_audio_jax.files import write_whole
+from moss_audio_jax.runtime import code_version
 
 TITLE = "MOSS-Audio on JAX: evaluation"
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from moss_audio_jax import command
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.evaluate import benchmarks, code_version, text_norm
+from moss_audio_jax.evaluate import benchmarks, text_norm
 from moss_audio_jax.evaluate.benchmarks import CAPTION_FIELDS, Item
 from moss_audio_jax.evaluate.metrics import bootstrap, events
 from moss_audio_jax.evaluate.metrics.rows import Scored, Scorer
@@ -38,6 +38,7 @@ from moss_audio_jax.evaluate.predictions import (
     read_predictions,
 )
 from moss_audio_jax.files import brief, read_bytes, write_whole
+from moss_audio_jax.runtime import code_version
 
 Ratio = tuple[str, str, float]  # what is summed, what it is divided by, the factor
 

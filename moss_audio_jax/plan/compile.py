@@ -19,9 +19,9 @@ from moss_audio_jax.data.batch import Shape, make_train_batch
 from moss_audio_jax.data.pipeline import targets_of
 from moss_audio_jax.devices import GIB
 from moss_audio_jax.errors import InputError, UsageError, extra
-from moss_audio_jax.evaluate import code_version
 from moss_audio_jax.plan.hlo import Module
 from moss_audio_jax.plan.topologies import Topology
+from moss_audio_jax.runtime import code_version
 from moss_audio_jax.sharding import make_mesh
 from moss_audio_jax.train import setup
 from moss_audio_jax.train.setup import Setup

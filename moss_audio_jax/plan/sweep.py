@@ -12,7 +12,7 @@ from typing import Any
 
 from moss_audio_jax import files
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.evaluate.journal import Journal
+from moss_audio_jax.journal import Journal
 from moss_audio_jax.plan.estimate import Estimate, Memory, Plan
 from moss_audio_jax.plan.hlo import Collective
 from moss_audio_jax.plan.topologies import Topology

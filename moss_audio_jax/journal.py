@@ -1,0 +1,75 @@
+"""JSONL files that are written row by row and survive whatever ends the process."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.files import brief, not_written, writing
+
+
+class Journal:
+    """Appends rows to a file, each as a whole line; use it as a context.
+
+    The file is there once something is written. A line that a killed process left half-written is
+    cut off first. Without a path nothing is written: in a process whose peer does it.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path, self._file = path, None
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file:
+            self.sync()
+            self._file.close()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Appends a row; if the process is killed after this, it is in the file."""
+        if self._path is None:
+            return
+        if self._file is None:
+            self._open()
+        try:
+            self._file.write(line(row))
+            self._file.flush()
+        except OSError as error:
+            raise not_written(self._path, error) from error
+
+    def sync(self) -> None:
+        """What was written survives the machine too."""
+        if self._file:
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise not_written(self._path, error) from error
+
+    def _open(self) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.exists():
+                with open(self._path, "rb+") as file:
+                    file.truncate(file.read().rfind(b"\n") + 1)
+            self._file = open(self._path, "ab")  # noqa: SIM115
+        except OSError as error:
+            raise not_written(self._path, error) from None
+
+
+def line(row: Mapping[str, Any]) -> bytes:
+    """A row as JSON in UTF-8; a lone surrogate, of a file name, is written as JSON's escape."""
+    try:
+        return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    except RecursionError:
+        raise InputError(f"{brief(row.get('id'))}: the row nests too deeply") from None
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """The file, all of it or as it was."""
+    with writing(path, "wb") as file:
+        file.writelines(map(line, rows))
