@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from moss_audio_jax.config import ModelConfig
 from moss_audio_jax.errors import UsageError
+from moss_audio_jax.tree import path_name
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 
@@ -169,11 +170,6 @@ def param_specs(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
 def param_shardings(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
     """`param_specs` as NamedShardings on `mesh`."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(params, config, mesh))
-
-
-def path_name(path: tuple) -> str:
-    """'language_model/layers/mlp/up_proj/kernel' from a jax.tree_util key path."""
-    return "/".join(str(getattr(key, "key", key)) for key in path)
 
 
 def fit(shape: Sequence[int], axes: Sequence[Any], mesh: Any) -> P:

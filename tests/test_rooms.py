@@ -15,6 +15,7 @@ CORE = [
     "devices",
     "libtpu",
     "errors",
+    "tree",
     "files",
     "journal",
     "remote",

@@ -1,7 +1,6 @@
 """Log-mel features of a 16 kHz waveform, in NumPy: the input of the audio encoder.
 
-The same features as Whisper's with 128 mel bins, without its padding to 30 s. The version for use
-inside a jitted function is `moss_audio_jax.ops.log_mel`; both take their constants from here.
+The same features as Whisper's with 128 mel bins, without its padding to 30 s.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from moss_audio_jax.config import ModelConfig
 from moss_audio_jax.ops.linear import Int8
-from moss_audio_jax.sharding import path_name
+from moss_audio_jax.tree import path_name
 
 _KERNELS = r"^(language_model/layers/(self_attn|mlp)/\w+_proj|lm_head)/kernel$"
 _EMBEDDING = "language_model/embed_tokens/embedding"

@@ -38,8 +38,8 @@ import orbax.checkpoint as ocp
 from moss_audio_jax import files
 from moss_audio_jax.data.pipeline import merge_states
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.runtime import from_all
 from moss_audio_jax.train.step import all_finite
-from moss_audio_jax.weights.checkpoint import from_all
 
 _log = logging.getLogger(__name__)
 

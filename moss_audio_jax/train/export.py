@@ -12,9 +12,10 @@ from moss_audio_jax.models import lora
 from moss_audio_jax.models.blocks import as_dtype
 from moss_audio_jax.train.start import Start
 from moss_audio_jax.train.step import Recipe, all_finite
+from moss_audio_jax.tree import unflatten
 from moss_audio_jax.weights import heads
 from moss_audio_jax.weights.adapters import save_adapters
-from moss_audio_jax.weights.checkpoint import save_native, unflatten
+from moss_audio_jax.weights.checkpoint import save_native
 from moss_audio_jax.weights.convert import save_official
 
 

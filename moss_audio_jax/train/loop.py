@@ -24,6 +24,7 @@ from moss_audio_jax.data.mixture import Mixture
 from moss_audio_jax.data.pipeline import HostBatch, Loader, eval_batches
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.models import flops, moss_audio
+from moss_audio_jax.runtime import from_all
 from moss_audio_jax.sharding import make_mesh, param_shardings
 from moss_audio_jax.train import export, samples, setup
 from moss_audio_jax.train.checkpoints import Checkpoints
@@ -33,7 +34,7 @@ from moss_audio_jax.train.metrics import Metrics, cut_back
 from moss_audio_jax.train.setup import Setup
 from moss_audio_jax.train.start import Start, initial_params, read_start
 from moss_audio_jax.train.step import State, batch_shardings, eval_step
-from moss_audio_jax.weights.checkpoint import flatten, from_all
+from moss_audio_jax.tree import flatten
 from moss_audio_jax.weights.heads import load_heads
 
 _log = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from moss_audio_jax.train.optimizer import factors, make_optimizer, schedule
 from moss_audio_jax.train.start import Start
 from moss_audio_jax.train.step import Flat, Recipe, State, init_state, make_train_step
 from moss_audio_jax.train.step import state_shardings as shardings_of
-from moss_audio_jax.weights.checkpoint import flatten
+from moss_audio_jax.tree import flatten
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.models import moss_audio
 from moss_audio_jax.text import load_tokenizer
 from moss_audio_jax.text.tokenizer import Tokenizer
-from moss_audio_jax.weights.checkpoint import flatten, unflatten
+from moss_audio_jax.tree import flatten, unflatten
 from moss_audio_jax.weights.convert import load_params, open_checkpoint, read_config
 from moss_audio_jax.weights.official import OfficialReader, qwen3_table
 

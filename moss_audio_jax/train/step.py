@@ -28,10 +28,10 @@ from moss_audio_jax.models import decoder, lora, moss_audio
 from moss_audio_jax.models.adapter import adapt
 from moss_audio_jax.models.blocks import as_dtype
 from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
-from moss_audio_jax.sharding import ACTIVATIONS, fit, param_specs, path_name
+from moss_audio_jax.sharding import ACTIVATIONS, fit, param_specs
 from moss_audio_jax.train import helpers as helping
 from moss_audio_jax.train.helpers import Helpers
-from moss_audio_jax.weights.checkpoint import unflatten
+from moss_audio_jax.tree import path_name, unflatten
 
 State = dict[str, Any]
 Flat = dict[str, Any]

@@ -38,6 +38,8 @@ from moss_audio_jax.config import (
     to_official,
 )
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.runtime import from_all
+from moss_audio_jax.tree import flatten, unflatten
 from moss_audio_jax.weights.official import Entry, table
 
 MARKER = "moss_audio_jax.json"
@@ -360,29 +362,6 @@ def load_tree(
     )
 
 
-def flatten(tree: Any) -> dict[str, Any]:
-    """{'lm_head/kernel': leaf, ...} of a nested dict."""
-    leaves = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves |= {f"{key}/{path}": leaf for path, leaf in flatten(value).items()}
-        else:
-            leaves[key] = value
-    return leaves
-
-
-def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
-
-
 def check_leaves(
     leaves: Mapping[str, Any], entries: Sequence[Entry], where: str = "parameters"
 ) -> np.dtype:
@@ -473,17 +452,3 @@ def _write_json(path: Path, value: Any) -> None:
 def _wait_for_all(step: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"checkpoint {step}")
-
-
-def from_all(value: Any) -> list[Any]:
-    """This JSON value of every process, in their order."""
-    if jax.process_count() == 1:
-        return [value]
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array([len(data)]))
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: len(data)] = data
-    rows = multihost_utils.process_allgather(padded)
-    return [
-        json.loads(bytes(row[: int(size)])) for row, size in zip(rows, np.ravel(sizes), strict=True)
-    ]

@@ -21,8 +21,8 @@ from moss_audio_jax.evaluate.benchmarks import Item
 from moss_audio_jax.evaluate.infer import item_seed
 from moss_audio_jax.files import Lock
 from moss_audio_jax.models import lora
+from moss_audio_jax.tree import flatten
 from moss_audio_jax.weights.adapters import save_adapters
-from moss_audio_jax.weights.checkpoint import flatten
 
 ROOT = Path(__file__).parents[2]
 TOKENS = ("--max-new-tokens", "5")

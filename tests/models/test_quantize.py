@@ -20,7 +20,7 @@ from moss_audio_jax.models import cache as kv_cache
 from moss_audio_jax.models import decoder, moss_audio
 from moss_audio_jax.models.quantize import quantize, to_int8
 from moss_audio_jax.ops.linear import Int8, dense, matmul
-from moss_audio_jax.sharding import path_name
+from moss_audio_jax.tree import path_name
 from moss_audio_jax.weights.convert import load_params, read_config
 
 OWN = Path(__file__).parents[1] / "golden" / "tiny"

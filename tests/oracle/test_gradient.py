@@ -20,7 +20,7 @@ from moss_audio_jax.data.batch import (  # noqa: E402
     make_train_batch,
 )
 from moss_audio_jax.train.step import Recipe, gradients  # noqa: E402
-from moss_audio_jax.weights.checkpoint import flatten  # noqa: E402
+from moss_audio_jax.tree import flatten  # noqa: E402
 from moss_audio_jax.weights.convert import load_params, read_config  # noqa: E402
 from moss_audio_jax.weights.official import table  # noqa: E402
 from oracle.reference import Reference, to_numpy  # noqa: E402

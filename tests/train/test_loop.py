@@ -13,8 +13,8 @@ from moss_audio_jax.train import export
 from moss_audio_jax.train.loop import train
 from moss_audio_jax.train.setup import recipe_of
 from moss_audio_jax.train.start import read_start
+from moss_audio_jax.tree import flatten
 from moss_audio_jax.weights.adapters import load_adapters
-from moss_audio_jax.weights.checkpoint import flatten
 from moss_audio_jax.weights.convert import convert, load_params, read_config
 
 

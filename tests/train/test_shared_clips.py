@@ -22,7 +22,7 @@ from moss_audio_jax.text import load_tokenizer
 from moss_audio_jax.train import helpers as helping
 from moss_audio_jax.train.defaults import get_config
 from moss_audio_jax.train.step import Recipe, gradients
-from moss_audio_jax.weights.checkpoint import flatten, unflatten
+from moss_audio_jax.tree import flatten, unflatten
 from moss_audio_jax.weights.convert import load_params
 from moss_audio_jax.weights.heads import load_heads, save_heads
 

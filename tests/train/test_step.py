@@ -24,7 +24,7 @@ from moss_audio_jax.train.step import (
     make_train_step,
     state_shardings,
 )
-from moss_audio_jax.weights.checkpoint import flatten, unflatten
+from moss_audio_jax.tree import flatten, unflatten
 from moss_audio_jax.weights.convert import load_params, read_config
 
 OWN = Path(__file__).parents[1] / "golden" / "tiny" / "a"

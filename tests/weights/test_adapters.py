@@ -19,6 +19,7 @@ from tiny_checkpoint import random_tensors, write_checkpoint, write_tensors
 
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.models import lora
+from moss_audio_jax.tree import flatten
 from moss_audio_jax.weights import safetensors
 from moss_audio_jax.weights.adapters import (
     Merged,
@@ -26,7 +27,6 @@ from moss_audio_jax.weights.adapters import (
     load_adapters,
     save_adapters,
 )
-from moss_audio_jax.weights.checkpoint import flatten
 from moss_audio_jax.weights.convert import convert, load_params, open_checkpoint
 
 DECODER = "language_model.layers.{}.self_attn.{}_proj"

@@ -18,8 +18,8 @@ from moss_audio_jax.config import (
 )
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.models.moss_audio import abstract_params
+from moss_audio_jax.tree import flatten
 from moss_audio_jax.weights import safetensors
-from moss_audio_jax.weights.checkpoint import flatten
 from moss_audio_jax.weights.convert import convert, load_params, open_checkpoint
 from moss_audio_jax.weights.official import OfficialReader, read_leaf, table
 

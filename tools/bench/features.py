@@ -3,9 +3,9 @@
     python tools/bench/features.py [--seconds 60 600] [--rounds 7]
 
 Prints one JSON line: for each length the median seconds a call and the real-time factor (seconds of
-sound a second of work) of our NumPy and JAX versions and, where they are installed, of
-transformers' WhisperFeatureExtractor (its NumPy and its torch path) and of librosa; and the number
-of threads each may use. Threads are set from outside (OMP_NUM_THREADS=1).
+sound a second of work) of ours and, where they are installed, of transformers'
+WhisperFeatureExtractor (its NumPy and its torch path) and of librosa; and the number of threads
+each may use. Threads are set from outside (OMP_NUM_THREADS=1).
 """
 
 from __future__ import annotations
@@ -24,16 +24,7 @@ from moss_audio_jax.audio.features import HOP, MEL_BINS, N_FFT, SAMPLE_RATE, log
 
 def contenders() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """name -> function of a waveform; those whose package is missing are left out."""
-    found = {"ours_numpy": log_mel}
-    try:
-        import jax
-
-        from moss_audio_jax.ops.log_mel import log_mel as log_mel_jax
-
-        jitted = jax.jit(log_mel_jax)
-        found["ours_jax"] = lambda wav: np.asarray(jitted(wav))
-    except ImportError:
-        pass
+    found = {"ours": log_mel}
     try:
         from transformers import WhisperFeatureExtractor
 

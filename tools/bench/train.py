@@ -53,7 +53,7 @@ from moss_audio_jax.text.tokenizer import Tokenizer
 from moss_audio_jax.train import defaults
 from moss_audio_jax.train.optimizer import make_optimizer, schedule
 from moss_audio_jax.train.step import Recipe, eval_step, init_state, make_train_step
-from moss_audio_jax.weights.checkpoint import flatten
+from moss_audio_jax.tree import flatten
 from moss_audio_jax.weights.convert import load_params, save_official
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))

@@ -25,7 +25,7 @@ from moss_audio_jax.train.step import (
     make_train_step,
     state_shardings,
 )
-from moss_audio_jax.weights.checkpoint import flatten
+from moss_audio_jax.tree import flatten
 from tools.device.measure import Clock, compiled, kernel, memory, partition, seconds, share
 
 OPTIMIZER = get_config().optimizer
