@@ -50,13 +50,13 @@ class ExampleMaker:
     """Makes examples. It can be sent to a worker process; the result depends on the job alone.
 
     Attributes:
-      tokenizer: its processor decides on time markers and on the dtype that mels are rounded to.
+      tokenizer: its processor decides on the dtype that mels are rounded to.
       encoder: decides on the number of chunks.
       room: tokens and chunks of a row of the batch.
       frames: the most that a chunk holds (of a clip, where a clip is one chunk).
       tasks: names of the tasks that are told apart: a row's "task", else its part's name.
       seed: of the augmentation and of the choice of branches.
-      branches, pick: see LoaderConfig.
+      branches, pick, time_markers: see LoaderConfig.
       targets: what the helper losses need besides; None: nothing.
     """
 
@@ -70,6 +70,7 @@ class ExampleMaker:
     branches: int = 1
     pick: tuple[Pick, ...] = (Pick(".*", 1.0),)
     targets: Targets | None = None
+    time_markers: bool = True
 
     def __call__(self, job: Job) -> TrainExample | Rejected:
         """The example, or why there is none: whatever is wrong with a row, it ends no run.
@@ -126,7 +127,7 @@ class ExampleMaker:
 
     def _said(self, row: Row, chosen: list[Branch], job: Job, frames: list[int]) -> _Said:
         """Ids and what is to be learned of them; of a row with branches, the chosen ones."""
-        markers = self.tokenizer.processor.time_markers
+        markers = self.time_markers
         if row.branches and self.branches != 1:
             messages = [branch.messages for branch in chosen]
             opening, parts = build_branches(self.tokenizer, row.messages, messages, frames, markers)

@@ -45,6 +45,7 @@ class LoaderConfig:
       row_seconds: the most that reading and making one example may take: a row that takes longer is
         bad.
       tasks: names of the tasks that the batch's `tasks` tells apart, from 1 on.
+      time_markers: write the seconds between the audio placeholders of a prompt.
       augment: see Augment.
       branches: of a row that has several, so many are learned at a visit, behind one clip; 0: none
         of them (for the helper losses of an encoder alone).
@@ -68,6 +69,7 @@ class LoaderConfig:
     min_seen: int = 100
     row_seconds: float = 60.0
     tasks: tuple[str, ...] = ()
+    time_markers: bool = True
     augment: Augment = dataclasses.field(default_factory=Augment)
     branches: int = 1
     pick: tuple[Pick, ...] = (Pick(".*", 1.0),)

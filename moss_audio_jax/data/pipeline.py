@@ -338,6 +338,7 @@ def example_maker(
         branches=config.branches,
         pick=config.pick,
         targets=targets_of(config),
+        time_markers=config.time_markers,
     )
 
 
@@ -360,7 +361,7 @@ def _fingerprint(
         "pick": [list(rule) for rule in config.pick],
         "attention": encoder.attention,
         "frames": config.chunk_frames(encoder),
-        "time_markers": tokenizer.processor.time_markers,
+        "time_markers": config.time_markers,
         "vocabulary": tokenizer.vocab_size,
     }
 

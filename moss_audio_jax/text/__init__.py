@@ -1,5 +1,6 @@
 """Text: tokenizers, prompts, timestamps. Importable without JAX."""
 
+from moss_audio_jax.text.loading import load_tokenizer
 from moss_audio_jax.text.prompt import build_conversation, build_prompt
 from moss_audio_jax.text.timestamps import (
     Segment,
@@ -9,7 +10,6 @@ from moss_audio_jax.text.timestamps import (
     to_textgrid,
     to_vtt,
 )
-from moss_audio_jax.text.tokenizer import load_tokenizer
 
 __all__ = [
     "Segment",

@@ -1,4 +1,4 @@
-"""Text to token ids and back: what every tokenizer here offers, and `load_tokenizer`.
+"""Text to token ids and back: what every tokenizer here offers.
 
 A user's text is text: `encode` knows special tokens only where the caller asks for them, and no
 text, asked or not, encodes to the ids that stand for audio.
@@ -26,18 +26,10 @@ AUDIO, AUDIO_START, AUDIO_END = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
 SPECIAL_STRINGS = frozenset({PAD, TURN_START, TURN_END, *THINK, AUDIO, AUDIO_START, AUDIO_END})
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-# What a converter must carry along for other programs to find a complete tokenizer.
-_SIDE_FILES = (
-    "tokenizer_config.json",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 
 class Tokenizer(abc.ABC):
-    """Text to ids and back. Make one with `load_tokenizer`.
+    """Text to ids and back. Make one with `loading.load_tokenizer`.
 
     Attributes:
       files: the tokenizer's files, for copying; processor_config.json is not among them.
@@ -243,69 +235,6 @@ class StreamDecoder:
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return rest
-
-
-def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> Tokenizer:
-    """The tokenizer in a folder: tokenizer.json, else vocab.json + merges.txt, else *.model.
-
-    The first two are byte-level BPE as Qwen has it; a *.model is SentencePiece (tokenizer.model is
-    preferred where there are several). processor_config.json beside them gives the audio ids.
-
-    Args:
-      vocab_size: of the model it is for; its ids must fit.
-
-    Raises:
-      InputError: no tokenizer there, a file that cannot be read, ids that clash or do not fit.
-    """
-    tokenizer = _read_tokenizer(Path(folder))
-    tokenizer.check(vocab_size)
-    return tokenizer
-
-
-def _read_tokenizer(folder: Path) -> Tokenizer:
-    """`load_tokenizer` before any check of ids."""
-    if not folder.is_dir():
-        raise InputError(
-            f"{folder}: no such folder; expected one that holds a tokenizer"
-            f"{config.hub_advice(folder)}"
-        )
-    side = [folder / name for name in _SIDE_FILES if (folder / name).exists()]
-    processor = None
-    path = folder / "processor_config.json"
-    if path.exists():
-        processor = config.processor_from_official(config.read_json(path), str(path))
-
-    whole, vocab, merges = (
-        folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt")
-    )
-    models = sorted(folder.glob("*.model"))
-    # Imported here: a model with one kind of tokenizer needs only that kind's library.
-    if whole.exists():
-        from moss_audio_jax.text import bpe
-
-        parts = [path for path in (vocab, merges) if path.exists()]
-        return bpe.from_tokenizer_json(whole, [*parts, *side], processor)
-    if vocab.exists() and merges.exists():
-        from moss_audio_jax.text import bpe
-
-        return bpe.from_vocab_and_merges(vocab, merges, side, processor)
-    if models:
-        from moss_audio_jax.text import sentence_piece
-
-        preferred = folder / "tokenizer.model"
-        if preferred not in models and len(models) > 1:
-            raise InputError(
-                f"{folder}: {len(models)} *.model files ({', '.join(m.name for m in models)}); "
-                "name the tokenizer's tokenizer.model"
-            )
-        model = preferred if preferred in models else models[0]
-        return sentence_piece.from_model(model, side, processor)
-    for here, missing in ((vocab, merges), (merges, vocab)):
-        if here.exists():
-            raise InputError(f"{missing}: no such file, though {here.name} is there; add it")
-    raise InputError(
-        f"{folder}: no tokenizer; expected tokenizer.json, vocab.json + merges.txt or *.model"
-    )
 
 
 def check_fits(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,9 @@ def write(config: Any, start: Start, state: dict, recipe: Recipe, workdir: Path)
         start.model,
         files_from=start.files_from,
         tokenizer_from=start.tokenizer.files[0].parent,
-        processor=start.tokenizer.processor,
+        processor=dataclasses.replace(
+            start.tokenizer.processor, time_markers=config.data.time_markers
+        ),
         new_weights=True,
         overwrite=True,
     )

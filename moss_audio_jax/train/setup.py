@@ -164,6 +164,7 @@ def loader_config_of(config: Any, start: Start) -> LoaderConfig:
         max_bad_share=d.max_bad_share,
         row_seconds=d.row_seconds,
         tasks=tuple(d.tasks),
+        time_markers=d.time_markers,
         augment=Augment(**d.augment),
         branches=d.branches,
         pick=tuple(Pick(*rule) for rule in d.pick),

@@ -79,9 +79,6 @@ def read_start(config: Any) -> Start:
             "tokenizer is empty: name a folder with a tokenizer, or an init_from that has one"
         )
     tokenizer = load_tokenizer(folder, model.decoder.vocab_size)
-    tokenizer.processor = dataclasses.replace(
-        tokenizer.processor, time_markers=config.data.time_markers
-    )
     return Start(model.validate(), tokenizer, whole, encoder, decoder)
 
 

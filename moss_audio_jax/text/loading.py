@@ -1,0 +1,75 @@
+"""Reads the tokenizer of a folder, whatever its kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moss_audio_jax import config
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.text import bpe, sentence_piece
+from moss_audio_jax.text.tokenizer import Tokenizer
+
+# What a converter must carry along for other programs to find a complete tokenizer.
+_SIDE_FILES = (
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> Tokenizer:
+    """The tokenizer in a folder: tokenizer.json, else vocab.json + merges.txt, else *.model.
+
+    The first two are byte-level BPE as Qwen has it; a *.model is SentencePiece (tokenizer.model is
+    preferred where there are several). processor_config.json beside them gives the audio ids.
+
+    Args:
+      vocab_size: of the model it is for; its ids must fit.
+
+    Raises:
+      InputError: no tokenizer there, a file that cannot be read, ids that clash or do not fit.
+    """
+    tokenizer = _read_tokenizer(Path(folder))
+    tokenizer.check(vocab_size)
+    return tokenizer
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    """`load_tokenizer` before any check of ids."""
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: no such folder; expected one that holds a tokenizer"
+            f"{config.hub_advice(folder)}"
+        )
+    side = [folder / name for name in _SIDE_FILES if (folder / name).exists()]
+    processor = None
+    path = folder / "processor_config.json"
+    if path.exists():
+        processor = config.processor_from_official(config.read_json(path), str(path))
+
+    whole, vocab, merges = (
+        folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt")
+    )
+    models = sorted(folder.glob("*.model"))
+    if whole.exists():
+        parts = [path for path in (vocab, merges) if path.exists()]
+        return bpe.from_tokenizer_json(whole, [*parts, *side], processor)
+    if vocab.exists() and merges.exists():
+        return bpe.from_vocab_and_merges(vocab, merges, side, processor)
+    if models:
+        preferred = folder / "tokenizer.model"
+        if preferred not in models and len(models) > 1:
+            raise InputError(
+                f"{folder}: {len(models)} *.model files ({', '.join(m.name for m in models)}); "
+                "name the tokenizer's tokenizer.model"
+            )
+        model = preferred if preferred in models else models[0]
+        return sentence_piece.from_model(model, side, processor)
+    for here, missing in ((vocab, merges), (merges, vocab)):
+        if here.exists():
+            raise InputError(f"{missing}: no such file, though {here.name} is there; add it")
+    raise InputError(
+        f"{folder}: no tokenizer; expected tokenizer.json, vocab.json + merges.txt or *.model"
+    )
