@@ -247,9 +247,9 @@ def test_helper_losses(folder):
         assert np.abs(gradient - parts[path]).max() <= 1e-5 * np.abs(gradient).max(), path
 
 
-def test_every_helper_loss_has_its_key_and_its_own_head():
+def test_every_helper_loss_has_its_key_and_its_own_projection():
     assert set(get_config().helpers) == {*helping.LOSSES, "words", "names"}
-    heads = {loss.head for loss in helping.LOSSES.values() if loss.head}
+    heads = {loss.projection for loss in helping.LOSSES.values() if loss.projection}
     assert len({head.seed for head in heads}) == len({head.name for head in heads}) == len(heads)
 
 
