@@ -30,6 +30,9 @@ def get_config():
     c.speech.threshold = 0.1
     # Times of words by one of them; its command answers both steps.
     c.speech.align = "whisper"
+    # Who speaks when, by a diarisation system behind a command.
+    c.experts.diariser = {"kind": "command", "target": ("python", "diarise_jsonl.py")}
+    c.speech.diarise = "diariser"
     # A language model for the unified caption. It writes [1] where a time belongs; code fills it.
     c.experts.writer = {
         "kind": "endpoint",

@@ -26,8 +26,9 @@ from moss_audio_jax.annotate.ears import fingerprint as checkpoint_fingerprint
 from moss_audio_jax.annotate.features import clip_features
 from moss_audio_jax.annotate.posteriors import Posteriors, load_posteriors, segment_posteriors
 from moss_audio_jax.annotate.record import Record, centi
-from moss_audio_jax.annotate.segment import SegmentOptions, segment
+from moss_audio_jax.annotate.segment import segment
 from moss_audio_jax.annotate.source import Sound, Source
+from moss_audio_jax.annotate.spans import SegmentOptions
 from moss_audio_jax.annotate.work import Work, new_record
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
@@ -36,7 +37,7 @@ from moss_audio_jax.files import brief, not_written, open_regular, parse_json, r
 from moss_audio_jax.journal import write_lines
 from moss_audio_jax.remote import redact
 from moss_audio_jax.weights.convert import read_config
-from moss_audio_jax.weights.heads import load_heads
+from moss_audio_jax.weights.helpers import load_helpers
 
 _GROUP_SECONDS = 256.0  # of sound that goes through the branches together
 _CLIPPED = 0.001  # share of samples at full scale from which a file is called clipped
@@ -88,7 +89,7 @@ def check_parts(config: ConfigDict) -> None:
     Branches(config, None)
     if folder := checkpoint_folder(config):
         read_config(folder)
-        load_heads(folder)
+        load_helpers(folder)
 
 
 class Annotator:

@@ -24,8 +24,9 @@ from moss_audio_jax.annotate.profile import (
     profile_posteriors,
 )
 from moss_audio_jax.annotate.record import Record, centi
-from moss_audio_jax.annotate.segment import SegmentOptions
 from moss_audio_jax.annotate.source import Sound
+from moss_audio_jax.annotate.spans import SegmentOptions
+from moss_audio_jax.annotate.speakers import measured_speakers, told_speakers
 from moss_audio_jax.annotate.tags import Sources, hear_sources
 from moss_audio_jax.annotate.work import Work, part
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
@@ -101,7 +102,8 @@ class Branches:
 
         for work in works:
             work.notes += merge.repair(work.record, silent)
-            self._voices(work, features)
+        self._voices(works, features)
+        for work in works:
             work.record["anchor"] = sound.anchor(work.record)
         self._captions(works)
         for work in works:
@@ -273,32 +275,54 @@ class Branches:
                 ]
                 work.told("words", "ctc")
 
-    def _voices(self, work: Work, features: ClipFeatures) -> None:
+    def _voices(self, works: Sequence[Work], features: ClipFeatures) -> None:
         """Sentences, and speakers: of the sentences, or where there are none of the utterances."""
+        voiced = []
+        for work in works:
+            if not work.silent and (spans := self._spoken(work, features)):
+                voiced.append((work, spans))
+        who = {id(work): measured_speakers(features, spans) for work, spans in voiced}
+        told = {id(work): "measured" for work, _ in voiced}
+        if (name := self.config.speech.diarise) in self.experts:
+            spoken = {id(work): spans for work, spans in voiced}
+            for work, reply in self._ask(name, "diarise", [work for work, _ in voiced]):
+                turns = [work.span(turn) for turn in reply["turns"]]
+                who[id(work)] = told_speakers(turns, spoken[id(work)])
+                told[id(work)] = name
+        for work, spans in voiced:
+            self._speakers(work, features, spans, who[id(work)])
+            work.told("speakers", told[id(work)])
+
+    def _spoken(self, work: Work, features: ClipFeatures) -> list[tuple[float, float]]:
+        """(start, end) of each sentence, which the record gets, or else of the utterances."""
         record = work.record
-        if work.silent:
-            return
         record["sentences"] = speech.sentences(record["words"], self.config.speech.pause)
         spans = [(s["start"], s["end"]) for s in record["sentences"]]
-        if (not spans and record["transcript"]) or record["profile"]["speech"] >= (
-            self.config.speech.present
-        ):
-            spans = spans or speech.utterances(features, record["start"], work.last())
-        if not spans:
-            return
+        heard = record["profile"]["speech"] >= self.config.speech.present
+        if not spans and (record["transcript"] or heard):
+            spans = speech.utterances(features, record["start"], work.last())
+        return spans
+
+    def _speakers(
+        self,
+        work: Work,
+        features: ClipFeatures,
+        spans: Sequence[tuple[float, float]],
+        who: Sequence[int],
+    ) -> None:
+        record = work.record
 
         def words(start: float, end: float) -> int:
             inside = [w for w in record["words"] if start <= w["start"] and w["end"] <= end]
             return len(inside) if record["language"] == "en" else 0
 
-        who, record["speakers"] = speech.voices(features, spans, words)
+        record["speakers"] = speech.voices(features, spans, who, words)
         for sentence, speaker in zip(record["sentences"], who, strict=False):
             sentence["speaker"] = speaker
         for speaker in record["speakers"]:
             own = [(t["start"] - work.start, t["end"] - work.start) for t in speaker["turns"]]
             known = work.tags is not None and not record["doubt"]
             speaker["sex"] = sound.tag_sex(work.tags, own) if known else None
-        work.told("speakers", "measured")
 
     # --- music -----------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from moss_audio_jax.annotate.segment import SegmentOptions
+from moss_audio_jax.annotate.spans import SegmentOptions
 from moss_audio_jax.config_file import read_config_file
 from moss_audio_jax.errors import InputError, UsageError, extra
 from moss_audio_jax.remote import redact
@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
     s.align = "ctc"  # or an expert, or "": no word times
     s.align_score = -2.0  # mean log-probability of a token that the text must reach
     s.pause = 0.5  # seconds between sentences
+    s.diarise = "measured"  # by pitch and spectrum; or an expert
 
     s = c.music = ConfigDict()
     s.present = 0.5  # profile's music from which there is music
@@ -95,6 +96,7 @@ def check(config: ConfigDict) -> None:
     named = [(f"speech.systems: {n!r}", n, ("ctc", "decoder")) for n in config.speech.systems]
     named += [
         ("speech.align", config.speech.align, ("ctc", "")),
+        ("speech.diarise", config.speech.diarise, ("measured",)),
         ("music.expert", config.music.expert, ("",)),
         ("sound.events", config.sound.events, ("tags", "")),
         ("sound.caption", config.sound.caption, ("template",)),

@@ -22,7 +22,7 @@ from moss_audio_jax.generate.familiarity import Familiarity, Gauge, Measures
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.models.encoder import encode
 from moss_audio_jax.text.tasks import TRANSCRIBE
-from moss_audio_jax.weights.heads import load_heads
+from moss_audio_jax.weights.helpers import load_helpers
 
 TOKEN = FRAMES_PER_TOKEN * HOP / SAMPLE_RATE  # seconds
 GRID = 25.0  # frames a second of the posteriors
@@ -48,12 +48,12 @@ class Heard(NamedTuple):
 
 
 class Ears:
-    """A checkpoint with heads (`weights.heads`). Make one with `Ears.load`."""
+    """A checkpoint with helper projections (`weights.helpers`). Make one with `Ears.load`."""
 
     def __init__(
         self,
         model: MossAudio,
-        heads: dict[str, np.ndarray],
+        helpers: dict[str, np.ndarray],
         tags: tuple[str, ...],
         gauge: Gauge | None = None,
     ):
@@ -61,23 +61,23 @@ class Ears:
         self.tags = tags
         self._gauge = gauge
         self.tokenizer = model.tokenizer
-        self._heads = {
-            name: (heads[f"helpers/{name}/kernel"], heads[f"helpers/{name}/bias"])
+        self._projections = {
+            name: (helpers[f"helpers/{name}/kernel"], helpers[f"helpers/{name}/bias"])
             for name in ("pieces", "tags")
-            if f"helpers/{name}/kernel" in heads
+            if f"helpers/{name}/kernel" in helpers
         }
 
     @classmethod
     def load(cls, checkpoint: str | Path) -> Ears:
-        """Raises InputError where a file is missing or broken. Heads may be missing."""
-        heads, tags = load_heads(checkpoint)
+        """Raises InputError where a file is missing or broken. Helpers may be missing."""
+        helpers, tags = load_helpers(checkpoint)
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        return cls(MossAudio.load(checkpoint, dtype), heads, tags, Gauge.load(checkpoint))
+        return cls(MossAudio.load(checkpoint, dtype), helpers, tags, Gauge.load(checkpoint))
 
     @property
     def has(self) -> frozenset[str]:
-        """Which heads there are: "pieces" (words), "tags"."""
-        return frozenset(self._heads)
+        """Which projections there are: "pieces" (words), "tags"."""
+        return frozenset(self._projections)
 
     def familiarity(self, heard: Heard) -> Familiarity | None:
         """Whether the model knows such sound; None where clip or checkpoint allow no verdict."""
@@ -93,8 +93,8 @@ class Ears:
         Chunks of all clips are encoded 64 at a time; a clip's result does not depend on the others
         but for rounding.
         """
-        if not self._heads:
-            raise InputError("this checkpoint has no heads (its folder `helpers`)")
+        if not self._projections:
+            raise InputError("this checkpoint has no helper projections (its folder `helpers`)")
         size = self.model.config.encoder.chunk_frames
         chunks: list[tuple[int, float, np.ndarray]] = []  # clip, start in seconds, mel [F, 128]
         for number, wav in enumerate(wavs):
@@ -115,7 +115,7 @@ class Ears:
             with jax.set_mesh(self.model.mesh):
                 made = _heads(
                     self.model.encoder_params,
-                    self._heads,
+                    self._projections,
                     mels,
                     frames,
                     self.model.config.encoder,
@@ -132,7 +132,7 @@ class Ears:
 
     def _joined(self, parts: list[tuple[float, int, dict[str, np.ndarray]]]) -> Heard:
         starts = [start + TOKEN * np.arange(tokens) for start, tokens, _ in parts]
-        widths = {name: (len(bias),) for name, (_, bias) in self._heads.items()}
+        widths = {name: (len(bias),) for name, (_, bias) in self._projections.items()}
         if self._gauge:
             widths |= {"entropy": (), "states": (len(self._gauge.probe.weight) // 2,)}
 

@@ -9,6 +9,7 @@ segment's own file, "clip":
     step         reply
     transcribe   {"text": "...", "language": "en"}                      language may be left out
     align        {"words": [{"text", "start", "end"}]}                  of evidence.text
+    diarise      {"turns": [{"speaker", "start", "end"}]}               speaker: any short name
     events       {"events": [{"label", "start", "end", "score"}]}       score may be left out
     music        {"instruments": ["piano"], "lyrics": "...", "tempo": 92, "key": "C major"}, any
     caption      {"text": "..."}      sound caption; a time is written as its slot, [1], [2], ...
@@ -44,7 +45,7 @@ from moss_audio_jax.files import brief, parse_json, read_bytes, reason, shown
 from moss_audio_jax.remote import Chat, redact, secrets_of, variable
 from moss_audio_jax.text.prompt import split_thinking
 
-STEPS = ("transcribe", "align", "events", "music", "caption", "unify", "judge")
+STEPS = ("transcribe", "align", "diarise", "events", "music", "caption", "unify", "judge")
 GROUP = "moss_audio_jax.annotate"  # of entry points
 _REPLY_BYTES = 1 << 18  # that one reply may take
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moss_audio_jax.annotate.segment import DEFAULT, SegmentOptions, cover
+from moss_audio_jax.annotate.spans import DEFAULT, SegmentOptions, cover
 from moss_audio_jax.errors import InputError
 
 SPEECH_LABELS = ("speech", "human voice", "singing")  # long ones set boundaries all the same

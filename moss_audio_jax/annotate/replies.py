@@ -42,6 +42,12 @@ def checked(step: str, reply: Any, request: Request) -> Reply:
         if any(a["start"] > b["start"] for a, b in itertools.pairwise(words)):
             raise InputError("the words are not in order")
         return {"words": [{**w, "text": _text(w, longest, empty=False)} for w in words]}
+    if step == "diarise":
+        turns = [_span(t, "speaker", duration) for t in _list(reply, "turns", 1000)]
+        if not turns:
+            raise InputError("no turns, though there is a voice")
+        turns = [{**turn, "speaker": _short(turn["speaker"])} for turn in turns]
+        return {"turns": sorted(turns, key=lambda turn: turn["start"])}
     if step == "events":
         return {"events": [_event(e, duration) for e in _list(reply, "events", 1000)]}
     if step == "music":
@@ -98,10 +104,15 @@ def _list(reply: Mapping[str, Any], key: str, most: int) -> list[Any]:
 
 
 def _name(value: Any) -> str:
+    name = _short(value)
+    if any(c.isdigit() or c in "[]" for c in name):
+        raise InputError(f"{value!r}: a name without digits is expected")
+    return name
+
+
+def _short(value: Any) -> str:
     if not isinstance(value, str) or not value.strip() or len(value) > 80 or '"' in value:
         raise InputError(f"{_brief(value)}; expected a short name")
-    if any(c.isdigit() or c in "[]" for c in value):
-        raise InputError(f"{value!r}: a name without digits is expected")
     if not _plain(name := " ".join(value.split())):
         raise InputError(f"{value!r}: a name without control characters is expected")
     return name

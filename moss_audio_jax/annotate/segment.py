@@ -20,7 +20,8 @@ import scipy.ndimage
 
 from moss_audio_jax.annotate.boundary import Sides
 from moss_audio_jax.annotate.features import COARSE, FINE, GROUP, ClipFeatures
-from moss_audio_jax.errors import InputError, UsageError, extra
+from moss_audio_jax.annotate.spans import DEFAULT, SegmentOptions, cover
+from moss_audio_jax.errors import InputError, extra
 
 if TYPE_CHECKING:
     from moss_audio_jax.annotate.tags import Sources
@@ -28,46 +29,6 @@ if TYPE_CHECKING:
 _LONG_PAUSE = 1.0  # seconds: a pause as long is a segment of its own
 _PAUSE = 0.2
 _NOISE_LEFT = np.float32(0.02)  # of the power of steady noise
-
-
-@dataclasses.dataclass(frozen=True)
-class SegmentOptions:
-    """How to cut.
-
-    Attributes:
-      min_seconds: no segment is shorter, unless the clip is.
-      max_seconds: a longer segment is cut again where it is quietest in its second half.
-      penalty: of a change point, times dimensions times ln(frames), in units of (10 dB)^2.
-      threshold: the probability from which a proposed cut is kept; higher means fewer segments.
-      on, off: hysteresis of posteriors: an event begins at `on` and lasts while above `off`.
-      merge_seconds: two events of a class closer than this are one.
-      event_seconds: shorter events of posteriors are dropped.
-      long_seconds: a longer event that is not speech sets no boundary.
-    """
-
-    min_seconds: float = 1.0
-    max_seconds: float = 180.0
-    penalty: float = 0.2
-    threshold: float = 0.5
-    on: float = 0.5
-    off: float = 0.3
-    merge_seconds: float = 0.5
-    event_seconds: float = 0.1
-    long_seconds: float = 60.0
-
-    def __post_init__(self):
-        if not 0.1 <= self.min_seconds <= self.max_seconds / 2:
-            raise UsageError(
-                f"segments of {self.min_seconds:g} to {self.max_seconds:g} s; expected a minimum "
-                "of 0.1 s or more, and a maximum of twice the minimum or more"
-            )
-        if not 0 <= self.off <= self.on <= 1:
-            raise UsageError(
-                f"hysteresis from {self.on:g} down to {self.off:g}; expected 0 <= off <= on <= 1"
-            )
-
-
-DEFAULT = SegmentOptions()
 
 
 def segment(
@@ -245,16 +206,6 @@ def kept(sides: Sides, places: list[int], options: SegmentOptions) -> list[int]:
 
 
 # --- limits --------------------------------------------------------------------------------------
-
-
-def cover(cuts: list[float], seconds: float, options: SegmentOptions) -> list[dict[str, float]]:
-    """Segments from one cut to the next; a cut that leaves less than `min_seconds` is left out."""
-    edges = [0.0]
-    for cut in sorted(cuts):
-        if cut - edges[-1] >= options.min_seconds and seconds - cut >= options.min_seconds:
-            edges.append(round(cut, 3))
-    edges.append(round(seconds, 3))
-    return [{"start": a, "end": b} for a, b in itertools.pairwise(edges)]
 
 
 def _quietest(features: ClipFeatures, low: float, high: float) -> float:

@@ -12,7 +12,7 @@ from moss_audio_jax.annotate import posteriors
 from moss_audio_jax.annotate.posteriors import Posteriors
 from moss_audio_jax.annotate.profile import CLASSES
 from moss_audio_jax.annotate.record import centi
-from moss_audio_jax.annotate.segment import SegmentOptions
+from moss_audio_jax.annotate.spans import SegmentOptions
 from moss_audio_jax.text.labels import KINDS, Kind
 
 Event = dict[str, Any]

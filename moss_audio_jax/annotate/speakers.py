@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,28 +70,52 @@ def describe_voice(
     }
 
 
-def speaker_turns(
+def measured_speakers(
     features: ClipFeatures,
     sentences: Sequence[tuple[float, float]],
     options: SpeakerOptions = SpeakerOptions(),
-) -> list[dict[str, Any]]:
-    """Who says each sentence: [{"start", "end", "speaker"}], speakers numbered as they come.
+) -> list[int]:
+    """The speaker of each sentence, numbered in the order in which they first speak.
 
     Sentences, (start, end) in seconds, are grouped by the distance of their voices: pitch in
     octaves, and the mean spectrum of their voiced frames. A sentence joins the nearest speaker
     nearer than `turn_distance`, else it is a new one.
     """
     speakers: list[list[np.ndarray]] = []
-    turns = []
+    who = []
     for start, end in sentences:
         voice = _voice(features.span(start, end), options)
         far = [float(np.linalg.norm(np.mean(known, axis=0) - voice)) for known in speakers]
-        who = int(np.argmin(far)) if far and min(far) < options.turn_distance else len(speakers)
-        if who == len(speakers):
+        near = int(np.argmin(far)) if far and min(far) < options.turn_distance else len(speakers)
+        if near == len(speakers):
             speakers.append([])
-        speakers[who].append(voice)
-        turns.append({"start": round(start, 3), "end": round(end, 3), "speaker": who})
-    return turns
+        speakers[near].append(voice)
+        who.append(near)
+    return who
+
+
+def told_speakers(
+    turns: Sequence[Mapping[str, Any]], sentences: Sequence[tuple[float, float]]
+) -> list[int]:
+    """The speaker of each sentence by the turns of a plug-in, numbered as they first speak.
+
+    A sentence belongs to the speaker who talks the longest within it; without one, to the speaker
+    of the nearest turn.
+
+    Args:
+      turns: {"speaker", "start", "end"}, on the sentences' clock; at least one.
+    """
+    who: list[str] = []
+    for start, end in sentences:
+        shared = [min(end, turn["end"]) - max(start, turn["start"]) for turn in turns]
+        spoken: dict[str, float] = {}
+        for turn, seconds in zip(turns, shared, strict=True):
+            spoken[turn["speaker"]] = spoken.get(turn["speaker"], 0.0) + max(seconds, 0.0)
+        most = max(spoken, key=spoken.__getitem__)
+        # Where nobody speaks, `shared` is minus the time to the turn.
+        who.append(most if spoken[most] > 0 else turns[int(np.argmax(shared))]["speaker"])
+    numbers = {speaker: number for number, speaker in enumerate(dict.fromkeys(who))}
+    return [numbers[speaker] for speaker in who]
 
 
 def _voice(span: ClipFeatures, options: SpeakerOptions) -> np.ndarray:

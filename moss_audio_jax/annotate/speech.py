@@ -15,7 +15,7 @@ from moss_audio_jax.annotate.ears import TOKEN, Heard
 from moss_audio_jax.annotate.features import FINE, ClipFeatures
 from moss_audio_jax.annotate.record import centi
 from moss_audio_jax.annotate.segment import quiet_runs
-from moss_audio_jax.annotate.speakers import describe_voice, speaker_turns
+from moss_audio_jax.annotate.speakers import describe_voice
 from moss_audio_jax.audio.features import log_mel
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.evaluate import text_norm
@@ -212,11 +212,15 @@ def utterances(features: ClipFeatures, start: float, end: float) -> list[tuple[f
 def voices(
     features: ClipFeatures,
     spans: Sequence[tuple[float, float]],
+    who: Sequence[int],
     words: Callable[[float, float], int],
-) -> tuple[list[int], list[dict[str, Any]]]:
-    """(the speaker of each span, speakers with their turns and what can be measured of them)."""
-    turns = speaker_turns(features, spans)
-    who = [turn["speaker"] for turn in turns]
+) -> list[dict[str, Any]]:
+    """Speakers with their turns and what can be measured of them.
+
+    Args:
+      spans, who: (start, end) of sentences or utterances in seconds, and the speaker of each.
+      words: how many are said between two times.
+    """
     speakers = []
     for speaker in sorted(set(who)):
         own = [span for span, of in zip(spans, who, strict=True) if of == speaker]
@@ -229,4 +233,4 @@ def voices(
                 **told,
             }
         )
-    return who, speakers
+    return speakers

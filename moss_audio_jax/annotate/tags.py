@@ -10,7 +10,7 @@ import numpy as np
 from moss_audio_jax.annotate.ears import Ears
 from moss_audio_jax.annotate.features import COARSE, FINE, GROUP
 from moss_audio_jax.annotate.posteriors import Posteriors, segment_posteriors
-from moss_audio_jax.annotate.segment import SegmentOptions
+from moss_audio_jax.annotate.spans import SegmentOptions
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 
 _PIECE = 256.0  # seconds heard at a time

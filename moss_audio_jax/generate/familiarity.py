@@ -32,7 +32,7 @@ from moss_audio_jax.config import Compute, EncoderConfig, read_json
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import write_whole
 from moss_audio_jax.models.encoder import encode
-from moss_audio_jax.weights.heads import FOLDER, load_heads
+from moss_audio_jax.weights.helpers import FOLDER, load_helpers
 
 NAME = "familiarity"
 _BUCKETS = (1, 4, 16, 64)  # chunks encoded at a time
@@ -96,7 +96,7 @@ class Gauge:
         described = folder / f"{NAME}.json"
         if not described.is_file():
             return None
-        heads, _ = load_heads(checkpoint)
+        heads, _ = load_helpers(checkpoint)
         try:
             pieces = heads["helpers/pieces/kernel"], heads["helpers/pieces/bias"]
         except KeyError:

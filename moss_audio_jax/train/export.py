@@ -14,10 +14,10 @@ from moss_audio_jax.models.blocks import as_dtype
 from moss_audio_jax.train.start import Start
 from moss_audio_jax.train.step import Recipe, all_finite
 from moss_audio_jax.tree import unflatten
-from moss_audio_jax.weights import heads
 from moss_audio_jax.weights.adapters import save_adapters
 from moss_audio_jax.weights.checkpoint import save_native
 from moss_audio_jax.weights.convert import save_official
+from moss_audio_jax.weights.helpers import PREFIX, load_helpers, save_helpers
 
 
 def merged_params(state: dict[str, Any], recipe: Recipe) -> Any:
@@ -31,7 +31,7 @@ def merged_params(state: dict[str, Any], recipe: Recipe) -> Any:
         rounded = {
             path: leaf.astype(dtype)
             for path, leaf in trained.items()
-            if not path.startswith(heads.PREFIX)
+            if not path.startswith(PREFIX)
         }
         return unflatten({**frozen, **rounded})
 
@@ -77,10 +77,10 @@ def write(config: Any, start: Start, state: dict, recipe: Recipe, workdir: Path)
         overwrite=True,
     )
     weights = state.get("ema", state["trained"])
-    helpers = {path: leaf for path, leaf in weights.items() if path.startswith(heads.PREFIX)}
+    helpers = {path: leaf for path, leaf in weights.items() if path.startswith(PREFIX)}
     if not helpers and start.whole:  # the encoder's projections stay with it
-        helpers, names = heads.load_heads(start.whole)
+        helpers, names = load_helpers(start.whole)
     else:
         names = config.helpers.names
     if helpers:
-        heads.save_heads(workdir / "export", helpers, names)
+        save_helpers(workdir / "export", helpers, names)

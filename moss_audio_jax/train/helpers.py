@@ -1,7 +1,7 @@
 """Helper losses that teach a model from scratch what is said and heard when.
 
-They use linear projections of the encoder's last features, for training only. An export leaves the
-projections out of the model's weights and writes them into its folder `helpers` (`weights.heads`).
+They use linear projections of the encoder's last features, for training only. An export keeps the
+projections apart from the model's weights, in its folder `helpers` (`weights.helpers`).
 
   ctc       connectionist temporal classification over the tokenizer's pieces, chunk by chunk
   frames    cross entropy of the piece that is said at each token (80 ms), from known word times

@@ -35,7 +35,7 @@ from moss_audio_jax.train.setup import Setup
 from moss_audio_jax.train.start import Start, initial_params, read_start
 from moss_audio_jax.train.step import State, batch_shardings, eval_step
 from moss_audio_jax.tree import flatten
-from moss_audio_jax.weights.heads import load_heads
+from moss_audio_jax.weights.helpers import load_helpers
 
 _log = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ def _first_state(run: Setup) -> State:
 def _projections(config: Any, start: Start, helpers: Helpers) -> dict:
     """Projections of the helper losses: those of the checkpoint to start from, else fresh ones."""
     fresh = init_helpers(jax.random.key(config.train.seed), start.model, helpers)
-    found, tags = load_heads(start.whole) if start.whole else ({}, ())
+    found, tags = load_helpers(start.whole) if start.whole else ({}, ())
     same = {
         path: leaf
         for path, leaf in found.items()

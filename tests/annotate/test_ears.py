@@ -20,7 +20,7 @@ from moss_audio_jax.annotate.work import new_record
 from moss_audio_jax.audio.lengths import audio_tokens
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.generate.familiarity import Familiarity
-from moss_audio_jax.weights.heads import save_heads
+from moss_audio_jax.weights.helpers import save_helpers
 from moss_audio_jax.world import espeak
 
 
@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory):
         kernel = 0.3 * rng.normal(size=(config.encoder.output_dim, size))
         heads[f"helpers/{name}/kernel"] = kernel.astype(np.float32)
         heads[f"helpers/{name}/bias"] = np.full(size, -1.0, np.float32)
-    save_heads(folder, heads, world.TAGS)
+    save_helpers(folder, heads, world.TAGS)
     return folder
 
 

@@ -67,15 +67,16 @@ def test_everything_bad_at_once_changes_nothing(clips, tmp_path):
     c = runs.config()
     runs.expert("bad", "plugins:bad", c)
     c.sound.events = c.sound.caption = c.sound.judge = c.unified = c.music.expert = "bad"
+    c.speech.diarise = "bad"
     summary = runs.run(clips, tmp_path / "bad", c)
     records, rows = runs.checked(tmp_path / "bad")
     assert not summary.failed
     assert len(rows) == len(runs.lines(tmp_path / "honest" / "rows.jsonl")) > 50
-    keys = ("profile", "events", "words", "captions", "unified")
+    keys = ("profile", "events", "words", "speakers", "captions", "unified")
     before = runs.lines(tmp_path / "honest" / "segments.jsonl")
     assert [[r[k] for k in keys] for r in records] == [[r[k] for k in keys] for r in before]
     named = runs.lines(tmp_path / "bad" / "dropped.jsonl")
-    assert {n["field"] for n in named} >= {"events", "unify", "caption", "judge"}
+    assert {n["field"] for n in named} >= {"events", "diarise", "unify", "caption", "judge"}
     assert all(n["reason"].startswith(("default: bad: ", "dropped: ")) for n in named)
 
 
@@ -109,6 +110,22 @@ def test_a_language_model_writes_and_code_fills_in_the_times(clips, tmp_path):
     for record in told:
         for event in record["events"]:
             assert f"{event['start']:.2f} - {event['end']:.2f} s" in record["unified"]
+
+
+def test_a_diarisation_system_says_who_speaks(clips, tmp_path):
+    c = runs.config()
+    runs.expert("who", "plugins:diarise", c)
+    c.speech.diarise = "who"
+    c.speech.pause = 0.01  # each word is a sentence
+    runs.run(clips, tmp_path / "out", c)
+    records, _ = runs.checked(tmp_path / "out")
+    spoken = [record for record in records if record["sentences"]]
+    assert spoken
+    for record in spoken:
+        middle = (record["start"] + record["end"]) / 2
+        late = [s["start"] + s["end"] > 2 * middle for s in record["sentences"]]
+        assert [s["speaker"] for s in record["sentences"]] == list(map(int, late))
+        assert {"field": "speakers", "system": "who"} in record["provenance"]
 
 
 # --- kinds ---------------------------------------------------------------------------------------

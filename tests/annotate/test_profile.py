@@ -7,7 +7,7 @@ from moss_audio_jax.annotate.features import clip_features
 from moss_audio_jax.annotate.posteriors import Posteriors
 from moss_audio_jax.annotate.profile import CLASSES, profile, profile_posteriors
 from moss_audio_jax.annotate.sound import tag_sex
-from moss_audio_jax.annotate.speakers import describe_voice, speaker_turns
+from moss_audio_jax.annotate.speakers import describe_voice, measured_speakers, told_speakers
 from moss_audio_jax.annotate.tasks import sources
 from moss_audio_jax.annotate.work import new_record
 from moss_audio_jax.errors import InputError
@@ -79,8 +79,15 @@ def test_turns_between_a_low_and_a_high_voice():
         voice = sum(np.sin(h * phase) / h for h in range(1, 12)) * (1 + np.sin(8 * np.pi * t))
         parts.append(0.05 * voice + 1e-4 * rng.standard_normal(len(t)))
     features = clip_features(np.concatenate(parts).astype(np.float32))
-    turns = speaker_turns(features, [(1.5 * i, 1.5 * i + 1.5) for i in range(4)])
-    assert [turn["speaker"] for turn in turns] == [0, 1, 0, 1]
+    sentences = [(1.5 * i, 1.5 * i + 1.5) for i in range(4)]
+    assert measured_speakers(features, sentences) == [0, 1, 0, 1]
+
+
+def test_sentences_go_to_who_speaks_longest_within_them():
+    turns = [("ann", 0, 2), ("bob", 2, 5), ("ann", 2.5, 2.6), ("bob", 8, 9)]
+    turns = [{"speaker": name, "start": a, "end": b} for name, a, b in turns]
+    sentences = [(1.9, 4), (0, 2.5), (6, 6.5), (7, 7.5)]
+    assert told_speakers(turns, sentences) == [0, 1, 0, 0]
 
 
 def test_a_timeline_names_voices_and_music_as_far_as_they_are_known():

@@ -15,7 +15,8 @@ from moss_audio_jax.annotate.posteriors import (
     load_posteriors,
     segment_posteriors,
 )
-from moss_audio_jax.annotate.segment import SegmentOptions, segment
+from moss_audio_jax.annotate.segment import segment
+from moss_audio_jax.annotate.spans import SegmentOptions
 from moss_audio_jax.annotate.tags import hear_sources
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.errors import InputError, UsageError

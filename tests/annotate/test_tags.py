@@ -6,7 +6,8 @@ import pytest
 from moss_audio_jax.annotate import boundary, tags
 from moss_audio_jax.annotate.ears import TOKEN, Heard
 from moss_audio_jax.annotate.features import COARSE, FINE, clip_features
-from moss_audio_jax.annotate.segment import SegmentOptions, segment
+from moss_audio_jax.annotate.segment import segment
+from moss_audio_jax.annotate.spans import SegmentOptions
 
 LABELS = ("sound:dog", "sound:rain", "speech", "music", "background:pink", "sex:male", "phone:a")
 

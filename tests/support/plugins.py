@@ -28,6 +28,17 @@ def align(request):
     }
 
 
+def diarise(request):
+    """Two speakers, one after the other."""
+    middle = request["duration"] / 2
+    return {
+        "turns": [
+            {"speaker": "B", "start": middle, "end": request["duration"]},
+            {"speaker": "A", "start": 0.0, "end": middle},
+        ]
+    }
+
+
 def _world_words(request):
     """Of the labels beside a world scene, those in the middle of whose time the segment is."""
     labels = json.loads(Path(request["audio"]).with_suffix(".json").read_text())
@@ -125,6 +136,15 @@ BAD = {
         {"words": [{"text": "hello", "start": -3, "end": 1}]},
         {"words": [{"text": "hello", "start": float("nan"), "end": 1}]},
         {"words": [{"text": w, "start": 90 - i, "end": 91} for i, w in enumerate("abcd")]},
+    ),
+    "diarise": (
+        {"turns": []},
+        {"turns": [{"speaker": 1, "start": 0, "end": 0.1}]},
+        {"turns": [{"speaker": "A", "start": 0.5, "end": 0.1}]},
+        {"turns": [{"speaker": "A", "start": 0, "end": 1e9}]},
+        {"turns": [{"speaker": "x" * 99, "start": 0, "end": 0.1}]},
+        {"turns": [{"speaker": "a\x00", "start": 0, "end": 0.1}]},
+        {"turns": [{"speaker": "A", "start": 0, "end": 0.1}] * 100_000},
     ),
     "events": (
         {"events": [_event(start=-5)]},

@@ -24,7 +24,7 @@ from moss_audio_jax.train.defaults import get_config
 from moss_audio_jax.train.step import Recipe, gradients
 from moss_audio_jax.tree import flatten, unflatten
 from moss_audio_jax.weights.convert import load_params
-from moss_audio_jax.weights.heads import load_heads, save_heads
+from moss_audio_jax.weights.helpers import load_helpers, save_helpers
 
 MODEL = tiny_config(1024)
 TAGS = ("bell", "dog")
@@ -255,9 +255,9 @@ def test_every_helper_loss_has_its_key_and_its_own_projection():
 
 def test_heads_are_kept_beside_a_checkpoint(tmp_path):
     heads = {"helpers/tags/kernel": np.ones((3, 2), np.float32)}
-    save_heads(tmp_path, heads, TAGS)
-    found, tags = load_heads(tmp_path)
+    save_helpers(tmp_path, heads, TAGS)
+    found, tags = load_helpers(tmp_path)
     assert tags == TAGS
     np.testing.assert_array_equal(found["helpers/tags/kernel"], 1)
-    assert load_heads(tmp_path / "none") == ({}, ())
+    assert load_helpers(tmp_path / "none") == ({}, ())
     assert unflatten(found)["helpers"]["tags"]["kernel"].shape == (3, 2)

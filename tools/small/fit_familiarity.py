@@ -30,7 +30,7 @@ from moss_audio_jax.audio.io import resample
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.generate.familiarity import Gauge, Measures, Probe, save
-from moss_audio_jax.weights.heads import load_heads
+from moss_audio_jax.weights.helpers import load_helpers
 
 TAP = 2  # the third tapped layer: of the three the one that tells most
 FALSE_ALARMS = 0.01
@@ -110,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--write", action="store_true", help="into the checkpoint's helpers")
     args = options.parse_args(argv)
     model = MossAudio.load(args.checkpoint, "float32")
-    heads, _ = load_heads(args.checkpoint)
+    heads, _ = load_helpers(args.checkpoint)
     pieces = heads["helpers/pieces/kernel"], heads["helpers/pieces/bias"]
     width = 2 * model.config.encoder.d_model
     gauge = Gauge(pieces, Probe(np.zeros(width, np.float32), 0.0, TAP, 1.0, 1.0, WORLD))

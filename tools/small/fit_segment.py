@@ -31,7 +31,7 @@ from moss_audio_jax.annotate import boundary, segment
 from moss_audio_jax.annotate.boundary import Judge, Sides
 from moss_audio_jax.annotate.ears import Ears
 from moss_audio_jax.annotate.features import FINE, ClipFeatures
-from moss_audio_jax.annotate.segment import SegmentOptions
+from moss_audio_jax.annotate.spans import DEFAULT, SegmentOptions, cover
 from moss_audio_jax.annotate.tags import Sources
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
 
@@ -49,7 +49,7 @@ class Clip:
         self.clip, self.seconds = clip, features.seconds
         features = segment.without_noise(features)
         self.sides = _Remembering(features, sources)
-        self.places = segment.proposals(features, segment.DEFAULT, sources)
+        self.places = segment.proposals(features, DEFAULT, sources)
         owed = boundaries.lenient([], clip.true, clip.free)[1]
         self.truth = dict.fromkeys(self.places, 0)
         for time in owed:
@@ -94,7 +94,7 @@ class Clip:
         """(found, true) boundaries without the optional ones."""
         options = SegmentOptions(threshold=threshold)
         cuts = [at / FINE for at in segment.kept(self.sides, self.places, options)]
-        spans = segment.cover([0.0, *cuts], self.seconds, options)
+        spans = cover([0.0, *cuts], self.seconds, options)
         cuts = [span["start"] for span in spans[1:]]
         return boundaries.lenient(cuts, self.clip.true, self.clip.free)
 

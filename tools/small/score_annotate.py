@@ -37,7 +37,8 @@ from moss_audio_jax.annotate.annotator import checkpoint_folder
 from moss_audio_jax.annotate.ears import Ears
 from moss_audio_jax.annotate.features import ClipFeatures, clip_features
 from moss_audio_jax.annotate.profile import profile, profile_posteriors
-from moss_audio_jax.annotate.segment import SegmentOptions, segment
+from moss_audio_jax.annotate.segment import segment
+from moss_audio_jax.annotate.spans import SegmentOptions
 from moss_audio_jax.annotate.tags import Sources, hear_sources
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.text.labels import KINDS

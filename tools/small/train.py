@@ -39,7 +39,7 @@ from moss_audio_jax.data.records import Row, encode_record
 from moss_audio_jax.data.sources import Source
 from moss_audio_jax.text.phrases import stamped
 from moss_audio_jax.weights.convert import convert
-from moss_audio_jax.weights.heads import load_heads, save_heads
+from moss_audio_jax.weights.helpers import load_helpers, save_helpers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tools.small.tokenizer import texts_of, train_tokenizer
@@ -278,13 +278,13 @@ def ship(workdir: Path, stage: str, target: Path = DEFAULT_CHECKPOINT) -> None:
     """A stage in bfloat16 where `--checkpoint` is by default, with heads for `annotate`."""
     export = workdir / stage / "export"
     convert(export, target, "official", dtype=ml_dtypes.bfloat16, overwrite=True, progress=False)
-    heads, tags = load_heads(export)
+    heads, tags = load_helpers(export)
     kept = {
         path: leaf.astype(ml_dtypes.bfloat16)
         for path, leaf in heads.items()
         if path.startswith(("helpers/pieces/", "helpers/tags/"))
     }
-    save_heads(target, kept, tags)
+    save_helpers(target, kept, tags)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The heads of an encoder's helper losses, in a folder of their own within a checkpoint."""
+"""What the helper losses of an encoder learned, in a folder of its own within a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FOLDER = "helpers"
 PREFIX = "helpers/"  # of the paths of these parameters
 
 
-def save_heads(checkpoint: Path, heads: Mapping[str, Any], tags: Sequence[str]) -> None:
+def save_helpers(checkpoint: Path, params: Mapping[str, Any], tags: Sequence[str]) -> None:
     """Writes CHECKPOINT/helpers: model.safetensors and the names of the tags (helpers.json).
 
     With several processes all of them call this; the first one writes.
     """
-    arrays = {path.removeprefix(PREFIX): np.asarray(leaf) for path, leaf in heads.items()}
+    arrays = {path.removeprefix(PREFIX): np.asarray(leaf) for path, leaf in params.items()}
     if jax.process_index():
         return
     nbytes = sum(array.nbytes for array in arrays.values())
@@ -36,8 +36,8 @@ def save_heads(checkpoint: Path, heads: Mapping[str, Any], tags: Sequence[str]) 
         (partial / "helpers.json").write_text(json.dumps({"tags": list(tags)}, indent=1) + "\n")
 
 
-def load_heads(checkpoint: str | Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """{path: array} and the tags of a checkpoint's heads; ({}, ()) where it has none.
+def load_helpers(checkpoint: str | Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """{path: array} of a checkpoint's helpers, and their tags; ({}, ()) where it has none.
 
     Raises:
       InputError: a folder that is not whole.
