@@ -46,6 +46,7 @@ from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import Lock, not_written, open_regular, shown, write_whole
 from moss_audio_jax.journal import write_lines
 from moss_audio_jax.remote import redact
+from moss_audio_jax.runtime import deaf_workers
 
 _SPOKEN = 4  # segments with speech before it is judged whether systems agree on them
 
@@ -207,12 +208,8 @@ class _Pool:
             for source in sources:
                 yield source, self._own.file(source)
             return
-        # Processes start with this thread's mask: none hears Ctrl-C before it is ready for it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with deaf_workers():  # until `_start` has made a worker ready for Ctrl-C
             found = [self._pool.submit(_one, source) for source in sources]
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             for source, result in zip(sources, found, strict=True):
                 yield source, result.result()

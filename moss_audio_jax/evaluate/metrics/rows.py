@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import multiprocessing
-import signal
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from moss_audio_jax.evaluate.metrics.instructions import follows
 from moss_audio_jax.evaluate.metrics.parsing import parse
 from moss_audio_jax.evaluate.official_files import official_text
 from moss_audio_jax.evaluate.predictions import Prediction
+from moss_audio_jax.runtime import deaf_workers
 from moss_audio_jax.text.prompt import split_thinking
 from moss_audio_jax.text.timestamps import Segment
 
@@ -89,12 +89,10 @@ class Scorer:
             return self._some(rows)
         chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
         context = multiprocessing.get_context("spawn")
-        # Ctrl-C is for the parent, which ends them.
-        quiet = (signal.SIGINT, signal.SIG_IGN)
-        with concurrent.futures.ProcessPoolExecutor(
-            processes, context, signal.signal, quiet
-        ) as pool:
-            return [scored for chunk in pool.map(self._some, chunks) for scored in chunk]
+        with concurrent.futures.ProcessPoolExecutor(processes, context) as pool:
+            with deaf_workers():
+                scored = pool.map(self._some, chunks)
+            return [row for chunk in scored for row in chunk]
 
     def _some(self, rows: Iterable[tuple[Item, Prediction | None, str | None]]) -> list[Scored]:
         return [self._one(*row) for row in rows]
