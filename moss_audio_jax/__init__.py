@@ -28,6 +28,7 @@ _HOME = {
     "to_textgrid": "moss_audio_jax.text",
     "to_json": "moss_audio_jax.text",
     "MossAudio": "moss_audio_jax.api",
+    "Clip": "moss_audio_jax.api",
     "Request": "moss_audio_jax.api",
     "Reply": "moss_audio_jax.api",
     "Sampling": "moss_audio_jax.generate.options",

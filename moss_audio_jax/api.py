@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from moss_audio_jax.audio import load_audio, log_mel
+from moss_audio_jax.audio import log_mel
 from moss_audio_jax.audio.lengths import audio_tokens, mel_frames
 from moss_audio_jax.config import (
     DEFAULT_CHECKPOINT,
@@ -35,7 +35,7 @@ from moss_audio_jax.files import quoted
 from moss_audio_jax.generate.engine import Engine, Output
 from moss_audio_jax.generate.familiarity import Familiarity, Gauge
 from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
-from moss_audio_jax.generate.request import Audio, Prepared, Reply, Request, name_of
+from moss_audio_jax.generate.request import Audio, Clip, Prepared, Reply, Request, name_of
 from moss_audio_jax.generate.stop_strings import UntilStop, first_stop
 from moss_audio_jax.generate.vocabulary import vocabulary
 from moss_audio_jax.models import decoder, encoder, moss_audio
@@ -49,7 +49,7 @@ from moss_audio_jax.text.prompt import split_thinking
 from moss_audio_jax.text.tokenizer import StreamDecoder, Tokenizer, check_fits
 from moss_audio_jax.weights.convert import load_params, read_config
 
-__all__ = ["Audio", "MossAudio", "Prepared", "Reply", "Request", "Sampling", "Stream"]
+__all__ = ["Audio", "Clip", "MossAudio", "Prepared", "Reply", "Request", "Sampling", "Stream"]
 
 
 # {reason}: of a `Familiarity`.
@@ -303,10 +303,10 @@ class MossAudio:
         clips = request.clips
         mels, warnings = [], []
         for number, clip in enumerate(clips, 1):
-            name = name_of(clip, number)
-            wav = clip if isinstance(clip, np.ndarray) else load_audio(clip)
-            mels.append(self._mel(wav, name))
-            if not wav.any():
+            if not isinstance(clip, Clip):
+                clip = Clip(clip, name_of(clip, number))
+            mels.append(clip.mel(self.processor.mel_dtype, self._mel))
+            if not clip.wav.any():
                 warnings.append(
                     _of(number, clips, "every sample is 0: what the answer says was not heard")
                 )
@@ -445,8 +445,7 @@ class MossAudio:
         None where the checkpoint cannot tell (`generate.familiarity` says which can), or the clip
         is shorter than half a second. Raises InputError for a clip that cannot be used.
         """
-        wav = audio if isinstance(audio, np.ndarray) else load_audio(audio)
-        return self.judged([log_mel(wav)])[0]
+        return self.judged([log_mel(Clip(audio).wav)])[0]
 
     def judged(self, mels: Sequence[np.ndarray]) -> list[Familiarity | None]:
         """`familiarity` of clips by their log-mels [128, frames]."""

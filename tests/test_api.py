@@ -22,6 +22,7 @@ import moss_audio_jax as mj
 from moss_audio_jax import api
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.generate import __main__ as generate_verb
+from moss_audio_jax.generate import request
 from moss_audio_jax.generate.engine import Output
 from moss_audio_jax.generate.stop_strings import UntilStop
 from moss_audio_jax.text.prompt import AUDIO_SPAN
@@ -352,6 +353,27 @@ def test_a_clip_may_come_in_any_form(model, tmp_path):
                 prepared = model.prepare(mj.Request("hi", audio))
                 np.testing.assert_array_equal(prepared.ids, expected.ids)
                 np.testing.assert_array_equal(prepared.mels[0], expected.mels[0])
+
+
+def test_questions_share_a_clip_that_is_read_once(model, tmp_path, monkeypatch):
+    write_wav(tmp_path / "a.wav", tone(1.0))
+    few = mj.Sampling(**FEW)
+    apart = model.generate_batch([mj.Request(q, tmp_path / "a.wav", few) for q in ("one", "two")])
+    read = []
+
+    def counted(audio):
+        read.append(audio)
+        return mj.load_audio(audio)
+
+    monkeypatch.setattr(request, "load_audio", counted)
+    clip = mj.Clip(tmp_path / "a.wav")
+    prompts = [model.prepare(mj.Request(q, clip, few)) for q in ("one", "two")]
+    assert prompts[0].mels[0] is prompts[1].mels[0]
+    together = model.generate_batch([mj.Request(q, [clip], few) for q in ("one", "two")])
+    assert [reply.ids for reply in together] == [reply.ids for reply in apart]
+    assert read == [tmp_path / "a.wav"]
+    with pytest.raises(mj.InputError, match=r"gone\.wav"):
+        model.generate("?", mj.Clip(tmp_path / "gone.wav"))
 
 
 def test_text_system_and_time_markers(model):

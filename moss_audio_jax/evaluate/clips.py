@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -95,28 +94,18 @@ def prepared_ahead(
 
 
 def _prepare(model: MossAudio, run: Sequence[Item]) -> list[Prepared | InputError]:
-    """The prompts of items that share their clips, which are loaded once."""
-    from moss_audio_jax.api import Request
-    from moss_audio_jax.audio import load_audio
-    from moss_audio_jax.text import build_prompt
+    """The prompts of items of the same files. Each part of a file is one clip for all of them."""
+    from moss_audio_jax.api import Clip, Request
 
     prompts: list[Prepared | InputError] = []
-    first, cut, whole = None, None, None
+    files = [Clip(path) for path in run[0].audio]
+    clips: dict[Cut | None, list[Clip]] = {None: files}
     for item in run:
         try:
-            if first is not None and item.cut == cut:
-                frames = [mel.shape[1] for mel in first.mels]
-                markers = model.processor.time_markers
-                ids = build_prompt(model.tokenizer, item.prompt, frames, markers)
-                if len(ids) < model.config.decoder.max_positions:
-                    prompts.append(dataclasses.replace(first, ids=ids))
-                    continue
-            audio = item.audio
-            if item.cut is not None:
-                whole = load_audio(audio[0]) if whole is None else whole
-                audio = [part(whole, item.cut, audio[0])]
-            first, cut = model.prepare(Request(item.prompt, audio)), item.cut
-            prompts.append(first)
+            if item.cut not in clips:
+                path = item.audio[0]
+                clips[item.cut] = [Clip(part(files[0].wav, item.cut, path), path)]
+            prompts.append(model.prepare(Request(item.prompt, clips[item.cut])))
         except InputError as error:
             prompts.append(error)
     return prompts

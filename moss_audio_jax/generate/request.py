@@ -3,18 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from moss_audio_jax.audio import load_audio
 from moss_audio_jax.data.batch import Example
 from moss_audio_jax.generate.options import Sampling
 
-# A file, a 16 kHz mono waveform, or samples with their rate: {"array": ..., "sampling_rate": ...}
-# or (samples, rate).
-Audio = str | Path | BinaryIO | np.ndarray | Mapping[str, Any] | tuple[np.ndarray, int]
+
+class Clip:
+    """A clip that several requests share.
+
+    It is read, and its log-mel made, when the first of them needs it, and both are kept. Requests
+    of one `generate_batch` that begin with the same clips are encoded and prefilled once as far as
+    they agree; one `Clip` for all says that the clips are the same.
+
+    Args:
+      audio: see `Audio`.
+      name: in messages; by default the file's name.
+
+    Attributes:
+      wav: float32 [n], 16 kHz mono. Reading it raises InputError for a clip that cannot be used.
+    """
+
+    def __init__(self, audio: Audio, name: str | None = None) -> None:
+        self.audio = audio
+        self.name = name_of(audio, 1) if name is None else name
+        self._mels: dict[str, np.ndarray] = {}
+
+    @functools.cached_property
+    def wav(self) -> np.ndarray:
+        return self.audio if isinstance(self.audio, np.ndarray) else load_audio(self.audio)
+
+    def mel(self, dtype: str, make: Callable[[np.ndarray, str], np.ndarray]) -> np.ndarray:
+        """What `make(wav, name)` gives for a model that rounds log-mels to `dtype`; made once."""
+        if dtype not in self._mels:
+            self._mels[dtype] = make(self.wav, self.name)
+        return self._mels[dtype]
+
+
+# A file, a 16 kHz mono waveform, samples with their rate ({"array": ..., "sampling_rate": ...} or
+# (samples, rate)), or a Clip.
+Audio = str | Path | BinaryIO | np.ndarray | Mapping[str, Any] | tuple[np.ndarray, int] | Clip
 
 
 def name_of(clip: Audio, number: int) -> str:
@@ -41,7 +75,7 @@ class Request:
     def clips(self) -> Sequence[Audio]:
         """`audio` as a list. A single clip is one clip, not a sequence of letters or samples."""
         audio = self.audio
-        one = isinstance(audio, str | Path | np.ndarray | Mapping) or hasattr(audio, "read")
+        one = isinstance(audio, str | Path | np.ndarray | Mapping | Clip) or hasattr(audio, "read")
         with_rate = isinstance(audio, tuple) and len(audio) == 2 and np.isscalar(audio[1])
         return [audio] if one or (with_rate and not isinstance(audio[1], str)) else audio
 
