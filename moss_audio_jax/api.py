@@ -561,7 +561,7 @@ class Stream(Iterator[str]):
         until = UntilStop(prompt.sampling.stop, pieces.append)
         decoder, told = StreamDecoder(model.tokenizer), 0
         asked = [(prompt, prompt.sampling)]
-        for _, ids, output in model._engine(1).steps(asked, each_token=True):
+        for _, ids, output in model._engine(1).progress(asked, each_token=True):
             for token in ids[told:]:
                 until.push(decoder.push(token))
             told = len(ids)

@@ -20,26 +20,26 @@ from jax.sharding import Mesh
 from moss_audio_jax.config import Compute, ModelConfig
 from moss_audio_jax.data.batch import Example, Shape, bucket, bucket_shape, make_batch
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.generate.families import PREFILL_TOKENS, Family, Queue
-from moss_audio_jax.generate.sampling import Sampling
-from moss_audio_jax.generate.slots import (
+from moss_audio_jax.generate.decode_state import (
     LENGTH,
     LOOP,
     RUNNING,
     STOP,
-    Rows,
-    Slots,
+    Answers,
+    DecodeState,
     decode_until,
-    empty_slots,
-    finish,
+    empty_state,
+    end,
+    extend,
     insert,
-    new_rows,
-    resume,
-    start,
-    take_rows,
+    new_answers,
+    prefill,
+    take_slots,
 )
+from moss_audio_jax.generate.families import PREFILL_TOKENS, Family, Queue
+from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import Vocabulary
-from moss_audio_jax.models.cache import Cache, length_of, rows_of
+from moss_audio_jax.models.cache import Cache, length_of, slots_of
 from moss_audio_jax.models.decoder import unrolled
 
 FINISH_REASON = {STOP: "stop", LENGTH: "length", LOOP: "loop"}
@@ -57,7 +57,7 @@ class Output:
     finish_reason: str
 
 
-class Step(NamedTuple):
+class Progress(NamedTuple):
     """How far the answer to request `number` is; `output` once it has ended."""
 
     number: int
@@ -112,7 +112,7 @@ class Engine:
             disagree.
         """
         results: list[Output | None] = [None] * len(requests)
-        for number, ids, output in self.steps(requests, on_token is not None):
+        for number, ids, output in self.progress(requests, on_token is not None):
             if on_token is not None:
                 on_token(number, ids)
             if output is not None:
@@ -121,11 +121,11 @@ class Engine:
                     on_done(number, output)
         return results
 
-    def steps(
+    def progress(
         self, requests: Sequence[tuple[Example, Sampling]], each_token: bool
-    ) -> Iterator[Step]:
-        """The work of `run` as steps: after every token, or whenever the device loop returns."""
-        work = self._steps(requests, each_token) if requests else iter(())
+    ) -> Iterator[Progress]:
+        """The work of `run` bit by bit: after every token, or whenever the device loop returns."""
+        work = self._progress(requests, each_token) if requests else iter(())
         while True:
             with jax.set_mesh(self._mesh):  # not around the yield: there the mesh is the caller's
                 told = next(work, None)
@@ -133,7 +133,7 @@ class Engine:
                 return
             yield from told
 
-    def _steps(self, requests, each_token) -> Iterator[list[Step]]:
+    def _progress(self, requests, each_token) -> Iterator[list[Progress]]:
         max_positions = self._static["config"].decoder.max_positions
         for example, _ in requests:
             if len(example.ids) >= max_positions:
@@ -145,7 +145,7 @@ class Engine:
         slots_count = bucket(min(self._slots, len(requests)))
         room = bucket(max(limits), 64)
         size = bucket(max(len(e.ids) + n for (e, _), n in zip(requests, limits, strict=True)), 128)
-        slots = empty_slots(**self._static, count=slots_count, room=room, size=size)
+        decoding = empty_state(**self._static, count=slots_count, room=room, size=size)
         prefiller = _Prefiller(self._params, self._static, requests, limits, room, size)
         watched = [bool(s.stop) and self._decode is not None for _, s in requests]
         owner: list[int | None] = [None] * slots_count  # the request in each slot
@@ -154,9 +154,9 @@ class Engine:
             free = [slot for slot, number in enumerate(owner) if number is None]
             if prefiller and free:
                 taken, new = prefiller.take(len(free))
-                at = np.full(new.rows.token.shape, slots_count)
+                at = np.full(new.answers.token.shape, slots_count)
                 at[: len(taken)] = free[: len(taken)]
-                slots = insert(slots, new, at)
+                decoding = insert(decoding, new, at)
                 del new  # its cache is as large as a prefill
                 for slot, number in zip(free, taken, strict=False):
                     owner[slot] = number
@@ -176,9 +176,9 @@ class Engine:
                     if number is not None
                 )
                 reach = _reach(top, size)
-                slots = decode_until(
+                decoding = decode_until(
                     self._params,
-                    slots,
+                    decoding,
                     min(steps, reach - top),
                     enough,
                     reach=reach,
@@ -186,7 +186,7 @@ class Engine:
                 )
 
             state, count, output = jax.device_get(
-                (slots.rows.state, slots.rows.count, slots.rows.output)
+                (decoding.answers.state, decoding.answers.count, decoding.answers.output)
             )
             told = []
             for slot, number in enumerate(owner):
@@ -198,9 +198,9 @@ class Engine:
                     cut = self._first_stop(ids, requests[number][1].stop)
                     if cut is not None:
                         ids, reason = ids[:cut], STOP
-                        slots = finish(slots, slot, STOP)
+                        decoding = end(decoding, slot, STOP)
                 ended = None if reason == RUNNING else Output(ids, FINISH_REASON[reason])
-                told.append(Step(number, ids, ended))
+                told.append(Progress(number, ids, ended))
                 if ended is not None:
                     owner[slot] = None
             yield told
@@ -234,7 +234,7 @@ class _Waiting(NamedTuple):
     """A request whose prompt's beginning has been prefilled."""
 
     number: int
-    row: int  # of the prefixes' cache
+    slot: int  # of the prefixes' cache
     begin: int  # tokens that are in there
 
 
@@ -268,21 +268,21 @@ class _Prefiller:
     def __bool__(self) -> bool:
         return bool(self._waiting or self._queue)
 
-    def take(self, free: int) -> tuple[list[int], Slots]:
+    def take(self, free: int) -> tuple[list[int], DecodeState]:
         """Prefills up to `free` requests: their numbers, and new slots that hold them."""
         if not self._waiting:
             families = self._queue.take(free)
             if not families[0].shared:
                 numbers = [family.members[0] for family in families]
-                return numbers, self._start(numbers, [len(self._ids(i)) for i in numbers])
+                return numbers, self._prefill(numbers, [len(self._ids(i)) for i in numbers])
             self._begin(families)
-        return self._resume(free)
+        return self._extend(free)
 
     def _ids(self, number: int) -> np.ndarray:
         return self._requests[number][0].ids
 
-    def _start(self, numbers: Sequence[int], lengths: Sequence[int]) -> Slots:
-        """Prefills the first tokens of some prompts, padded to a bucket of rows."""
+    def _prefill(self, numbers: Sequence[int], lengths: Sequence[int]) -> DecodeState:
+        """Prefills the first tokens of some prompts, padded to a bucket of slots."""
         encoder = self._config.encoder
         examples = [
             Example(self._ids(number)[:length], self._requests[number][0].mels)
@@ -292,20 +292,20 @@ class _Prefiller:
         tokens = min(shape.tokens, self._config.decoder.max_positions)
         shape = dataclasses.replace(shape, tokens=tokens)
         batch = make_batch([[e] for e in examples], shape, encoder, self._vocab.audio_token_id)
-        return start(self._params, batch, self._rows(numbers, shape.rows), **self._static)
+        return prefill(self._params, batch, self._answers(numbers, shape.rows), **self._static)
 
     def _begin(self, families: Sequence[Family]) -> None:
         """Prefills what the members of each family share. All members wait afterwards."""
         # Reuses the program for whole prompts and only keeps its cache: one less to compile.
         numbers, lengths = [f.members[0] for f in families], [f.shared for f in families]
-        self._prefixes = self._start(numbers, lengths).cache
+        self._prefixes = self._prefill(numbers, lengths).cache
         self._waiting = [
-            _Waiting(number, row, family.shared)
-            for row, family in enumerate(families)
+            _Waiting(number, slot, family.shared)
+            for slot, family in enumerate(families)
             for number in family.members
         ]
 
-    def _resume(self, free: int) -> tuple[list[int], Slots]:
+    def _extend(self, free: int) -> tuple[list[int], DecodeState]:
         """Prefills the rests of up to `free` prompts that wait."""
         rests = [len(self._ids(each.number)) - each.begin for each in self._waiting[:free]]
         tokens = bucket(max(rests), _MIN_REST)
@@ -316,27 +316,27 @@ class _Prefiller:
         numbers = [each.number for each in taken]
         texts = [[Example(self._ids(each.number)[each.begin :])] for each in taken]
         batch = make_batch(texts, shape, self._config.encoder, self._vocab.audio_token_id)
-        row, begin = np.zeros((2, shape.rows), np.int32)
-        row[: len(taken)] = [each.row for each in taken]
+        slot, begin = np.zeros((2, shape.rows), np.int32)
+        slot[: len(taken)] = [each.slot for each in taken]
         begin[: len(taken)] = [each.begin for each in taken]
-        cache = take_rows(self._prefixes, row, length=length)
+        cache = take_slots(self._prefixes, slot, length=length)
         self._release()
-        rows = self._rows(numbers, shape.rows)
-        return numbers, resume(self._params, batch, rows, cache, begin, **self._static)
+        answers = self._answers(numbers, shape.rows)
+        return numbers, extend(self._params, batch, answers, cache, begin, **self._static)
 
     def _release(self) -> None:
         """Frees the prefixes that no prompt waits for."""
-        needed = sorted({each.row for each in self._waiting})
+        needed = sorted({each.slot for each in self._waiting})
         if not needed:
             self._prefixes = None
-        elif bucket(len(needed)) < rows_of(self._prefixes):
-            row = np.zeros(bucket(len(needed)), np.int32)
-            row[: len(needed)] = needed
+        elif bucket(len(needed)) < slots_of(self._prefixes):
+            slot = np.zeros(bucket(len(needed)), np.int32)
+            slot[: len(needed)] = needed
             length = length_of(self._prefixes)
-            self._prefixes = take_rows(self._prefixes, row, length=length)
-            self._waiting = [each._replace(row=needed.index(each.row)) for each in self._waiting]
+            self._prefixes = take_slots(self._prefixes, slot, length=length)
+            self._waiting = [each._replace(slot=needed.index(each.slot)) for each in self._waiting]
 
-    def _rows(self, numbers: Sequence[int], count: int) -> Rows:
+    def _answers(self, numbers: Sequence[int], count: int) -> Answers:
         requests = [self._requests[number] for number in numbers]
         limits = [self._limits[number] for number in numbers]
-        return new_rows(requests, limits, self._room, count, self._vocab)
+        return new_answers(requests, limits, self._room, count, self._vocab)

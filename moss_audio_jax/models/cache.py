@@ -20,7 +20,7 @@ DIMENSIONS = ("batch", "heads", None, None)  # of every leaf, on the mesh
 
 
 class LayerCache(NamedTuple):
-    """Keys (rotated) and values of one layer: [B, KV, S, H] each, S tokens of each row.
+    """Keys (rotated) and values of one layer: [B, KV, S, H] each, S tokens of each of B slots.
 
     In int8 each token's head has a scale, [B, KV, S], in compute's dtype; otherwise None. The token
     axis is next to H, the order in which the products read it. With the head axis there, of which
@@ -37,7 +37,7 @@ Cache = tuple[LayerCache, ...]
 
 
 def init_cache(config: DecoderConfig, batch: int, length: int, compute: Compute) -> Cache:
-    """An empty cache for `length` tokens a row, in compute's dtype or, if it says so, int8."""
+    """An empty cache for `length` tokens a slot, in compute's dtype or, if it says so, int8."""
     shape = (batch, config.kv_heads, length, config.head_dim)
     stored = jnp.int8 if compute.quantize == "weights+cache" else as_dtype(compute)
 
@@ -50,7 +50,7 @@ def init_cache(config: DecoderConfig, batch: int, length: int, compute: Compute)
     return pin(tuple(layer() for _ in range(config.layers)))
 
 
-def rows_of(cache: Cache) -> int:
+def slots_of(cache: Cache) -> int:
     return cache[0].key.shape[0]
 
 
@@ -59,7 +59,7 @@ def length_of(cache: Cache) -> int:
 
 
 def pin(cache: Cache) -> Cache:
-    """The cache placed on the mesh: rows over `data`, heads over `tensor`."""
+    """The cache placed on the mesh: slots over `data`, heads over `tensor`."""
     return jax.tree.map(lambda x: constrain(x, *DIMENSIONS[: x.ndim]), cache)
 
 
@@ -77,13 +77,13 @@ def write_prefix(cache: LayerCache, key: jax.Array, value: jax.Array) -> LayerCa
 
 
 def write(cache: LayerCache, positions: jax.Array, key: jax.Array, value: jax.Array) -> LayerCache:
-    """Stores key and value [B, T, KV, H] of some tokens of each row at their positions [B, T].
+    """Stores key and value [B, T, KV, H] of some tokens of each slot at their positions [B, T].
 
-    Positions beyond the cache are dropped, because finished rows may run past their end.
+    Positions beyond the cache are dropped, because finished answers may run past their end.
     """
-    rows, heads = jnp.arange(key.shape[0]), jnp.arange(key.shape[2])
+    slots, heads = jnp.arange(key.shape[0]), jnp.arange(key.shape[2])
     # Heads are indexed one by one, so that each write is [H] and does not force a layout.
-    at = (rows[:, None, None], heads[:, None], positions[:, None])
+    at = (slots[:, None, None], heads[:, None], positions[:, None])
     key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
     return jax.tree.map(
         lambda old, new: old.at[at].set(new, mode="drop"), cache, _stored(cache, key, value)
@@ -100,34 +100,34 @@ def read(cache: LayerCache, length: int | None = None) -> tuple[jax.Array | Int8
     return Int8(key, key_scale), Int8(value, value_scale)
 
 
-# --- batch rows ----------------------------------------------------------------------------------
+# --- slots ---------------------------------------------------------------------------------------
 
 
-def insert_rows(cache: Cache, rows: Cache, at: jax.Array) -> Cache:
-    """Copies `rows`, T tokens each, over the first T positions of the batch rows `at` [b].
+def insert_slots(cache: Cache, new: Cache, at: jax.Array) -> Cache:
+    """Copies `new`, T tokens each, over the first T positions of the slots `at` [b].
 
-    A row number beyond the cache's batch is dropped.
+    A number beyond the cache's slots is dropped.
     """
 
-    def insert(old: jax.Array, new: jax.Array) -> jax.Array:
-        return old.at[at, :, : new.shape[2]].set(new, mode="drop")
+    def insert(old: jax.Array, one: jax.Array) -> jax.Array:
+        return old.at[at, :, : one.shape[2]].set(one, mode="drop")
 
-    return pin(jax.tree.map(insert, cache, rows))
-
-
-def store_as(cache: Cache, rows: Cache) -> Cache:
-    """`rows`, whose keys and values are in compute's dtype, as `cache` stores them."""
-    return tuple(_stored(old, new.key, new.value) for old, new in zip(cache, rows, strict=True))
+    return pin(jax.tree.map(insert, cache, new))
 
 
-def take_rows(cache: Cache, rows: jax.Array, length: int) -> Cache:
-    """A cache of the batch rows `rows` [b], which may repeat, with room for `length` tokens (at
+def store_as(cache: Cache, new: Cache) -> Cache:
+    """`new`, whose keys and values are in compute's dtype, as `cache` stores them."""
+    return tuple(_stored(old, one.key, one.value) for old, one in zip(cache, new, strict=True))
+
+
+def take_slots(cache: Cache, slots: jax.Array, length: int) -> Cache:
+    """A cache of the slots `slots` [b], which may repeat, with room for `length` tokens (at
     least as many as `cache` has)."""
 
     def take(x: jax.Array) -> jax.Array:
         room = [(0, 0)] * x.ndim
         room[2] = (0, length - x.shape[2])
-        return jnp.pad(jnp.take(x, rows, axis=0), room)
+        return jnp.pad(jnp.take(x, slots, axis=0), room)
 
     return pin(jax.tree.map(take, cache))
 

@@ -124,6 +124,7 @@ def _layer(layers: Any, index: jax.Array) -> Any:
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), layers)
 
 
+@jax.named_scope("language_model")
 def decode(
     params: Any,
     config: DecoderConfig,
@@ -160,7 +161,8 @@ def decode(
 
         x, own_cache = layer.apply({"params": layer_params}, x, angles, attend_here)
         if injected is not None:
-            x, gradients_of = _inject(x, jax.lax.stop_gradient(injected), gradients_of, index)
+            with jax.named_scope("deepstack"):
+                x, gradients_of = _inject(x, jax.lax.stop_gradient(injected), gradients_of, index)
         x = row_major(constrain(x, "batch", "tokens", None))
         return (x, gradients_of), own_cache
 
@@ -184,7 +186,7 @@ def decode(
 # One scan over all layers: a loop over layers[:K] and one over layers[K:] would first copy a slice
 # of nearly all weights. If the loop's body read `injected` directly, a gradient of its whole size
 # would be added in every layer. So its gradients travel backwards in the loop's carry instead: each
-# layer writes one slot. Several layers share slot K - 1, and layer K - 1 is the last to write it.
+# layer writes one entry. Several layers share entry K - 1, and layer K - 1 is the last to write it.
 @jax.custom_vjp
 def _inject(
     x: jax.Array, injected: jax.Array, gradients_of: jax.Array, layer: jax.Array
@@ -197,14 +199,15 @@ def _inject(
 
 def _inject_backward(layer: jax.Array, gradients: tuple[jax.Array, jax.Array]) -> tuple:
     of_x, of_injected = gradients
-    slot = jnp.minimum(layer, of_injected.shape[0] - 1)
-    written = jax.lax.dynamic_update_index_in_dim(of_injected, of_x, slot, axis=0)
+    entry = jnp.minimum(layer, of_injected.shape[0] - 1)
+    written = jax.lax.dynamic_update_index_in_dim(of_injected, of_x, entry, axis=0)
     return of_x, None, written, None
 
 
 _inject.defvjp(lambda *args: (_inject(*args), args[-1]), _inject_backward)
 
 
+@jax.named_scope("embed_tokens")
 def embed_tokens(params: Any, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """int [B, T] -> [B, T, D]."""
     table = params["embed_tokens"]["embedding"]
@@ -219,6 +222,7 @@ def head_kernel(params: Any) -> Kernel:
     return params["language_model"]["embed_tokens"]["embedding"].T
 
 
+@jax.named_scope("lm_head")
 def logits(params: Any, hidden: jax.Array) -> jax.Array:
     """hidden [..., D] -> float32 [..., V]. `params` is the whole model's tree."""
     return matmul(hidden, head_kernel(params), jnp.float32)

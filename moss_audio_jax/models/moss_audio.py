@@ -166,7 +166,7 @@ def extend(
 
     def attend(query, key, value, kv):
         kv = cache.write(kv, positions, key, value)
-        out = attention(query, *cache.read(kv), causal=True, query_slots=positions)
+        out = attention(query, *cache.read(kv), causal=True, query_positions=positions)
         return out, kv
 
     hidden, kv = decoder.decode(
@@ -206,7 +206,7 @@ def decode_step(
             held = cache.read(kv, reach)
             return decode_attention(query, key, value, *held, positions), written
         held = cache.read(written, reach)
-        return attention(query, *held, causal=True, query_slots=here), written
+        return attention(query, *held, causal=True, query_positions=here), written
 
     hidden, kv = decoder.decode(
         params["language_model"], config.decoder, compute, x, here, attend, cache=kv

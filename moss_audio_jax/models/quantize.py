@@ -45,12 +45,12 @@ def quantize_leaf(path: str, leaf: jax.Array, config: ModelConfig) -> jax.Array 
 
 
 def to_int8(x: jax.Array, axis: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """x as int8 steps, and their scale along `axis` (which is kept, with size 1).
+    """x as int8, and its scale along `axis` (which is kept, with size 1).
 
-    The scale is rounded to `dtype` first, so that steps times scale is within half a step of x.
+    The scale is rounded to `dtype` first, so that int8 times scale is within half a scale of x.
     """
     x = x.astype(jnp.float32)
     most = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
     scale = jnp.maximum(most / 127, _TINY).astype(dtype)
-    steps = jnp.round(x / scale.astype(jnp.float32))
-    return jnp.clip(steps, -127, 127).astype(jnp.int8), scale
+    rounded = jnp.round(x / scale.astype(jnp.float32))
+    return jnp.clip(rounded, -127, 127).astype(jnp.int8), scale

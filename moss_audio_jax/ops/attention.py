@@ -1,13 +1,13 @@
 """The one attention door: one definition of what a query may see, for every implementation.
 
 A query sees a key if all of these hold:
-  * causal:      the key's slot <= the query's slot
-  * window:      query slot - left <= key slot <= query slot + right
+  * causal:      the key's position <= the query's position
+  * window:      query position - left <= key position <= query position + right
   * segment_ids: both carry the same segment (packing; padding is a segment of its own)
   * branch_ids:  the key's branch is 0 (what the branches of a segment share) or the query's own
 
-Slots are places in the key array. The queries' slots are 0..T-1 unless `query_slots` says
-otherwise (decoding into a cache).
+Positions are places in the key array. The queries' positions are 0..T-1 unless `query_positions`
+says otherwise (decoding into a cache).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def attention(
     window: tuple[int, int] | None = None,
     segment_ids: tuple[jax.Array, jax.Array] | None = None,
     branch_ids: jax.Array | None = None,
-    query_slots: jax.Array | None = None,
+    query_positions: jax.Array | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
     """Scaled dot-product attention with grouped key/value heads; softmax in float32.
@@ -60,10 +60,10 @@ def attention(
         with a scale for each head of a token: [B, S, KV].
       value: [B, S, KV, H], or Int8 likewise.
       causal: see the module's docstring.
-      window: (left, right) in slots, or None for no window.
+      window: (left, right) in positions, or None for no window.
       segment_ids: int (queries' [B, T], keys' [B, S]), or None for one segment.
       branch_ids: int [B, T] of queries and keys alike, or None for no branches.
-      query_slots: int [B, T], or None for 0..T-1.
+      query_positions: int [B, T], or None for 0..T-1.
       implementation: "xla" (plain); "splash" (TPU); "cudnn" (NVIDIA GPU); or "auto": the kernel of
         the TPU or GPU if it supports the arguments and rows are long enough to gain, else plain.
 
@@ -78,7 +78,7 @@ def attention(
         raise UsageError(f"attention is {implementation!r}; expected one of {IMPLEMENTATIONS}")
     batch, length = query.shape[:2]
     query_segments, key_segments = segment_ids if segment_ids is not None else (None, None)
-    uncached = query_slots is None and not isinstance(key, Int8)
+    uncached = query_positions is None and not isinstance(key, Int8)
     able = {
         "splash": uncached and branch_ids is None and splash.fits(query, key),
         "cudnn": uncached and cudnn.fits(query, key) and cudnn.present(),
@@ -96,10 +96,10 @@ def attention(
             query, key, value, causal=causal, window=window, segment_ids=segment_ids
         )
     if implementation == "cudnn":
-        slots = jnp.arange(length)
+        positions = jnp.arange(length)
         mask = visible(
-            jnp.broadcast_to(slots, (batch, length)),
-            slots,
+            jnp.broadcast_to(positions, (batch, length)),
+            positions,
             causal=False,  # cuDNN's own term
             window=window,
             query_segments=query_segments,
@@ -108,10 +108,10 @@ def attention(
             key_branches=branch_ids,
         )
         return cudnn.cudnn_attention(query, key, value, causal=causal, mask=mask)
-    staircase = causal and window is None and query_slots is None and key.shape[1] == length
-    if query_slots is None:
-        query_slots = jnp.broadcast_to(jnp.arange(length), (batch, length))
-    queries = (query, query_slots, query_segments, branch_ids)
+    staircase = causal and window is None and query_positions is None and key.shape[1] == length
+    if query_positions is None:
+        query_positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
+    queries = (query, query_positions, query_segments, branch_ids)
     keys = (key, value, key_segments, branch_ids)
     part = functools.partial(_in_blocks, causal=causal, window=window)
     if not staircase or length < 2 * _MIN_STEP:
@@ -141,18 +141,18 @@ def decode_attention(
     Args:
       query: [B, 1, N, H].
       key, value: the token's own, [B, 1, KV, H].
-      cached_key, cached_value: as `attention` takes them, [B, S, KV, H]; from the token's own slot
-        on they may hold any finite values.
-      position: int [B], the token's slot; it may lie beyond S.
+      cached_key, cached_value: as `attention` takes them, [B, S, KV, H]; from the token's own
+        position on they may hold any finite values.
+      position: int [B], the token's position; it may lie beyond S.
 
     Returns:
       [B, 1, N, H] in query's dtype. The token's own key and value are not rounded, even
       with an int8 cache.
     """
-    cached_key, key_scale = _steps(cached_key, query.dtype)
-    cached_value, value_scale = _steps(cached_value, query.dtype)
+    cached_key, key_scale = _unscaled(cached_key, query.dtype)
+    cached_value, value_scale = _unscaled(cached_value, query.dtype)
     batch, _, heads, dim = query.shape
-    slots, kv = cached_key.shape[1:3]
+    positions, kv = cached_key.shape[1:3]
     product = functools.partial(
         jnp.einsum, precision=precision(query.dtype), preferred_element_type=jnp.float32
     )
@@ -160,7 +160,7 @@ def decode_attention(
     scores = product("bkgh,bskh->bkgs", query, cached_key)
     if key_scale is not None:
         scores = scores * key_scale
-    before = jnp.arange(slots) < position[:, None, None, None]  # [B, 1, 1, S]
+    before = jnp.arange(positions) < position[:, None, None, None]  # [B, 1, 1, S]
     scores = jnp.where(before, scores / math.sqrt(dim), -jnp.inf)
     own = product("bkgh,bqkh->bkgq", query, key) / math.sqrt(dim)
     # One softmax over both, divided after the values are summed: fewer passes over arrays of
@@ -203,8 +203,8 @@ def _query_block(query_shape: tuple[int, ...], keys: int) -> int:
 
 
 def visible(
-    query_slots: jax.Array,
-    key_slots: jax.Array,
+    query_positions: jax.Array,
+    key_positions: jax.Array,
     *,
     causal: bool,
     window: tuple[int, int] | None = None,
@@ -215,9 +215,9 @@ def visible(
 ) -> jax.Array | None:
     """bool [B, T, S]: may query t see key s? None where every query sees every key.
 
-    `query_slots` [B, T], `key_slots` [S], segments and branches [B, T] and [B, S].
+    `query_positions` [B, T], `key_positions` [S], segments and branches [B, T] and [B, S].
     """
-    offset = key_slots[None, None, :] - query_slots[:, :, None]
+    offset = key_positions[None, None, :] - query_positions[:, :, None]
     terms = []
     if causal:
         terms.append(offset <= 0)
@@ -235,18 +235,18 @@ def _plain(queries: tuple, keys: tuple, causal: bool, window: tuple[int, int] | 
     """Every score at once.
 
     Args:
-      queries: query [B, T, N, H], slots, segments or None, branches or None [B, T].
+      queries: query [B, T, N, H], positions, segments or None, branches or None [B, T].
       keys: key, value [B, S, KV, H] or Int8, segments or None, branches or None [B, S].
     """
-    query, query_slots, query_segments, query_branches = queries
+    query, query_positions, query_segments, query_branches = queries
     key, value, key_segments, key_branches = keys
-    key, key_scale = _steps(key, query.dtype)
-    value, value_scale = _steps(value, query.dtype)
+    key, key_scale = _unscaled(key, query.dtype)
+    value, value_scale = _unscaled(value, query.dtype)
     batch, length, heads, dim = query.shape
-    slots, kv = key.shape[1], key.shape[2]
+    positions, kv = key.shape[1], key.shape[2]
     mask = visible(
-        query_slots,
-        jnp.arange(slots),
+        query_positions,
+        jnp.arange(positions),
         causal=causal,
         window=window,
         query_segments=query_segments,
@@ -264,21 +264,21 @@ def _plain(queries: tuple, keys: tuple, causal: bool, window: tuple[int, int] | 
     )
     if key_scale is not None:
         scores = scores * key_scale
-    scores = scores.reshape(batch, kv, -1, length, slots) / math.sqrt(dim)
+    scores = scores.reshape(batch, kv, -1, length, positions) / math.sqrt(dim)
     if mask is not None:
         bias = jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)
         scores = scores + bias[:, None, None]
     weights = jax.nn.softmax(scores, axis=-1)
     if value_scale is not None:
         weights = weights * value_scale[:, :, None]
-    weights = weights.astype(value.dtype).reshape(batch, kv, -1, slots)
+    weights = weights.astype(value.dtype).reshape(batch, kv, -1, positions)
     out = jnp.einsum("bkqs,bskh->bkqh", weights, value, precision=exact)
     out = jnp.moveaxis(out.reshape(batch, kv, heads // kv, length, dim), 3, 1)
     return out.reshape(batch, length, heads, dim)
 
 
-def _steps(x: jax.Array | Int8, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array | None]:
-    """The factor of the products, [B, S, KV, H], and the scale of each slot [B, KV, 1, S].
+def _unscaled(x: jax.Array | Int8, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array | None]:
+    """The factor of the products, [B, S, KV, H], and the scale of each position [B, KV, 1, S].
 
     Scores and weights are multiplied by the scales, of which there are H times fewer than keys and
     values.

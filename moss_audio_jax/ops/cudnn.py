@@ -33,9 +33,9 @@ def present() -> bool:
 
 def fits(query: jax.Array, key: jax.Array) -> bool:
     """Can the kernel take these arrays on the mesh in context, heads and rows split over it?"""
-    length, slots, dim = query.shape[1], key.shape[1], query.shape[3]
+    length, keys, dim = query.shape[1], key.shape[1], query.shape[3]
     half = query.dtype == key.dtype and query.dtype in (jnp.bfloat16, jnp.float16)
-    sizes = length == slots and length % _ROWS == 0 and dim % 8 == 0 and dim <= _HEAD
+    sizes = length == keys and length % _ROWS == 0 and dim % 8 == 0 and dim <= _HEAD
     return half and sizes and splits_whole(query, key)
 
 

@@ -22,8 +22,8 @@ _BLOCK = 1024  # at most this many queries or keys at a time; not tuned on a chi
 
 def fits(query: jax.Array, key: jax.Array) -> bool:
     """Can the kernel take these shapes on the mesh in context, heads and rows split over it?"""
-    length, slots = query.shape[1], key.shape[1]
-    return length == slots and length % _LANES == 0 and splits_whole(query, key)
+    length, keys = query.shape[1], key.shape[1]
+    return length == keys and length % _LANES == 0 and splits_whole(query, key)
 
 
 def splash_attention(

@@ -16,7 +16,7 @@ from moss_audio_jax.audio.lengths import audio_tokens
 from moss_audio_jax.config import Compute, ModelConfig, ProcessorConfig
 from moss_audio_jax.data.batch import Shape, bucket, chunks_of, make_batch
 from moss_audio_jax.errors import UsageError
-from moss_audio_jax.generate import slots
+from moss_audio_jax.generate import decode_state
 from moss_audio_jax.generate.families import PREFILL_TOKENS
 from moss_audio_jax.generate.vocabulary import vocabulary
 from moss_audio_jax.models import cache, decoder, moss_audio
@@ -36,7 +36,7 @@ class Load:
     new_tokens: int = 512
 
     @property
-    def cache_slots(self) -> int:
+    def cache_positions(self) -> int:
         """As the engine rounds them, and so do the other sizes here."""
         return bucket(self.prompt_tokens + self.new_tokens, 128)
 
@@ -60,7 +60,7 @@ class Serving:
 
     Attributes:
       params: ShapeDtypeStructs with shardings, quantised where compute says so.
-      slots: those of the answers that are decoded together, likewise.
+      state: of the answers that are decoded together, likewise.
     """
 
     model: ModelConfig
@@ -68,7 +68,7 @@ class Serving:
     mesh: Mesh
     load: Load
     params: Any
-    slots: slots.Slots
+    state: decode_state.DecodeState
 
     @property
     def static(self) -> dict[str, Any]:
@@ -121,14 +121,14 @@ def build(
     return dataclasses.replace(
         serving,
         params=decoder.with_layers(params, (layer,) * model.decoder.layers),
-        slots=_slots(serving, count),
+        state=_state(serving, count),
     )
 
 
 def compile_prefill(serving: Serving) -> Compiled:
-    """`start` on as many prompts as the engine prefills together.
+    """`prefill` of as many prompts as the engine prefills together.
 
-    The peak is the program's own; the slots are there beside it.
+    The peak is the program's own; the decode state is there beside it.
     """
     shape = serving.load.prefill(serving.model)
     row = make_batch([], dataclasses.replace(shape, rows=1), serving.model.encoder, 0)
@@ -136,12 +136,12 @@ def compile_prefill(serving: Serving) -> Compiled:
         name: jax.ShapeDtypeStruct((shape.rows, *x.shape[1:]), x.dtype) for name, x in row.items()
     }
     compute = dataclasses.replace(serving.compute, quantize="none")  # of its cache, as the engine
-    rows = _slots(serving, shape.rows).rows
+    answers = _state(serving, shape.rows).answers
     with jax.set_mesh(serving.mesh):
-        lowered = slots.start.lower(
-            serving.params, batch, rows, **serving.static | {"compute": compute}
+        lowered = decode_state.prefill.lower(
+            serving.params, batch, answers, **serving.static | {"compute": compute}
         )
-    given = held_bytes([serving.params, rows])
+    given = held_bytes([serving.params, answers])
     return compile_lowered(lowered, given, serving.mesh.size)
 
 
@@ -152,15 +152,15 @@ def compile_decode(serving: Serving) -> Compiled:
     """
     number = jax.ShapeDtypeStruct((), "int32", sharding=NamedSharding(serving.mesh, P()))
     with jax.set_mesh(serving.mesh):
-        lowered = slots.decode_until.lower(
+        lowered = decode_state.decode_until.lower(
             serving.params,
-            serving.slots,
+            serving.state,
             number,
             number,
             **serving.static,
-            reach=cache.length_of(serving.slots.cache),
+            reach=cache.length_of(serving.state.cache),
         )
-    given = held_bytes([decoder_params(serving), serving.slots])
+    given = held_bytes([decoder_params(serving), serving.state])
     return compile_lowered(lowered, given, serving.mesh.size)
 
 
@@ -175,15 +175,15 @@ def _of_one_layer(stacked: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(stacked.shape[1:], stacked.dtype, sharding=where)
 
 
-def _slots(serving: Serving, count: int) -> slots.Slots:
-    """Slots as the engine makes them, where it puts them."""
+def _state(serving: Serving, count: int) -> decode_state.DecodeState:
+    """The decode state as the engine makes it, where it puts it."""
     made = jax.eval_shape(
         functools.partial(
-            slots.empty_slots,
+            decode_state.empty_state,
             **serving.static,
             count=count,
             room=bucket(serving.load.new_tokens, 64),
-            size=serving.load.cache_slots,
+            size=serving.load.cache_positions,
         )
     )
 
@@ -191,5 +191,5 @@ def _slots(serving: Serving, count: int) -> slots.Slots:
         dimensions = [ACTIVATIONS[name] for name in cache.DIMENSIONS[: leaf.ndim]]
         return NamedSharding(serving.mesh, fit(leaf.shape, dimensions, serving.mesh))
 
-    everywhere = jax.tree.map(lambda _: NamedSharding(serving.mesh, P()), made.rows)
-    return placed(made, slots.Slots(everywhere, jax.tree.map(place, made.cache)))
+    everywhere = jax.tree.map(lambda _: NamedSharding(serving.mesh, P()), made.answers)
+    return placed(made, decode_state.DecodeState(everywhere, jax.tree.map(place, made.cache)))

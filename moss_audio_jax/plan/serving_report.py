@@ -35,7 +35,7 @@ class Program:
     Attributes:
       peak: what the device must have while it runs, weights and slots included that it is not
         given.
-      temporaries: what of it is neither weights nor slots.
+      temporaries: what of it is neither weights nor decode state.
       estimate: of a prefill, or of one step; None where the compiler refused it.
     """
 
@@ -87,7 +87,7 @@ def assess(
 ) -> ServingPlan:
     """Everything that the two compiled programs say."""
     model, load = serving.model, serving.load
-    weights, slots = held_bytes(serving.params), held_bytes(serving.slots)
+    weights, state = held_bytes(serving.params), held_bytes(serving.state)
     decoder = held_bytes(decoder_params(serving))
     shape = load.prefill(model)
     audio = shape.rows * shape.chunks * shape.frames // 8
@@ -102,8 +102,8 @@ def assess(
     kernels = bool(prefill.module and prefill.module.kernels())
     attention = kernels * 2 * model.decoder.heads * model.decoder.head_dim * shape.tokens
     step = decode.module.turn() if decode.module else None
-    step_work = flops.decoder_forward(model.decoder, load.batch, 2 * load.cache_slots)
-    cache, weights_read = held_bytes(serving.slots.cache), _weights_read(serving)
+    step_work = flops.decoder_forward(model.decoder, load.batch, 2 * load.cache_positions)
+    cache, weights_read = held_bytes(serving.state.cache), _weights_read(serving)
     return ServingPlan(
         serving=serving,
         topology=topology,
@@ -116,7 +116,7 @@ def assess(
             prefill,
             prefill.module,
             weights,
-            slots,
+            state,
             topology,
             work,
             attention * tokens * model.decoder.layers / topology.devices,
@@ -124,7 +124,7 @@ def assess(
         decode=_program(
             decode,
             step,
-            decoder + slots,
+            decoder + state,
             weights - decoder,
             topology,
             step_work,
@@ -178,7 +178,7 @@ def _large(serving: Serving) -> set[int]:
     of_layers = [
         x for x in jax.tree.leaves(decoder["layers"]) if len(x.shape) == 2 and x.shape[0] > 1
     ]
-    of_layers += [x for kv in serving.slots.cache for x in (kv.key, kv.value)]
+    of_layers += [x for kv in serving.state.cache for x in (kv.key, kv.value)]
     sizes = set(map(_elements, of_layers))
     tied = serving.model.decoder.tie_embeddings
     head = decoder["embed_tokens"] if tied else serving.params["lm_head"]
@@ -205,7 +205,7 @@ def as_json(plan: ServingPlan) -> dict[str, Any]:
         "mesh": dict(plan.serving.mesh.shape),
         "quantize": plan.serving.compute.quantize,
         **dataclasses.asdict(load),
-        "cache_slots": load.cache_slots,
+        "cache_positions": load.cache_positions,
         "fits": plan.fits,
         "hbm_bytes": plan.topology.device.usable,
         "weights_bytes": plan.weights,
@@ -251,7 +251,7 @@ def table(plan: ServingPlan) -> str:
     lines = [
         f"{plan.topology.name}: {'fits' if plan.fits else 'DOES NOT FIT'}",
         f"  mesh {mesh}; int8: {plan.serving.compute.quantize}; {load.batch} answers, "
-        f"{load.cache_slots} cache slots each",
+        f"{load.cache_positions} cache positions each",
         "  memory of one device",
         *(
             f"    {name:<22}{readable(count):>11}"

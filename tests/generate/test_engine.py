@@ -71,7 +71,7 @@ def test_cached_decoding_equals_uncached(model, prompts):
 
 def test_a_second_prompt_in_the_same_buckets_compiles_nothing(model, prompts):
     def programs():
-        jitted = (engine_module.start, engine_module.insert, engine_module.decode_until)
+        jitted = (engine_module.prefill, engine_module.insert, engine_module.decode_until)
         return [function._cache_size() for function in jitted]
 
     def ask(ids):

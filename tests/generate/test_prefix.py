@@ -122,7 +122,7 @@ def test_extended_logits_equal_whole_prompts(load):
     @jax.jit
     def in_two(params, prefix, batch, row, start):
         _, cache = moss_audio.prefill(params, model.config, model.compute, prefix, 128)
-        cache = kv_cache.take_rows(cache, row, 144)
+        cache = kv_cache.take_slots(cache, row, 144)
         return moss_audio.extend(params, model.config, model.compute, batch, cache, start)[0]
 
     with jax.set_mesh(model.mesh):
@@ -136,7 +136,7 @@ def test_answers_are_those_of_prompts_alone(load, alone):
     """Greedy, sampled and penalised, as slots refill: nothing tells that there were siblings."""
     run = engine(load(), 3).run
     assert run(requests()) == alone
-    programs = (engine_module.start, engine_module.resume, engine_module.take_rows)
+    programs = (engine_module.prefill, engine_module.extend, engine_module.take_slots)
     before = [program._cache_size() for program in programs]
     assert run(requests()) == alone
     assert [program._cache_size() for program in programs] == before
@@ -178,7 +178,7 @@ def test_streams_and_stop_strings(load, alone):
 def test_the_encoder_hears_a_family_once_and_its_prefix_goes_with_it(load, monkeypatch):
     heard = []  # chunks of every batch the encoder has really run on
     caches = []
-    encode_rows, start = encoder.encode_rows, engine_module.start
+    encode_rows, start = encoder.encode_rows, engine_module.prefill
 
     def counted(params, config, compute, mels, frames, padded):
         jax.debug.callback(lambda f: heard.append(int((f > 0).sum())), frames)

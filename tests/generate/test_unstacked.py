@@ -9,7 +9,7 @@ import pytest
 
 import moss_audio_jax as mj
 from moss_audio_jax.data.batch import Example, Shape, make_batch
-from moss_audio_jax.generate import slots as serving
+from moss_audio_jax.generate import decode_state
 from moss_audio_jax.generate.engine import Engine
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.models import cache as kv_cache
@@ -83,7 +83,7 @@ def test_prefill_extend_and_step_give_the_logits_of_one_pass():
     found, kv = run(model.params)
     assert len(kv) == config.decoder.layers
     assert kv_cache.length_of(kv) == 32
-    assert kv_cache.rows_of(kv) == 1
+    assert kv_cache.slots_of(kv) == 1
     stack = model.stacked_params()
     whole = decoder.logits(stack, hidden(stack, model, batch_of(tokens, 26)))[0]
     for logits, at in zip(found, (19, 24, 25), strict=True):
@@ -125,11 +125,11 @@ def test_steps_on_tpus_are_those_elsewhere(model, monkeypatch):
 def test_a_step_copies_neither_weights_nor_cache():
     model = mj.MossAudio.load(OWN, "float32")  # int8 a CPU converts beside the product
     count = 5  # of which no other array has the size of a weight or a cache
-    slots = serving.empty_slots(**static(model), count=count, room=64, size=128)
+    slots = decode_state.empty_state(**static(model), count=count, room=64, size=128)
     number = jnp.int32(1)
     with jax.set_mesh(model.mesh):
         text = (
-            serving.decode_until.lower(
+            decode_state.decode_until.lower(
                 model.params, slots, number, number, reach=128, **static(model)
             )
             .compile()

@@ -139,7 +139,7 @@ def test_the_cache_gives_back_what_was_stored_within_half_a_step():
     kv = kv_cache.write(kv, jnp.broadcast_to(jnp.array([4, 5]), (3, 2)), *more)
     # Into other rows of a longer one, the last of them nowhere.
     empty = kv_cache.init_cache(config, 4, 12, BOTH)[:2]
-    untouched, longer = kv_cache.insert_rows(empty, (other, kv), jnp.array([2, 0, 9]))
+    untouched, longer = kv_cache.insert_slots(empty, (other, kv), jnp.array([2, 0, 9]))
     for found, rows in ((kv, [0, 1]), (longer, [2, 0])):
         for steps, whole in zip(kv_cache.read(found), expected, strict=True):
             assert steps.scale.dtype == "float32"

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
+from tiny_model import tiny_config
 
 from moss_audio_jax.config import RELEASED, Compute, DecoderConfig, EncoderConfig, ModelConfig
+from moss_audio_jax.models import decoder
 from moss_audio_jax.models.encoder import encode_rows, init_encoder
 from moss_audio_jax.models.moss_audio import abstract_params, count_params, hidden_states
 from moss_audio_jax.sharding import make_mesh, param_specs, serving_mesh
@@ -113,3 +115,38 @@ def test_an_hour_of_sound_takes_the_memory_of_ten_minutes():
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert temporary(60) <= 1.2 * temporary(10)
+
+
+def test_a_profile_reads_like_the_model():
+    """Operations carry the names of their blocks; inside a loop those begin anew."""
+    config = tiny_config()
+    params = abstract_params(config)
+    chunk = config.encoder.chunk_frames
+    batch = {
+        "tokens": jax.ShapeDtypeStruct((1, 128), "int32"),
+        "positions": jax.ShapeDtypeStruct((1, 128), "int32"),
+        "segment_ids": jax.ShapeDtypeStruct((1, 128), "int32"),
+        "audio_index": jax.ShapeDtypeStruct((1, 128), "int32"),
+        "mels": jax.ShapeDtypeStruct((1, 2, chunk, 128), "float32"),
+        "frames": jax.ShapeDtypeStruct((1, 2), "int32"),
+        "padded": jax.ShapeDtypeStruct((1, 2), "int32"),
+    }
+
+    def run(params, batch):
+        hidden = hidden_states(params, config, Compute("float32"), batch)
+        return decoder.logits(params, hidden)
+
+    text = jax.jit(run).lower(params, batch).as_text(debug_info=True)
+    for scope in (
+        "audio_encoder/stem/Stem/conv1",
+        "EncoderLayer/self_attn/q_proj",
+        "adapter/GatedMLP/gate_proj",
+        "mergers",
+        "language_model",
+        "DecoderLayer/self_attn/o_proj",
+        "DecoderLayer/mlp/up_proj",
+        "deepstack",
+        "embed_tokens",
+        "lm_head",
+    ):
+        assert scope in text, scope

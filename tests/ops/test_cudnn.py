@@ -115,14 +115,14 @@ def test_auto_takes_it_on_a_gpu_where_it_can(gpu, calls):
         return len(calls) > before
 
     half = qkv(dtype=jnp.bfloat16)
-    slots = jnp.broadcast_to(jnp.arange(256), (2, 256))
+    positions = jnp.broadcast_to(jnp.arange(256), (2, 256))
     assert taken(half)
     assert taken(half, branch_ids=sorted_ids(3), segment_ids=(sorted_ids(2),) * 2)
     assert not taken(half, implementation="xla")
     assert not taken(qkv())  # float32
     assert not taken(qkv(192, dtype=jnp.bfloat16))  # too short to gain
     assert not taken(qkv(288, dtype=jnp.bfloat16))
-    assert not taken(half, query_slots=slots)
+    assert not taken(half, query_positions=positions)
     steps = Int8(jnp.ones(half[1].shape, jnp.int8), jnp.ones(half[1].shape[:3], jnp.bfloat16))
     assert not taken([half[0], steps, steps])
 
@@ -134,12 +134,12 @@ def test_auto_stays_plain_on_a_cpu(calls):
 
 def test_it_is_refused_what_it_cannot_do(gpu, monkeypatch):
     half = qkv(dtype=jnp.bfloat16)
-    slots = jnp.broadcast_to(jnp.arange(256), (2, 256))
+    positions = jnp.broadcast_to(jnp.arange(256), (2, 256))
     for arrays, options in (
         (qkv(), {}),
         (qkv(200, dtype=jnp.bfloat16), {}),
         (qkv(dim=136, dtype=jnp.bfloat16), {}),
-        (half, {"query_slots": slots}),
+        (half, {"query_positions": positions}),
         ([half[0][:, :128], *half[1:]], {}),
     ):
         with pytest.raises(UsageError, match="bfloat16, rows of a multiple of 64"):

@@ -68,9 +68,9 @@ def test_one_mask(causal, window, packed):
 
 def test_decoding_queries_have_slots_of_their_own():
     query, key, value = arrays((3, 1, 4, 8), (3, 10, 2, 8), (3, 10, 2, 8))
-    slots = np.array([[0], [4], [9]])
-    allowed = np.arange(10)[None, None, :] <= slots[:, :, None]
-    found = attention(query, key, value, causal=True, query_slots=jnp.asarray(slots))
+    positions = np.array([[0], [4], [9]])
+    allowed = np.arange(10)[None, None, :] <= positions[:, :, None]
+    found = attention(query, key, value, causal=True, query_positions=jnp.asarray(positions))
     np.testing.assert_allclose(found, by_hand(query, key, value, allowed), atol=2e-6)
 
 
@@ -78,17 +78,17 @@ def test_a_token_meets_the_cache_and_itself():
     """What stands in the cache at its slot and behind is of another answer."""
     query, key, value = arrays((4, 1, 4, 8), (4, 10, 2, 8), (4, 10, 2, 8))
     own_key, own_value = arrays((4, 1, 2, 8), (4, 1, 2, 8), seed=1)
-    slots = np.array([0, 4, 9, 10])  # the last has run past the cache
+    positions = np.array([0, 4, 9, 10])  # the last has run past the cache
     rows, room = np.arange(4), [(0, 0), (0, 1), (0, 0), (0, 0)]
-    allowed = np.arange(11)[None, None, :] <= slots[:, None, None]
+    allowed = np.arange(11)[None, None, :] <= positions[:, None, None]
 
     def with_own(cached, own):
         whole = np.pad(cached, room)
-        whole[rows, slots] = own[:, 0]
+        whole[rows, positions] = own[:, 0]
         return whole
 
     expected = by_hand(query, with_own(key, own_key), with_own(value, own_value), allowed)
-    position = jnp.asarray(slots)
+    position = jnp.asarray(positions)
     found = decode_attention(query, own_key, own_value, key, value, position)
     np.testing.assert_allclose(found, expected, atol=2e-6)
 

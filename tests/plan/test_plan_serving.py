@@ -39,7 +39,7 @@ NATIVE, INT8 = (Compute(quantize=how) for how in ("none", "weights+cache"))
 
 
 def test_sizes_are_the_engines():
-    assert serving.Load().cache_slots == 3072
+    assert serving.Load().cache_positions == 3072
     shape = serving.Load().prefill(MODEL)
     assert (shape.rows, shape.tokens, shape.chunks, shape.frames) == (8, 2048, 32, 400)
     assert dataclasses.replace(LOAD, batch=3).prefill(MODEL).rows == 3
@@ -76,7 +76,9 @@ def test_a_step_reads_the_decoder_and_the_cache_once():
     matrices = decoder.layers * kernels + width * decoder.vocab_size
     norms = decoder.layers * (2 * width + 2 * 128) + width
     assert native.weights_read == 2 * (matrices // 4 + norms)
-    cache = decoder.layers * LOAD.batch * LOAD.cache_slots * decoder.kv_heads * 2  # keys, values
+    cache = (
+        decoder.layers * LOAD.batch * LOAD.cache_positions * decoder.kv_heads * 2
+    )  # keys, values
     assert native.cache_read == native.cache == cache * 128 * 2 / 8
     assert int8.cache_read == cache * (128 + 2) / 8
     scales = decoder.layers * (128 * (8 + 2 * 4) + 2 * decoder.ffn_dim) + decoder.vocab_size
@@ -84,7 +86,7 @@ def test_a_step_reads_the_decoder_and_the_cache_once():
     assert int8.weights_read == matrices // 4 + 2 * norms + 4 * (scales // 4 + uncut)
     assert native.floor == (native.weights_read + native.cache_read) / 8.19e11
     assert not native.fits  # no module: the compiler refused
-    assert native.prefill.peak == 2**20 + held_bytes(made["none"].slots)
+    assert native.prefill.peak == 2**20 + held_bytes(made["none"].state)
     written = json.loads(json.dumps(serving_report.as_json(int8)))
     assert written["decode"]["floor_tokens_per_second"] == LOAD.batch / int8.floor
     assert written["quantize"] == "weights+cache"

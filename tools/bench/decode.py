@@ -1,12 +1,12 @@
 """A step of decoding: milliseconds, bytes it must read, memory that its program takes.
 
-    python tools/bench/decode.py [--size 4b] [--layers 6] [--batch 1] [--slots 512]
+    python tools/bench/decode.py [--size 4b] [--layers 6] [--batch 1] [--positions 512]
         [--dtype float32] [--quantize none] [--rounds 5]
 
-The engine's loop over tokens (`generate.slots.decode_until`), 8 steps a round, of a released size's
-width with fewer layers and an eighth of its vocabulary, random weights, caches half full. Prints
-one JSON line: median milliseconds a step, their range, seconds to compile, `read_gb`, what a step
-must read, and `temporaries_gb` of the program.
+The engine's loop over tokens (`generate.decode_state.decode_until`), 8 steps a round, of a released
+size's width with fewer layers and an eighth of its vocabulary, random weights, caches half full.
+Prints one JSON line: median milliseconds a step, their range, seconds to compile, `read_gb`, what a
+step must read, and `temporaries_gb` of the program.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ import jax.numpy as jnp
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from moss_audio_jax.config import QUANTIZE, RELEASED
-from moss_audio_jax.generate import slots as serving
+from moss_audio_jax.generate import decode_state
 from moss_audio_jax.models import decoder as decoder_module
 from moss_audio_jax.models import moss_audio
 from moss_audio_jax.models.quantize import quantize
 from moss_audio_jax.sharding import as_mesh
-from tools.device.generation import running_slots, static_of
+from tools.device.generation import running_state, static_of
 from tools.device.measure import compiled
 
 STEPS = 8
@@ -44,7 +44,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--size", choices=RELEASED, default="4b")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--slots", type=int, default=512, help="of the cache, all of them read")
+    parser.add_argument("--positions", type=int, default=512, help="of the cache, all of them read")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--quantize", choices=QUANTIZE, default="none")
     parser.add_argument("--rounds", type=int, default=5)
@@ -71,15 +71,17 @@ def main() -> None:
     with jax.set_mesh(as_mesh(None)):
         params = decoder_module.unrolled(init(jax.random.key(0)))
         number = jnp.int32(STEPS), jnp.int32(1)
-        slots = running_slots(static, args.batch, args.slots, STEPS * (args.rounds + 2))
-        lowered = serving.decode_until.lower(params, slots, *number, reach=args.slots, **static)
+        state = running_state(static, args.batch, args.positions, STEPS * (args.rounds + 2))
+        lowered = decode_state.decode_until.lower(
+            params, state, *number, reach=args.positions, **static
+        )
         program, compile_seconds = compiled(lowered)
-        read = params["language_model"]["layers"], params["lm_head"], slots.cache
+        read = params["language_model"]["layers"], params["lm_head"], state.cache
         read_bytes = sum(x.nbytes for x in jax.tree.leaves(read))
         for turn in range(args.rounds + 1):
             begun = time.perf_counter()
-            slots = program(params, slots, *number)
-            jax.block_until_ready(slots)
+            state = program(params, state, *number)
+            jax.block_until_ready(state)
             if turn:  # the first does not count
                 times.append(1e3 * (time.perf_counter() - begun) / STEPS)
     line = {

@@ -110,12 +110,12 @@ def parsed() -> argparse.Namespace:
     stats = jax.local_devices()[0].memory_stats() or {}
     args.tokens = args.tokens or (32768 if stats.get("bytes_limit", 0) > 100 * GIB else 16384)
     args.whole, args.lengths, args.attention_tokens = RELEASED["4b"], [4096, 8192], 16384
-    args.slots, args.decode_steps = 2048, 32
+    args.positions, args.decode_steps = 2048, 32
     args.prefill_rows, args.prefill_tokens, args.prefill_seconds = 8, 2048, 120.0
     if args.tiny:
         args.whole, args.lengths, args.attention_tokens = TINY, [256], 512
         args.decoder_layers = args.encoder_layers = 2
-        args.tokens, args.slots, args.decode_steps, args.steps = 256, 128, 4, 2
+        args.tokens, args.positions, args.decode_steps, args.steps = 256, 128, 4, 2
         args.prefill_rows, args.prefill_tokens, args.prefill_seconds = 2, 128, 4.0
         args.train = [setting.replace("8192", "128") for setting in args.train[:2]]
         args.decode = args.decode[:1] + args.decode[3:4]

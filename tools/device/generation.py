@@ -14,7 +14,7 @@ import numpy as np
 from moss_audio_jax import devices
 from moss_audio_jax.config import Compute, ModelConfig, ProcessorConfig
 from moss_audio_jax.data.batch import Example, bucket_shape, make_batch
-from moss_audio_jax.generate import slots as serving
+from moss_audio_jax.generate import decode_state
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import Vocabulary, vocabulary
 from moss_audio_jax.models import decoder, flops, moss_audio
@@ -41,15 +41,17 @@ def static_of(model: ModelConfig, how: str, dtype: str = "bfloat16") -> dict[str
     return {"config": model, "compute": Compute(dtype, quantize=how), "vocab": vocab}
 
 
-def running_slots(static: dict[str, Any], count: int, size: int, room: int) -> serving.Slots:
-    """Slots of `count` answers in the making, whose caches of `size` tokens are half full."""
-    slots = serving.empty_slots(**static, count=count, room=room, size=size)
-    rows = slots.rows
-    return slots._replace(
-        rows=rows._replace(
-            state=jnp.full_like(rows.state, serving.RUNNING),
-            position=jnp.full_like(rows.position, size // 2),
-            limit=jnp.full_like(rows.limit, room),
+def running_state(
+    static: dict[str, Any], count: int, size: int, room: int
+) -> decode_state.DecodeState:
+    """A state of `count` answers in the making, whose caches of `size` tokens are half full."""
+    state = decode_state.empty_state(**static, count=count, room=room, size=size)
+    answers = state.answers
+    return state._replace(
+        answers=answers._replace(
+            state=jnp.full_like(answers.state, decode_state.RUNNING),
+            position=jnp.full_like(answers.position, size // 2),
+            limit=jnp.full_like(answers.limit, room),
         )
     )
 
@@ -61,34 +63,34 @@ def bench_decode(args: argparse.Namespace, clock: Clock) -> None:
         how, _, count = setting.partition(":")
         params = released(model, "none" if how == "none" else "weights")
         static = static_of(model, how)
-        size, steps = args.slots, args.decode_steps
+        size, steps = args.positions, args.decode_steps
         room = 16 * steps
-        slots = running_slots(static, int(count), size, room)
+        state = running_state(static, int(count), size, room)
         numbers = jnp.int32(steps), jnp.int32(1)
-        lowered = serving.decode_until.lower(params, slots, *numbers, reach=size, **static)
+        lowered = decode_state.decode_until.lower(params, state, *numbers, reach=size, **static)
         program, compile_seconds = compiled(lowered, args.decode_xla)
-        held = {"slots": slots}
-        del slots
+        held = {"state": state}
+        del state
 
         def call() -> Any:
-            held["slots"] = program(params, held["slots"], *numbers)
-            return held["slots"].rows.count
+            held["state"] = program(params, held["state"], *numbers)
+            return held["state"].answers.count
 
         spent = seconds(call, 5) / steps
-        done = int(held["slots"].rows.count.min())
+        done = int(held["state"].answers.count.min())
         if done != 6 * steps:
             raise RuntimeError(f"{done} tokens in {6 * steps} steps: answers have ended")
         # Every weight of layers, norm and head once; of the embedding a row an answer.
         read = {"layers": params["language_model"]["layers"], "head": params["lm_head"]}
         weight_bytes = sum(x.nbytes for x in jax.tree.leaves(read))
-        cache_bytes = sum(x.nbytes for x in jax.tree.leaves(held["slots"].cache))
+        cache_bytes = sum(x.nbytes for x in jax.tree.leaves(held["state"].cache))
         total = weight_bytes + cache_bytes
         device = devices.of(jax.devices()[0].device_kind)
         most = device and device.hbm_bandwidth
         return {
             "quantize": how,
             "batch": int(count),
-            "slots": size,
+            "positions": size,
             "compile_seconds": compile_seconds,
             "ms_per_step": round(1e3 * spent, 3),
             "tokens_per_second": round(int(count) / spent, 1),
@@ -119,10 +121,10 @@ def bench_prefill(args: argparse.Namespace, clock: Clock) -> None:
         shape = bucket_shape(examples, model.encoder, rows)
         batch = make_batch([[e] for e in examples], shape, model.encoder, placeholder)
         requests = [(e, Sampling(64)) for e in examples]
-        fresh = serving.new_rows(requests, [64] * rows, 64, rows, static["vocab"])
+        fresh = decode_state.new_answers(requests, [64] * rows, 64, rows, static["vocab"])
         batch, fresh = jax.device_put((batch, fresh))
         params = released(model)
-        lowered = serving.start.lower(params, batch, fresh, **static | {"compute": compute})
+        lowered = decode_state.start.lower(params, batch, fresh, **static | {"compute": compute})
         program, compile_seconds = compiled(lowered, args.xla)
         spent = seconds(lambda: program(params, batch, fresh), args.steps)
         tokens = rows * shape.tokens

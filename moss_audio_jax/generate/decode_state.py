@@ -1,9 +1,9 @@
 """The state of running answers on the device, and the programs that advance it.
 
-`start` and `resume` prefill prompts into new slots; `insert` copies these into the slots that
-`decode_until` decodes together.
+`prefill` and `extend` process prompts and fill new slots; `insert` copies these into the slots that
+`decode_until` decodes together. A slot holds one running answer.
 
-Letters: B slots, b rows of one prefill, M room for new tokens, V vocabulary.
+Letters: B slots, b slots of one prefill, M room for new tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LOOP_TOKENS = 48
 _LOOP_ROUNDS = 6
 
 
-class Rows(NamedTuple):
+class Answers(NamedTuple):
     """The state of each running answer on the device; the leading axis is B everywhere."""
 
     token: jax.Array  # int [B], the newest token, not yet in the cache
@@ -54,117 +54,121 @@ class Rows(NamedTuple):
     forced: jax.Array  # int [B], next entry of `close_thinking` to force; past its end: none
 
 
-class Slots(NamedTuple):
-    rows: Rows
+class DecodeState(NamedTuple):
+    answers: Answers
     cache: Cache
 
 
-def accept(rows: Rows, logits: jax.Array, vocab: Vocabulary) -> Rows:
-    """Chooses the next token of each running row from float32 logits [B, V] and records it."""
-    running = rows.state == RUNNING
-    batch = jnp.arange(rows.token.shape[0])
+def sample(answers: Answers, logits: jax.Array, vocab: Vocabulary) -> Answers:
+    """Chooses the next token of each running answer from float32 logits [B, V] and records it."""
+    running = answers.state == RUNNING
+    batch = jnp.arange(answers.token.shape[0])
     if vocab.forbidden:
         logits = logits.at[:, jnp.array(vocab.forbidden)].set(-jnp.inf)
-    token = choose(logits, rows.knobs, rows.seen, rows.count)
+    token = choose(logits, answers.knobs, answers.seen, answers.count)
 
     if vocab.close_thinking:
         closing = jnp.array(vocab.close_thinking, jnp.int32)
-        spent = rows.thinking & (rows.budget <= 0) & (rows.forced >= len(closing))
+        spent = answers.thinking & (answers.budget <= 0) & (answers.forced >= len(closing))
         # A block that the model closes itself at this step is left alone.
-        forced = jnp.where(spent & (token != vocab.think_close), 0, rows.forced)
+        forced = jnp.where(spent & (token != vocab.think_close), 0, answers.forced)
         is_forced = forced < len(closing)
         token = jnp.where(is_forced, closing[jnp.minimum(forced, len(closing) - 1)], token)
         forced = forced + is_forced
     else:
-        forced = rows.forced
-    thinking = (rows.thinking | (token == vocab.think_open)) & (token != vocab.think_close)
+        forced = answers.forced
+    thinking = (answers.thinking | (token == vocab.think_open)) & (token != vocab.think_close)
 
-    stop = jnp.any(token[:, None] == rows.stop_ids, axis=1)
+    stop = jnp.any(token[:, None] == answers.stop_ids, axis=1)
     if vocab.stop:
         stop = stop | jnp.any(token[:, None] == jnp.array(vocab.stop), axis=1)
 
     # For how many tokens has the answer repeated what it had p tokens earlier?
     periods = 1 + jnp.arange(_LOOP_PERIODS)
-    back = rows.count[:, None] - periods
-    earlier = jnp.take_along_axis(rows.output, jnp.maximum(back, 0), axis=1)
-    matches = jnp.where((earlier == token[:, None]) & (back >= 0), rows.matches + 1, 0)
+    back = answers.count[:, None] - periods
+    earlier = jnp.take_along_axis(answers.output, jnp.maximum(back, 0), axis=1)
+    matches = jnp.where((earlier == token[:, None]) & (back >= 0), answers.matches + 1, 0)
     looped = jnp.any(matches >= jnp.maximum(_LOOP_TOKENS, _LOOP_ROUNDS * periods), axis=1)
 
     recorded = running & ~stop  # the stop token is not part of the answer
-    count = rows.count + recorded
-    room = rows.output.shape[1]
+    count = answers.count + recorded
+    room = answers.output.shape[1]
     state = jnp.select(
-        [~running, stop, looped & rows.guard, count >= rows.limit],
-        [rows.state, STOP, LOOP, LENGTH],
+        [~running, stop, looped & answers.guard, count >= answers.limit],
+        [answers.state, STOP, LOOP, LENGTH],
         RUNNING,
     )
-    return rows._replace(
-        token=jnp.where(running, token, rows.token),
-        position=rows.position + running,
-        output=rows.output.at[batch, jnp.where(recorded, rows.count, room)].set(token, mode="drop"),
+    return answers._replace(
+        token=jnp.where(running, token, answers.token),
+        position=answers.position + running,
+        output=answers.output.at[batch, jnp.where(recorded, answers.count, room)].set(
+            token, mode="drop"
+        ),
         count=count,
         state=state,
-        seen=rows.seen.at[batch, token].max(running),
+        seen=answers.seen.at[batch, token].max(running),
         matches=matches,
         thinking=thinking,
-        budget=rows.budget - (running & rows.thinking),
+        budget=answers.budget - (running & answers.thinking),
         forced=forced,
     )
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute", "vocab"))
-def start(
+def prefill(
     params: Any,
     batch: moss_audio.Batch,
-    rows: Rows,
+    answers: Answers,
     *,
     config: ModelConfig,
     compute: Compute,
     vocab: Vocabulary,
-) -> Slots:
-    """Prefills prompts and samples the first token of each, into new slots of b rows."""
+) -> DecodeState:
+    """Prefills prompts and samples the first token of each, into b new slots."""
     length = batch["tokens"].shape[1]
     logits, cache = moss_audio.prefill(params, config, compute, batch, length)
-    return Slots(replicate(accept(rows, logits, vocab)), cache)
+    return DecodeState(replicate(sample(answers, logits, vocab)), cache)
 
 
 @functools.partial(
     jax.jit, static_argnames=("config", "compute", "vocab"), donate_argnames=("cache",)
 )
-def resume(
+def extend(
     params: Any,
     batch: moss_audio.Batch,
-    rows: Rows,
+    answers: Answers,
     cache: Cache,
     begin: jax.Array,
     *,
     config: ModelConfig,
     compute: Compute,
     vocab: Vocabulary,
-) -> Slots:
-    """`start` for prompts whose first `begin` [b] tokens are in `cache`; `batch` holds the rest."""
+) -> DecodeState:
+    """`prefill` for prompts whose first `begin` [b] tokens are in `cache`, the rest in `batch`."""
     logits, cache = moss_audio.extend(params, config, compute, batch, cache, begin)
-    return Slots(replicate(accept(rows, logits, vocab)), cache)
+    return DecodeState(replicate(sample(answers, logits, vocab)), cache)
 
 
-# Separate from `resume`, which is then compiled for fewer shapes.
-take_rows = functools.partial(jax.jit, static_argnames=("length",))(kv_cache.take_rows)
+# Separate from `extend`, which is then compiled for fewer shapes.
+take_slots = functools.partial(jax.jit, static_argnames=("length",))(kv_cache.take_slots)
 
 
-@functools.partial(jax.jit, donate_argnames=("slots",))
-def insert(slots: Slots, new: Slots, at: jax.Array) -> Slots:
-    """Copies new rows into the slots `at` [b]; a number beyond the slots is dropped."""
-    rows = jax.tree.map(lambda old, row: old.at[at].set(row, mode="drop"), slots.rows, new.rows)
-    cache = kv_cache.store_as(slots.cache, new.cache)
-    return Slots(replicate(rows), kv_cache.insert_rows(slots.cache, cache, at))
+@functools.partial(jax.jit, donate_argnames=("state",))
+def insert(state: DecodeState, new: DecodeState, at: jax.Array) -> DecodeState:
+    """Copies new slots into the slots `at` [b]; a number beyond the slots is dropped."""
+    answers = jax.tree.map(
+        lambda old, one: old.at[at].set(one, mode="drop"), state.answers, new.answers
+    )
+    cache = kv_cache.store_as(state.cache, new.cache)
+    return DecodeState(replicate(answers), kv_cache.insert_slots(state.cache, cache, at))
 
 
 @functools.partial(
-    jax.jit, static_argnames=("reach", "config", "compute", "vocab"), donate_argnames=("slots",)
+    jax.jit, static_argnames=("reach", "config", "compute", "vocab"), donate_argnames=("state",)
 )
 def decode_until(
     params: Any,
-    slots: Slots,
+    state: DecodeState,
     max_steps: jax.Array,
     enough_free: jax.Array,
     *,
@@ -172,47 +176,48 @@ def decode_until(
     config: ModelConfig,
     compute: Compute,
     vocab: Vocabulary,
-) -> Slots:
+) -> DecodeState:
     """Decodes until `enough_free` slots are not running, or `max_steps` steps are done.
 
-    Each step reads the first `reach` positions of the cache; no running row may exceed them.
+    Each step reads the first `reach` positions of the cache; no running answer may exceed them.
     """
 
     def go_on(carry: tuple) -> jax.Array:
-        slots, step = carry
-        free = jnp.sum(slots.rows.state != RUNNING)
+        state, step = carry
+        free = jnp.sum(state.answers.state != RUNNING)
         return (free < enough_free) & (step < max_steps)
 
     def one(carry: tuple) -> tuple:
-        (rows, cache), step = carry
+        (answers, cache), step = carry
         logits, cache = moss_audio.decode_step(
-            params, config, compute, rows.token, rows.position, cache, reach
+            params, config, compute, answers.token, answers.position, cache, reach
         )
-        return Slots(replicate(accept(rows, logits, vocab)), kv_cache.pin(cache)), step + 1
+        return DecodeState(replicate(sample(answers, logits, vocab)), kv_cache.pin(cache)), step + 1
 
-    slots, _ = jax.lax.while_loop(go_on, one, (slots, jnp.int32(0)))
+    state, _ = jax.lax.while_loop(go_on, one, (state, jnp.int32(0)))
     # A constraint inside the loop does not fix the result's sharding, and every process needs all
-    # rows.
-    return Slots(replicate(slots.rows), slots.cache)
+    # answers.
+    return DecodeState(replicate(state.answers), state.cache)
 
 
-@functools.partial(jax.jit, donate_argnames=("slots",))
-def finish(slots: Slots, at: jax.Array, state: jax.Array) -> Slots:
-    """Sets the state of one slot."""
-    return slots._replace(rows=slots.rows._replace(state=slots.rows.state.at[at].set(state)))
+@functools.partial(jax.jit, donate_argnames=("state",))
+def end(state: DecodeState, slot: jax.Array, why: jax.Array) -> DecodeState:
+    """Ends the answer in one slot for a reason, such as STOP."""
+    answers = state.answers
+    return state._replace(answers=answers._replace(state=answers.state.at[slot].set(why)))
 
 
 @functools.partial(
     jax.jit,
     static_argnames=("config", "compute", "vocab", "count", "room", "size"),
 )
-def empty_slots(
+def empty_state(
     *, config: ModelConfig, compute: Compute, vocab: Vocabulary, count: int, room: int, size: int
-) -> Slots:
-    """`count` empty slots, each for `size` tokens in the cache and `room` new tokens."""
+) -> DecodeState:
+    """A state of `count` empty slots, each for `size` tokens in the cache and `room` new tokens."""
     zero = jnp.zeros((count,), jnp.int32)
     knobs = Knobs(*(zero.astype(dtype) for dtype in (float, int, float, float, float, int)))
-    rows = Rows(
+    answers = Answers(
         token=zero,
         position=zero,
         output=jnp.zeros((count, room), jnp.int32),
@@ -229,17 +234,17 @@ def empty_slots(
         forced=zero,
     )
     cache = kv_cache.init_cache(config.decoder, count, size, compute)
-    return Slots(replicate(rows), cache)
+    return DecodeState(replicate(answers), cache)
 
 
-def new_rows(
+def new_answers(
     requests: Sequence[tuple[Example, Sampling]],
     limits: Sequence[int],
     room: int,
     count: int,
     vocab: Vocabulary,
-) -> Rows:
-    """The rows of new requests before their first token: numpy arrays, padded to `count` rows."""
+) -> Answers:
+    """Answers before their first token: numpy arrays, padded to `count` slots."""
     samplings = [sampling for _, sampling in requests]
 
     def column(values: Sequence, dtype: type, fill: float = 0) -> np.ndarray:
@@ -248,16 +253,16 @@ def new_rows(
     seen = np.zeros((count, vocab.size), bool)
     stop_ids = np.full((count, MAX_STOP_IDS), -1, np.int32)
     thinking = np.zeros((count,), bool)
-    for row, (example, sampling) in enumerate(requests):
-        seen[row, example.ids] = True
-        stop_ids[row, : len(sampling.stop_ids)] = sampling.stop_ids
+    for slot, (example, sampling) in enumerate(requests):
+        seen[slot, example.ids] = True
+        stop_ids[slot, : len(sampling.stop_ids)] = sampling.stop_ids
         marks = [i for i in example.ids if i in (vocab.think_open, vocab.think_close)]
-        thinking[row] = bool(marks) and marks[-1] == vocab.think_open
+        thinking[slot] = bool(marks) and marks[-1] == vocab.think_open
     budgets = [s.thinking_budget for s in samplings]
     unlimited = np.iinfo(np.int32).max
-    return Rows(
+    return Answers(
         token=np.zeros((count,), np.int32),
-        # `accept` adds one: the first new token comes right after the prompt.
+        # `sample` adds one: the first new token comes right after the prompt.
         position=column([len(e.ids) - 1 for e, _ in requests], np.int32),
         output=np.zeros((count, room), np.int32),
         count=np.zeros((count,), np.int32),
