@@ -14,6 +14,7 @@ from moss_audio_jax.errors import InputError
 from moss_audio_jax.evaluate import clips, infer
 from moss_audio_jax.evaluate.benchmarks import Item
 from moss_audio_jax.generate import engine as engine_module
+from moss_audio_jax.generate import request
 from moss_audio_jax.generate.engine import Engine
 from moss_audio_jax.generate.families import Family, find_families
 from moss_audio_jax.generate.sampling import Sampling
@@ -190,7 +191,7 @@ def test_the_encoder_hears_a_family_once_and_its_prefix_goes_with_it(load, monke
         return made
 
     monkeypatch.setattr(encoder, "encode_rows", counted)
-    monkeypatch.setattr(engine_module, "start", watched)
+    monkeypatch.setattr(engine_module, "prefill", watched)
     model = load()
     long, short = clip(500, 0), clip(90, 1)
     limits = [4, 4, 2, 7, 3]
@@ -231,15 +232,14 @@ def test_an_evaluation_keeps_questions_of_a_clip_together(load, tmp_path, monkey
     # Each clip is loaded once in a run, and prompts are those of `prepare`.
     expected = [model.prepare(mj.Request(item.prompt, item.audio)) for item in runs[0]]
     loaded = []
-    prepare = mj.MossAudio.prepare
     monkeypatch.setattr(
-        mj.MossAudio, "prepare", lambda *args: loaded.append(args) or prepare(*args)
+        request, "load_audio", lambda path: loaded.append(path) or mj.load_audio(path)
     )
     too_long = dataclasses.replace(runs[0][1], prompt="x" * 300)
     prompts = clips._prepare(model, [runs[0][0], too_long, *runs[0][1:]])
     assert isinstance(prompts[1], InputError)
     assert "256 positions" in str(prompts.pop(1))
-    assert len(loaded) == 2  # the first, and the one that does not fit, for its words
+    assert loaded == [paths[0]]
     for prompt, one in zip(prompts, expected, strict=True):
         np.testing.assert_array_equal(prompt.ids, one.ids)
         assert prompt.mels[0] is prompts[0].mels[0]
