@@ -1,12 +1,13 @@
 """The native checkpoint folder, and how any checkpoint folder comes into being.
 
     config.json, processor_config.json, generation_config.json, tokenizer files
-    params/<dotted.path>/    one Orbax checkpoint {"value": array} for each parameter
+    params/                  a standard Orbax PyTree checkpoint: Orbax alone restores it
     moss_audio_jax.json      version, each parameter's shape and dtype, size and CRC-32 of every
-                             file of params/; written last
+                             file of the arrays; written last
 
-One Orbax checkpoint a parameter lets a converter hold one stacked leaf at a time. The arrays are
-plain Zarr in chunks of one layer or less, so that a process reads little beyond its own slices.
+The parameters are written one by one, so that a converter holds one stacked leaf at a time, and
+their metadata is joined at the end. The arrays are plain Zarr in chunks of one layer or less, so
+that a process reads little beyond its own slices.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ from moss_audio_jax.weights.official import Entry, table
 
 MARKER = "moss_audio_jax.json"
 PARAMS = "params"
-VERSION = 1
+_METADATA, _CHECKPOINT = "_METADATA", "_CHECKPOINT_METADATA"  # files of Orbax
+VERSION = 2
+_ONE_BY_ONE = 1  # the version that wrote an Orbax checkpoint {"value": array} for each parameter
 
 # What travels with the weights, besides config.json: the model's own files and the tokenizer's.
 MODEL_FILES = ("generation_config.json", "processor_config.json", "preprocessor_config.json")
@@ -231,18 +234,26 @@ def write_native(
     stacked = {entry.path: entry.stack is not None for entry in entries}
     share = jax.process_index(), jax.process_count()
     sums: dict[str, list[int]] = {}
+    first = jax.process_index() == 0
+    metadata: dict[str, Any] = {}
+    alone = folder / f".{PARAMS}"  # a checkpoint of the parameter in hand
     for path, leaf in leaves:
         save_args = ocp.SaveArgs(
             chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if stacked[path] else ()
         )
         with _checkpointer() as checkpointer, _named(folder / PARAMS, path):
-            checkpointer.save(
-                _leaf_folder(folder, path),
-                args=ocp.args.PyTreeSave({"value": leaf}, save_args={"value": save_args}),
-            )
-        del leaf  # before the next one is made
+            tree, args = unflatten({path: leaf}), unflatten({path: save_args})
+            checkpointer.save(alone, args=ocp.args.PyTreeSave(tree, save_args=args))
+        del leaf, tree  # before the next one is made
         here = _leaf_folder(folder, path)
+        if first:
+            metadata = _joined(metadata, alone, folder / PARAMS)
+            (alone / here.name).rename(here)
+            shutil.rmtree(alone)
+        _wait_for_all("moved")
         sums |= {f"{here.name}/{name}": s for name, s in files.checksums(here, share).items()}
+    if first:
+        _write_json(folder / PARAMS / _METADATA, metadata)
     every = {name: s for part in from_all(sums) for name, s in part.items()}
     if jax.process_index() == 0:
         name = np.dtype(dtype).name
@@ -256,6 +267,18 @@ def write_native(
                 "files": dict(sorted(every.items())),
             },
         )
+
+
+def _joined(metadata: dict[str, Any], alone: Path, whole: Path) -> dict[str, Any]:
+    """Orbax's metadata of the parameters so far and of one more, which lies in `alone`."""
+    if not metadata:
+        whole.mkdir()
+        shutil.copyfile(alone / _CHECKPOINT, whole / _CHECKPOINT)
+    found = read_json(alone / _METADATA)
+    for leaf in found["tree_metadata"].values():  # whoever restores them decides on devices
+        leaf["value_metadata"]["value_type"] = "np.ndarray"
+    known = metadata.get("tree_metadata", {})
+    return found | {"tree_metadata": known | found["tree_metadata"]}
 
 
 class NativeReader:
@@ -273,8 +296,10 @@ class NativeReader:
         if not marker.is_file():
             raise InputError(f"{folder}: incomplete: no {MARKER}; write the checkpoint again")
         raw = read_json(marker)
-        if raw.get("version") != VERSION or not isinstance(raw.get("parameters"), dict):
-            raise InputError(f"{marker}: version {raw.get('version')!r}; expected {VERSION}")
+        self._version = raw.get("version")
+        known = self._version in (_ONE_BY_ONE, VERSION)
+        if not known or not isinstance(raw.get("parameters"), dict):
+            raise InputError(f"{marker}: version {self._version!r}; expected {VERSION}")
         try:
             leaves = {
                 path: jax.ShapeDtypeStruct(tuple(leaf["shape"]), np.dtype(leaf["dtype"]))
@@ -325,11 +350,19 @@ class NativeReader:
                 f"{self.folder / PARAMS}: parameter {path}: {fault}; write the checkpoint again"
             )
         self._sums.pop(here.name, None)  # once is enough
+        source, name = self.folder / PARAMS, path
+        if self._version == _ONE_BY_ONE:
+            source, name = here, "value"
         with _checkpointer() as checkpointer, _named(self.folder / PARAMS, path):
-            value = checkpointer.restore(
-                _leaf_folder(self.folder, path),
-                args=ocp.args.PyTreeRestore(restore_args={"value": args}),
-            )["value"]
+            tree = checkpointer.restore(
+                source,
+                args=ocp.args.PyTreeRestore(
+                    item=unflatten({name: 0}),
+                    restore_args=unflatten({name: args}),
+                    partial_restore=True,
+                ),
+            )
+        value = flatten(tree)[name]
         if value.shape != self.entries[path].shape:
             raise InputError(
                 f"{_leaf_folder(self.folder, path)}: shape {list(value.shape)}; {MARKER} says "

@@ -7,14 +7,19 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import resource
 import shutil
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import ml_dtypes
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -23,6 +28,7 @@ from tiny_checkpoint import random_tensors, read_tensors, write_checkpoint, writ
 from moss_audio_jax import sharding
 from moss_audio_jax.config import ProcessorConfig, read_json
 from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.tree import flatten
 from moss_audio_jax.weights import checkpoint
 from moss_audio_jax.weights.checkpoint import MARKER, save_native, total_bytes
 from moss_audio_jax.weights.convert import (
@@ -219,6 +225,53 @@ def test_native_folders_of_an_older_version_load(native):
     (native / MARKER).write_text(json.dumps(marker))
     with pytest.warns(UserWarning, match="without checksums"):
         load_params(native)
+
+
+def test_a_folder_with_a_checkpoint_for_each_parameter_loads(native, config):
+    """As version 1 wrote them."""
+    expected = flatten(load_params(native, config))
+    for file in (native / "params").iterdir():
+        if file.is_file():
+            file.unlink()
+        else:
+            shutil.rmtree(file)
+    marker = json.loads((native / MARKER).read_text())
+    for path in marker["parameters"]:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
+            checkpointer.save(
+                native / "params" / path.replace("/", "."),
+                args=ocp.args.PyTreeSave({"value": np.asarray(expected[path])}),
+            )
+    (native / MARKER).write_text(json.dumps(marker | {"version": 1, "files": {}}))
+    found = flatten(load_params(native, config))
+    assert found.keys() == expected.keys()
+    for path, leaf in found.items():
+        np.testing.assert_array_equal(leaf, expected[path])
+
+
+def test_orbax_restores_a_native_folder_without_this_package(native, config, tmp_path):
+    """The lines of docs/use_a_checkpoint.md, where the package cannot be imported."""
+    page = (Path(__file__).parents[2] / "docs" / "use_a_checkpoint.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(import orbax.*?)```", page, re.DOTALL)
+    assert len(code.strip().splitlines()) <= 5
+    code = code.replace("/path/to/native", str(native))
+    check = (
+        "import sys; sys.modules['moss_audio_jax'] = None\n"
+        f"{code}\n"
+        "import jax, numpy as np\n"
+        f"np.savez({str(tmp_path / 'all.npz')!r}, **{{jax.tree_util.keystr(k, simple=True, "
+        "separator='/'): np.asarray(v, np.float32) for k, v in "
+        "jax.tree_util.tree_leaves_with_path(params)})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "all.npz")
+    expected = flatten(load_params(native, config, "float32"))
+    assert set(found.files) == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(found[path], leaf)
 
 
 def test_a_disk_that_fills_up_is_one_line(tmp_path, folder, monkeypatch):
