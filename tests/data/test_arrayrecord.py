@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,21 @@ def test_training_from_shards_equals_training_from_files(
         assert ours.row_ids == files.row_ids
         for key, value in files.arrays.items():
             np.testing.assert_array_equal(ours.arrays[key], value, err_msg=key)
+
+
+def test_the_reader_of_the_docs_reads_shards(corpus, make_arrayrecord, tmp_path):
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(import json, struct.*?)```", page, re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert make_arrayrecord([str(corpus / "speech.jsonl")], str(tmp_path / "out"), shard_count=1)
+    (shard,) = (tmp_path / "out").glob("*.array_record")
+    found = list(names["rows"](str(shard)))
+    lines = (corpus / "speech.jsonl").read_text().splitlines()
+    for (row, blobs), line in zip(found, lines, strict=True):
+        audio, asked, said = json.loads(line)["conversation"]
+        assert row["conversation"][1:] == [asked, said]
+        assert blobs == [(corpus / audio["content"]).read_bytes()]
 
 
 def test_shards_are_resumed_and_bad_rows_listed(make_arrayrecord, tmp_path):
