@@ -47,7 +47,8 @@ from moss_audio_jax.sharding import as_mesh, param_shardings, serving_mesh
 from moss_audio_jax.text import build_prompt, load_tokenizer
 from moss_audio_jax.text.prompt import split_thinking
 from moss_audio_jax.text.tokenizer import StreamDecoder, Tokenizer, check_fits
-from moss_audio_jax.weights.convert import load_params, read_config
+from moss_audio_jax.weights.convert import load_params
+from moss_audio_jax.weights.opening import read_config
 
 __all__ = ["Audio", "Clip", "MossAudio", "Prepared", "Reply", "Request", "Sampling", "Stream"]
 

@@ -104,7 +104,7 @@ def load_model(args: argparse.Namespace, mesh: Any = None) -> MossAudio:
     keep_memory()
     if args.lora is not None:
         from moss_audio_jax.weights.adapters import describe
-        from moss_audio_jax.weights.convert import read_config
+        from moss_audio_jax.weights.opening import read_config
 
         found = describe(args.lora, read_config(args.checkpoint))  # before weights are read
         if jax.process_index() == 0:

@@ -32,7 +32,8 @@ def main(argv: Sequence[str]) -> int:
     args = options.parse_args(argv)
 
     from moss_audio_jax.weights.adapters import describe
-    from moss_audio_jax.weights.convert import convert, read_config
+    from moss_audio_jax.weights.convert import convert
+    from moss_audio_jax.weights.opening import read_config
 
     convert(
         args.input,

@@ -31,7 +31,7 @@ from moss_audio_jax import (
 )
 from moss_audio_jax.weights import safetensors
 from moss_audio_jax.weights.adapters import save_adapters
-from moss_audio_jax.weights.convert import read_config
+from moss_audio_jax.weights.opening import read_config
 from tools.make.toy import write_byte_tokenizer
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,8 @@ from moss_audio_jax.config import OFFICIAL
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.train.__main__ import load_config
 from moss_audio_jax.train.start import read_start
-from moss_audio_jax.weights.convert import convert, read_config
+from moss_audio_jax.weights.convert import convert
+from moss_audio_jax.weights.opening import read_config
 
 ID = "OpenMOSS-Team/MOSS-Audio-4B-Thinking"
 ADVICE = f"hf download {ID} --local-dir MOSS-Audio-4B-Thinking"

@@ -231,7 +231,7 @@ def rows(folder: Path) -> Setup:
     from moss_audio_jax.data.packing import Size
     from moss_audio_jax.data.sources import Location
     from moss_audio_jax.text import load_tokenizer
-    from moss_audio_jax.weights.convert import read_config
+    from moss_audio_jax.weights.opening import read_config
 
     soundfile.write(folder / "a.wav", _tone(), 16_000)
     encoder = read_config(DEFAULT_CHECKPOINT).encoder
@@ -274,7 +274,7 @@ def _toy(folder: Path) -> Path:
 
 
 def checkpoints(folder: Path) -> Setup:
-    from moss_audio_jax.weights.convert import open_checkpoint, read_config
+    from moss_audio_jax.weights.opening import open_checkpoint, read_config
 
     toy = _toy(folder)
     names = ["config.json", "generation_config.json", "processor_config.json"]
@@ -319,7 +319,7 @@ def adapters(folder: Path) -> Setup:
     import safetensors.numpy
 
     from moss_audio_jax.weights.adapters import load_adapters
-    from moss_audio_jax.weights.convert import read_config
+    from moss_audio_jax.weights.opening import read_config
 
     config = read_config(TOYS / "b")
     hidden = config.decoder.hidden_size

@@ -36,8 +36,8 @@ from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import brief, not_written, open_regular, parse_json, read_json, shown
 from moss_audio_jax.journal import write_lines
 from moss_audio_jax.remote import redact
-from moss_audio_jax.weights.convert import read_config
 from moss_audio_jax.weights.helpers import load_helpers
+from moss_audio_jax.weights.opening import read_config
 
 _GROUP_SECONDS = 256.0  # of sound that goes through the branches together
 _CLIPPED = 0.001  # share of samples at full scale from which a file is called clipped

@@ -12,8 +12,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
-
 from moss_audio_jax.config import (
     DecoderConfig,
     EncoderConfig,
@@ -22,12 +20,11 @@ from moss_audio_jax.config import (
     read_config_json,
 )
 from moss_audio_jax.errors import InputError, UsageError
-from moss_audio_jax.models import moss_audio
 from moss_audio_jax.text import load_tokenizer
 from moss_audio_jax.text.tokenizer import Tokenizer
-from moss_audio_jax.tree import flatten, unflatten
-from moss_audio_jax.weights.convert import load_params, open_checkpoint, read_config
-from moss_audio_jax.weights.official import OfficialReader, qwen3_table
+from moss_audio_jax.weights.compose import Composed
+from moss_audio_jax.weights.convert import load_params
+from moss_audio_jax.weights.opening import read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,23 +83,8 @@ def initial_params(start: Start, shardings: Any, seed: int) -> Any:
     """The parameter tree before the first step, on its devices, in the dtypes as stored."""
     if start.whole:
         return load_params(start.whole, start.model, None, shardings)
-
-    def init() -> Any:
-        return moss_audio.init_params(jax.random.key(seed), start.model)
-
-    params = flatten(jax.jit(init, out_shardings=shardings)())
-    flat = flatten(shardings)
-    if start.encoder:
-        with open_checkpoint(start.encoder) as reader:
-            for path in params:
-                if path.startswith("audio_encoder/"):
-                    params[path] = reader.load(path, flat[path])
-    if start.decoder:
-        tied = bool(read_config_json(start.decoder)[0].get("tie_word_embeddings"))
-        with OfficialReader(start.decoder, qwen3_table(start.model, tied)) as reader:
-            for path in reader.entries:
-                params[path] = reader.load(path, flat[path])
-    return unflatten(params)
+    with Composed(start.model, start.encoder, start.decoder, seed) as parts:
+        return parts.tree(shardings)
 
 
 def _parts(init_from: str) -> dict[str, str]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,55 +14,15 @@ from tqdm import tqdm
 
 from moss_audio_jax.config import (
     RELEASED,
-    DecoderConfig,
     ModelConfig,
     ProcessorConfig,
-    decoder_from_qwen3,
-    from_official,
-    read_config_json,
 )
-from moss_audio_jax.errors import InputError, UsageError
-from moss_audio_jax.models import moss_audio
-from moss_audio_jax.weights import checkpoint, safetensors
+from moss_audio_jax.errors import UsageError
+from moss_audio_jax.weights import checkpoint
 from moss_audio_jax.weights.adapters import Merged
-from moss_audio_jax.weights.checkpoint import NativeReader
-from moss_audio_jax.weights.official import OfficialReader, qwen3_table, table, write_official
-
-_INIT_ALONE = 20_000_000  # larger parameters are initialised one by one, for the memory it takes
-
-Format = Literal["official", "native"]
-
-
-def folder_format(folder: str | Path) -> Format:
-    """Which layout a checkpoint folder has.
-
-    Raises:
-      InputError: no such folder, no weights in it, or weights in both layouts.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    native = (folder / checkpoint.MARKER).exists() or (folder / checkpoint.PARAMS).is_dir()
-    if not native:
-        safetensors.Reader(folder).close()  # says what is wrong where there are no weights
-        return "official"
-    if (folder / safetensors.SINGLE).exists() or (folder / safetensors.INDEX).exists():
-        raise InputError(f"{folder}: holds both native and official weights; keep one of them")
-    return "native"
-
-
-def open_checkpoint(
-    folder: str | Path, config: ModelConfig | None = None
-) -> OfficialReader | NativeReader:
-    """A reader of either layout, checked against `config` (default: the folder's config.json)."""
-    if config is None:
-        config = read_config(folder)
-    reader = {"official": OfficialReader, "native": NativeReader}[folder_format(folder)]
-    return reader(folder, table(config))
-
-
-def read_config(folder: str | Path) -> ModelConfig:
-    return from_official(*read_config_json(folder))
+from moss_audio_jax.weights.compose import Composed
+from moss_audio_jax.weights.official import table, write_official
+from moss_audio_jax.weights.opening import Format, open_checkpoint, read_config
 
 
 def load_params(
@@ -187,7 +144,7 @@ def convert(
     if decoder is None:
         reader = open_checkpoint(input, config)
     else:
-        reader, processor = _Grafted(config, decoder), ProcessorConfig()
+        reader, processor = Composed(config, decoder=decoder), ProcessorConfig()
     if merge_lora is not None:
         reader = Merged(reader, merge_lora, config)
     with reader:
@@ -210,60 +167,6 @@ def _leaves(reader: Any, dtype: np.dtype, bar: tqdm) -> Iterator[tuple[str, np.n
     for path, entry in reader.entries.items():
         yield path, reader.read(path, dtype)
         bar.update(checkpoint.total_bytes([entry], dtype))
-
-
-class _Grafted:
-    """A Qwen3 decoder under an encoder and adapters that know nothing yet; reads like a reader."""
-
-    def __init__(self, config: ModelConfig, folder: str | Path):
-        raw, file = read_config_json(folder)
-        theirs = decoder_from_qwen3(raw, file)
-        _check_decoder(theirs, config.decoder, file)
-        self.entries = {entry.path: entry for entry in table(config)}
-        self._decoder = OfficialReader(folder, qwen3_table(config, theirs.tie_embeddings))
-        self._config = config
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self._decoder.dtype
-
-    def __enter__(self) -> _Grafted:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._decoder.close()
-
-    def read(self, path: str, dtype: Any) -> np.ndarray:
-        if path in self._decoder.entries:
-            return self._decoder.read(path, dtype)
-        if math.prod(self.entries[path].shape) > _INIT_ALONE:
-            return np.asarray(self._init({path})[path].astype(dtype))
-        return np.asarray(self._small[path].astype(dtype))
-
-    @functools.cached_property
-    def _small(self) -> dict[str, jax.Array]:
-        sizes = {path: math.prod(entry.shape) for path, entry in self.entries.items()}
-        small = {path for path, size in sizes.items() if size <= _INIT_ALONE}
-        return self._init(small - self._decoder.entries.keys())
-
-    def _init(self, paths: set[str]) -> dict[str, jax.Array]:
-        @jax.jit  # the compiler leaves out what is not asked for, the decoder above all
-        def init(key: jax.Array) -> dict[str, jax.Array]:
-            leaves = checkpoint.flatten(moss_audio.init_params(key, self._config, self.dtype.name))
-            return {path: leaves[path] for path in paths}
-
-        return init(jax.random.key(0))
-
-
-def _check_decoder(theirs: DecoderConfig, ours: DecoderConfig, where: str) -> None:
-    for field in dataclasses.fields(DecoderConfig):
-        found, expected = getattr(theirs, field.name), getattr(ours, field.name)
-        if field.name == "max_positions":  # a limit on prompts; no weight depends on it
-            continue
-        if field.name == "tie_embeddings" and not expected:  # the embedding becomes the head
-            continue
-        if found != expected:
-            raise InputError(f"{where}: {field.name} is {found}; the new model has {expected}")
 
 
 def _overlap(one: Path, other: Path) -> bool:

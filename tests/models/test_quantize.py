@@ -21,7 +21,8 @@ from moss_audio_jax.models import decoder, moss_audio
 from moss_audio_jax.models.quantize import quantize, to_int8
 from moss_audio_jax.ops.linear import Int8, dense, matmul
 from moss_audio_jax.tree import path_name
-from moss_audio_jax.weights.convert import load_params, read_config
+from moss_audio_jax.weights.convert import load_params
+from moss_audio_jax.weights.opening import read_config
 
 OWN = Path(__file__).parents[1] / "golden" / "tiny"
 BOTH = Compute("float32", quantize="weights+cache")

@@ -15,7 +15,8 @@ from moss_audio_jax.train.setup import recipe_of
 from moss_audio_jax.train.start import read_start
 from moss_audio_jax.tree import flatten
 from moss_audio_jax.weights.adapters import load_adapters
-from moss_audio_jax.weights.convert import convert, load_params, read_config
+from moss_audio_jax.weights.convert import convert, load_params
+from moss_audio_jax.weights.opening import read_config
 
 
 def test_it_learns_by_heart_and_the_export_says_so(run_config, corpus, tmp_path):

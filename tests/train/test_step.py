@@ -25,7 +25,8 @@ from moss_audio_jax.train.step import (
     state_shardings,
 )
 from moss_audio_jax.tree import flatten, unflatten
-from moss_audio_jax.weights.convert import load_params, read_config
+from moss_audio_jax.weights.convert import load_params
+from moss_audio_jax.weights.opening import read_config
 
 OWN = Path(__file__).parents[1] / "golden" / "tiny" / "a"
 MODEL = read_config(OWN)

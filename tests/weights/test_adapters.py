@@ -27,7 +27,8 @@ from moss_audio_jax.weights.adapters import (
     load_adapters,
     save_adapters,
 )
-from moss_audio_jax.weights.convert import convert, load_params, open_checkpoint
+from moss_audio_jax.weights.convert import convert, load_params
+from moss_audio_jax.weights.opening import open_checkpoint
 
 DECODER = "language_model.layers.{}.self_attn.{}_proj"
 SIZES = {"q": 32, "v": 16}  # of the tiny checkpoint; all read 64

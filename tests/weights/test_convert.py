@@ -31,14 +31,9 @@ from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.tree import flatten
 from moss_audio_jax.weights import checkpoint
 from moss_audio_jax.weights.checkpoint import MARKER, save_native, total_bytes
-from moss_audio_jax.weights.convert import (
-    convert,
-    folder_format,
-    load_params,
-    open_checkpoint,
-    save_official,
-)
+from moss_audio_jax.weights.convert import convert, load_params, save_official
 from moss_audio_jax.weights.official import OfficialReader, qwen3_table, table
+from moss_audio_jax.weights.opening import folder_format, open_checkpoint
 
 COPIED = [
     "config.json",

@@ -20,8 +20,9 @@ from moss_audio_jax.errors import InputError
 from moss_audio_jax.models.moss_audio import abstract_params
 from moss_audio_jax.tree import flatten
 from moss_audio_jax.weights import safetensors
-from moss_audio_jax.weights.convert import convert, load_params, open_checkpoint
+from moss_audio_jax.weights.convert import convert, load_params
 from moss_audio_jax.weights.official import OfficialReader, read_leaf, table
+from moss_audio_jax.weights.opening import open_checkpoint
 
 TESTS = Path(__file__).parents[1]
 OFFICIAL = (  # written by the official code

@@ -9,7 +9,8 @@ import pytest
 from moss_audio_jax.config import processor_from_official, read_json
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.text import load_tokenizer
-from moss_audio_jax.weights.convert import load_params, read_config
+from moss_audio_jax.weights.convert import load_params
+from moss_audio_jax.weights.opening import read_config
 from tools.make.toy import make_toy
 from tools.small.tokenizer import texts_of, train_tokenizer
 

@@ -1,0 +1,46 @@
+"""Opens a checkpoint folder, whichever layout it has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from moss_audio_jax.config import ModelConfig, from_official, read_config_json
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.weights import checkpoint, safetensors
+from moss_audio_jax.weights.checkpoint import NativeReader
+from moss_audio_jax.weights.official import OfficialReader, table
+
+Format = Literal["official", "native"]
+
+
+def folder_format(folder: str | Path) -> Format:
+    """Which layout a checkpoint folder has.
+
+    Raises:
+      InputError: no such folder, no weights in it, or weights in both layouts.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    native = (folder / checkpoint.MARKER).exists() or (folder / checkpoint.PARAMS).is_dir()
+    if not native:
+        safetensors.Reader(folder).close()  # says what is wrong where there are no weights
+        return "official"
+    if (folder / safetensors.SINGLE).exists() or (folder / safetensors.INDEX).exists():
+        raise InputError(f"{folder}: holds both native and official weights; keep one of them")
+    return "native"
+
+
+def open_checkpoint(
+    folder: str | Path, config: ModelConfig | None = None
+) -> OfficialReader | NativeReader:
+    """A reader of either layout, checked against `config` (default: the folder's config.json)."""
+    if config is None:
+        config = read_config(folder)
+    reader = {"official": OfficialReader, "native": NativeReader}[folder_format(folder)]
+    return reader(folder, table(config))
+
+
+def read_config(folder: str | Path) -> ModelConfig:
+    return from_official(*read_config_json(folder))
