@@ -57,7 +57,7 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def run_verb(*verb: str) -> NoReturn:
-    """This process is `moss-audio-jax VERB ...`, with the words of its own command line behind."""
+    """Runs this process as `moss-audio-jax VERB ...`, with the rest of its own command line."""
     runtime.run_as_process(lambda: main([*verb, *sys.argv[1:]]))
 
 

@@ -1,6 +1,6 @@
 """What the verbs of the command line share: a model's options, errors as one line, exit codes.
 
-Exit codes: 0 done; 1 some input could not be used (each is named); 2 bad use.
+Exit codes: 0 done; 1 some input could not be used (a line names each); 2 bad use.
 """
 
 from __future__ import annotations
@@ -86,11 +86,11 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
 
 
 def load_model(args: argparse.Namespace, mesh: Any = None) -> MossAudio:
-    """The model that `add_model_options` describes; says what its answers are worth where that is
-    little: of the small model, of random weights.
+    """The model that `add_model_options` describes. Prints a note if its answers are worth little:
+    from the small model, or from random weights.
 
     Args:
-      mesh: instead of args.mesh, where several processes had to agree on one.
+      mesh: replaces args.mesh, if several processes had to agree on one.
 
     Raises:
       InputError: a checkpoint that cannot be used, or has no tokenizer: every verb needs text.
@@ -128,7 +128,7 @@ def load_model(args: argparse.Namespace, mesh: Any = None) -> MossAudio:
 
 
 def join_processes() -> None:
-    """Joins the other processes of the run where a launcher says that there are any."""
+    """Joins the other processes of the run, if a launcher says that there are any."""
     import jax
 
     keep_compiled()
@@ -143,10 +143,10 @@ def join_processes() -> None:
 
 
 def keep_memory() -> None:
-    """On CPUs: memory that was freed stays with this process.
+    """On CPUs, lets this process keep memory that was freed.
 
-    The C library gives large buffers back at once, and the system clears each of their pages for
-    the next step anew.
+    By default the C library returns large buffers at once, and the system has to clear their pages
+    again for the next step.
     """
     import jax
 
@@ -181,12 +181,12 @@ def positive(text: str) -> int:
 
 
 def say(message: str) -> None:
-    """For people: to stderr, so that stdout holds the answer alone."""
+    """Prints to stderr, for people, so that stdout holds nothing but the answer."""
     print(message, file=sys.stderr)
 
 
 def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
-    """Runs a verb; what the user can mend becomes one line on stderr and an exit code.
+    """Runs a verb. An error that the user can mend becomes one line on stderr and an exit code.
 
     Without `argv` it is the command line of this process, which ends with the exit code.
     """
@@ -229,12 +229,12 @@ class _Say(logging.Handler):
 
 @contextlib.contextmanager
 def _progress() -> Iterator[None]:
-    """What this package logs is said, a line as it is; the library alone prints nothing."""
+    """Prints what this package logs, line by line. As a library it prints nothing."""
     log, handler = logging.getLogger("moss_audio_jax"), _Say()
     before = log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    log.propagate = False  # or the root's handlers say it once more
+    log.propagate = False  # otherwise the root's handlers would print it again
     try:
         yield
     finally:
@@ -244,7 +244,7 @@ def _progress() -> Iterator[None]:
 
 
 def _flushed() -> bool:
-    """Whether all of stdout was written; if not, it is said."""
+    """Whether all of stdout could be written. If not, prints why."""
     try:
         sys.stdout.flush()
         return True
@@ -254,15 +254,15 @@ def _flushed() -> bool:
 
 
 def _not_written(error: OSError) -> None:
-    """Says why stdout was not written, unless whoever read it has left (`| head`); and it is not
-    tried again when Python ends."""
+    """Prints why stdout was not written, unless its reader has ended (`| head`). Python does not
+    try again when it ends."""
     if not isinstance(error, BrokenPipeError):
         say(f"error: stdout: not written: {reason(error)}")
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def collect(items: Sequence[Any], prepare: Callable[[Any], Any]) -> tuple[list[Any], int]:
-    """prepare(item) for each; None and a line on stderr where it raised InputError.
+    """prepare(item) for each item. If it raises InputError, None and a line on stderr.
 
     Returns:
       (results, how many failed).
@@ -278,7 +278,7 @@ def collect(items: Sequence[Any], prepare: Callable[[Any], Any]) -> tuple[list[A
 
 
 def look(files: Sequence[str]) -> dict[str, str]:
-    """What is wrong with files of sound as far as their beginnings show: {file: the line}.
+    """Faults of sound files that show in their first seconds: {file: the line about it}.
 
     For verbs that would load a model first, which may take minutes.
     """
@@ -295,7 +295,7 @@ def look(files: Sequence[str]) -> dict[str, str]:
 
 
 def warn(problems: Iterable[str], name: str | None = None) -> None:
-    """A line for each; `name` is what they are about, where they do not say so themselves."""
+    """Prints a line for each warning. `name` is what they are about, if they do not say so."""
     for problem in problems:
         say(_line("warning", problem if name is None else f"{name}: {problem}"))
 

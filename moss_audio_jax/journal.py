@@ -16,7 +16,7 @@ class Journal:
     """Appends rows to a file, each as a whole line; use it as a context.
 
     The file is there once something is written. A line that a killed process left half-written is
-    cut off first. Without a path nothing is written: in a process whose peer does it.
+    cut off first. Without a path nothing is written, for a process whose peer writes.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -43,7 +43,7 @@ class Journal:
             raise not_written(self._path, error) from error
 
     def sync(self) -> None:
-        """What was written survives the machine too."""
+        """After this, what was written also survives a crash of the machine."""
         if self._file:
             try:
                 os.fsync(self._file.fileno())
@@ -62,7 +62,8 @@ class Journal:
 
 
 def line(row: Mapping[str, Any]) -> bytes:
-    """A row as JSON in UTF-8; a lone surrogate, of a file name, is written as JSON's escape."""
+    """A row as JSON in UTF-8. A lone surrogate (from a file name) is written as an escape of
+    JSON."""
     try:
         return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
     except RecursionError:
@@ -70,6 +71,6 @@ def line(row: Mapping[str, Any]) -> bytes:
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """The file, all of it or as it was."""
+    """Writes the whole file, or leaves the old one as it was."""
     with writing(path, "wb") as file:
         file.writelines(map(line, rows))

@@ -1,7 +1,7 @@
-"""One client for models behind HTTP, in OpenAI's form; and secrets kept out of what is written.
+"""The one HTTP client for models behind OpenAI's API, and `redact`, which hides secrets.
 
-Servers of strangers may redirect, drip, flood or talk nonsense. Whatever one does, a question costs
-no more than its time and its bytes, and ends in an answer or in one InputError.
+A server may redirect, send slowly, send too much or answer nonsense. Whatever it does, a question
+takes no more than its limits of time and bytes, and ends in an answer or in one InputError.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def redact(value: Any, secrets: Iterable[str] = ()) -> Any:
 
 def _without(text: str, secrets: Iterable[str]) -> str:
     for secret in secrets:
-        if len(secret) >= 3:  # less would hide half of every text
+        if len(secret) >= 3:  # shorter ones would hide half of every text
             text = text.replace(secret, HIDDEN)
     return text
 
@@ -125,9 +125,10 @@ def secrets_of(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def variable(name: str) -> str:
-    """The name of an environment variable; UsageError, without it, where it is none.
+    """Checks the name of an environment variable. Raises UsageError, which does not show the name.
 
-    A key in the place of the variable that should hold it must not be written anywhere.
+    Somebody may give the key itself instead of the variable's name, and it must not be written
+    anywhere.
     """
     if not _VARIABLE.fullmatch(name) or redact(name) != name:
         raise UsageError(
@@ -149,9 +150,9 @@ class Chat:
       model: its name there.
       key: sent to that server alone, as a bearer token; never written anywhere.
       timeout: seconds that one question may take, all attempts and waits together.
-      attempts: how often it is asked while the endpoint is busy (408, 429, 5xx) or away.
-      wait: seconds before the second attempt, doubled before each further one; where the server
-        says how long to wait, that.
+      attempts: how often it is asked if the endpoint is busy (408, 429, 5xx) or unreachable.
+      wait: seconds before the second attempt, doubled before each further one. If the server says
+        how long to wait, that counts.
     """
 
     url: str = dataclasses.field(repr=False)
@@ -190,24 +191,25 @@ class Chat:
 
     @property
     def _basic(self) -> str:
-        """user:password of the URL as HTTP's Basic authorization has it; "" where there is none."""
+        """user:password of the URL in the form of HTTP's Basic authorization; "" if there is
+        none."""
         user = urllib.parse.urlsplit(self.url).netloc.rpartition("@")[0]
         return base64.b64encode(urllib.parse.unquote_to_bytes(user)).decode()
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Who answers, without secrets."""
+        """The name of what answers, without secrets."""
         return {"url": redact(self.url, self.secrets), "model": self.model, "temperature": 0}
 
     def stop(self) -> None:
-        """Whatever is being asked, in any thread, soon ends with CancelledError."""
+        """Ends all running questions, in any thread, soon and with CancelledError."""
         self._stop.set()
 
     def ask(self, prompt: str) -> str:
-        """The model's own words, at temperature 0; a secret that it repeats is hidden.
+        """The model's answer at temperature 0. Secrets that it repeats are hidden.
 
         Raises:
-          InputError: it refused, talked nonsense, or could not be reached in time.
+          InputError: the server refused, answered nonsense, or could not be reached in time.
         """
         until = time.monotonic() + self.timeout
         for attempt in range(1, self.attempts + 1):
@@ -226,7 +228,7 @@ class Chat:
         raise InputError(brief(redact(f"{where}: {problem}", self.secrets), 400))
 
     def _posted(self, prompt: str, until: float) -> bytes:
-        """The body of the reply. Raises _Failure for whatever else the server may do."""
+        """The body of the reply. Raises _Failure for everything else that a server may do."""
         parts = urllib.parse.urlsplit(self.url)
         body = {
             "model": self.model,
@@ -263,7 +265,7 @@ class Chat:
 
 
 class _Failure(Exception):
-    """One attempt without an answer; `again`: whether another may bring one; `after` seconds."""
+    """An attempt without an answer. `again`: another attempt may get one, `after` seconds."""
 
     def __init__(self, problem: str, again: bool = False, after: float | None = None):
         super().__init__(problem)
@@ -283,7 +285,8 @@ def _content(body: bytes) -> str:
 
 
 def _refused(error: urllib.error.HTTPError) -> _Failure:
-    """Of a status that is no success; a redirection is one, and is not followed."""
+    """The failure for a status other than success. Redirections are failures; they are not
+    followed."""
     said = ""
     with contextlib.suppress(Exception), error:  # the status is what counts
         said = error.read(300).decode(errors="replace")
@@ -295,7 +298,7 @@ def _refused(error: urllib.error.HTTPError) -> _Failure:
 
 
 def _after(error: urllib.error.HTTPError) -> float | None:
-    """Seconds that the server asks to wait, of a number or a date; None where it does not."""
+    """Seconds that the server asks to wait, from a number or a date; None if it does not ask."""
     given = (error.headers.get("Retry-After") or "").strip()
     if re.fullmatch(r"\d{1,9}", given):
         return float(given)
@@ -308,7 +311,8 @@ def _after(error: urllib.error.HTTPError) -> float | None:
 
 
 class _Reader(io.RawIOBase):
-    """What a socket receives, up to a deadline and a size; a timeout a `recv` would do neither."""
+    """Reads from a socket up to a deadline and a size. A timeout for each `recv` ensures
+    neither."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket, until: float, stop: threading.Event):
         self._raw, self._sock, self._until, self._stop = raw, sock, until, stop
@@ -344,7 +348,8 @@ def _left(until: float) -> float:
 
 
 def _opener(until: float, stop: threading.Event) -> urllib.request.OpenerDirector:
-    """HTTP and HTTPS, proxies of the environment; no redirections, whose target may be anyone."""
+    """Opens HTTP and HTTPS, by the proxies of the environment. It follows no redirections, because
+    their target may be anyone."""
 
     class Bounded:
         def connect(self):

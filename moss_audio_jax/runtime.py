@@ -1,6 +1,6 @@
 """The process around a verb: its streams, Ctrl-C, JAX's cache of programs, the code's version.
 
-Imports little, since Ctrl-C ends a process as it should from the moment that this is imported.
+It imports little, because Ctrl-C works properly only once this file is imported.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 INTERRUPTED = 130  # what a shell says of a process that Ctrl-C ended: 128 + SIGINT
-_GRACE = 10.0  # seconds that Ctrl-C leaves a verb to clean up
+_GRACE = 10.0  # seconds that a verb has to clean up after Ctrl-C
 
 
 def run_as_process(main: Callable[[], int]) -> NoReturn:
     """Runs `main`, and ends this process with the exit code that it returns.
 
-    Ctrl-C (SIGINT) raises KeyboardInterrupt in `main`, so that it can clean up, and ends the
-    process with 130: as soon as `main` is through with that, at once where Ctrl-C comes again, and
-    after ten seconds in any case, for example where a program is being compiled.
+    Ctrl-C (SIGINT) raises KeyboardInterrupt in `main`, so that it can clean up. The process then
+    ends with 130: when `main` is done, at a second Ctrl-C, or after ten seconds in any case (a
+    program may be compiling).
     """
     _open_streams()
     # Python's tracker of semaphores outlives a process that Ctrl-C ended, frees what it left, and
@@ -40,13 +40,13 @@ def run_as_process(main: Callable[[], int]) -> NoReturn:
 
 
 class _Interrupts:
-    """SIGINT from the first line to the last."""
+    """Handles SIGINT from the first line of a process to the last."""
 
     def __init__(self) -> None:
         self._asked = False
 
     def run(self, main: Callable[[], int]) -> NoReturn:
-        # A shell starts background jobs with SIGINT ignored; they stay so.
+        # A shell starts background jobs with SIGINT ignored; that stays.
         try:
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
                 signal.signal(signal.SIGINT, self._interrupt)
@@ -54,17 +54,17 @@ class _Interrupts:
                 self._watch()
             code = main()
         except BaseException as error:
-            # Libraries make other exceptions of it: an import that was interrupted fails.
+            # Libraries turn it into other exceptions: an interrupted import fails.
             if not self._asked and not isinstance(error, KeyboardInterrupt):
                 raise
             code = INTERRUPTED
         if self._asked or code == INTERRUPTED:
             _leave()
-        # The work is done: from here on nothing needs an exception to clean up.
+        # The work is done, so nothing needs an exception to clean up any more.
         if signal.getsignal(signal.SIGINT) == self._interrupt:
             signal.signal(signal.SIGINT, _leave)
-        # As Python ends a process of `multiprocessing`: threads, what waits for the exit, and out.
-        # Its usual end takes modules apart one by one, deaf to Ctrl-C, which is then a crash.
+        # Ends as Python ends a process of `multiprocessing`: threads first, then exit handlers.
+        # Python's usual end takes modules apart one by one; Ctrl-C would crash it there.
         threading._shutdown()
         atexit._run_exitfuncs()
         _flush()
@@ -79,15 +79,15 @@ class _Interrupts:
         raise KeyboardInterrupt
 
     def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
-        """Where Python would drop an exception with a traceback and go on: in a destructor."""
+        """Called where Python would print an exception and go on, for example in a destructor."""
         if unraisable.exc_type is KeyboardInterrupt:
             _leave()
         if not self._asked:
             sys.__unraisablehook__(unraisable)
 
     def _watch(self) -> None:
-        """Python handles a signal between two of its own instructions, and there may be none for
-        minutes: a thread learns of it at once."""
+        """A thread that learns of signals at once. Python itself handles them between two of its
+        instructions, and there may be none for minutes."""
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -112,8 +112,8 @@ def _importing(frame: types.FrameType | None) -> bool:
 def _leave(*_: object) -> NoReturn:
     """Ends the process with 130, without what Python does at a usual end.
 
-    Threads may still compute or compile, and crash or hang when the interpreter takes down under
-    them what they use.
+    Threads may still compute or compile. They would crash or hang while the interpreter takes apart
+    what they use.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
@@ -132,7 +132,7 @@ def _flush() -> None:
 
 @contextlib.contextmanager
 def deaf_workers() -> Iterator[None]:
-    """Processes that are started within never hear Ctrl-C: who started them does, and ends them.
+    """Processes started in this context ignore Ctrl-C; their parent hears it and ends them.
 
     A terminal sends SIGINT to all processes at once, and each would print a traceback.
     """
@@ -144,10 +144,11 @@ def deaf_workers() -> Iterator[None]:
 
 
 def _open_streams() -> None:
-    """Where stdin, stdout or stderr came closed (`>&-`), opens something in its place.
+    """Opens a replacement for stdin, stdout or stderr if it was closed (`>&-`).
 
-    The next file to be opened would get its number, and what is meant for the stream. Nothing can
-    be read there; writing to stdout fails, as an answer would be lost; stderr goes nowhere.
+    Otherwise the next opened file would get the stream's number and what is written to the stream.
+    The replacement of stdin is empty, writing to that of stdout fails (an answer would be lost),
+    and that of stderr drops everything.
     """
     for number, name, how in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
@@ -164,11 +165,11 @@ def _open_streams() -> None:
 
 
 def keep_compiled() -> None:
-    """Programs that JAX compiles are kept on disk for the next process.
+    """Keeps the programs that JAX compiles on disk, for the next process.
 
-    In ~/.cache/moss_audio_jax/xla ($XDG_CACHE_HOME). Where JAX was told a folder or not to keep
-    them (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE or the like in jax.config), that
-    stays; the environment variable MOSS_AUDIO_JAX_CACHE=off keeps nothing.
+    They lie in ~/.cache/moss_audio_jax/xla ($XDG_CACHE_HOME). Settings of JAX take precedence
+    (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE and the like in jax.config). The
+    environment variable MOSS_AUDIO_JAX_CACHE=off keeps nothing.
     """
     import jax
     from jax.experimental.compilation_cache.compilation_cache import reset_cache
@@ -178,7 +179,8 @@ def keep_compiled() -> None:
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = os.path.join(caches, "moss_audio_jax", "xla")
     jax.config.update("jax_compilation_cache_dir", folder)
-    # Also what compiles in less than JAX's one second: generation has dozens of such programs.
+    # Programs that compile in less than JAX's limit of one second are kept, too: generation has
+    # dozens of them.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     reset_cache()  # JAX looks for a folder once, when it compiles for the first time
 
@@ -204,7 +206,7 @@ def code_version() -> str:
 
 
 def from_all(value: Any) -> list[Any]:
-    """This JSON value of every process, in their order. All processes call it."""
+    """The JSON values of all processes, in their order. All processes must call it."""
     import jax
 
     if jax.process_count() == 1:

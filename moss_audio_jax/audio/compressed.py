@@ -1,7 +1,7 @@
-"""Everything that is not plain samples: FFmpeg decodes it, through PyAV.
+"""Reads everything that is not plain samples: FFmpeg decodes it, through PyAV.
 
-How much sound a file holds is what its packets hold, all of them. What a header promises is held
-against that; what FFmpeg guesses from a bit rate is not used at all.
+A file holds as much sound as all of its packets hold. That is compared with what the header
+promises; FFmpeg's guesses from a bit rate are not used.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,ac3,eac3,aiff,amr,ape,asf,au,avi,avr,caf,dsf,dts,"
     "dtshd,flac,flv,iff,ircam,mp3,mpc,mpc8,mpeg,mpegts,nistsphere,ogg,pvf,sds,tta,voc,w64,wav,wv"
 )
-# Formats whose header states a length. That of others is FFmpeg's guess from the bit rate.
+# Formats whose header states a length. For others FFmpeg guesses it from the bit rate.
 _STATED = {"mov,mp4,m4a,3gp,3g2,mj2", "ape", "asf", "caf", "mpc", "mpc8", "tta", "wv"}
-# Frames without a container, between which tags and junk may lie; the most bytes of a frame.
+# Frames without a container, with tags or junk between them; the most bytes of a frame.
 _BARE = {"mp3": 2048, "aac": 8192}
 _SYNC = re.compile(rb"\xff[\xe0-\xfe]")  # how their frames start
 _SLACK = 0.1  # seconds: a promise includes what the decoder needs to start, and may be rounded
@@ -42,8 +42,8 @@ def blocks(
     """Decodes a file: (rate, float32 [n, channels]), integers scaled to -1..1.
 
     Args:
-      allow: is told the seconds that a header promises, and raises where they are too many.
-      note: is told what a person should know: what was chosen, what was left out.
+      allow: gets the seconds that a header promises, and raises if they are too many.
+      note: gets messages for the user: what was chosen, what was left out.
 
     Raises:
       InputError: it is no audio, or cut short or damaged.
@@ -52,7 +52,7 @@ def blocks(
     for link in links:
         part = file
         if len(links) > 1:
-            # FFmpeg reads it out of memory: a file object of ours could swallow Ctrl-C.
+            # FFmpeg reads it from memory, because a Python file object could swallow Ctrl-C.
             part = io.BytesIO(structure.read_at(file, link.start, link.stop - link.start))
         part.seek(0)
         try:
@@ -64,7 +64,7 @@ def blocks(
                 buffer_size=_READ,
             )
         except av.FFmpegError as error:
-            # That is what it says of a format that is not on the list.
+            # FFmpeg's words for a format that is not on the list.
             unknown = isinstance(error, av.ArgumentError)
             reason = "no format that is read here" if unknown else error.strerror or error
             raise InputError(
@@ -100,10 +100,10 @@ class _Track:
         if codec.name == "flac":
             codec.options = {"err_detect": "crccheck+explode"}
         elif codec.name in _OGG_HEADERS and link.last_granule is not None:
-            # FFmpeg trims Vorbis by up to a block too much: what to keep is told by the pages.
+            # FFmpeg trims up to a block too much of Vorbis, so the pages decide what to keep.
             codec.options = {"flags2": "+skip_manual"}
             self._watch, self._decoded, self._counted = self._watch_granules, 0, 0
-            if codec.name == "opus":  # pages count what is to be left out at the start
+            if codec.name == "opus":  # pages count the samples that are left out at the start
                 self._skip = int.from_bytes((codec.extradata or b"")[10:12], "little")
                 self._counted = self._skip
         if not link.ended:
@@ -144,7 +144,7 @@ class _Track:
                         self._watch(packet, frames)
                 yield from frames
         except av.FFmpegError as error:
-            self._failure = error  # the caller shall have what came before
+            self._failure = error  # the caller first gets what came before
 
     # --- bookkeeping by format -------------------------------------------------------------------
 
@@ -161,7 +161,7 @@ class _Track:
         return None
 
     def _watch_mpeg(self, packet: av.Packet, frames: list) -> None:
-        """Looks for the header's frame count, which ends where the first packet starts."""
+        """Looks for the frame count in the header, which ends where the first packet starts."""
         pos = self._file.tell()  # FFmpeg goes on reading from here
         promise = structure.mpeg_promise(self._file, packet.pos or 0)
         self._file.seek(pos)
@@ -193,8 +193,8 @@ class _Track:
             self._length = link.last_granule - begin - self._counted
 
     def _behind_junk(self, data: bytes, failed: bool) -> list:
-        """The sound in a packet of a bare stream that gave none: FFmpeg makes one packet of a tag,
-        or of junk, and the frame behind it."""
+        """The sound in a packet of a bare stream that decoded to nothing. FFmpeg joins a tag or
+        junk with the frame behind it into one packet."""
         frames = []
         if _SYNC.match(data):  # a frame that is damaged, or the encoder's delay and nothing else
             self._lost += failed
@@ -215,13 +215,14 @@ class _Track:
         return frames
 
     def _whole_frame(self, data: bytes) -> int:
-        """The bytes of the frame that starts here, by its own header; 0 where none does."""
+        """The size in bytes of the frame that starts here, by its header; 0 if no frame starts
+        here."""
         parser = av.CodecContext.create(self._codec.name, "r")
         whole = parser.parse(data[:16] + bytes(_BARE[self._format]))
         return whole[0].size if whole else 0
 
     def _check(self, given: int, seconds: float) -> None:
-        """Raises where the end is missing, or something within."""
+        """Raises InputError if the end or something in the middle is missing."""
         promised, slack = self._promised, _SLACK
         short = False
         if self._format == "flac":
@@ -265,7 +266,7 @@ class _Track:
 
 
 def _chosen(container, note: Callable[[str], None]):
-    """The track that players take: the one that is marked as the default, or else the first."""
+    """The track that players play: the one marked as default, otherwise the first."""
     tracks = container.streams.audio
     if not tracks:
         raise InputError("holds no audio stream")
@@ -278,7 +279,7 @@ def _chosen(container, note: Callable[[str], None]):
 
 
 def _gathered(frames: Iterator[av.AudioFrame]) -> Iterator[tuple[int, np.ndarray]]:
-    """Frames in larger blocks. Rate and channels may change from one frame to the next."""
+    """Joins frames into larger blocks. Rate and channels may change between frames."""
     fifo, kind, interleave = av.AudioFifo(), None, None
     for frame in frames:
         now = (frame.sample_rate, frame.layout.nb_channels)

@@ -54,7 +54,7 @@ def log_mel(wav: np.ndarray) -> np.ndarray:
             f"log_mel: the waveform holds {len(wav)} samples; expected at least {HOP} (one frame)"
         )
     peak = max(-float(wav.min()), float(wav.max()))
-    if not peak <= _PEAK_LIMIT:  # written so that NaN fails too
+    if not peak <= _PEAK_LIMIT:  # a comparison that NaN fails, too
         raise InputError(
             f"log_mel: the waveform's samples reach {peak}; expected finite values in about -1..1"
         )
@@ -95,7 +95,7 @@ def log_mel(wav: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def hann_window() -> np.ndarray:
-    """The periodic Hann window, float64 [400] (its first value is 0; the 401st would be)."""
+    """The periodic Hann window, float64 [400]. Its first value is 0; the 401st would be 0 again."""
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)
     window.flags.writeable = False
     return window
@@ -124,7 +124,7 @@ def mel_filters() -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _bank_parts() -> tuple[tuple[slice, slice, np.ndarray], ...]:
-    """The filter bank by groups of neighbours: (filters, bins they touch, float32 [bins, filters]).
+    """The filter bank in groups of neighbours: (filters, bins they touch, float32 [bins, filters]).
 
     98% of the bank is zeros; eight products over the bins a group touches cost a fifth of one
     over all bins.

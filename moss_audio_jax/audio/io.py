@@ -1,8 +1,8 @@
 """Any audio file -> mono float32 at 16 kHz.
 
-Contents decide how a file is read, never its name: `pcm` reads files of plain samples, `compressed`
-everything else. Time is counted in decoded samples: the start times that containers claim are not
-used.
+A file's contents decide how it is read, never its name: `pcm` reads files of plain samples,
+`compressed` everything else. Time is counted in decoded samples; start times that containers state
+are not used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from moss_audio_jax.audio.lengths import HOP, SAMPLE_RATE
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.files import brief, open_regular, reason, shown
 
-MAX_SECONDS = 12 * 3600.0  # of sound, where the caller and the environment name no other limit
+MAX_SECONDS = 12 * 3600.0  # of sound, unless the caller or the environment sets another limit
 _LIMIT_KEY = "MOSS_AUDIO_JAX_MAX_SECONDS"
 _BLOCK = 1 << 18  # samples of an array that are worked on at a time
 _READ = 1 << 20
@@ -63,8 +63,8 @@ def load_audio(source: Source, max_seconds: float | None = None) -> np.ndarray:
         frame (10 ms), or with samples that are NaN, infinite or too large to resample.
 
     Warns:
-      UserWarning: where a choice was made: of several tracks the default one is used; channels in
-        opposite phase cancel in their average; something in the file was left out.
+      UserWarning: if only the default one of several tracks is used, if channels in opposite phase
+        cancel in their average, or if something in the file was left out.
     """
     # A bytearray grows in place; joining a list of blocks would hold everything twice.
     out = bytearray()
@@ -77,7 +77,7 @@ def audio_blocks(source: Source, max_seconds: float | None = None) -> Iterator[n
     """The samples of `load_audio`, in order, some seconds at a time: float32 [n] each.
 
     Raises:
-      InputError: what `load_audio` raises; what is wrong with a file may show at its end.
+      InputError: what `load_audio` raises; a fault of a file may show only at its end.
     """
     limit, name = _limit(max_seconds), "audio"
 
@@ -151,8 +151,8 @@ def _open(source: Any, stack: contextlib.ExitStack) -> tuple[BinaryIO, str]:
             f"load_audio: got {type(source).__name__}; expected a path, a binary file object, or "
             "an array with its sampling rate: (array, rate)"
         )
-    # Only what is certain to be a plain file is read as it lies there. A gzip file also has a
-    # descriptor, of other bytes; and FFmpeg would take a name's suffix for a hint.
+    # Only a certain plain file is read in place. A gzip file also has a descriptor, but of other
+    # bytes. FFmpeg gets no name, because it would take the suffix as a hint.
     try:
         if type(source) is io.BytesIO:
             return io.BytesIO(source.getvalue()), name
@@ -171,7 +171,7 @@ def _open(source: Any, stack: contextlib.ExitStack) -> tuple[BinaryIO, str]:
 
 
 def _contents(file: Any) -> io.BytesIO:
-    """All that a file object gives, from its start where it can seek."""
+    """Everything that a file object gives, from its start if it can seek."""
     seekable = getattr(file, "seekable", None)
     if seekable() if seekable else hasattr(file, "seek"):
         file.seek(0)
@@ -198,7 +198,7 @@ def _decoded(file: BinaryIO, allow, note) -> Iterator[tuple[int, np.ndarray]]:
         if sound and sound.coding.code:
             yield from pcm.blocks(file, sound)
             continue
-        from moss_audio_jax.audio import compressed  # here: plain samples do without FFmpeg
+        from moss_audio_jax.audio import compressed  # imported here: plain samples need no FFmpeg
 
         part = file
         if len(sounds) > 1:
@@ -289,7 +289,7 @@ def _mono_16k(blocks: Iterator[tuple[int, np.ndarray]], allow, note) -> Iterator
 
 
 class _Stream:
-    """One channel at one rate on its way to 16 kHz. `given`: samples that came out."""
+    """Resamples one channel from one rate to 16 kHz. `given`: samples that came out so far."""
 
     def __init__(self, rate: int):
         _check_rate(rate)
@@ -304,7 +304,7 @@ class _Stream:
         return out
 
     def rest(self) -> np.ndarray:
-        """What is still within, once, so that `given` is ceil(count * 16000 / rate)."""
+        """The remaining samples; call it once. Then `given` is ceil(count * 16000 / rate)."""
         length = _resampled_length(self._count, self.rate) - self.given
         if not self._soxr:
             return np.zeros(0, np.float32)
@@ -329,5 +329,5 @@ def _resampled_length(count: int, rate: int) -> int:
 
 
 def _of_length(wav: np.ndarray, length: int) -> np.ndarray:
-    """soxr may leave out the last sample: zeros stand in."""
+    """Adds zeros where soxr left out the last sample."""
     return np.pad(wav, (0, length - len(wav))) if len(wav) < length else wav[:length]
