@@ -1,4 +1,4 @@
-"""Files of strangers are read with care, and what is written is whole or absent.
+"""Reads files of unknown origin safely, and writes files whole or not at all.
 
 Needs neither JAX nor NumPy, so that data workers and the command line can use it at once.
 """
@@ -26,7 +26,7 @@ from moss_audio_jax.errors import InputError, UsageError
 def open_regular(path: str | os.PathLike[str], what: str = "a file") -> BinaryIO:
     """Opens a regular file for reading; pipes, devices and /proc are refused at once.
 
-    A FIFO would block for ever, a device may never end, and the size of a file in /proc is a lie.
+    A FIFO would block for ever, a device may never end, and files in /proc state a wrong size.
 
     Args:
       what: what was expected, for the message: "an audio file".
@@ -67,7 +67,7 @@ def parse_json(
     where: str,
     pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
 ) -> Any:
-    """What a JSON text holds; `where` names it in messages.
+    """Parses a JSON text; `where` names it in messages.
 
     Args:
       pairs_hook: as json.loads' object_pairs_hook; it may raise InputError.
@@ -95,7 +95,7 @@ def parse_json(
 
 
 def read_bytes(path: str | os.PathLike[str], what: str = "a file") -> bytes:
-    """All bytes of a regular file; InputError names it where it cannot be read."""
+    """All bytes of a regular file. Raises InputError, naming the file, if it cannot be read."""
     with open_regular(path, what) as file:
         try:
             return file.read()
@@ -106,7 +106,7 @@ def read_bytes(path: str | os.PathLike[str], what: str = "a file") -> bytes:
 def read_text(
     path: str | os.PathLike[str], what: str = "a text file", errors: str = "strict"
 ) -> str:
-    """The text of a regular file: UTF-8, or UTF-16 where it begins with a byte order mark.
+    """The text of a regular file: UTF-8, or UTF-16 if it begins with a byte order mark.
 
     Line ends become "\\n".
 
@@ -131,7 +131,7 @@ def read_text(
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """What a JSON file holds; InputError names the file where it is missing or broken."""
+    """Parses a JSON file. Raises InputError, naming the file, if it is missing or broken."""
     return parse_json(read_bytes(path, "a JSON file"), shown(path))
 
 
@@ -142,7 +142,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def writing(
     path: str | os.PathLike[str], mode: str = "w", need: int | None = None
 ) -> Iterator[IO[Any]]:
-    """A file that appears under its name when all of it is on the disk, or not at all.
+    """Writes a file that appears under its name when all of it is on disk, or not at all.
 
     Until then an older file of that name stays as it was. Folders above it are made.
 
@@ -151,7 +151,7 @@ def writing(
       need: bytes of all that is being written, for the message where the disk is full.
 
     Raises:
-      InputError: it cannot be written; a full disk is said to be one.
+      InputError: it cannot be written; the message says if the disk is full.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -164,7 +164,7 @@ def writing(
             file.flush()
             os.fsync(file.fileno())
         finally:
-            # Where the block fails, its own error counts, not that the rest cannot be written.
+            # If the block fails, its own error counts, not the failure to write the rest.
             with contextlib.suppress(OSError):
                 file.close()
         os.replace(aside, path)
@@ -178,14 +178,14 @@ def writing(
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Writes a file in one piece, as `writing` does."""
     if isinstance(content, str):
-        # A lone surrogate, out of a file name or a model's words, must not lose the whole file.
+        # A lone surrogate, from a file name or a model's answer, must not lose the whole file.
         content = content.encode("utf-8", "backslashreplace")
     with writing(path, "wb") as file:
         file.write(content)
 
 
 def append(path: str | os.PathLike[str], text: str) -> None:
-    """Adds to the end of a log; raises InputError where it cannot be written."""
+    """Appends to a log. Raises InputError if it cannot be written."""
     try:
         with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
@@ -196,10 +196,11 @@ def append(path: str | os.PathLike[str], text: str) -> None:
 def not_written(
     path: str | os.PathLike[str], error: BaseException, need: int | None = None
 ) -> InputError:
-    """The one line about what could not be written; of a full disk it says what is free.
+    """The error, in one line, for a file that could not be written. For a full disk it says how
+    much is free.
 
     Args:
-      error: what was raised, by the system or by a library that hides the system's error in text.
+      error: as raised by the system, or by a library that hides the system's error in text.
       need: bytes of the whole, for the message.
     """
     if disk_is_full(error):
@@ -215,7 +216,7 @@ def not_written(
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether the disk, or the user's share of it, is what ran out."""
+    """Whether the error means that the disk, or the user's share of it, is full."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     words = ("No space left", "ENOSPC", "quota exceeded", "EDQUOT")
@@ -228,7 +229,7 @@ Share = tuple[int, int]  # (k, n): the k-th of n processes; each file belongs to
 
 
 def checksums(folder: Path, share: Share = (0, 1), names: Iterable[str] | None = None) -> dict:
-    """{name: [bytes, CRC-32]} of the files below a folder, which are then on the disk to stay.
+    """{name: [bytes, CRC-32]} of the files below a folder, which it also flushes to the disk.
 
     Args:
       names: of these files; default all.
@@ -245,7 +246,8 @@ def checksums(folder: Path, share: Share = (0, 1), names: Iterable[str] | None =
 
 
 def damage(folder: Path, expected: Mapping[str, list[int]], share: Share = (0, 1)) -> str | None:
-    """What is wrong with the files below a folder, beside their `checksums`; None: nothing."""
+    """The first difference of the files below a folder from their `checksums`; None if there is
+    none."""
 
     def look(name: str) -> str | None:
         try:
@@ -300,14 +302,14 @@ def sync(file: int | Path) -> None:
 
 
 class Lock:
-    """One process owns a folder, or with `file` the one file in it, as long as it lives.
+    """A lock: one process owns a folder, or with `file` one file in it, as long as it lives.
 
     The kernel holds the lock (`flock` on a file in the folder) and drops it when the process ends,
     however it ends; so neither a crash nor a reboot leaves a folder locked. Use it as a context.
 
     Args:
       file: its name in the folder.
-      shared: others may hold it too that share it, but nobody may own it.
+      shared: others may share it too, but nobody may own it.
 
     Raises:
       UsageError: on entry, where another process owns the folder (exit code 2): it is named.
@@ -371,14 +373,14 @@ class Lock:
 
 
 def shown(path: object) -> str:
-    """A path for a message: on one line, whatever bytes its name holds."""
+    """A path for a message, on one line whatever bytes the name has."""
     text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def reason(error: BaseException) -> str:
-    """Why the system refused: "Permission denied"."""
+    """The system's reason for an error: "Permission denied"."""
     return getattr(error, "strerror", None) or brief(error)
 
 
@@ -388,7 +390,7 @@ def megabytes(count: int) -> str:
 
 
 def quoted(value: object) -> str:
-    """A value out of a stranger's file, as Python writes it, on one line and never long."""
+    """A value from a foreign file for a message: its repr, on one line and short."""
     return brief(_short.repr(value))
 
 

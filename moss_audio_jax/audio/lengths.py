@@ -15,7 +15,7 @@ MARKER_TOKENS = 25  # ... that is, after every 25 audio tokens
 
 
 def mel_frames(n_samples: int) -> int:
-    """Log-mel frames of a 16 kHz waveform (the last, partial hop has none)."""
+    """Log-mel frames of a 16 kHz waveform. A partial hop at the end makes no frame."""
     return n_samples // HOP
 
 
@@ -39,7 +39,7 @@ def padded_frames(clips: Sequence[int], chunk: int | None) -> int:
 
     Args:
       clips: mel frames of each clip of the prompt.
-      chunk: frames a chunk, or None where a clip is one chunk (full and sliding attention).
+      chunk: frames of a chunk, or None if a clip is one chunk (full and sliding attention).
 
     The convolutions see zeros up to P and nothing beyond it, so P decides the last token of a
     shorter chunk.

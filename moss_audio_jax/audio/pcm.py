@@ -1,8 +1,8 @@
 """Files of plain samples: WAV (RIFF, RIFX, RF64, BW64, W64), AIFF, CAF and AU.
 
-Each states how many bytes of samples it holds. That is compared with what is there: less makes the
-file cut short, unless the number is a placeholder. Recorders that were killed leave one, and so do
-writers into a pipe; then everything that follows is sound.
+The header states how many bytes of samples follow. A file with fewer bytes is cut short, unless the
+number is a placeholder. Killed recorders and programs that write into a pipe leave placeholders;
+then everything that follows is sound.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _AIFC_KINDS = {
 
 
 class Coding(NamedTuple):
-    """How samples are written."""
+    """The encoding of samples."""
 
     rate: int
     channels: int
@@ -61,7 +61,7 @@ class Sound(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """How a container writes its chunks."""
+    """The form of a container's chunks."""
 
     first: int  # bytes before the first chunk
     head: str  # struct of a chunk's name and size
@@ -70,7 +70,7 @@ class _Layout(NamedTuple):
 
 
 def sounds(file: BinaryIO) -> list[Sound]:
-    """The sounds in a file, several where files were joined end to end; none in other formats.
+    """The sounds of a file: several if files were joined end to end, none in other formats.
 
     Raises:
       InputError: it is cut short, or has no samples or no usable description of them.
@@ -112,7 +112,7 @@ def _values(data: bytes, code: str) -> np.ndarray:
 
 
 def scaled(values: np.ndarray) -> np.ndarray:
-    """Samples as float32: integers, of their full range, scaled to -1..1 (unsigned: 128 is 0)."""
+    """Samples as float32. The full range of integers becomes -1..1 (unsigned: 128 becomes 0)."""
     if values.dtype.kind == "f":
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
             return values.astype(np.float32, copy=False)
@@ -202,7 +202,7 @@ def _chunks(
 def _end_of_chunks(
     file: BinaryIO, layout: _Layout, start: int, pos: int, size: int
 ) -> tuple[int, bool]:
-    """Where the chunks from `pos` on end, and whether nothing but chunks is there."""
+    """Where the chunks from `pos` on end, and whether the file holds nothing but chunks there."""
     for *_, following in _chunks(file, layout, start, pos, size):
         pos = following
     return min(pos, size), size <= pos <= size + layout.align or bool(_layout(_at(file, pos, 24)))

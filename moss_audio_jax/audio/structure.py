@@ -1,7 +1,7 @@
-"""What the structure of a compressed file tells, which decoders pass over in silence.
+"""What the structure of a compressed file shows and decoders ignore.
 
-Where one file ends and another begins that was joined to it (FLAC; Ogg, whose streams may be
-chained), how many samples it promises, and whether its end is missing. Nothing is decoded here.
+Where a joined file ends and the next begins (FLAC; chained Ogg streams), how many samples a file
+promises, and whether its end is missing. Nothing is decoded here.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _ogg_links(file: BinaryIO, size: int) -> list[Link]:
             sounding, packets, numbers, serials = False, 0, {}, set()
         link = found[-1]
         serials.add(serial)
-        # Whoever joins a broadcast is sent the headers, then pages of some later number.
+        # A listener who joins a broadcast gets the headers and then pages with later numbers.
         if numbers.get(serial, number - 1) + 1 & 0xFFFFFFFF != number:
             raise InputError(f"is damaged: an Ogg page is missing before byte {start}")
         packets += sum(length < 255 for length in lacing)
@@ -157,7 +157,7 @@ def _ogg_pages(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes, bytes]]:
 
 
 def cut(file: BinaryIO) -> str | None:
-    """How the end of a file is missing, as the predicate of a message; None where nothing tells.
+    """How the end of a file is missing, as the predicate of a message; None if nothing shows it.
 
     Of MP4, Matroska, AVI, FLV, IFF, VOC and NIST files: their parts state how long they are.
     """
@@ -207,7 +207,7 @@ def _elements(file: BinaryIO) -> Iterator[int]:
         length = int.from_bytes(head[name : name + width], "big") & (1 << 7 * width) - 1
         unknown = length == (1 << 7 * width) - 1
         pos += name + width
-        # What was written as it was recorded does not state the whole: look at the parts.
+        # A file written during its recording does not state its total length: look at the parts.
         if not (unknown and head[:name] in _MASTERS):
             pos += length
             yield pos
@@ -254,7 +254,7 @@ def mpeg_promise(file: BinaryIO, stop: int) -> tuple[int, int] | None:
         return int.from_bytes(tag[4], "big"), 0
     if not tag[2][0] & 1:
         return None
-    # Some add the encoder's delay and what fills the last frame; FFmpeg believes these of them.
+    # Some writers add the encoder's delay and the padding of the last frame; FFmpeg trusts these.
     info = near[tag.start() + 120 : tag.start() + 144]
     padding = 0
     if tag[2][0] & 15 == 15 and info[:4] in (b"LAME", b"Lavf", b"Lavc"):

@@ -24,7 +24,7 @@ QWEN2_PATTERN = (
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The character that a byte-level vocabulary writes each byte with -> the byte.
+    """Maps the character that a byte-level vocabulary uses for a byte to that byte.
 
     Printable Latin-1 stands for itself; the rest take the characters from U+0100 on, in order.
     """
@@ -77,7 +77,7 @@ class BpeTokenizer(Tokenizer):
         self._core = core
         self._nfc = nfc
         self._added = special - ordinary.keys()
-        # BPE drops a byte that has no piece without a word; see _encode_plain.
+        # BPE silently drops a byte that has no piece; see _encode_plain.
         self._no_piece = bytes(b for char, b in BYTE_OF.items() if char not in ordinary)
 
     def _normalize(self, text: str) -> str:
@@ -148,7 +148,7 @@ def from_tokenizer_json(
     if not isinstance(listed, list) or any(not isinstance(token, dict) for token in listed):
         raise InputError(f"{path}: added_tokens must be a list of objects")
     added = [_added(token, token.get("id"), path) for token in listed]
-    # NFC is ours to do: special tokens are looked for in the normalised text.
+    # This class normalises to NFC itself, because special tokens are searched in normalised text.
     nfc = raw.get("normalizer") == {"type": "NFC"}
     raw |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     if nfc:
@@ -178,7 +178,7 @@ def _is_id(index: Any) -> bool:
 
 @contextlib.contextmanager
 def _one_line(where: str) -> Iterator[None]:
-    """What the library raises, its panics too, becomes an InputError."""
+    """Turns what the library raises, including its panics, into an InputError."""
     try:
         yield
     except BaseException as error:  # a panic is no Exception

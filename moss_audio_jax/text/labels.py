@@ -9,8 +9,8 @@ class Kind(NamedTuple):
     """A kind of sound event.
 
     Attributes:
-      label: what a timeline says: "dog barking".
-      clause: what a caption says: "a dog barks".
+      label: as in a timeline: "dog barking".
+      clause: as in a caption: "a dog barks".
       category: one of the coarse classes: animal, human sound, natural sound, sounds of things.
       unit: what can be counted of it, singular and plural, or None.
     """

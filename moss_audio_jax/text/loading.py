@@ -9,7 +9,7 @@ from moss_audio_jax.errors import InputError
 from moss_audio_jax.text import bpe, sentence_piece
 from moss_audio_jax.text.tokenizer import Tokenizer
 
-# What a converter must carry along for other programs to find a complete tokenizer.
+# Files that a converter copies too, so that other programs find a complete tokenizer.
 _SIDE_FILES = (
     "tokenizer_config.json",
     "added_tokens.json",
@@ -22,8 +22,8 @@ _SIDE_FILES = (
 def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> Tokenizer:
     """The tokenizer in a folder: tokenizer.json, else vocab.json + merges.txt, else *.model.
 
-    The first two are byte-level BPE as Qwen has it; a *.model is SentencePiece (tokenizer.model is
-    preferred where there are several). processor_config.json beside them gives the audio ids.
+    The first two are byte-level BPE as in Qwen; a *.model is SentencePiece (of several,
+    tokenizer.model is taken). processor_config.json beside them gives the audio ids.
 
     Args:
       vocab_size: of the model it is for; its ids must fit.

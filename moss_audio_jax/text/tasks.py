@@ -1,4 +1,4 @@
-"""What is asked of a model: the prompts of its authors' evaluation first, then other words."""
+"""The questions to a model: first the prompts of its authors' evaluation, then other wordings."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ PROMPTS: dict[str, tuple[str, ...]] = {
 
 
 class Question(NamedTuple):
-    """`wrong`: answers that are false of the scene; fewer than two: no multiple choice."""
+    """`wrong`: false answers about the scene. Fewer than two give no multiple choice."""
 
     task: str
     question: str

@@ -57,7 +57,7 @@ def read_tiers(file: Path) -> list[Tier]:
 def read_intervals(file: Path, tiers: str | Iterable[str]) -> list[dict[str, Any]]:
     """Intervals {"text", "start", "end"} of one interval tier, pauses included; times in seconds.
 
-    Of several tiers that bear the name the first is taken, with a warning.
+    If several tiers have the name, the first is taken, with a warning.
 
     Args:
       tiers: its name, or the names it may have; letter case does not count.
@@ -89,9 +89,9 @@ _PIECE = re.compile(r'"|![^\n]*|[^\s"!]+')
 
 
 def _values(text: str, where: str) -> Iterator[str | float]:
-    """Strings and free-standing numbers in their order: what both forms have in common.
+    """Strings and free-standing numbers in their order, which both forms have in common.
 
-    All else labels them (`xmin =`, `intervals [1]:`, `<exists>`), and ! starts a comment.
+    Everything else is a label (`xmin =`, `intervals [1]:`, `<exists>`); ! starts a comment.
     """
     at = 0
     while (piece := _PIECE.search(text, at)) is not None:

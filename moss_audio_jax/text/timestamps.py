@@ -1,4 +1,4 @@
-"""Timestamps in answers: what was said or heard when.
+"""Reads timestamps in answers, and writes them as SRT, VTT, TextGrid and JSON.
 
 Two forms are read: stamps around a text (a sentence or a word)
 
@@ -10,7 +10,7 @@ and an event timeline, one event a line
 
 Models are sloppy, so reading is tolerant: clocks (mm:ss, hh:mm:ss), units, decimal commas, other
 dashes and "to", full-width brackets and colons, bullets, code fences, a thinking block before the
-answer. What could not be read is reported, never dropped without a word.
+answer. Pieces that could not be read are listed in `unread`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _EVENT = re.compile(
 _FENCE = re.compile(r"^[ \t]*```[\w+-]*[ \t]*$\n?", re.MULTILINE)
 _LINE_BULLET = re.compile(rf"(?<=\n)[ \t]*{_BULLET}\Z")
 
-LATEST = 1e9  # seconds: no later time can be written; what is read stays below it
+LATEST = 1e9  # seconds: the latest time that can be written; times that are read stay below it
 _CUE = 500  # milliseconds that a subtitle without a length is shown
 
 
@@ -77,7 +77,7 @@ def parse_timestamps(text: str) -> list[Segment]:
 
 
 def parse(text: str) -> Parsed:
-    """Reads an answer in either form; the form that gives more segments is taken.
+    """Reads an answer in both forms and takes the form that gives more segments.
 
     How broken input is read:
       - single stamps are a chain: `[0.0]a[1.0]b[2.0]` is a from 0 to 1, b from 1 to 2;
@@ -101,14 +101,14 @@ def parse(text: str) -> Parsed:
 
 
 def shift(segments: Iterable[Segment], seconds: float) -> list[Segment]:
-    """The segments `seconds` later: from a window of a long recording to the recording."""
+    """Moves segments `seconds` later, for example from a window to the whole recording."""
     return [Segment(s.start + seconds, s.end + seconds, s.text) for s in segments]
 
 
 # --- writers -----------------------------------------------------------------------------------
-# Each takes segments in any order and returns the text of a file, or raises InputError naming the
-# segment whose times are not finite, are negative or beyond LATEST, or end before they start. What
-# no file of text can hold (lone surrogates, zero bytes) becomes U+FFFD.
+# Each takes segments in any order and returns the text of a file. Each raises InputError, naming
+# the segment, if its times are not finite, negative or beyond LATEST, or if it ends before it
+# starts. Characters that no text file can hold (lone surrogates, zero bytes) become U+FFFD.
 
 
 def to_srt(segments: Iterable[Segment]) -> str:
@@ -278,7 +278,7 @@ def _quoted(text: str) -> str:
 
 
 def _number(value: float) -> str:
-    """At most six decimals, never in the form 1e-05, which not every reader knows."""
+    """A number with at most six decimals, never as 1e-05, because some readers cannot read that."""
     return f"{value:.6f}".rstrip("0").rstrip(".")
 
 
@@ -357,7 +357,7 @@ def _one_line(piece: str) -> str:
 
 
 def _without_cut_stamp(text: str) -> str:
-    """Without the half of a stamp at its end: the answer was cut off by its token limit."""
+    """The text without half a stamp at its end, which the token limit cut off."""
     at = max(map(text.rfind, _OPENS))
     cut = at >= 0 and _IN_STAMP.fullmatch(text, at + 1)
     return text[:at].rstrip() if cut else text
@@ -368,7 +368,7 @@ def _bare_whole(time: str) -> bool:
 
 
 def _seconds(time: str) -> float:
-    """Seconds of a clock or a number, a unit behind it or not."""
+    """Seconds of a clock or a number, with or without a unit."""
     time = unicodedata.normalize("NFKC", time).replace(",", ".")
     seconds = 0.0
     for part in re.findall(r"[\d.]+", time):

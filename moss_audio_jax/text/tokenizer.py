@@ -22,7 +22,7 @@ TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
 THINK = ("<think>", "</think>")
 AUDIO, AUDIO_START, AUDIO_END = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
-# Strings that are special wherever a vocabulary holds them, whether or not a file says so.
+# Strings that are special in every vocabulary that has them, even if no file says so.
 SPECIAL_STRINGS = frozenset({PAD, TURN_START, TURN_END, *THINK, AUDIO, AUDIO_START, AUDIO_END})
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -87,10 +87,10 @@ class Tokenizer(abc.ABC):
             for s in special
             if vocab[s] not in audio and s not in (AUDIO, AUDIO_START, AUDIO_END)
         }
-        # Longest first, so that one special string may begin another.
+        # Longest first, because one special string may be the beginning of another.
         strings = sorted(self._special, key=len, reverse=True)
         self._special_pattern = re.compile("|".join(map(re.escape, strings))) if strings else None
-        # Thinking is part of the answer: `split_thinking` takes it off, `decode` never does.
+        # Thinking is part of the answer: `split_thinking` removes it, `decode` never does.
         self._hidden = {vocab[s] for s in hidden if s not in THINK}
         self._bytes_of: dict[int, bytes] = {}
 
@@ -227,11 +227,12 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, index: int) -> str:
-        """The text that became whole with this id; often all of it, sometimes ""."""
+        """The text that this id completes: often all of its own, sometimes ""."""
         return self._decoder.decode(self._tokenizer.token_bytes(int(index), self._skip_special))
 
     def flush(self) -> str:
-        """What is left at the end: "" or a U+FFFD for half a character. Ready for a new text."""
+        """The rest at the end: "", or U+FFFD for half a character. Ready for a new text
+        afterwards."""
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return rest
