@@ -1,11 +1,12 @@
 """Which row comes i-th: parts, their shares, and a fresh permutation of each part every epoch.
 
-Built on grain.MapDataset (source -> shuffle -> repeat -> mix): the row at index i is a pure
-function of (spec, seed, i), whatever happened before.
+Built on grain.MapDataset (range of rows -> shuffle -> repeat -> mix -> job): the job at index i is
+a pure function of (spec, seed, i), whatever happened before.
 """
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 import math
@@ -17,7 +18,8 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from moss_audio_jax.data.sources import Location, Source
+from moss_audio_jax.data.examples import Job
+from moss_audio_jax.data.sources import Source
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import shown
 
@@ -76,12 +78,25 @@ class Mixture:
         """Rows of all parts together."""
         return sum(len(part.source) for part in self.parts)
 
-    def location(self, part: int, row: int) -> Location:
-        return self.parts[part].source.location(row)
+    def jobs(self) -> grain.MapDataset[Job]:
+        """The endless jobs of training: which row is read at index i."""
+        return self._order.map_with_index(self._job)
 
-    def row_id(self, part: int, row: int) -> str:
-        """ "part:row", the row counted from 0 over all the part's files."""
-        return f"{self.parts[part].name}:{row}"
+    def in_order(self) -> grain.MapDataset[Job]:
+        """A job for every row, once: part after part, in the order of the files."""
+        starts = list(itertools.accumulate((len(p.source) for p in self.parts), initial=0))
+
+        def at(index: int, row: int) -> Job:
+            part = bisect.bisect_right(starts, row) - 1
+            return self._job(index, (part, row - starts[part]))
+
+        return grain.MapDataset.range(self.rows).map_with_index(at)
+
+    def _job(self, index: int, where: tuple[int, int]) -> Job:
+        number, row = where
+        part = self.parts[number]
+        # The row's name counts from 0 over all the part's files.
+        return Job(index, part.source.location(row), f"{part.name}:{row}", part.name)
 
     def describe(self) -> list[list[Any]]:
         """[name, rows, share] of each part: what a saved state must agree with."""

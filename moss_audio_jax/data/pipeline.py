@@ -1,24 +1,27 @@
 """Rows to batches: in an order that depends on nothing but the config, resumable at every step.
 
-The mixture's indices are dealt to S streams: stream k owns k, k + S, k + 2 S, ... It takes them in
-windows and packs each window by itself; the emptiest row's examples are not handed out but begin
-the next window. A step takes batch / S rows of each stream, so that row b of the global batch is
-stream b // (batch / S)'s, and a process that owns a range of streams holds a contiguous block of
-rows. Hence neither the number of processes nor of workers changes a batch, and where a run stands
-is said by (next window, carried examples, rows handed out) of each stream.
+    Mixture.jobs()   grain.MapDataset: which row is read at index i
+    PackedRows       grain.IterDataset, one a stream: examples that share rows
+    Batches          grain.IterDataset: rows of this process's streams as arrays of static shape
+    prefetching      grain.experimental.ThreadPrefetchIterDataset
+
+The jobs are dealt to S streams: stream k owns k, k + S, k + 2 S, ... A step takes batch / S rows of
+each stream, so that row b of the global batch is stream b // (batch / S)'s, and a process that owns
+a range of streams holds a contiguous block of rows. Hence neither the number of processes nor of
+workers changes a batch. A state has an entry for each stream, so that the states of all processes
+merge into one, which any number of processes can continue.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import queue
-import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import grain
 import numpy as np
 
 from moss_audio_jax.config import EncoderConfig
@@ -27,9 +30,9 @@ from moss_audio_jax.data.batch import TrainExample, make_train_batch
 from moss_audio_jax.data.examples import ExampleMaker
 from moss_audio_jax.data.loader_config import LoaderConfig
 from moss_audio_jax.data.mixture import Mixture
+from moss_audio_jax.data.packed_rows import PackedRows
 from moss_audio_jax.data.packing import Size
 from moss_audio_jax.data.reports import COUNTS, Reports
-from moss_audio_jax.data.stream import Stream, job_for
 from moss_audio_jax.data.targets import Targets
 from moss_audio_jax.data.workers import Made, Workers
 from moss_audio_jax.errors import InputError
@@ -55,8 +58,57 @@ class HostBatch:
     stats: dict[str, float]
 
 
+class Batches(grain.IterDataset[HostBatch]):
+    """Each element has `each` rows of every stream, in order, laid out as arrays.
+
+    Args:
+      streams: this process's.
+      lay_out: (rows, counts of all streams) -> the batch.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[PackedRows],
+        each: int,
+        lay_out: Callable[[list[list[TrainExample]], Mapping[str, int]], HostBatch],
+    ):
+        super().__init__()
+        self.streams, self.each, self.lay_out = streams, each, lay_out
+
+    def __iter__(self) -> BatchesIterator:
+        return BatchesIterator(self)
+
+
+class BatchesIterator(grain.DatasetIterator[HostBatch]):
+    def __init__(self, dataset: Batches):
+        super().__init__()
+        self.streams = [iter(stream) for stream in dataset.streams]
+        self._each, self._lay_out = dataset.each, dataset.lay_out
+        self._begun = False
+
+    def counts(self) -> dict[str, int]:
+        return {key: sum(stream.counts[key] for stream in self.streams) for key in COUNTS}
+
+    def __next__(self) -> HostBatch:
+        if not self._begun:
+            self._begun = True
+            for depth in (1, 2):  # every stream's first window before any stream's second
+                for stream in self.streams:
+                    stream.prefetch(depth)
+        rows = [next(stream) for stream in self.streams for _ in range(self._each)]
+        return self._lay_out(rows, self.counts())
+
+    def get_state(self) -> dict[str, Any]:
+        return {str(stream.number): stream.get_state() for stream in self.streams}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self._begun = False
+        for stream in self.streams:
+            stream.set_state(state[str(stream.number)])
+
+
 class Loader:
-    """An endless iterator of HostBatch.
+    """An endless iterator of HostBatch: the datasets above, with their workers and reports.
 
     with Loader(...) as loader:
         batch = next(loader)
@@ -78,24 +130,29 @@ class Loader:
         report_dir: where bad_rows.jsonl and overlong_rows.jsonl are written; None: nowhere.
 
         Raises:
-          InputError: a key of the config that cannot be.
+          UsageError: a key of the config has a value that it may not have.
         """
         config.validate(encoder, process_count)
         self._mixture = mixture
-        self._room = _Room(tokenizer, encoder, config, process_count)
         self._workers = _workers(tokenizer, encoder, config)
-        self._reports = Reports(report_dir, process_index)
-        streams = config.stream_count()
+        reports = Reports(report_dir, process_index)
         self._fingerprint = _fingerprint(mixture, tokenizer, encoder, config)
+        count = config.stream_count()
         own = range(
-            process_index * streams // process_count, (process_index + 1) * streams // process_count
+            process_index * count // process_count, (process_index + 1) * count // process_count
         )
-        self._streams = [
-            Stream(number, streams, mixture, self._workers, self._count, config) for number in own
-        ]
-        self._config = config
-        self._state = self._snapshot()
-        self._thread: threading.Thread | None = None
+
+        def counted(made: Made, counts: dict[str, int]) -> None:
+            """Counts what one stream was given, and judges all of them."""
+            reports.count(made, counts)
+            reports.judge(self._batches.counts(), config.max_bad_share, config.min_seen)
+
+        jobs = mixture.jobs()
+        streams = [PackedRows(jobs, k, count, self._workers, counted, config) for k in own]
+        room = _Room(tokenizer, encoder, config, process_count)
+        self._batches = iter(Batches(streams, config.batch // count, room.batch))
+        prefetch = grain.experimental.ThreadPrefetchDatasetIterator
+        self._prefetched = prefetch(self._batches, prefetch_buffer_size=config.ahead)
         self._error: BaseException | None = None
 
     def __iter__(self) -> Loader:
@@ -105,29 +162,23 @@ class Loader:
         """Raises InputError once too many rows are bad, none can be used, or their file is gone."""
         if self._error is not None:
             raise self._error
-        if self._thread is None:
-            self._ready: queue.Queue = queue.Queue(self._config.ahead)
-            self._stop = threading.Event()
-            self._thread = threading.Thread(target=self._run, name="data", daemon=True)
-            self._thread.start()
-        batch, after = self._ready.get()
-        if isinstance(batch, BaseException):
-            self._halt()
-            self._error = batch
-            raise batch
-        self._state = after
-        return batch
+        try:
+            return next(self._prefetched)
+        except Exception as error:
+            self._error = error
+            raise
 
     def state(self) -> dict[str, Any]:
         """Where this process stands after the batch that `next` gave last: a small JSON object."""
-        return self._state
+        streams = self._prefetched.get_state()
+        return {"version": 1, "config": self._fingerprint, "streams": streams}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continues where `state` was taken; it may cover more streams than this process's.
 
         Raises:
           InputError: the state is of other data (the file is named) or of a config that packs
-            otherwise (the key is named), or lacks a stream (`merge_states` was not given every
+            differently (the key is named), or lacks a stream (`merge_states` was not given every
             process's).
         """
         own = dict(self._fingerprint)
@@ -141,22 +192,19 @@ class Loader:
                 "these are the same rows could not be checked",
                 stacklevel=2,
             )
-        self._halt()
-        self._error = None
-        for stream in self._streams:
-            saved = state["streams"].get(str(stream.number))
-            if saved is None:
+        for stream in self._batches.streams:
+            if str(stream.number) not in state["streams"]:
                 raise InputError(
                     f"the saved data state lacks stream {stream.number}; merge the states of all "
                     "processes"
                 )
-            stream.restore(saved)
-        self._state = self._snapshot()
+        self._error = None
+        self._prefetched.set_state(state["streams"])
 
     def close(self) -> None:
         """Stops the thread and the workers, a row that hangs included."""
-        self._workers.close()
-        self._halt()
+        self._workers.close()  # first: the thread may wait for a row
+        self._prefetched.close()
         self._error = RuntimeError("the data loader was closed")
 
     def __enter__(self) -> Loader:
@@ -164,48 +212,6 @@ class Loader:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
-
-    def _halt(self) -> None:
-        if self._thread is None:
-            return
-        self._stop.set()
-        while self._thread.is_alive():  # it may wait for room in the queue
-            try:
-                self._ready.get(timeout=0.01)
-            except queue.Empty:
-                self._thread.join(0.01)
-        self._thread = None
-
-    def _run(self) -> None:
-        try:
-            # Every stream's first window before any stream's second.
-            for depth in (1, 2):
-                for stream in self._streams:
-                    stream.prefetch(depth)
-            while not self._stop.is_set():
-                self._ready.put((self._next_batch(), self._snapshot()))
-        except BaseException as error:
-            self._ready.put((error, None))
-
-    def _next_batch(self) -> HostBatch:
-        each = self._config.batch // self._config.stream_count()
-        rows = [stream.take() for stream in self._streams for _ in range(each)]
-        return self._room.batch(rows, self._counts())
-
-    def _counts(self) -> dict[str, int]:
-        return {key: sum(s.counts[key] for s in self._streams) for key in COUNTS}
-
-    def _count(self, made: Made, counts: dict[str, int]) -> None:
-        """Counts what one stream was given, and judges all of them."""
-        self._reports.count(made, counts)
-        self._reports.judge(self._counts(), self._config.max_bad_share, self._config.min_seen)
-
-    def _snapshot(self) -> dict[str, Any]:
-        return {
-            "version": 1,
-            "config": self._fingerprint,
-            "streams": {str(stream.number): stream.state() for stream in self._streams},
-        }
 
 
 def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -251,13 +257,11 @@ def eval_batches(
     room = _Room(tokenizer, encoder, config, process_count)
     workers = _workers(tokenizer, encoder, config)
     reports = Reports(report_dir, process_index)
-    rows = [
-        (part, row) for part, each in enumerate(mixture.parts) for row in range(len(each.source))
-    ]
+    jobs = mixture.in_order()
     size = config.batch // process_count
     starts = deque(
         range(
-            process_index * size, math.ceil(len(rows) / config.batch) * config.batch, config.batch
+            process_index * size, math.ceil(len(jobs) / config.batch) * config.batch, config.batch
         )
     )
     pending: deque = deque()
@@ -266,8 +270,8 @@ def eval_batches(
         while starts or pending:
             while starts and len(pending) <= config.ahead:
                 start = starts.popleft()
-                here = range(start, min(start + size, len(rows)))
-                pending.append(workers.submit([job_for(mixture, i, *rows[i]) for i in here]))
+                here = range(start, min(start + size, len(jobs)))
+                pending.append(workers.submit([jobs[i] for i in here]))
             made = pending.popleft()()
             reports.count(made, counts)
             reports.judge(counts, config.max_bad_share, config.min_seen)

@@ -1,8 +1,8 @@
 """Where examples are made: in a thread here, or in worker processes that never start JAX.
 
-The order of examples does not depend on it. Grain's own worker processes take indices in an order
-that is fixed beforehand; here the next window that is needed depends on what the windows before it
-packed into, so windows are asked for as streams run dry.
+The order of examples does not depend on it. Grain's worker processes (`mp_prefetch`) are not used,
+for two reasons. They know no time limit for an element, and the run ends if one of them dies. Each
+of them runs a whole pipeline, so their number would decide how rows are packed.
 
 One row cannot hold up or end the run: a row that takes too long (storage that does not answer, a
 decoder that does not return) and a row whose decoder ends its process become bad rows. A thread

@@ -13,7 +13,7 @@ import numpy as np
 from moss_audio_jax import files
 from moss_audio_jax.data.batch import Example, TrainExample
 from moss_audio_jax.data.mixture import Mixture
-from moss_audio_jax.data.pipeline import example_maker, job_for
+from moss_audio_jax.data.pipeline import example_maker
 from moss_audio_jax.generate.engine import Engine
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import vocabulary
@@ -31,7 +31,8 @@ def show(run: Setup, state: State, mixture: Mixture, workdir: Path, step: int) -
     start, config = run.start, dataclasses.replace(run.loader, branches=1)
     limit, count = run.config.eval.max_new_tokens, min(run.config.eval.samples, mixture.rows)
     make = example_maker(start.tokenizer, start.model.encoder, config)
-    made = [make(job_for(mixture, i, 0, i)) for i in range(count)]
+    jobs = mixture.in_order()
+    made = [make(jobs[i]) for i in range(count)]
     examples = [example for example in made if isinstance(example, TrainExample)]
     firsts = [int(np.flatnonzero(example.labels >= 0)[0]) for example in examples]
     prompts = [

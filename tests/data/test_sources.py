@@ -118,7 +118,14 @@ def test_mixture_of_groups(sizes):
     assert [part.share for part in mixture.parts] == pytest.approx([0.1875, 0.5625, 0.25])
     counts = Counter(mixture[i][0] for i in range(1600))
     assert [counts[part] for part in range(3)] == pytest.approx([300, 900, 400], abs=4)
-    assert mixture.row_id(1, 7) == "speech/b:7"
+    in_order = mixture.in_order()
+    assert len(in_order) == mixture.rows
+    first = len(mixture.parts[0].source)
+    assert [in_order[i].row_id for i in (0, first - 1, first + 7)] == [
+        "speech/a:0",
+        f"speech/a:{first - 1}",
+        "speech/b:7",
+    ]
     wrong = (
         ({"a": {"paths": sizes["a"], "weight": 0}}, r"data\.a\.weight is 0"),
         ({"a": {"paths": sizes["a"], "wieght": 1}}, "wieght"),

@@ -19,16 +19,18 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import grain
 import numpy as np
 import soundfile
 
 from moss_audio_jax.audio import lengths
 from moss_audio_jax.config import EncoderConfig, ProcessorConfig
 from moss_audio_jax.data.batch import TrainExample
+from moss_audio_jax.data.examples import Job
 from moss_audio_jax.data.loader_config import LoaderConfig
 from moss_audio_jax.data.mixture import Mixture
+from moss_audio_jax.data.packed_rows import PackedRows
 from moss_audio_jax.data.pipeline import Loader
-from moss_audio_jax.data.stream import Stream
 from moss_audio_jax.text import load_tokenizer
 from moss_audio_jax.text.prompt import audio_span
 
@@ -71,27 +73,16 @@ def packing_fill(length: int, chunks: int, rows: int = 2000, window: int = 64) -
             )
         return lambda: made
 
-    class InOrder:
-        parts = (SimpleNamespace(name="lengths"),)
-
-        def __getitem__(self, index):
-            return 0, index
-
-        def location(self, part, row):
-            return None
-
-        def row_id(self, part, row):
-            return ""
-
     def count(made, counts):
         counts["seen"] += len(made)
 
     config = LoaderConfig(batch=1, length=length, chunks=chunks, window=window)
     workers = SimpleNamespace(submit=submit, make=SimpleNamespace(encoder=_ENCODER))
-    stream = Stream(0, 1, InOrder(), workers, count, config)
+    jobs = grain.MapDataset.range(rows).repeat().map_with_index(lambda i, _: Job(i, None, "", ""))
+    stream = iter(PackedRows(jobs, 0, 1, workers, count, config))
     packed = []
-    while stream.counts["seen"] < rows or stream.state()["offset"]:
-        packed.append(stream.take())
+    while stream.counts["seen"] < rows or stream.get_state()["offset"]:
+        packed.append(next(stream))
     tokens = sum(len(e.ids) for row in packed for e in row)
     used = sum(-(-e.mels[0].shape[1] // 400) for row in packed for e in row)
     return {

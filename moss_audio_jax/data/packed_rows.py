@@ -1,4 +1,10 @@
-"""One stream of packed rows: every S-th index of a mixture, in windows, resumable in between."""
+"""The packed rows of one stream, as a Grain dataset.
+
+Grain's own packing (`grain.experimental.BestFitPackIterDataset`) packs one stream of whole features
+and keeps the open rows in its state by value. Here tokens and audio chunks are packed together, a
+state names examples by their index, and a row that could not be read stays out of the window that a
+continued run finishes. So the packing is ours, behind Grain's interfaces.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +12,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import grain
 import numpy as np
 
 from moss_audio_jax.data.batch import TrainExample, chunk_count
 from moss_audio_jax.data.examples import Job, rejected
 from moss_audio_jax.data.loader_config import LoaderConfig
-from moss_audio_jax.data.mixture import Mixture
 from moss_audio_jax.data.packing import Size, emptiest, pack
 from moss_audio_jax.data.records import Rejected
 from moss_audio_jax.data.reports import COUNTS
@@ -22,28 +28,48 @@ _LEFT_OUT = "could not be used when the window that the run continues in was pac
 _HOPELESS = 1024  # rows of one stream, one after the other, that give no example at all
 
 
-class Stream:
-    """The packed rows of every S-th index of the mixture, from `number` on."""
+class PackedRows(grain.IterDataset[list[TrainExample]]):
+    """Stream `number` of `streams`: every `streams`-th job, made into examples that share rows.
+
+    Args:
+      jobs: of all streams, endless; see `Mixture.jobs`.
+      workers: make the examples.
+      count: called with what one window made, and the stream's counts.
+    """
 
     def __init__(
         self,
+        jobs: grain.MapDataset[Job],
         number: int,
         streams: int,
-        mixture: Mixture,
         workers: Workers,
         count: Callable[[Made, dict[str, int]], None],
         config: LoaderConfig,
     ):
-        self.number = number
-        self._step = streams
-        self._mixture = mixture
-        self._workers = workers
-        self._count = count
-        self._config = config
-        self._encoder = workers.make.encoder
-        self.restore({"next": 0, "carry": [], "offset": 0, **dict.fromkeys(COUNTS, 0)})
+        super().__init__()
+        self.jobs = jobs[number::streams]
+        self.number, self.streams = number, streams
+        self.workers, self.count, self.config = workers, count, config
 
-    def restore(self, saved: Mapping[str, Any]) -> None:
+    def __iter__(self) -> PackedRowsIterator:
+        return PackedRowsIterator(self)
+
+
+class PackedRowsIterator(grain.DatasetIterator[list[TrainExample]]):
+    """Takes jobs in windows. The emptiest row of a window begins the next one."""
+
+    def __init__(self, dataset: PackedRows):
+        super().__init__()
+        self.number = dataset.number
+        self._step = dataset.streams
+        self._jobs = dataset.jobs
+        self._workers = dataset.workers
+        self._count = dataset.count
+        self._config = dataset.config
+        self._encoder = dataset.workers.make.encoder
+        self.set_state({"next": 0, "carry": [], "offset": 0, **dict.fromkeys(COUNTS, 0)})
+
+    def set_state(self, saved: Mapping[str, Any]) -> None:
         self.counts = {key: int(saved[key]) for key in COUNTS}
         self._next = int(saved["next"])  # own position at which the next window begins
         self._carried: list[TrainExample] | list[int] = [int(i) for i in saved["carry"]]
@@ -55,7 +81,8 @@ class Stream:
         self._left_out = [int(i) for i in saved.get("left_out", ())]
         self._pending: deque = deque()
 
-    def state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, Any]:
+        """The next window, the carried examples, the rows given out, the bad rows: a small JSON."""
         if self._rows is not None and self._offset == len(self._rows):
             carry = [example.index for example in self._carried]
             return {"next": self._next, "carry": carry, "offset": 0, "left_out": [], **self.counts}
@@ -66,7 +93,7 @@ class Stream:
         window = self._config.window
         while len(self._pending) < depth:
             first = self._next + len(self._pending) * window
-            jobs = [self._job(self.number + self._step * n) for n in range(first, first + window)]
+            jobs = [self._jobs[n] for n in range(first, first + window)]
             left_out = set(self._left_out)
             wait = self._workers.submit([job for job in jobs if job.index not in left_out])
             self._pending.append((jobs, left_out, wait))
@@ -83,7 +110,7 @@ class Stream:
         ]
         return made
 
-    def take(self) -> list[TrainExample]:
+    def __next__(self) -> list[TrainExample]:
         """The next packed row."""
         while self._rows is None or self._offset == len(self._rows):
             if self._rows is not None:
@@ -123,7 +150,8 @@ class Stream:
     def _carried_examples(self) -> list[TrainExample]:
         """What the last window left over; made anew where a saved state only names it."""
         if self._carried and not isinstance(self._carried[0], TrainExample):
-            made = self._workers.submit([self._job(index) for index in self._carried])()
+            jobs = [self._jobs[(index - self.number) // self._step] for index in self._carried]
+            made = self._workers.submit(jobs)()
             lost = [each for each in made if isinstance(each, Rejected)]
             self._count(lost, dict.fromkeys(COUNTS, 0))  # listed; they were counted as good ones
             self._carried = [each for each in made if isinstance(each, TrainExample)]
@@ -145,12 +173,3 @@ class Stream:
         order = np.random.default_rng([self._config.seed, self.number, self._next])
         rows = [rows[i] for i in order.permutation(len(rows))]
         return [[examples[i] for i in row] for row in rows], [examples[i] for i in left]
-
-    def _job(self, index: int) -> Job:
-        return job_for(self._mixture, index, *self._mixture[index])
-
-
-def job_for(mixture: Mixture, index: int, part: int, row: int) -> Job:
-    return Job(
-        index, mixture.location(part, row), mixture.row_id(part, row), mixture.parts[part].name
-    )
