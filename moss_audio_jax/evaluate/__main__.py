@@ -6,7 +6,7 @@ example:
   moss-audio-jax evaluate score --benchmark mmau-mini --data mmau-test-mini.json \\
       --predictions predictions.jsonl --output score.json
 
-infer    a model's predictions, one JSON line each; the same command again continues
+infer    writes a model's predictions, one JSON line each; the same command again continues
 score    predictions against the references: the official rule and a strict one
 judge    captions and open answers as another model judges them, over an OpenAI-compatible endpoint
 export   predictions in the form that a benchmark's official script reads

@@ -1,4 +1,4 @@
-"""The benchmarks by name: from the files their authors release to a list of `Item`.
+"""The benchmarks by name. Each is read from the files of its authors into a list of `Item`.
 
 `infer` asks the items' prompts, `score` compares with their references: both read the same data
 file through `load_benchmark`, so no reference travels with a prediction.
@@ -46,7 +46,7 @@ CAPTION_FIELDS = (
 SPEECH_CAPTION = (
     "Describe the speech in this audio as JSON with the keys " + ", ".join(CAPTION_FIELDS) + "."
 )
-# What the authors of the benchmarks break their results down by, as their files name it.
+# The groups by which the authors break results down, under the names in their files.
 _GROUPS = (
     "task",
     "task_name",
@@ -63,7 +63,7 @@ _GROUPS = (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What infer and score need to agree on to mean the same items."""
+    """Adds the options that select items, so that infer and score mean the same ones."""
     group = parser.add_argument_group("benchmark")
     group.add_argument(
         "--benchmark",
@@ -124,19 +124,19 @@ def from_args(args: argparse.Namespace, prompt: str | None = None) -> Benchmark:
 def load_benchmark(
     name: str, data: str | Path, audio_root: str | Path | None = None, **options: Any
 ) -> Benchmark:
-    """The items of a benchmark's data. Audio is not opened, nor need it be there.
+    """The items of a benchmark's data. Audio files are not opened and may be missing.
 
     Args:
       name: mmau, mmau-mini, mmau-pro, mmar, mmsu, asr, timestamps, events, caption or world.
       data: the file its authors release; for asr and timestamps see `manifests`; for world a folder
         that `moss-audio-jax world` wrote.
-      audio_root: where its audio paths count from, and which they may not leave; default: where
-        the data lies, which they may.
+      audio_root: the folder that audio paths are relative to and must stay in. Default: the folder
+        of the data, which they may leave.
       **options: fields of `Options`.
 
     Raises:
       InputError: data that cannot be read, a row without what it needs, one id twice, no rows.
-      UsageError: no such benchmark, or an option that does not go with it.
+      UsageError: no such benchmark, or an option that the benchmark does not have.
     """
     if name not in FORMATS:
         raise UsageError(f"no benchmark {name!r}; expected one of {', '.join(FORMATS)}")
@@ -166,7 +166,7 @@ def load_benchmark(
 def choice_prompt(question: str, choices: Sequence[str], instruction: str | None = None) -> str:
     """Instruction, question, and a line "A. choice" for each.
 
-    The official instruction speaks of A, B, C and D; it is worded for the letters that there are.
+    The official instruction names A, B, C and D; here it names the letters of the item.
     """
     if instruction is None:
         letters = string.ascii_uppercase[: len(choices)]
@@ -199,7 +199,7 @@ def _choices(
             audio = _audio(first_of(row, audio_keys, where), folder, where)
             group = group_of(row, _GROUPS, where)
             answer = row.get(answer_key)
-            # MMAU keeps its test set's.
+            # MMAU does not publish those of its test set.
             answer = None if answer in (None, "") else text_of(answer, where, "the answer")
             if row.get("category") in without:
                 reference = {"answer": answer}
@@ -228,7 +228,7 @@ def _choices(
 
 
 def _instruction(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """What form the answer is to have: MMAU-Pro's `task_identifier` and `kwargs`."""
+    """The form that the answer must have: MMAU-Pro's `task_identifier` and `kwargs`."""
     given = row.get("kwargs") or {}
     if isinstance(given, str):
         given = parse_json(given, f"{where}: kwargs") if given.strip() else {}
@@ -303,13 +303,13 @@ def _caption(data: Path, root: Path | None, options: Options) -> Loaded:
 
 
 class Format(NamedTuple):
-    """How a benchmark's data is read, and what is particular to it.
+    """How to read a benchmark's data, and its special features.
 
     Attributes:
       load: (data, audio root, options) -> its items and problems.
-      scenes: rows are of scenes: the options `tasks` and `per_scene` choose among them.
-      closed: an open question has one right answer, a time, a number or a word: each of these
-        forms has an accuracy of its own, and so have the choices.
+      scenes: rows belong to scenes; the options `tasks` and `per_scene` select among them.
+      closed: an open question has one right answer (a time, a number or a word). Each of these
+        forms, and multiple choice, has an accuracy of its own.
     """
 
     load: Loader
@@ -332,5 +332,5 @@ FORMATS: dict[str, Format] = {
 
 
 def has_closed_questions(name: str) -> bool:
-    """`Format.closed` of a benchmark; False of a name that is none."""
+    """`Format.closed` of a benchmark; False for an unknown name."""
     return name in FORMATS and FORMATS[name].closed

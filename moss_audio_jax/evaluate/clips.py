@@ -1,4 +1,4 @@
-"""The sound of a benchmark's items: whether it is there, how long it is, the prompts made of it."""
+"""The audio of a benchmark's items: missing files, durations, and the prompts."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ if TYPE_CHECKING:
     from moss_audio_jax.api import MossAudio
     from moss_audio_jax.generate.request import Prepared
 
-_UNREAD_BYTES_PER_SECOND = 16_000  # of a file whose header soundfile cannot read; sorts, no more
-_OVERSHOOT = 0.5  # seconds that a part may end behind its file, as in Kaldi's extract-segments
+_UNREAD_BYTES_PER_SECOND = (
+    16_000  # of a file whose header soundfile cannot read; used for sorting only
+)
+_OVERSHOOT = 0.5  # seconds by which a part may end after its file, as in Kaldi's extract-segments
 
 
 def missing_audio(items: Sequence[Item], root: Path) -> dict[str, None]:
-    """Paths of the items' clips that are not there, in their order.
+    """Paths of the items' missing clips, in order.
 
     Args:
-      root: where they were looked for, for the message.
+      root: the folder where they were searched, for the message.
 
     Raises:
       InputError: none of them is there.
@@ -45,7 +47,7 @@ def missing_audio(items: Sequence[Item], root: Path) -> dict[str, None]:
 
 
 def file_seconds(items: Sequence[Item]) -> list[float]:
-    """Seconds of sound of each item by the files' headers; 0 for what is not there."""
+    """Seconds of sound of each item by the headers of its files; 0 for a missing file."""
     known: dict[str, float] = {}
     for path in {path for item in items for path in item.audio}:
         known[path] = _header_seconds(path)
@@ -64,7 +66,7 @@ def _header_seconds(path: str) -> float:
 
 
 def part_seconds(cut: Cut | None, whole: float) -> float:
-    """Seconds of the part of a file that is meant."""
+    """Seconds of the part of a file that the item asks about."""
     if cut is None:
         return whole
     return max((whole if cut[1] is None else cut[1]) - cut[0], 0.0)
@@ -73,7 +75,7 @@ def part_seconds(cut: Cut | None, whole: float) -> float:
 def prepared_ahead(
     model: MossAudio, groups: Iterator[list[list[Item]]]
 ) -> Iterator[tuple[list[Item], list[Prepared | InputError]]]:
-    """Each group with its prompts, made in threads while the group before it is answered."""
+    """Yields each group with its prompts, which threads make while the group before is answered."""
     pool = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
     def ready(group: list[tuple[list[Item], concurrent.futures.Future]]) -> tuple[list, list]:
@@ -112,10 +114,10 @@ def _prepare(model: MossAudio, run: Sequence[Item]) -> list[Prepared | InputErro
 
 
 def part(wav: np.ndarray, cut: Cut, path: str) -> np.ndarray:
-    """Samples of a part of a file, whose samples `wav` are.
+    """The samples of a part of a file; `wav` are the samples of the file.
 
     Raises:
-      InputError: the file ends before it, or by more than half a second too early.
+      InputError: the file ends before the part begins, or more than half a second before it ends.
     """
     start, end = cut
     seconds = len(wav) / SAMPLE_RATE

@@ -4,10 +4,10 @@ example:
   moss-audio-jax evaluate infer --benchmark mmau-mini --data mmau-test-mini.json \\
       --checkpoint DIR --output predictions.jsonl
 
-Answers are written as they come, into FILE.partial.jsonl; the same command again continues there.
-At the end they become FILE, in the order of the data. Several processes (launch/) share the work;
---output must lie where all of them can write. What is answered does not depend on --batch-size,
---mesh or the number of processes.
+Answers are written to FILE.partial.jsonl as they arrive; the same command again continues from
+there. At the end they are merged into FILE, in the order of the data. Several processes (launch/)
+share the work; all of them must be able to write to the folder of --output. Answers do not depend
+on --batch-size, --mesh or the number of processes.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ if TYPE_CHECKING:
     from moss_audio_jax.generate.options import Sampling
     from moss_audio_jax.generate.request import Prepared
 
-# One call of the engine: enough that few slots stand empty at its end, little enough to keep the
-# next one's sound in memory beside it.
+# Prompts of one call of the engine: many enough that few slots are empty at its end, and few enough
+# that the audio of the next call fits into memory as well.
 _GROUP_BATCHES = 8
 _GROUP_SECONDS = 7200.0
-# Questions about one clip that stay together: they load it once and prefill it once.
+# Questions about one clip that stay together: the clip is loaded and prefilled once for them.
 _TOGETHER = 16
-_NAMED = 20  # failures that go to the screen; the file has all
+_NAMED = 20  # failures that are printed; the file has all of them
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What decides an answer, beside its item. It is written into every prediction."""
+    """The settings that decide an answer, besides its item. Every prediction contains them."""
 
     model: str
     lora: str | None
@@ -100,8 +100,8 @@ def infer(
 
     Args:
       sampling: of every answer; its seed is mixed with each item's id.
-      limit: where the items are only the first so many of their data; written into each
-        prediction, so that a score counts no others.
+      limit: the number of items, if they are only the first ones of their data. Each prediction
+        contains it, so that a score counts no other items.
 
     Raises:
       InputError: `output` holds predictions of other settings or prompts, or cannot be written.
@@ -109,12 +109,14 @@ def infer(
     meta = settings.meta() | ({} if limit is None else {"limit": limit})
     done = read_all(output)
     check_same(done, items, meta, output)
-    # All have read before one writes: processes that share a mesh must agree on what is left.
+    # All processes read before one writes, because processes that share a mesh must agree on the
+    # items that are left.
     barrier("evaluate: read")
     files = {item.id: seconds for item, seconds in zip(items, file_seconds(items), strict=True)}
     costs = {item.id: part_seconds(item.cut, files[item.id]) for item in items}
-    # Costly ones first, neighbours alike, parts of one file together: it is decoded for sixteen of
-    # them at once. The order is the same in every process and every run.
+    # Expensive items first, similar ones next to each other, and parts of one file together,
+    # because a file is decoded for sixteen of them at once. The order is the same in every process
+    # and run.
     order = sorted(
         items, key=lambda i: (-files[i.id], i.audio, i.cut[0] if i.cut else 0, len(i.prompt), i.id)
     )
@@ -236,7 +238,7 @@ def _groups(
 
 
 class _Bar:
-    """Progress in seconds of sound, which is what the work goes by."""
+    """A progress bar in seconds of sound, which the time for the work depends on."""
 
     def __init__(self, items: Sequence[Item], costs: Mapping[str, float], shown: bool) -> None:
         self._costs, self._items, self._done = costs, len(items), 0
@@ -266,7 +268,7 @@ class _Bar:
 
 
 def settings_of(model: MossAudio, args: argparse.Namespace, sampling: Sampling) -> Settings:
-    """What is written of a model and of how it is asked."""
+    """The settings of a model and its sampling, as predictions contain them."""
     described = json.dumps(
         [dataclasses.asdict(model.config), dataclasses.asdict(model.processor)], sort_keys=True
     )
@@ -352,7 +354,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _some(kind: str, problems: Sequence[str], most: int, file: Path | None) -> None:
-    """Says the first problems, a line each, and how many more there are."""
+    """Prints the first problems, one on each line, and the number of the others."""
     for problem in problems[:most]:
         command.say(f"{kind}: {brief(problem, 500)}")
     if (more := len(problems) - most) > 0:

@@ -1,4 +1,4 @@
-"""What a benchmark is made of, whatever its data looks like: items, and which of them are asked."""
+"""Items: the common form of all benchmarks' data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Item:
 
     Attributes:
       id: unique in the benchmark.
-      kind: what form the answer has; decides how it is scored.
+      kind: the form of the answer, which decides how it is scored.
       prompt: the exact text that goes to the model.
       audio: paths of its clips, in order.
       reference: by kind: choice {"choices": [...], "answer": text or None where it is not
@@ -27,7 +27,7 @@ class Item:
         value} or, in the world, {"sources": [[name, other name, ...], ...]}, open {"answer"} (of
         MMAU-Pro's instructions {"answer", "task_identifier", "kwargs"}).
       group: what results are broken down by: task, category (a list is allowed), dimension, ...
-      cut: the part of its one clip that is meant, in seconds; None for all of it.
+      cut: the part of its one clip that it asks about, in seconds; None for the whole clip.
     """
 
     id: str
@@ -41,7 +41,7 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """Items in the order of the data; `problems` names what is odd about the data, one a line."""
+    """Items in the order of the data. `problems` describes oddities of the data, one each."""
 
     name: str
     items: list[Item]
@@ -53,12 +53,13 @@ class Options:
     """Which part of the data, and how it is asked.
 
     Attributes:
-      prompt: replaces the official prompt; of multiple choice, the instruction before the question.
+      prompt: replaces the official prompt; for multiple choice, the instruction before the
+      question.
       split: train, dev or test of AISHELL-1 and FLEURS.
       level: word or sentence, for timestamps.
-      tier: the TextGrid tier's name, where it is none of the usual ones.
+      tier: the TextGrid tier's name, if it has an unusual one.
       tasks: of the world: only these; empty for all.
-      per_scene: of the world: so many rows of each scene, drawn by a hash of their ids.
+      per_scene: of the world: how many rows of each scene, drawn by a hash of their ids.
       limit: only the first so many items.
       allow_outside: audio paths may leave a given audio root: absolute ones, and "..".
     """

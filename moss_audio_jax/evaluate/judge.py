@@ -1,13 +1,13 @@
-"""Has a model judge captions and open answers from 1 to 5, over an OpenAI-compatible endpoint.
+"""Lets a model behind an OpenAI-compatible endpoint judge captions and open answers from 1 to 5.
 
 example:
   moss-audio-jax evaluate judge --benchmark caption --data captions.jsonl \\
       --predictions predictions.jsonl --output judgements.jsonl \\
       --url http://localhost:8000/v1 --model NAME
 
-A caption is judged field by field. Each line of --output holds the judge, the hash of what it was
-asked, its own words and the scores read from them; the same command again asks for what is missing
-or failed. A key for the endpoint is read from the environment variable --key-from names.
+A caption is judged field by field. Each line of --output holds the judge, a hash of the question,
+the judge's answer and the scores read from it. The same command again asks for what is missing or
+failed. --key-from names the environment variable that holds the key for the endpoint.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Judge(Chat):
 
 
 def question(item: Item, answer: str) -> tuple[str, tuple[str, ...]]:
-    """What the judge is asked about an answer, and the fields it is to score.
+    """The question to the judge about an answer, and the fields that it must score.
 
     Raises:
       UsageError: an item that needs no judge.
@@ -91,7 +91,7 @@ def question(item: Item, answer: str) -> tuple[str, tuple[str, ...]]:
 
 
 def read_scores(raw: str, fields: Sequence[str]) -> dict[str, int]:
-    """The scores in a judge's words: one JSON object, a code fence or thinking around it or not.
+    """The scores in a judge's answer: one JSON object, with or without a code fence or thinking.
 
     Raises:
       InputError: no such object, a field that is missing or has no integer from 1 to 5.
@@ -125,11 +125,11 @@ def judge(
 ) -> list[Judgement]:
     """Judgements of all items that a judge is for, in their order; `output` holds them too.
 
-    An answer that is empty or not there gets the lowest score without asking. What `output` holds
-    of this judge, asked the very same, is kept.
+    An empty or missing answer gets the lowest score without a question. Judgements that `output`
+    already has from this judge for the same question are kept.
 
     Args:
-      answers: by item id, thinking taken off.
+      answers: by item id, without thinking.
 
     Returns:
       {"id", "judge", "prompt_hash", "raw_judgement", "scores": {field: 1-5}} of each; where no
@@ -165,7 +165,7 @@ def judge(
         try:
             made = pool.map(one, items)
             judgements = list(tqdm(made, total=len(items), unit="answer", disable=not progress))
-        except BaseException:  # Ctrl-C, or a full disk: nobody waits for what is still asked
+        except BaseException:  # Ctrl-C or a full disk: nobody waits for the running questions
             by.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -176,7 +176,7 @@ def judge(
 def summary(judgements: Sequence[Judgement]) -> dict[str, Any]:
     """{"n", "failed", "mean", "fields": {field: mean}}: 1 to 5, over what could be judged.
 
-    `mean` is that of the fields' means, as the official table has it; None where nothing could be.
+    `mean` is the mean of the fields' means, as in the official table; None if nothing was judged.
     """
     scored = [row["scores"] for row in judgements if row["scores"] is not None]
     names = dict.fromkeys(field for scores in scored for field in scores)

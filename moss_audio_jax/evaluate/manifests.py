@@ -1,6 +1,7 @@
-"""Speech data as it lies about: LibriSpeech, AISHELL-1, FLEURS, Kaldi, JSONL, TextGrid, CTM.
+"""Reads speech data in its usual layouts: LibriSpeech, AISHELL-1, FLEURS, Kaldi, JSONL, TextGrid,
+CTM.
 
-Nothing here opens audio: a score is made where the references are, with or without the sound.
+Nothing here opens audio, because scoring needs the references alone.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ _TIERS: dict[Level, tuple[str, ...]] = {
     "word": ("words", "word"),
     "sentence": ("sentences", "sentence", "segments", "utterances", "utterance"),
 }
-_NO_SPEECH = {"", "<eps>", "sil", "sp", "<sil>"}  # what forced aligners write into pauses
+_NO_SPEECH = {"", "<eps>", "sil", "sp", "<sil>"}  # labels of pauses by forced aligners
 
 
 class Clip(NamedTuple):
-    """A recording and what is true of it.
+    """A recording and its reference.
 
-    `reference` is {"text"} or {"slots", "level"}; `cut` the part of the recording that is meant.
+    `reference` is {"text"} or {"slots", "level"}; `cut` is the part of the recording.
     """
 
     id: str
@@ -56,8 +57,8 @@ class Clip(NamedTuple):
 class Root(NamedTuple):
     """The folder that audio paths count from.
 
-    A closed one is not left: absolute paths and ".." are refused. What links within it point to is
-    the business of whoever made them.
+    Paths may not leave a closed root: absolute paths and ".." are refused. Symbolic links inside it
+    are followed.
     """
 
     folder: Path
@@ -65,11 +66,12 @@ class Root(NamedTuple):
 
     @classmethod
     def of(cls, given: Path | None, otherwise: Path, allow_outside: bool) -> Root:
-        """`given` is closed unless `allow_outside`; the data's own folder never is."""
+        """`given` is closed unless `allow_outside` is set; the data's own folder is always open."""
         return cls(otherwise if given is None else given, given is not None and not allow_outside)
 
     def place(self, name: str, where: str) -> str:
-        """The path of a file that a manifest names; InputError where it may not be named."""
+        """The path of a file that a manifest names. Raises InputError if it may not leave the
+        root."""
         if self.closed and (os.path.isabs(name) or ".." in PurePath(name).parts):
             raise InputError(
                 f"{where}: {brief(name)!r} lies outside of --audio-root {shown(self.folder)}; "
@@ -92,7 +94,7 @@ def read_transcripts(
     split: str = "test",
     allow_outside: bool = False,
 ) -> Clips:
-    """Clips with {"text"}, in the layout that `data` has.
+    """Clips with {"text"}, whatever the layout of `data`.
 
     Args:
       data: a JSONL or JSON manifest ("audio", "text", and where known "id", "dimension",
@@ -141,7 +143,7 @@ def _manifest(data: Path, root: Root) -> Clips:
 
 
 def row_clip(row: dict[str, Any], where: str, root: Root, reference: dict[str, Any]) -> Clip:
-    """A clip from a JSONL row; without an "id" its audio path, and where it is cut, is its name."""
+    """A clip from a JSONL row. Without an "id" its name is its audio path and its cut."""
     audio = first_of(row, AUDIO_KEYS, where)
     paths = [audio] if isinstance(audio, str) else audio
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
@@ -164,7 +166,7 @@ def row_clip(row: dict[str, Any], where: str, root: Root, reference: dict[str, A
 def _cut(offset: Any, duration: Any, where: str) -> Cut:
     times = [0 if offset is None else offset, 0 if duration is None else duration]
     for name, time in zip(("offset", "duration"), times, strict=True):
-        # Not infinite, nor an integer that no float can hold.
+        # Neither infinite nor an integer too large for a float.
         if isinstance(time, bool) or not isinstance(time, int | float) or not 0 <= time < 1e9:
             what = json_kind(time) if isinstance(time, str | dict | list) else brief(time, 40)
             raise InputError(f"{where}: the {name} is {what}; expected seconds, 0 or more")
@@ -200,7 +202,9 @@ def _aishell(file: Path, root: Root, split: str) -> Clips:
         if not first <= int(speaker[2]) <= last:
             continue
         audio = root.place(f"{split}/{speaker[1]}/{name}.wav", where)
-        reference = {"text": text.replace(" ", "")}  # words are split there, as nobody writes them
+        reference = {
+            "text": text.replace(" ", "")
+        }  # the words there are split as in no usual writing
         clips.append(Clip(name, (audio,), reference, {"dimension": "AISHELL-1", "language": "zh"}))
     return _noted(clips)
 
@@ -223,7 +227,7 @@ def _fleurs(file: Path, root: Root) -> Clips:
 
 
 def _kaldi(folder: Path, root: Root) -> Clips:
-    """text: an utterance and its words a line. Utterances are recordings, or `segments` of them."""
+    """text: one line for each utterance. Utterances are recordings, or `segments` of them."""
     if not (folder / "text").exists():
         raise InputError(f"{folder / 'text'}: no such file; a Kaldi folder has text and wav.scp")
     known: dict[str, tuple[str, Cut | None]] = {}
@@ -247,7 +251,7 @@ def _kaldi(folder: Path, root: Root) -> Clips:
 
 
 def _segments(file: Path, recordings: Iterable[str]) -> Iterable[tuple[str, str, Cut]]:
-    """(utterance, recording, cut) of Kaldi's segments; an end of -1 is that of the recording."""
+    """(utterance, recording, cut) of Kaldi's segments. An end of -1 means the recording's end."""
     for where, line in read_lines(file):
         try:
             name, recording, *times = line.split()
@@ -290,7 +294,7 @@ def read_timed(
       tier: the TextGrid tier's name, where it is none of the usual ones.
 
     Raises:
-      InputError: nothing of the kind there, a line that cannot be read, times that cannot be.
+      InputError: no such data, a line that cannot be read, impossible times.
     """
     if data.is_dir():
         files = sorted(file for file in data.rglob("*") if file.suffix in (".TextGrid", ".ctm"))
@@ -357,7 +361,8 @@ def checked_slots(slots: Any, where: str) -> list[dict[str, Any]]:
 
 
 def read_ctm(file: Path) -> dict[str, list[dict[str, Any]]]:
-    """Slots of each recording of a CTM: `name channel start duration word [confidence]` a line."""
+    """Timed words of each recording of a CTM (lines `name channel start duration word
+    [confidence]`)."""
     found: dict[str, list[dict[str, Any]]] = {}
     for where, line in read_lines(file):
         if line.startswith(";;"):
@@ -381,7 +386,7 @@ def read_textgrid(file: Path, tiers: str | Iterable[str]) -> list[dict[str, Any]
 
 
 def _finder(root: Root) -> Callable[[str, str], str]:
-    """name, where -> the audio file under `root` that bears it; name.wav where there is none."""
+    """A function of (name, where): the audio file of that name under `root`, or name.wav."""
     found: dict[str, Path] = {}
     for path in sorted(root.folder.rglob("*")) if root.folder.is_dir() else ():
         if path.suffix.lower() in _AUDIO_SUFFIXES:

@@ -1,4 +1,4 @@
-"""Writes predictions as the input that a benchmark's official script reads.
+"""Writes predictions in the form that a benchmark's official script reads.
 
 example:
   moss-audio-jax evaluate export --benchmark mmar --data MMAR-meta.jsonl \\
@@ -9,9 +9,9 @@ mmar              JSON lines with `answer_prediction` and `thinking_prediction`
 mmsu              JSON lines with `response`
 mmau-pro          a parquet table with `model_output`
 
-Answers go in without their thinking. Where the script compares texts (all but mmsu), an answer that
-names its choice by the letter alone becomes that choice's text. The score's `official` part is what
-the script says of this file.
+Answers are written without their thinking. If the script compares texts (all but mmsu), an answer
+that is only the letter of a choice becomes the text of that choice. The `official` part of a score
+equals the script's result for this file.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ KEYS = {
 
 
 def official_text(benchmark: str, item: Item, prediction: Prediction) -> str | None:
-    """What the official script gets to see of a prediction; None where there was no output.
+    """The text of a prediction that the official script sees; None if there was no output.
 
-    A row that came from an official script's file is taken as it stands there.
+    A row that came from an official script's file is used unchanged.
     """
     raw = prediction["raw_output"]
     if raw is None or "official_key" in prediction:
@@ -63,10 +63,10 @@ def official_rows(
     items: Sequence[Item],
     predictions: Mapping[str, Prediction],
 ) -> list[dict[str, Any]]:
-    """The rows of the data, each with its prediction; without one the key is missing.
+    """The rows of the data, each with its prediction. A row without one lacks the key.
 
-    An item that failed has "" (null in MMSU's, whose script would give an empty answer the letter
-    of the row before it).
+    A failed item has "" (null for MMSU, because its script would give an empty answer the letter of
+    the row before).
 
     Raises:
       UsageError: a benchmark without an official script.
@@ -94,7 +94,7 @@ def official_rows(
 
 
 def write(benchmark: str, rows: Sequence[dict[str, Any]], output: Path) -> None:
-    """Writes what `official_rows` gives in the form that the script opens."""
+    """Writes the result of `official_rows` in the form that the script opens."""
     if benchmark == "mmau-pro":
         try:
             import pyarrow

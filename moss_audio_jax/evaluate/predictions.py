@@ -1,4 +1,4 @@
-"""Prediction files: ours, JSON lines, and those that the benchmarks' official scripts read."""
+"""Prediction files: our JSON lines, and the files that the benchmarks' official scripts read."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from moss_audio_jax.files import brief, parse_json, read_bytes, shown
 from moss_audio_jax.journal import write_lines
 from moss_audio_jax.text.prompt import split_thinking
 
-# Where the official scripts look for the answer: MMAU and MMAU-Pro, MMAR, MMSU.
+# The keys of the answer in official scripts: MMAU and MMAU-Pro, MMAR, MMSU.
 OFFICIAL_KEYS = ("model_output", "answer_prediction", "response")
 
 Prediction = dict[str, Any]
 
 _TEXT = (str, type(None))
 _NUMBER = (int, float, type(None))
-# What the code looks at in a row, and what it has to be.
+# The keys that the code reads, and their types.
 _TYPES: dict[str, tuple[type, ...]] = {
     "raw_output": _TEXT,
     "answer": _TEXT,
@@ -33,13 +33,13 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def read_predictions(path: str | Path) -> tuple[list[Prediction], list[str]]:
-    """The rows of a prediction file, and what could not be read of it.
+    """The rows of a prediction file, and descriptions of the rows that could not be read.
 
-    Read are JSON lines, a JSON list and a parquet table. A row of an official script's file, one
-    with `model_output`, `answer_prediction` or `response` and without `raw_output`, gets
+    The file may be JSON lines, a JSON list or a parquet table. A row of an official script's file,
+    one with `model_output`, `answer_prediction` or `response` and without `raw_output`, gets
     `raw_output` (None where it is null), `thinking` where it has `thinking_prediction`, and
-    `official_key`: the name that its answer had. Such files hold the right answers under "answer":
-    here that is the model's, in every row, or is not there. Rows of MMAU-Pro's table, which has no
+    `official_key`: the name that its answer had. Such files hold the right answers under "answer";
+    here "answer" is the model's in every row, or missing. Rows of MMAU-Pro's table, which has no
     ids, are named by their number, from 1.
 
     Returns:
@@ -111,10 +111,11 @@ def read_judgements(path: str | Path) -> tuple[list[Prediction], list[str]]:
 
 
 def by_id(rows: Iterable[Prediction]) -> tuple[dict[str, Prediction], list[str]]:
-    """({id: prediction}, a line for each id that stands there again).
+    """({id: prediction}, a message for each repeated id).
 
-    Of several the first counts, but an output counts for more than a failure. A row that has no
-    place for an answer, as an official script's file has of items not asked, is no prediction.
+    Of several predictions the first one counts, but an output takes precedence over a failure. A
+    row without the key of an answer is no prediction; official files have such rows for items that
+    were not asked.
     """
     found: dict[str, Prediction] = {}
     problems = []
@@ -133,7 +134,7 @@ def _rows(path: Path, problems: list[str]) -> Iterable[tuple[str, Any]]:
     if path.suffix == ".parquet":
         yield from read_rows(path)
         return
-    # Bytes, as a killed process may have cut a character in two.
+    # Bytes, because a killed process may have cut a character in two.
     raw = read_bytes(path, "a file of predictions")
     if raw.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
         yield from read_rows(path)
@@ -156,22 +157,23 @@ def _rows(path: Path, problems: list[str]) -> Iterable[tuple[str, Any]]:
 
 
 def partial_file(output: Path, index: int, count: int) -> Path:
-    """Where process `index` of `count` writes predictions that will be `output`."""
+    """The file of process `index` of `count` for predictions that will be merged into `output`."""
     number = f"-{index}" if count > 1 else ""
     return output.with_name(f"{output.name}.partial{number}.jsonl")
 
 
 def _partials(output: Path) -> list[Path]:
-    """Those of this run and of earlier ones, which may have had more processes or fewer."""
+    """The partial files of this run and of earlier ones, which may have had another number of
+    processes."""
     whole, numbered = f"{output.name}.partial.jsonl", f"{output.name}.partial-"
     files = output.parent.glob("*.jsonl")
     return sorted(f for f in files if f.name == whole or f.name.startswith(numbered))
 
 
 def read_all(output: Path, problems: list[str] | None = None) -> dict[str, Prediction]:
-    """Every prediction that is on disk, by id; an answer counts for more than a failure.
+    """Every prediction on disk, by id. An answer takes precedence over a failure.
 
-    `problems`, where given, gets a line for each that cannot be read: its item is asked again.
+    `problems`, if given, gets a message for each unreadable prediction; its item is asked again.
     """
     found: dict[str, Prediction] = {}
     for path in [output, *_partials(output)]:
@@ -187,18 +189,18 @@ def read_all(output: Path, problems: list[str] | None = None) -> dict[str, Predi
 
 
 def failed(prediction: Prediction | None) -> bool:
-    """Whether there is nothing, or an error instead of an answer."""
+    """Whether the prediction is missing or has an error instead of an answer."""
     return prediction is None or prediction.get("raw_output") is None
 
 
 def check_same(
     done: Mapping[str, Prediction], items: Sequence[Item], meta: Mapping[str, Any], output: Path
 ) -> None:
-    """Predictions of two models, or two ways to ask, must not mix in one file.
+    """Checks that one file does not mix predictions of two models or of two ways to ask.
 
     Raises:
-      InputError: what is `done` has another meta (but for the code's version and what --limit
-        was) or another prompt.
+      InputError: a prediction in `done` has other settings (except the code's version and --limit)
+        or another prompt.
     """
     prompts = {item.id: item.prompt for item in items}
     for name, row in done.items():
@@ -220,7 +222,8 @@ _ADVICE = "name another --output, or remove the old predictions"
 
 
 def merge(output: Path, items: Sequence[Item]) -> None:
-    """Makes `output` of all that is on disk: in the items' order, then those of no item."""
+    """Writes `output` from all predictions on disk, in the order of the items, then those of no
+    item."""
     found, partials = read_all(output), _partials(output)
     if not partials:
         return  # nothing new

@@ -1,4 +1,4 @@
-"""Who answers what, where several processes evaluate together."""
+"""Shares items among several processes that evaluate together."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Crew:
-    """The processes of a run: this one answers items index, index + count, ... of them all.
+    """The processes of a run. This one answers items index, index + count, and so on.
 
-    Where one mesh spans processes they all answer everything, and only one `writes`.
+    If one mesh spans the processes, all of them answer every item and only one `writes`.
     """
 
     count: int = 1
@@ -21,10 +21,10 @@ class Crew:
 
 
 def crew_and_mesh(sizes: Mapping[str, int] | None) -> tuple[Crew, Any]:
-    """Who answers what, and the mesh of this process.
+    """This process's share of the items, and its mesh.
 
-    A mesh that fits each process's own devices is made of those, and the items are shared out. A
-    larger one spans them, and they answer every item together.
+    If the mesh fits the devices of one process, each process has its own and the items are shared.
+    A larger mesh spans the processes, and they answer every item together.
 
     Raises:
       UsageError: sizes that the devices cannot fill.

@@ -1,4 +1,4 @@
-"""Tables and lines of other people's files, and what is asked of a value in them."""
+"""Reads tables and lines of foreign files, and checks values in them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def read_lines(file: Path, errors: str = "strict") -> Iterator[tuple[str, str]]:
     Args:
       errors: see `files.read_text`.
     """
-    # Not splitlines(): it also splits at characters that a transcript may hold.
+    # Not splitlines(), which also splits at characters that a transcript may contain.
     return _numbered(file, read_text(file, errors=errors).split("\n"))
 
 
@@ -77,7 +77,7 @@ def _numbered(file: Path, lines: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def json_kind(value: Any) -> str:
-    """What JSON calls a value, for messages."""
+    """The JSON name of a value's type, for messages."""
     names = {
         dict: "an object",
         list: "a list",
@@ -99,14 +99,14 @@ def first_of(row: dict[str, Any], keys: tuple[str, ...], where: str) -> Any:
 
 
 def text_of(value: Any, where: str, what: str) -> str:
-    """A text; numbers become one. InputError for anything else."""
+    """A text. Numbers become text; anything else raises InputError."""
     if isinstance(value, str | int | float):
         return str(value)
     raise InputError(f"{where}: {what} is {json_kind(value)}; expected text")
 
 
 def name_of(row: dict[str, Any], otherwise: object, where: str) -> str:
-    """The row's "id" as text, or `otherwise` where it has none."""
+    """The row's "id" as text, or `otherwise` if it has none."""
     return text_of(row["id"], where, "the id") if "id" in row else str(otherwise)
 
 

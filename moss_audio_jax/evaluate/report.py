@@ -1,12 +1,13 @@
-"""Makes one page of score files: tables, published figures beside yours, and the answers to hear.
+"""Makes one page of score files: tables with published figures beside yours, and all answers with
+their audio.
 
 example:
   moss-audio-jax evaluate report --scores mmau.json mmar.json asr.json --output report.html \\
       --markdown report.md
 
-The HTML is one file that needs nothing else, but for audio that is not embedded: it links to that.
-Score files of several models and benchmarks may be mixed; a model goes by the name that its
-predictions give, or by --names.
+The HTML is one file that needs nothing else, except audio that is not embedded; it links to that.
+Score files of several models and benchmarks may be mixed. The predictions or --names give a model
+its name.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ def write_report(
     embed: int = 24,
     rows: int = 5000,
 ) -> list[str]:
-    """Writes the page and, where asked for, the same tables in Markdown.
+    """Writes the page and, if wanted, the same tables in Markdown.
 
     Args:
       scores: as `labelled` gives them.
       audio_root, embed, rows: see `report_page.Answers`.
 
     Returns:
-      What the page does not show, one a line; it says so itself.
+      What the page leaves out, one item each. The page says so, too.
     """
     found, made_from = sections(scores), origins(scores)
     answers = Answers(scores, output, audio_root, embed, rows)
@@ -100,7 +101,7 @@ def _cell(cell: Cell) -> str:
 
 
 def _inline(text: str) -> str:
-    """Text that Markdown leaves as it is, in one line."""
+    """Text on one line, escaped for Markdown."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     for letter in "\\`*_|[]":
         text = text.replace(letter, "\\" + letter)

@@ -80,7 +80,8 @@ def _cell(cell: Cell) -> str:
 
 
 def _chart(figure: Dots) -> str:
-    """One line a dot: filled by the strict rule, hollow by the official, a diamond published."""
+    """One line for each dot: filled for the strict rule, hollow for the official one, a diamond for
+    a published value."""
     used = list(dict.fromkeys((d.series, d.rule) for _, dots in figure.rows for d in dots))
     ours = dict.fromkeys(series for series, rule in used if rule != "published")
     colours = dict(zip(ours, itertools.cycle(_COLOURS)))
@@ -141,20 +142,20 @@ class _Answer(NamedTuple):
 
 
 class Answers:
-    """What was asked, said and true, to filter, search, hear and see in time.
+    """All questions, answers and references, with filters, search, audio and timelines.
 
     Each item is there once, with the answers of all models.
 
     Args:
       output: where the page will lie; links to audio are relative to it.
       audio_root: looked into for audio first; ends of the paths in the rows count from there.
-      embed: so many clips of up to LONGEST seconds are written into the page, those of events and
-        timestamps first, the worst first.
+      embed: how many clips of up to LONGEST seconds are written into the page: first those of
+        events and timestamps, the worst first.
       most: items of each score file; the worst are kept.
 
     Attributes:
       html: the section.
-      notes: what it does not show, one a line.
+      notes: what the section leaves out, one item each.
     """
 
     def __init__(
@@ -243,7 +244,7 @@ class Answers:
     # --- audio files -----------------------------------------------------------------------------
 
     def _find(self, path: str) -> Path | None:
-        """Where a file is: under the root by as much of its path as fits, or where it was."""
+        """The file under the root with the longest matching end of its path, or at its own path."""
         if self._root is not None:
             parts = Path(path).relative_to(Path(path).anchor).parts
             for start in range(len(parts)) if ".." not in parts else ():
@@ -252,7 +253,7 @@ class Answers:
         return Path(path) if Path(path).is_file() else None
 
     def _link(self, path: str, cut: tuple | None) -> str | None:
-        """The address of a file beside the page; a media fragment plays the part that is meant."""
+        """The address of a file relative to the page. A media fragment selects the part."""
         if not path:
             return None
         if (found := self._find(path)) is None:
@@ -348,7 +349,7 @@ def _said(one: _Answer) -> str:
 
 
 def _cut(text: str) -> str:
-    """A model that repeats itself without end need not fill the page."""
+    """Shortens a long text, because a model may repeat itself without end."""
     left = len(text) - _HEAD - _TAIL
     if left <= 0:
         return text

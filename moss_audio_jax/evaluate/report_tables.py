@@ -1,4 +1,4 @@
-"""What a report says before it is a page: score files, and sections of tables made from them."""
+"""The content of a report: reads score files and makes sections of tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOTHING = "–"
 FOUR = {"MMAU": ("mmau", "mmau-mini"), "MMAU-Pro": ("mmau-pro",), "MMAR": ("mmar",)}
 FOUR |= {"MMSU": ("mmsu",)}
 
-# What the authors of MOSS-Audio report.
+# Results that the authors of MOSS-Audio report.
 PUBLISHED_FOUR = ("MOSS-Audio-8B-Thinking", (77.33, 64.92, 66.53, 75.52), 71.08)
 PUBLISHED_ASR = (("MOSS-Audio-8B-Instruct", 11.30), ("MOSS-Audio-4B-Instruct", 11.58))
 PUBLISHED_TIMESTAMPS = (("AISHELL-1", 35.77), ("LibriSpeech", 131.61))
@@ -163,7 +163,7 @@ _SHAPE = {
 
 
 def _misfit(value: Any, shape: Any) -> str | None:
-    """Where a value is not of a shape, as a path ("" for the value itself); None where it fits.
+    """The path at which a value does not fit a shape ("" for the value itself); None if it fits.
 
     A shape is a type, None, a tuple of alternatives, a list of one shape for all or of a shape for
     each, or a dict: of a shape for each key ("key?" may be missing), and "*" for all other keys.
