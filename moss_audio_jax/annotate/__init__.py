@@ -1,1 +1,2 @@
-"""Annotation: raw audio cut at its events, described by measurement, made into training rows."""
+"""Annotation: cuts raw audio at its events, describes it by measurement, and makes training
+rows."""

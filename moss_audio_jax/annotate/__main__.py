@@ -1,15 +1,15 @@
-"""Raw audio to records of what is heard when, captions and training rows.
+"""Turns raw audio into records of what is heard when, captions and training rows.
 
 example:
   moss-audio-jax annotate --input recordings --output annotated
 
-Files are cut where one event ends and another begins; each segment gets a profile of nine classes,
-transcripts that two systems agree on with times of words, speakers, music, events, captions. OUT
-holds segments.jsonl (the records, docs/annotate.md), rows.jsonl (the fine-tuning form; with an
---output that ends in .jsonl that file), dropped.jsonl (what was left out, and why) and index.html.
---config FILE plugs stronger models in (configs/annotate.py is an example); --config.KEY=VALUE
-overrides one of its keys. The same command again continues. Needs the extra:
-pip install -e '.[annotate]'.
+Files are cut where one event ends and another begins. Each segment gets a profile of nine classes,
+transcripts (if two systems agree) with times of words, speakers, music, events and captions. OUT
+holds segments.jsonl (the records, docs/annotate.md), rows.jsonl (training rows; if --output ends in
+.jsonl, they are written to that file), dropped.jsonl (what was left out, and why) and index.html.
+--config FILE plugs in stronger models (configs/annotate.py is an example); --config.KEY=VALUE
+overrides one of its keys. The same command again continues. Needs the extra: pip install -e
+'.[annotate]'.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reading a CTC head: the best path, and when each piece of a known text is said.
+"""Reads the output of a CTC head: the best path, and the times of the pieces of a known text.
 
 Letters: T tokens of 80 ms, V pieces; the last of the V + 1 columns is the blank.
 """
@@ -22,7 +22,7 @@ class Aligned(NamedTuple):
 
 
 def greedy(log_probs: np.ndarray) -> tuple[list[int], list[tuple[int, int]], float]:
-    """The likeliest column of each token, repeats and blanks taken out.
+    """The likeliest column of each token, without repeats and blanks.
 
     Args:
       log_probs: float [T, V + 1].

@@ -1,4 +1,5 @@
-"""One file to its records, whole or not there, and kept where it is made of the same."""
+"""Turns one file into its records, which are written whole or not at all, and kept by later runs
+with the same inputs."""
 
 from __future__ import annotations
 
@@ -39,13 +40,13 @@ from moss_audio_jax.remote import redact
 from moss_audio_jax.weights.helpers import load_helpers
 from moss_audio_jax.weights.opening import read_config
 
-_GROUP_SECONDS = 256.0  # of sound that goes through the branches together
+_GROUP_SECONDS = 256.0  # of sound that goes through the branches at once
 _CLIPPED = 0.001  # share of samples at full scale from which a file is called clipped
 Done = dict[str, Any]
 
 
 class _Needed(NamedTuple):
-    """Of a source without records: what they are made of, and posteriors that were given."""
+    """A source without records: what its records depend on, and the given posteriors."""
 
     key: str
     content: str
@@ -53,7 +54,8 @@ class _Needed(NamedTuple):
 
 
 def run_fingerprint(config: ConfigDict) -> str:
-    """Of all that decides a record but for its source: config, code, model, files of replays."""
+    """A hash of everything that decides a record except its source: config, code, model,
+    replays."""
     digest = hashlib.blake2b(digest_size=12)
     shown = {
         k: v
@@ -81,7 +83,7 @@ def checkpoint_folder(config: ConfigDict) -> Path | None:
 
 
 def check_parts(config: ConfigDict) -> None:
-    """What is wrong with an expert, or with the files of the model, said at once and once.
+    """Checks the experts and the model's files before the work, once.
 
     Raises:
       InputError, UsageError: as Branches and `MossAudio.load` would.
@@ -93,13 +95,13 @@ def check_parts(config: ConfigDict) -> None:
 
 
 class Annotator:
-    """What a process needs for file after file: the small model and the experts.
+    """Annotates file after file with the small model and the experts.
 
-    The model is loaded when the first file needs it: where every record is there, none is.
+    The model is loaded when the first file needs it, so not at all if every record exists.
 
     Args:
-      warn: told of the first segment whose sound the model does not know.
-      tick: told which share of a file is done.
+      warn: called for the first segment whose sound the model does not know.
+      tick: called with the share of a file that is done.
     """
 
     def __init__(
@@ -124,7 +126,7 @@ class Annotator:
         return Branches(self._config, Ears.load(folder), self._warn)
 
     def file(self, source: Source) -> Done | str:
-        """What became of a file (see `_write`), or why it could not be used.
+        """The result for a file (see `_write`), or why it could not be used.
 
         Raises:
           InputError: the model cannot be loaded, or the disk is full: no file could be used.
@@ -141,7 +143,9 @@ class Annotator:
         except Exception as error:  # one file must not end a run over a million
             full = error if isinstance(error, OSError) else error.__cause__
             if isinstance(full, OSError) and full.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise not_written(self._out, full) from None  # no other file could be written
+                raise not_written(
+                    self._out, full
+                ) from None  # no other file could be written, either
             known = isinstance(error, InputError | OSError)
             why = str(error) if known else f"{type(error).__name__}: {error}"
         for name in (source.path, shown(source.path)):
@@ -149,7 +153,7 @@ class Annotator:
         return redact(brief(why, 300))
 
     def _look(self, source: Source) -> Done | _Needed:
-        """What an earlier run wrote, or what is needed to write it."""
+        """The records of an earlier run, or what is needed to make them."""
         if source.problem:
             raise InputError(source.problem)
         with open_regular(source.path, "an audio file") as opened:
@@ -197,7 +201,7 @@ class Annotator:
         return self._write(source, needed, features.seconds, works, warnings)
 
     def _given(self, source: Source) -> tuple[Posteriors | None, str]:
-        """The posteriors of another detector that belong to a file, where there are any."""
+        """The posteriors of another detector for a file, if there are any."""
         if not self._config.posteriors:
             return None, ""
         path = Path(source.path)
@@ -237,7 +241,7 @@ class Annotator:
             at = {"audio": source.path, "start": work.start, "end": work.end}
             notes += [{**at, "field": field, "reason": why} for field, why in work.notes]
             problems = merge.check(work.record)
-            if problems:  # a fault of the code: the segment stays, what it says of it does not
+            if problems:  # a bug: the segment stays, its evidence is dropped
                 notes.append({**at, "field": "record", "reason": f"dropped: {problems[0]}"})
                 work.record = _bare(work.record)
             records.append(work.record)
@@ -252,7 +256,9 @@ class Annotator:
         }
         folder = self._out / "records"
         write_lines(folder / f"{source.id}.jsonl", records)
-        write_lines(folder / f"{source.id}.json", [done])  # last: it says that all is there
+        write_lines(
+            folder / f"{source.id}.json", [done]
+        )  # written last: it shows that everything is there
         return done
 
 
@@ -297,7 +303,7 @@ def _groups(spans: Sequence[tuple[float, float]]) -> Iterator[list[tuple[float, 
 
 
 def read_done(out: Path, source: Source) -> Done | None:
-    """What a run wrote of a source, if it is whole."""
+    """The records of a source that a run wrote, if they are complete."""
     records = out / "records"
     try:
         done = read_json(records / f"{source.id}.json")

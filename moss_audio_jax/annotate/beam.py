@@ -4,11 +4,11 @@ example:
   python -m moss_audio_jax.annotate.beam --shards 100 --input recordings --output annotated \\
       -- --runner=FlinkRunner --flink_master=HOST:8081
 
-Every shard is an element: a process of `moss-audio-jax annotate --shard I/N`, on whatever machine
-Beam chooses. --input and --output are paths that all of them see. A shard that ends badly is for
-Beam to try again; it goes on with the files that it lacks. When all are done the shards are joined,
-here. Options before `--` are those of `moss-audio-jax annotate`, those behind it Beam's. Needs
-apache-beam, where this runs and on the workers.
+Every shard is an element: a process `moss-audio-jax annotate --shard I/N` on a machine that Beam
+chooses. All machines must see the paths --input and --output. Beam tries a failed shard again,
+which continues with the missing files. At the end this process joins the shards. Options before
+`--` are those of `moss-audio-jax annotate`, those after it Beam's. Needs apache-beam here and on
+the workers.
 """
 
 from __future__ import annotations

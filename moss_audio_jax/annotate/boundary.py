@@ -1,4 +1,4 @@
-"""How likely a cut is a true boundary: evidence of what lies on its two sides, and its log-odds."""
+"""Estimates whether a cut is a true boundary, from evidence on its two sides."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 NETWORKS = Path(__file__).parents[1] / "assets" / "boundary.npz"
 _CONTEXT = 8 * COARSE  # coarse frames looked at on either side of a cut
 _MEMO = 4096  # sides remembered
-# What is said of each side by itself; the lesser and the greater of the two are evidence.
+# Measures of each side alone; the lesser and the greater of the two are evidence.
 OF_SIDE = (
     "harmonicity",
     "voiced",
@@ -96,7 +96,7 @@ def judges() -> dict[str, Judge]:
 
 
 class Sides:
-    """Evidence of a cut between two segments of one clip, with a model's tags where it is given."""
+    """Evidence for cuts between segments of one clip, with a model's tags if they are given."""
 
     def __init__(self, features: ClipFeatures, sources: Sources | None = None):
         self.sources = sources
@@ -120,7 +120,7 @@ class Sides:
         middle, count = at // GROUP, len(self.bands)
         a, b = max(before // GROUP, middle - _CONTEXT), min(after // GROUP, middle + _CONTEXT)
         left, right = slice(min(a, middle - 1), middle), slice(middle, max(b, middle + 1))
-        # As far as there is sound, whatever other cuts lie there: music comes back to its chords.
+        # As far as the sound goes, across other cuts, because music returns to its chords.
         wide_left = slice(max(middle - _CONTEXT, 0), middle)
         wide_right = slice(middle, max(min(middle + _CONTEXT, count), middle + 1))
         one, two = self._side(left), self._side(right)

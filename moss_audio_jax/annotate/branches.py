@@ -1,7 +1,7 @@
-"""One segment's evidence: profile, then speech, music and sound, then captions.
+"""Collects the evidence of segments: profile, then speech, music and sound, then captions.
 
-A group of segments goes through together, so that the model and the plug-ins get batches. Each step
-asks its plug-in, holds the answer against what is known, and falls back on the default's evidence.
+A group of segments is processed together, so that the model and the plug-ins get batches. Each step
+asks its plug-in, checks the answer against the record, and falls back on the default's evidence.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import shown
 from moss_audio_jax.text.tasks import NO_SPEECH
 
-_DECODER_SECONDS = 20.0  # what the small model's decoder is asked about at a time
+_DECODER_SECONDS = 20.0  # seconds of sound that the small model's decoder gets at a time
 _FULL_SCALE = 0.999
-_TIMES = re.compile(r" \([\d., and-]* s\)")  # of a template, as it is shown to a language model
+_TIMES = re.compile(
+    r" \([\d., and-]* s\)"
+)  # times in a template, which a language model does not see
 
 
 class Branches:
@@ -45,7 +47,7 @@ class Branches:
 
     Args:
       ears: the small model, or None.
-      warn: told of the first segment that the small model does not know.
+      warn: called for the first segment that the small model does not know.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Branches:
         self.classes = dict(config.classes)
 
     def sources(self, sound: Sound) -> Sources | None:
-        """What the small model hears in a decoded file; None without one that has tags."""
+        """The small model's tags of a decoded file; None without a model that has tags."""
         return hear_sources(self.ears, sound.read, sound.samples) if self.ears else None
 
     def run(self, works: Sequence[Work], features: ClipFeatures, given: Posteriors | None) -> None:
@@ -111,7 +113,7 @@ class Branches:
                 work.record["doubtful"] = doubt.doubtful(work.record)
 
     def _doubt(self, work: Work) -> None:
-        """Says so, once, where the small model does not know what it hears."""
+        """Marks a segment that the small model does not know. Warns once."""
         record = work.record
         record["doubt"] = doubt.why(record, self.config.speech.doubt)
         if record["doubt"] and not self._warned:
@@ -181,7 +183,7 @@ class Branches:
     def _ask(
         self, name: str, step: str, works: Sequence[Work], **evidence: Callable[[Work], Any]
     ) -> list[tuple[Work, dict[str, Any]]]:
-        """Those whose reply can be used; the others get a note."""
+        """The segments with a usable reply; the others get a note."""
         requests = [w.request(**{key: of(w) for key, of in evidence.items()}) for w in works]
         found = []
         for work, (reply, problem) in zip(
@@ -276,7 +278,8 @@ class Branches:
                 work.told("words", "ctc")
 
     def _voices(self, works: Sequence[Work], features: ClipFeatures) -> None:
-        """Sentences, and speakers: of the sentences, or where there are none of the utterances."""
+        """Fills in sentences, and the speakers of the sentences or, without any, of the
+        utterances."""
         voiced = []
         for work in works:
             if not work.silent and (spans := self._spoken(work, features)):
@@ -336,7 +339,7 @@ class Branches:
         told["beats"] = [centi(work.start + beat) for beat in told["beats"]]
         told["beats"] = [beat for beat in told["beats"] if beat <= work.last()]
         told["sections"] = [work.span(section) for section in told["sections"]]
-        # Where the music itself begins and ends: what sounds, without the silence at the edges.
+        # The beginning and end of the music, without silence at the edges.
         loud = np.flatnonzero(np.abs(work.wav) > 0.02 * np.abs(work.wav).max(initial=0.0))
         edges = (loud[0] / SAMPLE_RATE, (loud[-1] + 1) / SAMPLE_RATE) if len(loud) else (0.0, 0.0)
         work.record["music"] = work.span({"start": edges[0], "end": edges[1]}) | told
@@ -403,7 +406,7 @@ class Branches:
         branches: Callable[[Record], list[str]],
         template: Callable[[Record], str],
     ) -> None:
-        """A caption by a language model, where it tells all of the evidence and nothing else."""
+        """A language model's caption, if it reports all of the evidence and nothing else."""
         facts = {id(work): merge.slots(work.record, branches(work.record)) for work in works}
         for work, reply in self._ask(
             name,

@@ -1,7 +1,7 @@
-"""The settings of `annotate`, and where they are read and checked.
+"""The settings of `annotate`; reads and checks them.
 
-A config file is a Python file with `get_config()` that changes what it needs of this one; any key
-may be overridden on the command line: --config.speech.threshold=0.2
+A config file is a Python file with `get_config()` that changes keys of this one. Any key may be
+overridden on the command line: --config.speech.threshold=0.2
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BUNDLED = "bundled"
 
 def get_config() -> ConfigDict:
     c = ConfigDict()
-    c.checkpoint = BUNDLED  # a folder with heads; "" = no model at all
+    c.checkpoint = BUNDLED  # a checkpoint with helpers; "" = no model at all
     # Posteriors of another detector, if a file lies there: {folder}, {stem}, {name} of the audio.
     c.posteriors = ""  # e.g. "{folder}/{stem}.frames.npz"
     # Its labels -> the nine classes, as pairs: (("Bark", "animal"), ("Speech", "speech"))
@@ -42,24 +42,26 @@ def get_config() -> ConfigDict:
     s.systems = ("decoder", "ctc")  # or names of experts; of two the first counts
     s.min_systems = 2  # transcripts that must be there
     s.threshold = 0.3  # of the WER (zh: CER) between them
-    s.doubt = 0.75  # WER between decoder and ctc from which the segment is foreign to the model
-    s.gate = 0.25  # profile's speech or human voice from which systems are asked
-    s.present = 0.5  # ... from which there is a voice, whether or not words could be had
+    s.doubt = 0.75  # WER between decoder and ctc from which the model does not know the segment
+    s.gate = 0.25  # systems are asked from this score of speech or human voice in the profile
+    s.present = 0.5  # ... from this score there is a voice, even without words
     s.align = "ctc"  # or an expert, or "": no word times
     s.align_score = -2.0  # mean log-probability of a token that the text must reach
     s.pause = 0.5  # seconds between sentences
     s.diarise = "measured"  # by pitch and spectrum; or an expert
 
     s = c.music = ConfigDict()
-    s.present = 0.5  # profile's music from which there is music
-    s.key_score = 0.6  # correlation from which a key is named
+    s.present = 0.5  # there is music from this score in the profile
+    s.key_score = 0.6  # a key is named from this correlation
     s.instruments = 0.5  # of the tags; 0 = none are named by the tags
     s.expert = ""
 
     s = c.sound = ConfigDict()
     s.events = "tags"  # of the small model or of `posteriors`; or an expert; or "": none
     s.on, s.off = 0.8, 0.8  # hysteresis of the tags
-    s.over_speech = 0.95  # in place of `on` where there is a voice, which much is taken for
+    s.over_speech = (
+        0.95  # replaces `on` if there is a voice, because much is mistaken for other sounds there
+    )
     s.event_seconds = 0.2
     s.absent = 0.02  # a label whose score stays below is absent
     s.caption = "template"  # or an expert
@@ -71,7 +73,9 @@ def get_config() -> ConfigDict:
     s = c.rows = ConfigDict()
     s.min_seconds = 0.5  # shorter segments give no rows
     s.skip = ()  # tasks that are left out
-    s.keep_doubtful = False  # rows that rest on the small model, of sound that it does not know
+    s.keep_doubtful = (
+        False  # keep rows that rest on the small model alone, for sound that it does not know
+    )
 
     c.page_clips = 24  # files shown in index.html
     c.page_seconds = 60.0  # of each
@@ -91,7 +95,7 @@ def load(name: str | None, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UsageError where a key is unknown or missing, or a step names no expert."""
+    """Raises UsageError if a key is unknown or missing, or if a step names no expert."""
     _same_keys(config, get_config(), "")
     named = [(f"speech.systems: {n!r}", n, ("ctc", "decoder")) for n in config.speech.systems]
     named += [

@@ -1,8 +1,8 @@
-"""What rests on the small model alone, where that model does not know the sound.
+"""Finds evidence that rests on the small model alone, for sound that this model does not know.
 
-The small model answers fluently about anything. A segment is doubtful where its encoder finds the
-sound unlike its own world (`generate.familiarity`), or where its two ways to write down speech have
-next to nothing in common. Evidence of the user's own experts and detectors is never in doubt.
+The small model answers fluently about anything. A segment is doubtful if the encoder finds the
+sound unlike its training world (`generate.familiarity`), or if the model's two transcripts have
+almost nothing in common. Evidence from the user's own experts and detectors is never doubtful.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MIXED = "signal, tags"  # a profile of both
 
 
 def why(record: Record, most: float) -> str | None:
-    """Why the small model is not to be trusted with a segment; None where it is.
+    """Why the small model cannot be trusted with a segment; None if it can.
 
     Args:
       most: the WER between its own transcripts from which they have nothing in common.
@@ -57,5 +57,5 @@ def doubtful(record: Record) -> list[str]:
 
 
 def trusted(fields: str, of: Iterable[str]) -> bool:
-    """Whether a row on these fields, "events+music", rests on none that is in doubt."""
+    """Whether a row that uses these fields, such as "events+music", uses no doubtful one."""
     return not set(fields.split("+")) & set(of)

@@ -1,4 +1,5 @@
-"""The small model's ears: for each 80 ms which piece of a word is said, and which tags hold."""
+"""Hears with the small model: the word piece that is said and the tags that hold, for each 80
+ms."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ _BUCKETS = (1, 4, 16, 64)  # chunks encoded at a time
 
 
 class Heard(NamedTuple):
-    """What the heads make of one clip.
+    """The small model's output for one clip.
 
     starts: float64 [T], when each token begins, seconds; chunks are cut where it is quiet, so that
       tokens are not a grid.
@@ -69,7 +70,7 @@ class Ears:
 
     @classmethod
     def load(cls, checkpoint: str | Path) -> Ears:
-        """Raises InputError where a file is missing or broken. Helpers may be missing."""
+        """Raises InputError if a file is missing or broken. Helpers may be missing."""
         helpers, tags = load_helpers(checkpoint)
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         return cls(MossAudio.load(checkpoint, dtype), helpers, tags, Gauge.load(checkpoint))
@@ -80,7 +81,7 @@ class Ears:
         return frozenset(self._projections)
 
     def familiarity(self, heard: Heard) -> Familiarity | None:
-        """Whether the model knows such sound; None where clip or checkpoint allow no verdict."""
+        """Whether the model knows such sound; None if clip or checkpoint allow no verdict."""
         if heard.states is None or len(heard.states) * TOKEN < 0.5:
             return None
         mean, spread = heard.states.mean(axis=0), heard.states.std(axis=0)
@@ -88,7 +89,7 @@ class Ears:
         return self._gauge.judge(Measures(doubt, np.concatenate([mean, spread])))
 
     def hear(self, wavs: Sequence[np.ndarray]) -> list[Heard]:
-        """Hears clips, float32 [n] at 16 kHz each; what is shorter than 10 ms has no token.
+        """Hears clips, float32 [n] at 16 kHz each. A clip shorter than 10 ms has no token.
 
         Chunks of all clips are encoded 64 at a time; a clip's result does not depend on the others
         but for rounding.
@@ -154,7 +155,8 @@ class Ears:
         return Posteriors(frames.astype(np.float32), GRID, self.tags)
 
     def transcribe(self, wavs: Sequence[np.ndarray], batch: int = 16) -> list[str]:
-        """The decoder's answers to "Transcribe the audio."; "" where one does not end by itself."""
+        """The decoder's answers to "Transcribe the audio."; "" for one that does not end by
+        itself."""
         prompts, places = [], []
         for number, wav in enumerate(wavs):
             if len(wav) < HOP:
@@ -186,7 +188,7 @@ def fingerprint(checkpoint: str | Path) -> str:
 
 
 def _windows(wav: np.ndarray, size: int) -> list[tuple[int, int]]:
-    """Mel frames of each chunk: cut where it is quiet, so that few words are parted."""
+    """The mel frames of each chunk, cut at quiet places so that few words are split."""
     cuts = [start // HOP for start, _ in quiet_windows(wav, (size - 1) * HOP / SAMPLE_RATE)]
     return list(zip(cuts, [*cuts[1:], len(wav) // HOP], strict=True))
 

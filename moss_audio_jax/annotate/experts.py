@@ -1,4 +1,4 @@
-"""Plug-ins: whoever knows better than the defaults, asked for one step at a time.
+"""Plug-ins ("experts") that replace the default of one step.
 
 Every kind takes requests and gives replies, both JSON objects; times count from the start of the
 segment's own file, "clip":
@@ -16,7 +16,7 @@ segment's own file, "clip":
     unify        {"text": "..."}      the unified caption, likewise
     judge        {"score": 1 to 5}    of evidence.caption, against evidence.events
 
-What a plug-in says is checked before it is used; `ask` names what was wrong with it.
+A reply is checked before it is used; `ask` returns what was wrong with it.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ _REPLY_BYTES = 1 << 18  # that one reply may take
 
 
 class Expert(Protocol):
-    """Answers requests, in order; where it cannot, an InputError stands in the reply's place.
+    """Answers requests in order. For a request that it cannot answer, the list holds an InputError.
 
-    It may have `secrets`: texts that are hidden in whatever is written of it.
+    It may have `secrets`: texts that are hidden in everything that is written about it.
     """
 
     def answer(self, requests: Sequence[Request]) -> list[Reply | InputError]: ...
@@ -80,7 +80,8 @@ class Function:
 
 @dataclasses.dataclass
 class Command:
-    """A program that reads a request a line from stdin and writes a reply a line, any order."""
+    """A program that reads one request on each line of stdin and writes one reply on each line, in
+    any order."""
 
     argv: tuple[str, ...]
     timeout: float
@@ -105,12 +106,13 @@ class Command:
         return [found.get(request["id"], InputError(why)) for request in requests]
 
     def _run(self, requests: Sequence[Request]) -> tuple[bytes, str]:
-        """(what it wrote, what went wrong); it gets no more time or room than it may have."""
+        """(what it wrote, what went wrong). Ends it when it exceeds its time or the size of its
+        output."""
         limit, until = _REPLY_BYTES * (1 + len(requests)), time.monotonic() + self.timeout
         with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as complaints:
             for request in requests:
                 line = json.dumps(request, ensure_ascii=False)
-                # A byte of a file name that is no UTF-8 is written as JSON has it: \udce9.
+                # A byte of a file name that is not UTF-8 is written as JSON's escape: \udce9.
                 given.write(line.encode("utf-8", "backslashreplace") + b"\n")
             given.seek(0)
             process = subprocess.Popen(
@@ -158,7 +160,7 @@ def _end(group: int) -> None:
 
 
 def end_commands() -> None:
-    """Ends every command that runs, with whatever it started: for a process about to end itself."""
+    """Ends all running commands and their children, for a process that is about to end."""
     for group in [*_running]:
         _end(group)
 
@@ -188,7 +190,7 @@ class Endpoint:
 
 
 class Replay:
-    """Replies written down before: JSONL rows with "audio" (path or file name), "start", "end"."""
+    """Stored replies: JSONL rows with "audio" (path or file name), "start", "end"."""
 
     def __init__(self, path: str | Path):
         self._rows: dict[tuple[str, float, float], Reply] = {}

@@ -1,6 +1,6 @@
 """Frame features of a clip, computed once and shared by segmentation, profile and speakers.
 
-One pass over blocks of samples; what is kept is 3.5 kB a second of sound (25 MB for two hours).
+One pass over blocks of samples. A second of sound takes 3.5 kB (two hours 25 MB).
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class _Counter:
             piece = piece.astype(np.float32, copy=False)
             if len(piece):
                 peak = float(np.abs(piece).max())
-                if not peak < 1e6:  # written so that NaN fails too
+                if not peak < 1e6:  # a comparison that NaN fails, too
                     raise InputError(
                         f"annotate: the waveform's samples reach {peak}; expected finite values "
                         "in about -1..1"

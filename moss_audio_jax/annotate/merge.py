@@ -1,7 +1,7 @@
-"""Evidence made into captions, and the checker that holds every word of them against the record.
+"""Makes captions from evidence, and checks every word of them against the record.
 
-Times stand in captions as 3.20, with two decimals, and nothing else does; they are copied by code.
-A language model writes slots, [1], which code fills.
+In captions only times have two decimals, such as 3.20; code copies them. A language model writes
+placeholders such as [1], which code fills.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def music_caption(record: Record) -> str | None:
 
 
 def sound_caption(record: Record) -> str | None:
-    """Events in the order of their starts; neighbours of one label together."""
+    """Events in the order of their starts; neighbours with the same label are joined."""
     groups: list[list[dict[str, Any]]] = []
     for event in record["events"]:
         if groups and groups[-1][0]["label"] == event["label"]:
@@ -100,14 +100,14 @@ def sound_caption(record: Record) -> str | None:
 
 
 def ordered(record: Record) -> list[str]:
-    """Branches that say something, the profile's likeliest first."""
+    """The branches with evidence, in the order of the profile's scores."""
     prior = {b: max(record["profile"][name] for name in names) for b, names in BRANCHES.items()}
     told = [branch for branch in BRANCHES if record["captions"][branch]]
     return sorted(told, key=lambda branch: -prior[branch])
 
 
 def unified_caption(record: Record) -> str:
-    """The branches' captions in the profile's order, and what dominates; never empty."""
+    """The branches' captions in the profile's order, and the dominant sound; never empty."""
     told = ordered(record)
     if record["level"]["silent"]:
         return "Silence."
@@ -124,7 +124,7 @@ def unified_caption(record: Record) -> str:
 
 
 def slots(record: Record, branches: Sequence[str]) -> list[dict[str, Any]]:
-    """The facts that a caption may tell, each with the slot that stands for its time."""
+    """The facts that a caption may report, each with the placeholder of its time."""
     facts: list[dict[str, Any]] = []
     for branch in branches:
         if branch == "speech":
@@ -179,7 +179,7 @@ def relative(text: str, start: float) -> str:
 
 
 def check(record: Record) -> list[str]:
-    """Everything that contradicts itself in a record, one line each; [] for a good one."""
+    """All contradictions in a record, one line each; [] if there are none."""
     problems = schema_problems(record)
     return problems if problems else list(_contradictions(record))
 
@@ -249,7 +249,7 @@ def caption_problems(text: str, record: Record) -> Iterator[str]:
 def _invented(text: str, record: Record) -> Iterator[str]:
     labels = [event["label"] for event in record["events"]]
     instruments = record["music"].get("instruments", [])
-    # Words of what was heard are not held against it: "piano music" has both of them.
+    # Words of measured labels are allowed: "piano music" has both of them.
     own = " ".join([*labels, *map(clause, labels), *instruments, *_LITERAL]).lower()
     for label, kind in kinds_by_label().items():
         for name in {label, kind.clause, label.split()[0]}:
@@ -286,13 +286,13 @@ def _plain(text: str) -> str:
 
 
 def repair(record: Record, silent: Callable[[float, float], bool]) -> list[tuple[str, str]]:
-    """Takes out of a record's evidence, in place, what cannot be; captions come after this.
+    """Removes impossible evidence from a record, in place, before captions are made.
 
     Args:
       silent: whether nothing at all sounds between two times.
 
     Returns:
-      (field, reason) of each thing that was moved or dropped.
+      (field, reason) of everything that was moved or dropped.
     """
     notes: list[tuple[str, str]] = []
     start, end = record["start"], record["end"]

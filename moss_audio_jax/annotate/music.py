@@ -20,14 +20,15 @@ _MINOR = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17
 
 @dataclasses.dataclass(frozen=True)
 class MusicOptions:
-    """section_seconds: length of a section at least. max_seconds: analysed of a long stretch."""
+    """section_seconds: the shortest section. max_seconds: how much of a long stretch is
+    analysed."""
 
     section_seconds: float = 8.0
     max_seconds: float = 300.0
 
 
 def describe_music(wav: np.ndarray, options: MusicOptions = MusicOptions()) -> dict[str, Any]:
-    """What can be measured of a stretch of music.
+    """Measures a stretch of music.
 
     Args:
       wav: floating [n], 16 kHz mono; only its first `max_seconds` are looked at.

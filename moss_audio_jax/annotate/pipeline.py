@@ -1,4 +1,5 @@
-"""Files to records, records to rows: each stage a file, each file whole or not there.
+"""Turns files into records and records into rows. Each stage writes files, each whole or not at
+all.
 
 OUT/audio/ID/0000.flac        the segments' sound, 16 kHz
 OUT/records/ID.jsonl          the records of one source; ID.json says of what they were made
@@ -48,7 +49,7 @@ from moss_audio_jax.journal import write_lines
 from moss_audio_jax.remote import redact
 from moss_audio_jax.runtime import deaf_workers
 
-_SPOKEN = 4  # segments with speech before it is judged whether systems agree on them
+_SPOKEN = 4  # segments with speech, before the agreement of systems is judged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def annotate(
     workers: int = 1,
     progress: bool = False,
 ) -> Summary:
-    """Annotates files into a folder. What is there already, made of the same, is kept.
+    """Annotates files into a folder. Existing results with the same inputs are kept.
 
     Args:
       sources: of this shard.
