@@ -14,7 +14,7 @@ from moss_audio_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What may happen to each clip; the defaults change nothing.
+    """The changes that clips may get; the defaults change nothing.
 
     Attributes:
       speeds: speed factors to choose from (1.1: 10% faster and higher). A row keeps its speed where

@@ -1,4 +1,4 @@
-"""From a row to what the model learns from: decoded sound, log-mel, token ids, labels."""
+"""Makes training examples from rows: decoded sound, log-mel, token ids, labels."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _LOUDEST = 1000  # of a log-mel, whose values are a few units
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One example to make: its index in the mixture, where its row lies, whose row it is."""
+    """One example to make: its index in the mixture, the location of its row, and its part."""
 
     index: int
     location: Location
@@ -73,7 +73,7 @@ class ExampleMaker:
     time_markers: bool = True
 
     def __call__(self, job: Job) -> TrainExample | Rejected:
-        """The example, or why there is none: whatever is wrong with a row, it ends no run.
+        """The example, or the reason why there is none. No fault of a row ends the run.
 
         Raises:
           SourceError: the file that holds the row cannot be read.
@@ -91,7 +91,7 @@ class ExampleMaker:
         return rejected(job, made, row.id, bad=False)
 
     def _make(self, row: Row, job: Job) -> TrainExample | str:
-        """The example, or why it is too long. Raises InputError where the row is bad."""
+        """The example, or why it is too long. Raises InputError if the row is bad."""
         rng = augmenting.rng_for(self.seed, job.index)
         chosen = self._chosen(row, np.random.default_rng([self.seed, job.index, 1]))
         speed = self._speed(row, chosen, rng)
@@ -107,7 +107,7 @@ class ExampleMaker:
                     f"batch has {self.room.chunks}"
                 )
         said = self._said(row, chosen, job, frames)
-        # Before the mels are computed: what is dropped should cost little.
+        # Before the mels are computed, so that dropped rows cost little.
         size = Size(len(said.ids), chunks_of(frames, self.encoder))
         if size.tokens > self.room.tokens or size.chunks > self.room.chunks:
             return (
@@ -126,7 +126,7 @@ class ExampleMaker:
         )
 
     def _said(self, row: Row, chosen: list[Branch], job: Job, frames: list[int]) -> _Said:
-        """Ids and what is to be learned of them; of a row with branches, the chosen ones."""
+        """Ids and labels; for a row with branches, those of the chosen branches."""
         markers = self.time_markers
         if row.branches and self.branches != 1:
             messages = [branch.messages for branch in chosen]
@@ -152,7 +152,8 @@ class ExampleMaker:
         return self.targets.heard(row, self.tokenizer, [lengths.audio_tokens(n) for n in chunks])
 
     def _chosen(self, row: Row, rng: np.random.Generator) -> list[Branch]:
-        """Up to `branches` of a row's, drawn without replacement by the weights of `pick`."""
+        """Up to `branches` branches of a row, drawn without replacement by the weights of
+        `pick`."""
         if not row.branches:
             return []
         weights = np.array([self._rule(branch).often for branch in row.branches])
@@ -207,7 +208,7 @@ def _rule(pick: tuple[Pick, ...], task: str) -> Pick:
 
 
 def _at_speed(row: Row, speed: float) -> Row:
-    """The row with its words and tags at the times at which its clip now has them."""
+    """The row with the times of its words and tags scaled by the clip's speed."""
     if speed == 1 or any(isinstance(clip, np.ndarray) for clip in row.clips):  # a mel keeps its own
         return row
 

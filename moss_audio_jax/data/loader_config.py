@@ -1,4 +1,4 @@
-"""How batches are made: one frozen dataclass, checked before anything is read."""
+"""The settings of batches: one frozen dataclass, checked before anything is read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _MAX_STREAMS = 8
 
 
 class Pick(NamedTuple):
-    """Branches whose task the regex `rule` finds: how `often` they are drawn, their `weight`."""
+    """For branches whose task matches the regex `rule`: how `often` they are drawn, and their
+    `weight`."""
 
     rule: str
     often: float
@@ -82,7 +83,7 @@ class LoaderConfig:
         return max(n for n in range(1, _MAX_STREAMS + 1) if self.batch % n == 0)
 
     def validate(self, encoder: EncoderConfig, process_count: int = 1) -> None:
-        """Raises UsageError naming the first key that cannot be."""
+        """Raises UsageError naming the first key with an impossible value."""
         least = {"batch": 1, "length": 1, "chunks": 0, "window": 1, "workers": 0, "ahead": 1}
         least |= {"min_seen": 1, "seed": 0, "branches": 0, "words": 0}
         if self.streams is not None:

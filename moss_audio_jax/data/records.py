@@ -1,4 +1,4 @@
-"""Training rows: one JSON object, alone or with its audio beside it in one record.
+"""Training rows: one JSON object, alone or in one record together with its audio.
 
 A row is what the official fine-tuning JSONL holds, and a little more:
 
@@ -51,18 +51,18 @@ _REASON = 400  # characters
 
 
 class AudioFile(NamedTuple):
-    """The bytes of an audio file and the name it is known by."""
+    """The bytes of an audio file, and its name."""
 
     data: bytes
     name: str
 
 
-# What a row holds of a clip: the path of a file, the file itself, or its log-mel [128, frames].
+# A clip in a row: the path of a file, the file itself, or its log-mel [128, frames].
 Clip = str | AudioFile | np.ndarray
 
 
 class Branch(NamedTuple):
-    """One way in which a row's conversation goes on."""
+    """One continuation of a row's conversation."""
 
     messages: Sequence[Mapping[str, Any]]
     task: str | None = None
@@ -206,7 +206,7 @@ def _spans(raw: Mapping[str, Any], key: str, name: str) -> tuple[Span, ...] | No
 
 
 def audio_names(messages: Sequence[Any]) -> list[str]:
-    """The contents of the audio messages, in order; InputError where one is no path."""
+    """The contents of the audio messages, in order. Raises InputError if one is not a path."""
     names = []
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping):
@@ -298,7 +298,7 @@ def parse_json(data: bytes) -> dict[str, Any]:
 
 
 def reason_of(error: Exception) -> str:
-    """Why a row is bad, on one line; an error that nobody foresaw is named by its type too."""
+    """Why a row is bad, on one line; for an unforeseen error, with its type."""
     if isinstance(error, (InputError, OSError)):
         return brief(error, _REASON)
     return brief(f"{type(error).__name__}: {error}".removesuffix(": "), _REASON)

@@ -1,4 +1,5 @@
-"""Rows that were left out: counted, listed as JSON lines, and too many of them stop the run."""
+"""Counts rows that were left out, lists them as JSON lines, and stops the run if there are too
+many."""
 
 from __future__ import annotations
 
@@ -107,7 +108,7 @@ class Reports:
                 self._last = each
 
     def judge(self, counts: Mapping[str, int], max_bad_share: float, min_seen: int) -> None:
-        """Raises InputError where too many rows are bad."""
+        """Raises InputError if too many rows are bad."""
         seen, bad = counts["seen"], counts["bad"]
         if seen < min_seen or bad <= max_bad_share * seen:
             return

@@ -38,7 +38,7 @@ class SourceError(InputError):
 
 
 class Location(NamedTuple):
-    """Where a row lies: bytes start..stop of a JSONL file, or record `start` of a shard.
+    """The location of a row: bytes start..stop of a JSONL file, or record `start` of a shard.
 
     `line` counts from 1, blank lines of a JSONL file included.
     """
@@ -88,7 +88,7 @@ class Source:
 
     @functools.cached_property
     def digests(self) -> list[str]:
-        """16 hex digits for each file, by which its rows are known again.
+        """16 hex digits for each file, which identify its rows.
 
         SHA-256 of all bytes of a JSONL, and of a shard of up to 4 MiB; of a larger one of its size,
         its first and last 64 KiB and 64 blocks of 4 KiB, evenly spread; of a remote one of the
@@ -184,7 +184,7 @@ def expand(paths: Sequence[str]) -> tuple[str, ...]:
 
 
 class _Jsonl:
-    """Where the lines of a file begin and end; blank lines are no rows."""
+    """The beginnings and ends of a file's lines; blank lines are not rows."""
 
     def __init__(self, path: str):
         self.path = path
@@ -322,7 +322,7 @@ def _sampled(path: str) -> str:
 
 @contextlib.contextmanager
 def _reached(path: str) -> Iterator[Any]:
-    """The path, for reading through etils.epath; InputError where that fails, in whatever way."""
+    """The path, for reading through etils.epath. Raises InputError if that fails in any way."""
     from etils import epath  # here, because a worker of local files does without it
 
     try:

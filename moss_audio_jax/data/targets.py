@@ -1,4 +1,4 @@
-"""What an encoder's helper losses learn from: which piece of a word, which tags, at each token.
+"""The targets of an encoder's helper losses: the word piece and the tags at each token.
 
     heard_pieces  int32 [B, C * S]     the piece that is said at an audio token; NOTHING; IGNORE
                                        beyond a chunk's frames

@@ -41,7 +41,7 @@ _HUNG = 8  # rows in a row that take too long: it is not the rows
 
 
 class Workers:
-    """`count` processes that run `make`; with 0 a thread does, when the result is asked for."""
+    """`count` processes that run `make`. With 0 a thread runs it when the result is asked for."""
 
     def __init__(self, make: ExampleMaker, count: int, seconds: float):
         """`seconds`: the most that one example may take; see LoaderConfig.row_seconds."""
@@ -78,7 +78,8 @@ class Workers:
         return lambda: [made for future in futures for made in future.result()]
 
     def close(self) -> None:
-        """Calls the work off: who waits for it gets CancelledError. Waits for no row that hangs."""
+        """Cancels the work: waiting callers get CancelledError. It does not wait for a row that
+        hangs."""
         with self._lock:
             self._closed.set()
             for _ in self._threads:
@@ -103,7 +104,7 @@ class Workers:
 
 
 class _Hand:
-    """Has one worker make examples, and takes another worker where it hangs or ends."""
+    """Uses one worker to make examples, and replaces it if it hangs or ends."""
 
     def __init__(self, start: Callable[[], Any], seconds: float, closed: threading.Event):
         self._start, self._seconds, self._closed = start, seconds, closed
@@ -147,7 +148,7 @@ class _Hand:
             self._worker = None
 
     def _next(self, seconds: float | None) -> Any:
-        """What the worker gives next. Raises what it gives where that is an exception."""
+        """The worker's next result. Raises it if it is an exception."""
         end = None if seconds is None else time.monotonic() + seconds
         while True:
             if self._closed.is_set():
@@ -174,7 +175,7 @@ class _Hand:
 
 
 class _Lost(Exception):
-    """The worker gave no example for a row: why."""
+    """Why a worker gave no example for a row."""
 
 
 class _Thread:

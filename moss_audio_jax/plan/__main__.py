@@ -38,7 +38,7 @@ from moss_audio_jax.devices import GIB
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.plan import budget, topologies
 
-DOES_NOT_FIT = 3  # the exit code of a plan that says so
+DOES_NOT_FIT = 3  # the exit code for a run that does not fit
 _LOAD = ("batch", "prompt_tokens", "audio_seconds", "new_tokens")
 _GENERATE = (*_LOAD, "quantize", "mesh")
 
@@ -144,7 +144,7 @@ def main(argv: Sequence[str]) -> int:
         chosen = sweep.best(found)
         if chosen is None and not found:
             raise UsageError("no setting of the sweep divides the slice; see --tensor")
-        # Where nothing fits, what came nearest says why.
+        # If nothing fits, the nearest setting shows why.
         result = chosen[1] if chosen else min(found, key=lambda pair: pair[1].memory.peak)[1]
         written = report.as_json(result)
         written["sweep"] = [

@@ -41,7 +41,7 @@ _BENCH = "tools/bench/pipeline.py"
 
 @dataclasses.dataclass(frozen=True)
 class Assumed:
-    """Rates that are no formulas; --assume KEY=VALUE changes one.
+    """Assumed rates; --assume KEY=VALUE changes one.
 
     What tools/bench/pipeline.py measured, it measured on one thread (OMP_NUM_THREADS=1) of an AMD
     EPYC, in processor time, as the machine was not idle.
@@ -151,7 +151,7 @@ def flops_per_token(model: ModelConfig, length: int, frames: int, of: Mix) -> di
 
 
 def tokens_in_use(length: int, chunks: int, fill: float, of: Mix) -> float:
-    """Tokens of a row that are no padding: as many as its tokens hold, or its chunks."""
+    """Tokens of a row that are not padding, limited by its tokens or its chunks."""
     return min(fill * length, chunks / of.chunks if of.chunks else math.inf)
 
 
@@ -164,7 +164,8 @@ def hours_to_tokens(hours: float, of: Mix) -> float:
 
 
 def host_needs(tokens_per_second: float, of: Mix, chips: int, assumed: Assumed) -> dict[str, Any]:
-    """What input takes: cores = audio h/s / rate of a core; bytes/s = audio x bit rate + text."""
+    """What the input needs: cores = audio h/s / rate of a core; bytes/s = audio x bit rate +
+    text."""
     audio = tokens_per_second * of.seconds
     hosts = assumed.hosts(chips)
     cores = audio / 3600 / assumed.audio_hours_per_core_second
@@ -215,7 +216,7 @@ def add_options(options: argparse.ArgumentParser) -> None:
 
 
 def wanted(args: argparse.Namespace) -> bool:
-    """Whether this is to run instead of the compiler; UsageError for options that do not agree."""
+    """Whether the budget runs instead of the compiler. Raises UsageError if options contradict."""
     given = [name for name in _OPTIONS if getattr(args, name) is not None]
     if given and not args.budget:
         raise UsageError(f"--{given[0].replace('_', '-')} is an option of --budget; add --budget")
@@ -243,7 +244,7 @@ def run(args: argparse.Namespace, config: Any, topology: Topology) -> int:
 
 
 def budget(args: argparse.Namespace, config: Any, topology: Topology) -> dict[str, Any]:
-    """Everything of one config as a JSON object; seconds, bytes, FLOPs."""
+    """The budget of one config as a JSON object; seconds, bytes, FLOPs."""
     import jax
 
     from moss_audio_jax.plan import compile as compiling
@@ -340,7 +341,8 @@ def text_share(config: Any) -> float:
 
 
 def _step(args: argparse.Namespace, topology: Topology, work: float, shape: Any) -> dict[str, Any]:
-    """Seconds of a step on the slice, the share of peak that means, rows per chip, whence."""
+    """(seconds of a step on the slice, share of peak FLOPs, rows per chip, source of the
+    figure)."""
     peak = topology.devices * topology.device.peak
     if not args.plan:
         mfu = args.mfu or MFU

@@ -1,4 +1,4 @@
-"""The very train step of a config, lowered and compiled for a TPU slice that is not there."""
+"""Lowers and compiles the train step of a config for a TPU slice, without a TPU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": GIB}
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run without a single array: what the compiler needs to know of it.
+    """A run without arrays: what the compiler needs to know about it.
 
     Attributes:
       model, recipe, shape: sizes; the step's static part; the global batch's shape.
@@ -59,7 +59,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler said of one step.
+    """The compiler's result for one step.
 
     Attributes:
       seconds: that it took.
@@ -80,7 +80,7 @@ class Compiled:
 
 
 def prepare_environment() -> None:
-    """Before JAX's first use: the TPU compiler without a TPU.
+    """Sets the environment for the TPU compiler without a TPU. Call it before JAX is used.
 
     Raises:
       UsageError: libtpu is not installed.
@@ -103,7 +103,7 @@ def versions() -> dict[str, str]:
 
 
 def slice_devices(topology: Topology) -> list[Any]:
-    """The devices of a slice, as the compiler knows them.
+    """The devices of a slice, from the compiler.
 
     Raises:
       InputError: libtpu does not know the slice, or another process holds libtpu.
@@ -157,7 +157,7 @@ def model_of(config: Any) -> ModelConfig:
 
 
 def compile_step(run: Run) -> Compiled:
-    """Lowers and compiles the step; a step that does not fit is an answer, not an error."""
+    """Lowers and compiles the step. A step that does not fit is a result, not an error."""
     with jax.set_mesh(run.mesh):
         lowered = run.step.lower(run.state, run.batch)
     return compile_lowered(lowered, held_bytes(run.state) + held_bytes(run.batch), run.mesh.size)
@@ -173,7 +173,7 @@ def compile_lowered(lowered: Any, given: int, devices: int) -> Compiled:
         if found is None:
             raise
         peak, limit = found
-        # Temporaries alone: what the step is given comes on top.
+        # Temporaries alone, without the arguments of the step.
         if "HLO temporaries" in str(error):
             peak += given
         return Compiled(time.perf_counter() - begun, peak, limit, refusal=refusal(str(error)))
@@ -229,7 +229,7 @@ def _start(config: Any) -> Start:
 
 
 def _with_data(config: Any) -> Any:
-    """A plan needs no rows: what `check` asks of data.train is answered for it."""
+    """Fills in data.train for `check`, because a plan needs no rows."""
     if config.data.train or config.data.mixture:
         return config
     config = config.copy_and_resolve_references()

@@ -1,4 +1,4 @@
-"""From a compiled step to what it costs: memory by owner, a modelled step time, MFU.
+"""Estimates the cost of a compiled step: memory by owner, a modelled step time, MFU.
 
 The modelled time is a way to rank settings, not a measurement:
 
@@ -200,7 +200,7 @@ def attention_flops(run: Run) -> float:
 
 
 def full_gathers(run: Run, module: Module) -> list[str]:
-    """Names of what should never stand whole on one device, but does."""
+    """Names of arrays that are whole on one device although they should be split."""
     decoder, shape = run.model.decoder, run.shape
     if run.mesh.size == 1:
         return []

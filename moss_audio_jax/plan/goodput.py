@@ -1,4 +1,5 @@
-"""What failures and saves leave of a run's time: simulated, and by Daly's expectation.
+"""The share of a run's time that remains after failures and saves: simulated, and expected by
+Daly's model.
 
     goodput            useful seconds / all seconds, simulated; beside it the expectation
                        T / (M e^((R+W)/M) (e^((T+C)/M) - 1))

@@ -1,4 +1,4 @@
-"""What a compiled TPU module says of itself: loops, cycles, collectives, kernels.
+"""Reads a compiled TPU module: loops, cycles, collectives, kernels.
 
 A compiled module is text: computations, each a list of scheduled instructions. Loops run their
 body as often as the constant says that their condition compares with; of a conditional's branches
@@ -19,7 +19,7 @@ _SHAPE = re.compile(r"\b(pred|[su]\d+|bf16|f16|f32|f64|f8\w+|c64)\[([\d,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _GROUPS = re.compile(r"replica_groups=(?:\[(\d+),(\d+)\]|\{\{([\d,]*)\})")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
-# Their results are names for what is in memory already, or a whole computation's.
+# Their results are aliases of existing memory, or those of a whole computation.
 _NAMES = (
     "parameter",
     "tuple",
@@ -37,7 +37,7 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line: its name, result type, operation, and all that follows the bracket."""
+    """One line: its name, result type, operation, and everything after the bracket."""
 
     name: str
     type: str

@@ -1,4 +1,4 @@
-"""The very programs of generation, lowered and compiled for a TPU slice that is not there."""
+"""Lowers and compiles the programs of generation for a TPU slice, without a TPU."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Load:
 
     @property
     def cache_positions(self) -> int:
-        """As the engine rounds them, and so do the other sizes here."""
+        """Positions of the cache, rounded as in the engine, like the other sizes here."""
         return bucket(self.prompt_tokens + self.new_tokens, 128)
 
     def prefill(self, model: ModelConfig) -> Shape:
@@ -56,7 +56,7 @@ class Load:
 
 @dataclasses.dataclass(frozen=True)
 class Serving:
-    """Generation without a single array: what the compiler needs to know of it.
+    """Generation without arrays: what the compiler needs to know about it.
 
     Attributes:
       params: ShapeDtypeStructs with shardings, quantised where compute says so.
@@ -176,7 +176,7 @@ def _of_one_layer(stacked: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def _state(serving: Serving, count: int) -> decode_state.DecodeState:
-    """The decode state as the engine makes it, where it puts it."""
+    """The decode state as the engine makes it, with its shardings."""
     made = jax.eval_shape(
         functools.partial(
             decode_state.empty_state,

@@ -164,7 +164,8 @@ def _program(
 
 
 def _weights_read(serving: Serving) -> int:
-    """Of an untied embedding a step reads a row an answer, which is next to nothing."""
+    """Bytes of weights that a step reads. An untied embedding hardly counts: a step reads one row
+    of it for each answer."""
     decoder = serving.params["language_model"]
     parts = [decoder["layers"], decoder["norm"]]
     tied = serving.model.decoder.tie_embeddings

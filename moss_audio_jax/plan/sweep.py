@@ -1,4 +1,4 @@
-"""Which rows per device, length, remat policy and mesh make the best step that fits?"""
+"""Searches rows per device, length, remat policy and mesh for the best step that fits."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def search(
 
 
 def best(found: Sequence[tuple[Setting, Plan]]) -> tuple[Setting, Plan] | None:
-    """The setting that fits with the highest modelled MFU; None where none fits."""
+    """The setting with the highest modelled MFU that fits; None if none fits."""
     fitting = [pair for pair in found if pair[1].fits]
     return max(fitting, key=lambda pair: pair[1].estimate.mfu, default=None)
 
 
 class Kept:
-    """Plans in a file beside the sweep's output while it lasts: a killed sweep goes on with them.
+    """Keeps plans in a file beside the sweep's output, so that a killed sweep continues with them.
 
     Without an output nothing is kept.
     """
@@ -95,7 +95,8 @@ class Kept:
                     raise InputError(f"{self._path}: not what a sweep keeps; remove it") from None
 
     def plan(self, question: Mapping[str, Any], make: Callable[[], Plan]) -> Plan:
-        """The plan that answers a question (all that a plan depends on): kept, or made and kept."""
+        """The plan for a question (everything that a plan depends on): a kept one, or a new one,
+        which is then kept."""
         words = json.dumps(question, sort_keys=True, default=str)
         digest = hashlib.sha256(words.encode()).hexdigest()
         if digest not in self._found:

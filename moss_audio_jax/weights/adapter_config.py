@@ -1,6 +1,6 @@
 """adapter_config.json, as PEFT writes it: every setting is obeyed, changes nothing, or is refused.
 
-PEFT 0.17.1 is the measure: a tests' oracle merges the same adapters with it.
+The reference is PEFT 0.17.1: oracle tests merge the same adapters with it.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ json.dump([[m and [m.group(), *m.groups()] for m in row] for row in found], sys.
 
 
 class AdapterConfig:
-    """What an adapter_config.json says of each module, by its official name (without ".weight").
+    """The settings of adapter_config.json for each module, by its official name (without
+    ".weight").
 
     Args:
       folder: the adapters'.
@@ -128,7 +129,7 @@ class AdapterConfig:
         return self._rank[module]
 
     def scale(self, module: str) -> float:
-        """What B A is multiplied by: alpha / r, or alpha / sqrt(r) where use_rslora is set."""
+        """The factor of B A: alpha / r, or alpha / sqrt(r) if use_rslora is set."""
         rank = self._rank[module]
         return self._alpha[module] / (math.sqrt(rank) if self._root else rank)
 

@@ -1,4 +1,4 @@
-"""LoRA adapters in a folder of their own, named as PEFT names those of the official model."""
+"""LoRA adapters in a folder of their own, with PEFT's names for the official model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WEIGHTS = "adapter_model.safetensors"
 
 
 class Adapter(NamedTuple):
-    """What one module of the official model gains: scale * b @ a, as official tensors name them."""
+    """The addition to one module of the official model: scale * b @ a, in official orientation."""
 
     a: str  # the tensor's name; [r, in]
     b: str  # [out, r]
