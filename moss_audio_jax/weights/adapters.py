@@ -18,7 +18,7 @@ from moss_audio_jax.files import brief
 from moss_audio_jax.weights import adapter_config, safetensors
 from moss_audio_jax.weights.adapter_config import AdapterConfig
 from moss_audio_jax.weights.checkpoint import new_folder
-from moss_audio_jax.weights.official import Entry, check_float16, table
+from moss_audio_jax.weights.official import Entry, table
 
 _PEFT = "base_model.model."
 _WEIGHTS = "adapter_model.safetensors"
@@ -213,83 +213,10 @@ def _target_modules(modules: Sequence[str], linear: Sequence[Entry]) -> list[str
     return sorted(short if meant == set(modules) else modules)
 
 
-def load_adapters(folder: str | Path, config: ModelConfig) -> tuple[dict[str, np.ndarray], float]:
-    """What `save_adapters` (or PEFT) wrote: adapters by native path (float32), and alpha.
-
-    Each adds lora_a @ lora_b * alpha / r to its kernel, whatever scales and ranks the file has:
-    layers of a lower rank, and those without an adapter, are padded with zeros.
-
-    Raises:
-      InputError: see `Adapters`.
-    """
-    leaves: dict[str, np.ndarray] = {}
-    with Adapters(folder, config) as adapters:
-        alpha = None
-        for path in adapters.modules:
-            entry, module = adapters.entries[path], path.removesuffix("/kernel")
-            layers = [adapters.read(path, layer) for layer in range(len(_modules(entry)))]
-            rank = max(a.shape[1] for a, _, _ in filter(None, layers))
-            n_out, n_in = entry.tensor
-            lora_a = np.zeros((len(layers), n_in, rank), np.float32)
-            lora_b = np.zeros((len(layers), rank, n_out), np.float32)
-            for i, layer in enumerate(layers):
-                if layer is None:
-                    continue
-                a, b, scale = layer
-                alpha = alpha or scale * rank or 1.0  # the first one's, so that ours stay as saved
-                lora_a[i, :, : a.shape[1]] = a
-                lora_b[i, : b.shape[0]] = b * np.float32(scale * rank / alpha)
-            one = entry.stack is None
-            leaves[f"{module}/lora_a"] = lora_a[0] if one else lora_a
-            leaves[f"{module}/lora_b"] = lora_b[0] if one else lora_b
-    return leaves, alpha
-
-
 def describe(folder: str | Path, config: ModelConfig) -> str:
     """One line about a folder of adapters: rank, scale, and what it adapts; see `Adapters`."""
     with Adapters(folder, config) as adapters:
         return f"{folder}: LoRA adapters of {adapters}"
-
-
-class Merged:
-    """A checkpoint reader whose kernels come with their adapters folded in."""
-
-    def __init__(self, reader: Any, folder: str | Path, config: ModelConfig):
-        """Raises InputError if the adapters cannot be read or do not fit the model."""
-        self._reader = reader
-        self.entries = reader.entries
-        try:
-            self._adapters = Adapters(folder, config)
-        except BaseException:
-            reader.__exit__(None, None, None)
-            raise
-
-    def __enter__(self) -> Merged:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._adapters.close()
-        self._reader.__exit__(None, None, None)
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self._reader.dtype
-
-    def read(self, path: str, dtype: Any) -> np.ndarray:
-        if path not in self._adapters.modules:
-            return self._reader.read(path, dtype)
-        kernel = self._reader.read(path, np.float32)
-        layers = kernel if kernel.ndim == 3 else kernel[None]
-        for layer, kept in enumerate(layers):
-            if (found := self._adapters.read(path, layer)) is not None:
-                a, b, scale = found
-                kept += a @ b * np.float32(scale)
-        merged = np.empty_like(kernel, np.dtype(dtype))
-        with np.errstate(over="ignore"):
-            np.copyto(merged, kernel, casting="unsafe")
-        if merged.dtype == np.float16:
-            check_float16(merged, f"{self._adapters.folder}: {path}")
-        return merged
 
 
 def _is_linear(entry: Entry) -> bool:

@@ -254,6 +254,7 @@ def write_native(
         sums |= {f"{here.name}/{name}": s for name, s in files.checksums(here, share).items()}
     if first:
         _write_json(folder / PARAMS / _METADATA, metadata)
+        sums |= files.checksums(folder / PARAMS, names=[_METADATA])
     every = {name: s for part in from_all(sums) for name, s in part.items()}
     if jax.process_index() == 0:
         name = np.dtype(dtype).name
@@ -307,8 +308,7 @@ class NativeReader:
             }
             self._sums: dict[str, dict[str, list[int]]] = {}
             for name, (size, crc) in raw.get("files", {}).items():
-                leaf, _, file = name.partition("/")
-                self._sums.setdefault(leaf, {})[file] = [size, crc]
+                self._sums.setdefault(name.partition("/")[0], {})[name] = [size, crc]
         except (TypeError, ValueError, KeyError, AttributeError):
             raise InputError(f"{marker}: damaged; write the checkpoint again") from None
         if "files" not in raw:
@@ -321,6 +321,8 @@ class NativeReader:
         for path in leaves:
             if not _leaf_folder(self.folder, path).is_dir():
                 raise InputError(f"{_leaf_folder(self.folder, path)}: incomplete: no such folder")
+        if fault := files.damage(self.folder / PARAMS, self._sums.get(_METADATA, {})):
+            raise InputError(f"{self.folder / PARAMS}: {fault}; write the checkpoint again")
 
     def __enter__(self) -> NativeReader:
         return self
@@ -345,7 +347,7 @@ class NativeReader:
     def _restore(self, path: str, args: ocp.RestoreArgs) -> Any:
         here = _leaf_folder(self.folder, path)
         share = jax.process_index(), jax.process_count()  # each looks at some files
-        if fault := files.damage(here, self._sums.get(here.name, {}), share):
+        if fault := files.damage(self.folder / PARAMS, self._sums.get(here.name, {}), share):
             raise InputError(
                 f"{self.folder / PARAMS}: parameter {path}: {fault}; write the checkpoint again"
             )

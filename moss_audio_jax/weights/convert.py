@@ -12,15 +12,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from moss_audio_jax.config import (
-    RELEASED,
-    ModelConfig,
-    ProcessorConfig,
-)
+from moss_audio_jax.config import RELEASED, ModelConfig, ProcessorConfig
 from moss_audio_jax.errors import UsageError
+from moss_audio_jax.tree import flatten
 from moss_audio_jax.weights import checkpoint
-from moss_audio_jax.weights.adapters import Merged
-from moss_audio_jax.weights.compose import Composed
+from moss_audio_jax.weights.compose import Composed, Merged
 from moss_audio_jax.weights.official import table, write_official
 from moss_audio_jax.weights.opening import Format, open_checkpoint, read_config
 
@@ -41,23 +37,17 @@ def load_params(
       dtype: cast to it while reading; None: as stored.
       shardings: a tree of Shardings like the parameters, one for all, or None (the first device).
         Each process reads what its own devices hold.
-      lora: a folder of adapters to fold in, on the host, one stacked leaf at a time; needs config,
-        dtype and shardings.
-      then: (path, leaf) -> what takes its place, before the next one is read.
+      lora: a folder of adapters to fold in, on the host.
+      then: (path, leaf) -> what replaces the leaf, called before the next one is read.
 
     Raises:
       InputError: weights that are missing, broken, incomplete, or not of this config.
     """
+    config = config or read_config(folder)
+    reader = open_checkpoint(folder, config)
     if lora is not None:
-        by_path = checkpoint.flatten(shardings)
-        leaves = {}
-        with Merged(open_checkpoint(folder, config), lora, config) as reader:
-            for name in reader.entries:
-                host = reader.read(name, np.dtype(dtype))
-                leaf = jax.make_array_from_callback(host.shape, by_path[name], host.__getitem__)
-                leaves[name] = then(name, leaf)
-        return checkpoint.unflatten(leaves)
-    with open_checkpoint(folder, config) as reader:
+        reader = Merged(reader, lora, config)
+    with reader:
         return checkpoint.load_tree(reader, shardings, dtype, then)
 
 
@@ -89,7 +79,7 @@ def save_official(
     Raises:
       InputError: parameters that are not the config's, a folder that exists, a full disk.
     """
-    entries, leaves = table(config), checkpoint.flatten(params)
+    entries, leaves = table(config), flatten(params)
     dtype = np.dtype(dtype or checkpoint.check_leaves(leaves, entries))
     nbytes = checkpoint.total_bytes(entries, dtype)
     with checkpoint.new_folder(folder, nbytes, overwrite) as partial:

@@ -341,6 +341,16 @@ def test_native_folders_that_are_broken(native, config):
     shutil.rmtree(leaf)
     with pytest.raises(InputError, match=r"up_proj.kernel: incomplete"):
         load_params(native)
+    leaf.mkdir()
+    metadata = native / "params" / "_METADATA"  # Orbax's own list of the parameters
+    kept = metadata.read_text()
+    metadata.write_text(kept.replace("lm_head", "lm_heaD"))
+    with pytest.raises(InputError, match=r"params: _METADATA is damaged"):
+        load_params(native)
+    metadata.unlink()
+    with pytest.raises(InputError, match=r"params: _METADATA is missing"):
+        load_params(native)
+    metadata.write_text(kept)
 
     marker = read_json(native / MARKER)
     bigger = dataclasses.replace(config, adapter_dim=57)
