@@ -517,7 +517,8 @@ item []:
 
 def timestamps(folder: Path) -> Setup:
     from moss_audio_jax.text.prompt import split_thinking
-    from moss_audio_jax.text.timestamps import parse, to_json, to_srt, to_textgrid, to_vtt
+    from moss_audio_jax.text.textgrid import to_textgrid
+    from moss_audio_jax.text.timestamps import parse, to_json, to_srt, to_vtt
 
     seeds = [
         b"[0.00]the fox[0.71] [0.71]ran[1.5]",

@@ -14,6 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from moss_audio_jax.audio.structure import read_at
 from moss_audio_jax.errors import InputError
 
 _BLOCK_BYTES = 1 << 20
@@ -76,7 +77,7 @@ def sounds(file: BinaryIO) -> list[Sound]:
       InputError: it is cut short, or has no samples or no usable description of them.
     """
     size, start, found = file.seek(0, os.SEEK_END), 0, []
-    while _layout(head := _at(file, start, 24)):
+    while _layout(head := read_at(file, start, 24)):
         try:
             sound = (_au if head[:4] in _AU else _chunked)(file, start, size)
         except InputError:
@@ -138,7 +139,7 @@ def _layout(head: bytes) -> _Layout | None:
 
 
 def _au(file: BinaryIO, start: int, size: int) -> Sound:
-    head = _at(file, start, 24)
+    head = read_at(file, start, 24)
     order = ">" if head[:4] == b".snd" else "<"
     offset, promised, encoding, rate, channels = struct.unpack(f"{order}5I", head[4:24])
     kind, width = _AU_CODES.get(encoding, ("", 1))
@@ -149,20 +150,20 @@ def _au(file: BinaryIO, start: int, size: int) -> Sound:
 
 
 def _chunked(file: BinaryIO, start: int, size: int) -> Sound:
-    layout = _layout(_at(file, start, 24))
+    layout = _layout(read_at(file, start, 24))
     coding = data = long_size = None
     for kind, body, length, _ in _chunks(file, layout, start, start + layout.first, size):
         if kind in _CODINGS:
-            coding = _CODINGS[kind](_at(file, body, min(max(length, 0), 64)), layout.head[0])
+            coding = _CODINGS[kind](read_at(file, body, min(max(length, 0), 64)), layout.head[0])
         elif kind == b"ds64":
-            (long_size,) = struct.unpack("<Q", _at(file, body + 8, 8))
+            (long_size,) = struct.unpack("<Q", read_at(file, body + 8, 8))
         elif kind in (b"data", b"SSND"):
             unknown = _UNKNOWN_64 if layout.own or layout.head[-1] == "q" else _UNKNOWN_32
             if long_size is not None and length >= _UNKNOWN_32:
                 length, unknown = long_size, _UNKNOWN_64
             before = 4 if layout.head[-1] == "q" else 0  # bytes of the chunk before the samples
             if kind == b"SSND":
-                before = 8 + struct.unpack(">I", _at(file, body, 4))[0]
+                before = 8 + struct.unpack(">I", read_at(file, body, 4))[0]
             data, promised = min(body + before, size), max(length - before, -1)
         if coding and data:
             break
@@ -173,7 +174,7 @@ def _chunked(file: BinaryIO, start: int, size: int) -> Sound:
     else:
         stop = _stop(file, data, size, promised, unknown, coding)
     end = stop
-    if not _layout(_at(file, stop, 24)):  # other chunks follow the samples
+    if not _layout(read_at(file, stop, 24)):  # other chunks follow the samples
         padded = stop + -(stop - start) % layout.align
         end, _ = _end_of_chunks(file, layout, start, padded, size)
     return Sound(start, end, (data, stop), coding)
@@ -187,7 +188,7 @@ def _chunks(
     for _ in range(_MOST_CHUNKS):
         if pos >= size:
             return
-        head = _at(file, pos, max(24, length_of_head))
+        head = read_at(file, pos, max(24, length_of_head))
         if len(head) < length_of_head or _layout(head):
             return
         kind, length = struct.unpack(layout.head, head[:length_of_head])
@@ -205,7 +206,8 @@ def _end_of_chunks(
     """Where the chunks from `pos` on end, and whether the file holds nothing but chunks there."""
     for *_, following in _chunks(file, layout, start, pos, size):
         pos = following
-    return min(pos, size), size <= pos <= size + layout.align or bool(_layout(_at(file, pos, 24)))
+    alone = size <= pos <= size + layout.align or bool(_layout(read_at(file, pos, 24)))
+    return min(pos, size), alone
 
 
 def _stop(file: BinaryIO, data: int, size: int, promised: int, unknown: int, coding: Coding) -> int:
@@ -236,11 +238,6 @@ def _next_wave(file: BinaryIO, start: int) -> int | None:
         kept = data[-16:]
         start += len(data) - len(kept)
     return None
-
-
-def _at(file: BinaryIO, pos: int, count: int) -> bytes:
-    file.seek(pos)
-    return file.read(count)
 
 
 # --- descriptions of samples ---------------------------------------------------------------------

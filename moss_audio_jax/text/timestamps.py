@@ -1,4 +1,4 @@
-"""Reads timestamps in answers, and writes them as SRT, VTT, TextGrid and JSON.
+"""Reads timestamps in answers, and writes them as SRT, VTT and JSON (TextGrid: textgrid.py).
 
 Two forms are read: stamps around a text (a sentence or a word)
 
@@ -16,7 +16,6 @@ answer. Pieces that could not be read are listed in `unread`.
 from __future__ import annotations
 
 import dataclasses
-import heapq
 import json
 import re
 import unicodedata
@@ -135,87 +134,11 @@ def to_vtt(segments: Iterable[Segment]) -> str:
 
 def to_json(segments: Iterable[Segment]) -> str:
     """A JSON list of {"start", "end", "text"}, seconds unrounded."""
-    rows = [dataclasses.asdict(s) for s in _checked(segments)]
+    rows = [dataclasses.asdict(s) for s in checked(segments)]
     return json.dumps(rows, ensure_ascii=False, indent=2) + "\n"
 
 
-def to_textgrid(segments: Iterable[Segment], duration: float | None = None) -> str:
-    """A Praat TextGrid in the long text format; times are rounded to microseconds.
-
-    Praat wants the intervals of a tier to touch, so gaps become empty intervals and a segment that
-    overlaps goes to a further tier. A segment without a length becomes a point of the tier
-    "points".
-
-    Args:
-      segments: what to write.
-      duration: seconds of the recording; by default, and at least, the last segment's end.
-    """
-    if duration is not None and not 0 <= duration <= LATEST:
-        raise InputError(f"the duration is {duration} s; expected 0 to {LATEST:.0f}")
-    rows = sorted((round(s.start, 6), round(s.end, 6), s.text) for s in _checked(segments))
-    end = max([round(duration or 0.0, 6), *(stop for _, stop, _ in rows)])
-    end = end or 1.0  # Praat refuses a TextGrid of no length
-    tiers: list[list[tuple[float, float, str]]] = [[]]
-    free, busy = [0], []  # heaps of tiers: by number; by when their last segment ends
-    for row in rows:
-        if row[0] == row[1]:
-            continue
-        while busy and busy[0][0] <= row[0]:
-            heapq.heappush(free, heapq.heappop(busy)[1])
-        if not free:
-            free.append(len(tiers))
-            tiers.append([])
-        number = heapq.heappop(free)
-        tiers[number].append(row)
-        heapq.heappush(busy, (row[1], number))
-    points = [(start, text) for start, stop, text in rows if start == stop]
-
-    lines = [
-        'File type = "ooTextFile"',
-        'Object class = "TextGrid"',
-        "",
-        "xmin = 0",
-        f"xmax = {_number(end)}",
-        "tiers? <exists>",
-        f"size = {len(tiers) + bool(points)}",
-        "item []:",
-    ]
-    for number, tier in enumerate(tiers, 1):
-        intervals: list[tuple[float, float, str]] = []
-        reached = 0.0
-        for start, stop, text in [*tier, (end, end, "")]:
-            if start > reached:
-                intervals.append((reached, start, ""))
-            if stop > start:
-                intervals.append((start, stop, text))
-            reached = stop
-        name = "segments" if number == 1 else f"segments {number}"
-        lines += _tier_head(number, "IntervalTier", name, end)
-        lines.append(f"        intervals: size = {len(intervals)}")
-        for index, (start, stop, text) in enumerate(intervals, 1):
-            lines += [
-                f"        intervals [{index}]:",
-                f"            xmin = {_number(start)}",
-                f"            xmax = {_number(stop)}",
-                f"            text = {_quoted(text)}",
-            ]
-    if points:
-        lines += _tier_head(len(tiers) + 1, "TextTier", "points", end)
-        # Praat allows one point at a time.
-        merged: dict[float, list[str]] = {}
-        for time, text in points:
-            merged.setdefault(time, []).append(text)
-        lines.append(f"        points: size = {len(merged)}")
-        for index, (time, texts) in enumerate(merged.items(), 1):
-            lines += [
-                f"        points [{index}]:",
-                f"            number = {_number(time)}",
-                f"            mark = {_quoted(' '.join(texts))}",
-            ]
-    return "\n".join(lines) + "\n"
-
-
-def _checked(segments: Iterable[Segment]) -> list[Segment]:
+def checked(segments: Iterable[Segment]) -> list[Segment]:
     checked = []
     for number, s in enumerate(segments, 1):
         if not 0 <= s.start <= s.end <= LATEST:
@@ -232,9 +155,7 @@ _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 def _cues(segments: Iterable[Segment]) -> list[tuple[int, int, str]]:
     """(start, end, text) in milliseconds, by start; every cue ends later than it starts."""
-    rows = [
-        (round(s.start * 1000), round(s.end * 1000), _lines(s.text)) for s in _checked(segments)
-    ]
+    rows = [(round(s.start * 1000), round(s.end * 1000), _lines(s.text)) for s in checked(segments)]
     rows.sort(key=lambda row: row[0])
     cues: list[tuple[int, int, str]] = []
     waiting: list[str] = []  # texts without a length, of the next cue's start
@@ -261,25 +182,6 @@ def _clock(time: int, point: str) -> str:
 def _lines(text: str) -> str:
     """The text without blank lines: one would end the cue."""
     return "\n".join(line for line in text.splitlines() if line.strip())
-
-
-def _tier_head(number: int, kind: str, name: str, end: float) -> list[str]:
-    return [
-        f"    item [{number}]:",
-        f'        class = "{kind}"',
-        f'        name = "{name}"',
-        "        xmin = 0",
-        f"        xmax = {_number(end)}",
-    ]
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"'
-
-
-def _number(value: float) -> str:
-    """A number with at most six decimals, never as 1e-05, because some readers cannot read that."""
-    return f"{value:.6f}".rstrip("0").rstrip(".")
 
 
 # --- readers -----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import brief
 from moss_audio_jax.weights import adapter_config, safetensors
 from moss_audio_jax.weights.adapter_config import AdapterConfig
-from moss_audio_jax.weights.checkpoint import new_folder
+from moss_audio_jax.weights.folder import new_folder
 from moss_audio_jax.weights.official import Entry, table
 
 _PEFT = "base_model.model."
@@ -188,10 +188,7 @@ def save_adapters(
         return
     nbytes = sum(tensor.nbytes for tensor in tensors.values())
     with new_folder(folder, nbytes, overwrite=True) as partial:
-        shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-        with safetensors.Writer(partial, shapes) as writer:
-            for name, tensor in tensors.items():
-                writer.write(name, tensor)
+        safetensors.write_all(partial, tensors)
         (partial / safetensors.SINGLE).rename(partial / _WEIGHTS)
         description = {
             "peft_type": "LORA",

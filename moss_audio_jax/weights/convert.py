@@ -15,8 +15,9 @@ from tqdm import tqdm
 from moss_audio_jax.config import RELEASED, ModelConfig, ProcessorConfig
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.tree import flatten
-from moss_audio_jax.weights import checkpoint
+from moss_audio_jax.weights import native
 from moss_audio_jax.weights.compose import Composed, Merged
+from moss_audio_jax.weights.folder import new_folder, write_side_files
 from moss_audio_jax.weights.official import table, write_official
 from moss_audio_jax.weights.opening import Format, open_checkpoint, read_config
 
@@ -48,7 +49,7 @@ def load_params(
     if lora is not None:
         reader = Merged(reader, lora, config)
     with reader:
-        return checkpoint.load_tree(reader, shardings, dtype, then)
+        return native.load_tree(reader, shardings, dtype, then)
 
 
 def save_official(
@@ -74,18 +75,18 @@ def save_official(
       files_from: a checkpoint to take config.json, processor and tokenizer files from.
       tokenizer_from: a folder to take the tokenizer's files from instead.
       processor: written where `files_from` has none.
-      new_weights: they are not those of `files_from`; see `checkpoint.write_side_files`.
+      new_weights: they are not those of `files_from`; see `write_side_files`.
 
     Raises:
       InputError: parameters that are not the config's, a folder that exists, a full disk.
     """
     entries, leaves = table(config), flatten(params)
-    dtype = np.dtype(dtype or checkpoint.check_leaves(leaves, entries))
-    nbytes = checkpoint.total_bytes(entries, dtype)
-    with checkpoint.new_folder(folder, nbytes, overwrite) as partial:
+    dtype = np.dtype(dtype or native.check_leaves(leaves, entries))
+    nbytes = native.total_bytes(entries, dtype)
+    with new_folder(folder, nbytes, overwrite) as partial:
         gathered = ((path, _to_host(leaf)) for path, leaf in leaves.items())
         if jax.process_index() == 0:
-            checkpoint.write_side_files(
+            write_side_files(
                 partial, config, dtype, files_from, processor, tokenizer_from, new_weights
             )
             write_official(partial, entries, gathered, dtype, max_shard_bytes)
@@ -140,23 +141,23 @@ def convert(
     with reader:
         dtype = np.dtype(dtype or reader.dtype)
         entries = table(config)
-        nbytes = checkpoint.total_bytes(entries, dtype)
+        nbytes = native.total_bytes(entries, dtype)
         with (
-            checkpoint.new_folder(output, nbytes, overwrite) as partial,
+            new_folder(output, nbytes, overwrite) as partial,
             tqdm(total=nbytes, unit="B", unit_scale=True, disable=not progress) as bar,
         ):
-            checkpoint.write_side_files(partial, config, dtype, files_from, processor, decoder)
+            write_side_files(partial, config, dtype, files_from, processor, decoder)
             leaves = _leaves(reader, dtype, bar)
             if format == "official":
                 write_official(partial, entries, leaves, dtype)
             else:
-                checkpoint.write_native(partial, entries, leaves, dtype)
+                native.write_native(partial, entries, leaves, dtype)
 
 
 def _leaves(reader: Any, dtype: np.dtype, bar: tqdm) -> Iterator[tuple[str, np.ndarray]]:
     for path, entry in reader.entries.items():
         yield path, reader.read(path, dtype)
-        bar.update(checkpoint.total_bytes([entry], dtype))
+        bar.update(native.total_bytes([entry], dtype))
 
 
 def _overlap(one: Path, other: Path) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from moss_audio_jax.config import read_json
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.weights import safetensors
-from moss_audio_jax.weights.checkpoint import new_folder
+from moss_audio_jax.weights.folder import new_folder
 
 FOLDER = "helpers"
 PREFIX = "helpers/"  # of the paths of these parameters
@@ -29,10 +29,7 @@ def save_helpers(checkpoint: Path, params: Mapping[str, Any], tags: Sequence[str
         return
     nbytes = sum(array.nbytes for array in arrays.values())
     with new_folder(checkpoint / FOLDER, nbytes, overwrite=True) as partial:
-        shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-        with safetensors.Writer(partial, shapes) as writer:
-            for name, array in arrays.items():
-                writer.write(name, array)
+        safetensors.write_all(partial, arrays)
         (partial / "helpers.json").write_text(json.dumps({"tags": list(tags)}, indent=1) + "\n")
 
 

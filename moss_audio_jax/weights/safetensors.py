@@ -207,6 +207,16 @@ class Writer:
             (self.folder / INDEX).write_text(text, encoding="utf-8")
 
 
+def write_all(
+    folder: str | Path, arrays: Mapping[str, np.ndarray], max_shard_bytes: int = _MAX_SHARD
+) -> None:
+    """Writes arrays that are in memory; see `Writer`."""
+    shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    with Writer(folder, shapes, max_shard_bytes) as writer:
+        for name, array in arrays.items():
+            writer.write(name, array)
+
+
 def _header(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> bytes:
     """Length and JSON of a file's header, padded so that the data are 8-byte aligned."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

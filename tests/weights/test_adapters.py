@@ -15,7 +15,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
-from tiny_checkpoint import random_tensors, write_checkpoint, write_tensors
+from tiny_checkpoint import random_tensors, write_checkpoint
 
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.models import lora
@@ -48,7 +48,7 @@ def write_adapter(folder, description, ranks, change=lambda tensors: None):
             name = f"base_model.model.{DECODER.format(layer, letter)}.lora_{side}.weight"
             tensors[name] = rng.standard_normal(shape, np.float32)
     change(tensors)
-    write_tensors(folder, tensors)
+    safetensors.write_all(folder, tensors)
     (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps(description))
     return tensors

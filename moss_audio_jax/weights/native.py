@@ -1,4 +1,4 @@
-"""The native checkpoint folder, and how any checkpoint folder comes into being.
+"""The native checkpoint folder: stacked layers as one Orbax checkpoint.
 
     config.json, processor_config.json, generation_config.json, tokenizer files
     params/                  a standard Orbax PyTree checkpoint: Orbax alone restores it
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
 import math
 import os
@@ -27,20 +26,13 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from moss_audio_jax import files
-from moss_audio_jax.config import (
-    ModelConfig,
-    ProcessorConfig,
-    from_official,
-    processor_to_official,
-    read_json,
-    to_official,
-)
+from moss_audio_jax.config import ModelConfig, ProcessorConfig, read_json
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.runtime import from_all
 from moss_audio_jax.tree import flatten, unflatten
+from moss_audio_jax.weights.folder import new_folder, wait_for_all, write_json, write_side_files
 from moss_audio_jax.weights.official import Entry, table
 
 MARKER = "moss_audio_jax.json"
@@ -49,152 +41,7 @@ _METADATA, _CHECKPOINT = "_METADATA", "_CHECKPOINT_METADATA"  # files of Orbax
 VERSION = 2
 _ONE_BY_ONE = 1  # the version that wrote an Orbax checkpoint {"value": array} for each parameter
 
-# What travels with the weights, besides config.json: the model's own files and the tokenizer's.
-MODEL_FILES = ("generation_config.json", "processor_config.json", "preprocessor_config.json")
-EXTRA_FILES = (
-    *MODEL_FILES,
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "*.model",
-    "chat_template.*",
-)
 _CHUNK_BYTES = 16 << 20
-
-
-@contextlib.contextmanager
-def new_folder(folder: str | Path, nbytes: int, overwrite: bool = False) -> Iterator[Path]:
-    """Makes a checkpoint folder that is either whole or not there.
-
-    Yields a sibling folder to write into. It takes the name `folder` when the block ends, and is
-    removed when the block raises. With several processes all of them enter and leave together;
-    the first one makes and renames the folder.
-
-    Args:
-      nbytes: what will be written, for an early answer where the disk is too small.
-      overwrite: replace a checkpoint that is already there, once the new one is whole.
-
-    Raises:
-      InputError: the folder exists, is not a checkpoint, or the disk is full.
-      UsageError: somebody else is writing it.
-    """
-    folder = Path(os.path.abspath(folder))
-    partial = folder.with_name(f".{folder.name}.partial")
-    old = folder.with_name(f".{folder.name}.old")
-    first = jax.process_index() == 0
-    with files.Lock(folder.parent, "a writer", folder.name) if first else contextlib.nullcontext():
-        try:
-            if first and old.exists() and not folder.exists():  # killed between two renames
-                old.rename(folder)
-            if folder.exists():
-                _check_replaceable(folder, overwrite)
-            _wait_for_all("looked")
-            if first:
-                if partial.exists():  # left by a process that was killed
-                    shutil.rmtree(partial)
-                partial.mkdir()
-                if shutil.disk_usage(partial).free < nbytes:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            _wait_for_all("made")
-            yield partial
-            _wait_for_all("written")
-            if first:
-                if folder.exists():
-                    shutil.rmtree(old, ignore_errors=True)
-                    folder.rename(old)
-                partial.rename(folder)
-                shutil.rmtree(old, ignore_errors=True)
-            _wait_for_all("renamed")
-        except BaseException as error:
-            if first:
-                if old.exists() and not folder.exists():
-                    old.rename(folder)
-                shutil.rmtree(partial, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise _not_written(folder, error, nbytes) from error
-            raise
-
-
-def _check_replaceable(folder: Path, overwrite: bool) -> None:
-    if not overwrite:
-        raise InputError(f"{folder}: exists already; choose another folder or overwrite it")
-    ours = ("config.json", "adapter_config.json", "helpers.json")
-    empty = folder.is_dir() and not any(folder.iterdir())
-    if not empty and not any((folder / name).exists() for name in ours):
-        raise InputError(f"{folder}: is not a checkpoint; it is not overwritten")
-
-
-def _not_written(folder: Path, error: OSError, nbytes: int) -> InputError:
-    """One line; of a full disk it says what is needed."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(folder.parent).free
-        return InputError(
-            f"{folder}: not written: {files.reason(error)}: {nbytes / 1e9:.3g} GB needed, "
-            f"{free / 1e9:.3g} GB free in {folder.parent}; make room or name another folder"
-        )
-    return InputError(
-        f"{folder}: not written: {files.reason(error)}; the unfinished copy was removed"
-    )
-
-
-def write_side_files(
-    folder: Path,
-    config: ModelConfig,
-    dtype: Any,
-    files_from: str | Path | None = None,
-    processor: ProcessorConfig | None = None,
-    tokenizer_from: str | Path | None = None,
-    new_weights: bool = False,
-) -> None:
-    """Writes config.json and the files of EXTRA_FILES into a new checkpoint.
-
-    Args:
-      folder: where to.
-      config: the model.
-      dtype: of its weights.
-      files_from: a checkpoint folder to copy from. Its config.json is copied as it is where it
-        describes this very model and dtype.
-      processor: written as processor_config.json where none was copied.
-      tokenizer_from: where the tokenizer's files are copied from; default `files_from`.
-      new_weights: they are not those of `files_from`: what its config.json says of them (that they
-        are random) is left out.
-    """
-    if tokenizer_from is not None:
-        copy_files(tokenizer_from, folder)
-    raw, verbatim = to_official(config, np.dtype(dtype).name), False
-    if files_from is not None:
-        copy_files(files_from, folder, EXTRA_FILES if tokenizer_from is None else MODEL_FILES)
-        source = Path(files_from) / "config.json"
-        if source.is_file():
-            theirs = read_json(source)
-            if _describes(theirs, config):
-                verbatim = not _set_dtype(theirs, np.dtype(dtype).name)
-                if new_weights and theirs.pop("random_weights", None):
-                    verbatim = False
-                raw = theirs
-    if verbatim:
-        _copy_file(source, folder / "config.json")
-    else:
-        _write_json(folder / "config.json", raw)
-    if processor is not None and not (folder / "processor_config.json").exists():
-        _write_json(folder / "processor_config.json", processor_to_official(processor))
-
-
-def copy_files(
-    source: str | Path, folder: str | Path, patterns: Sequence[str] = EXTRA_FILES
-) -> None:
-    """Copies the files of a checkpoint or tokenizer folder that match `patterns`."""
-    for pattern in patterns:
-        for file in sorted(Path(source).glob(pattern)):
-            _copy_file(file, Path(folder) / file.name)
-
-
-def _copy_file(source: Path, target: Path) -> None:
-    with files.open_regular(source) as found, open(target, "wb") as copy:
-        shutil.copyfileobj(found, copy)
 
 
 def save_native(
@@ -250,16 +97,16 @@ def write_native(
             metadata = _joined(metadata, alone, folder / PARAMS)
             (alone / here.name).rename(here)
             shutil.rmtree(alone)
-        _wait_for_all("moved")
+        wait_for_all("moved")
         sums |= {f"{here.name}/{name}": s for name, s in files.checksums(here, share).items()}
     if first:
-        _write_json(folder / PARAMS / _METADATA, metadata)
+        write_json(folder / PARAMS / _METADATA, metadata)
         sums |= files.checksums(folder / PARAMS, names=[_METADATA])
     every = {name: s for part in from_all(sums) for name, s in part.items()}
     if jax.process_index() == 0:
         name = np.dtype(dtype).name
         parameters = {e.path: {"shape": list(e.shape), "dtype": name} for e in entries}
-        _write_json(
+        write_json(
             folder / MARKER,
             {
                 "format": "moss_audio_jax",
@@ -452,38 +299,7 @@ def _named(folder: Path, path: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if "No space left" in str(error) or "quota exceeded" in str(error):
+        if files.disk_is_full(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"{folder}: parameter {path}: {lines[0][:300]}") from error
-
-
-def _describes(raw: dict[str, Any], config: ModelConfig) -> bool:
-    """Whether a config.json stands for this model, whatever attention it was loaded with."""
-    if raw.get("model_type") != "moss_audio":  # a tokenizer folder may hold another model's
-        return False
-    plain = config.with_attention("chunked")
-    try:
-        return to_official(from_official(raw)) == to_official(plain)
-    except InputError:
-        return False
-
-
-def _set_dtype(raw: dict[str, Any], dtype: str) -> bool:
-    """Makes a config.json say `dtype` wherever it names one; True if that changed it."""
-    changed = False
-    for part in (raw, raw["audio_config"], raw["language_config"]):
-        for key in ("dtype", "torch_dtype"):
-            if key in part and part[key] != dtype:
-                part[key] = dtype
-                changed = True
-    return changed
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _wait_for_all(step: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"checkpoint {step}")
