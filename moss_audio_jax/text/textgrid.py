@@ -26,14 +26,14 @@ def read_tiers(file: Path) -> list[Tier]:
     """All tiers, in the order of the file.
 
     Raises:
-      InputError: it is no TextGrid in text form, or breaks off.
+      InputError: the file is not a TextGrid in text form, or ends early.
     """
     values = list(_values(read_text(file, "a TextGrid"), shown(file)))
     if values[:1] == ["ooBinaryFile"] or values[1:2] != ["TextGrid"] or values[0] not in _HEADERS:
         raise InputError(f"{shown(file)}: not a TextGrid in text format")
     tiers = []
     try:
-        at = 5  # behind the header: xmin, xmax, number of tiers
+        at = 5  # after the header: xmin, xmax, number of tiers
         for _ in range(_count(values[4])):
             kind, name, size = values[at], values[at + 1], _count(values[at + 4])
             width = {"IntervalTier": 3, "TextTier": 2}[kind]
@@ -62,10 +62,10 @@ def read_intervals(file: Path, tiers: str | Iterable[str]) -> list[dict[str, Any
     If several tiers have the name, the first is taken, with a warning.
 
     Args:
-      tiers: its name, or the names it may have; letter case does not count.
+      tiers: the tier's name, or several possible names; letter case does not count.
 
     Raises:
-      InputError: no such tier (the file's are named), or no TextGrid.
+      InputError: the file has no such tier (its tiers are named), or is not a TextGrid.
     """
     wanted = [tiers] if isinstance(tiers, str) else [*tiers]
     found = read_tiers(file)
@@ -91,7 +91,7 @@ _PIECE = re.compile(r'"|![^\n]*|[^\s"!]+')
 
 
 def _values(text: str, where: str) -> Iterator[str | float]:
-    """Strings and free-standing numbers in their order, which both forms have in common.
+    """Strings and free-standing numbers in their order, which is the same in both forms.
 
     Everything else is a label (`xmin =`, `intervals [1]:`, `<exists>`); ! starts a comment.
     """
@@ -112,7 +112,7 @@ def _values(text: str, where: str) -> Iterator[str | float]:
             at = end + 1
             if not text.startswith('"', at):
                 break
-            at += 1  # two of them are one within a string
+            at += 1  # a doubled quote is a quote within the string
         yield '"'.join(string)
 
 
@@ -128,8 +128,8 @@ def _count(value: str | float) -> int:
 def to_textgrid(segments: Iterable[Segment], duration: float | None = None) -> str:
     """A Praat TextGrid in the long text format; times are rounded to microseconds.
 
-    Praat wants the intervals of a tier to touch, so gaps become empty intervals and a segment that
-    overlaps goes to a further tier. A segment without a length becomes a point of the tier
+    The intervals of a tier must touch each other, so gaps become empty intervals, and a segment
+    that overlaps goes to another tier. A segment without a length becomes a point of the tier
     "points".
 
     Args:
@@ -146,7 +146,7 @@ def to_textgrid(segments: Iterable[Segment], duration: float | None = None) -> s
     end = max([round(duration or 0.0, 6), *(stop for _, stop, _ in rows)])
     end = end or 1.0  # Praat refuses a TextGrid of no length
     tiers: list[list[tuple[float, float, str]]] = [[]]
-    free, busy = [0], []  # heaps of tiers: by number; by when their last segment ends
+    free, busy = [0], []  # heaps of tiers: by number; by the end of their last segment
     for row in rows:
         if row[0] == row[1]:
             continue

@@ -8,9 +8,9 @@ and an event timeline, one event a line
 
     0.00 - 57.00: birds chirping
 
-Models are sloppy, so reading is tolerant: clocks (mm:ss, hh:mm:ss), units, decimal commas, other
-dashes and "to", full-width brackets and colons, bullets, code fences, a thinking block before the
-answer. Pieces that could not be read are listed in `unread`.
+Models do not keep to these forms exactly, so reading is tolerant: it knows clocks (mm:ss,
+hh:mm:ss), units, decimal commas, other dashes and "to", full-width brackets and colons, bullets,
+code fences, and a thinking block before the answer. `unread` lists the pieces that it cannot read.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _EVENT = re.compile(
 _FENCE = re.compile(r"^[ \t]*```[\w+-]*[ \t]*$\n?", re.MULTILINE)
 _LINE_BULLET = re.compile(rf"(?<=\n)[ \t]*{_BULLET}\Z")
 
-LATEST = 1e9  # seconds: the latest time that can be written; times that are read stay below it
-_CUE = 500  # milliseconds that a subtitle without a length is shown
+LATEST = 1e9  # seconds: the latest time that can be written; times that can be read are smaller
+_CUE = 500  # milliseconds: how long a subtitle without a length is shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Parsed(NamedTuple):
     """What `parse` found.
 
     segments: in the order of the text; 0 <= start <= end, seconds.
-    unread: the pieces that were not understood, or only in part (see `parse`).
+    unread: pieces that were not understood, or only in part (see `parse`).
     format: "stamps", "events" or "none".
     """
 
@@ -71,7 +71,7 @@ class Parsed(NamedTuple):
 
 
 def parse_timestamps(text: str) -> list[Segment]:
-    """The segments of an answer in the order of the text, [] where there are none."""
+    """The segments of an answer in the order of the text; [] if there are none."""
     return parse(text).segments
 
 
@@ -88,7 +88,7 @@ def parse(text: str) -> Parsed:
         other stamp is written with a decimal point or as a clock.
     """
     _, answer = split_thinking(text)
-    # The newline in front makes the first line like the others: a bullet follows a line break.
+    # A newline in front, because bullets are recognised only after a line break.
     answer = "\n" + _FENCE.sub("", answer.replace("\r\n", "\n"))
     stamps = _parse_stamps(answer)
     events = _parse_events(answer)
@@ -113,8 +113,8 @@ def shift(segments: Iterable[Segment], seconds: float) -> list[Segment]:
 def to_srt(segments: Iterable[Segment]) -> str:
     """SubRip subtitles in order of their starts; times are rounded to milliseconds.
 
-    A segment without a length is shown for half a second, or until the next one starts; with
-    others that start in its millisecond it becomes one cue, that of the first of them that lasts.
+    A segment without a length is shown for half a second, or until the next one starts; if
+    others start in the same millisecond, all share one cue, with the times of the first that lasts.
     """
     cues = [
         f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text.replace('-->', '->')}\n"
@@ -158,7 +158,7 @@ def _cues(segments: Iterable[Segment]) -> list[tuple[int, int, str]]:
     rows = [(round(s.start * 1000), round(s.end * 1000), _lines(s.text)) for s in checked(segments)]
     rows.sort(key=lambda row: row[0])
     cues: list[tuple[int, int, str]] = []
-    waiting: list[str] = []  # texts without a length, of the next cue's start
+    waiting: list[str] = []  # texts without a length that start with the next cue
     for number, (start, end, text) in enumerate(rows):
         following = rows[number + 1][0] if number + 1 < len(rows) else None
         if start == end and start == following:
@@ -193,9 +193,9 @@ def _parse_stamps(answer: str) -> Parsed:
         found = [stamp for stamp in found if not _bare_whole(stamp[1])]
     segments: list[Segment] = []
     unread: list[str] = []
-    opening: re.Match[str] | None = None  # the stamp that the next text starts at
-    explicit = False  # ... has ended no other segment
-    chained = False  # some segment has started at the stamp that ended another
+    opening: re.Match[str] | None = None  # the stamp at which the next text starts
+    explicit = False  # that stamp did not end a segment
+    chained = False  # some segment started at the stamp that ended another
     for stamp in found:
         before = answer[opening.end() : stamp.start()] if opening else answer[: stamp.start()]
         piece = _one_line(_LINE_BULLET.sub("", before))
@@ -234,7 +234,7 @@ def _parse_events(answer: str) -> Parsed:
     for line in filter(str.strip, answer.split("\n")):
         match = _EVENT.fullmatch(line)
         times = [t for t in match.groups()[1:7] if t] if match else []
-        # Without a colon or brackets "1 - 2 people talk" would be an event; 1.0 - 2.0 is clear.
+        # "1 - 2 people talk" is no event: bare whole numbers need a colon or brackets.
         if not match or (
             match["bare"] and not match["colon"] and any(_bare_whole(t) for t in times)
         ):
@@ -259,7 +259,7 @@ def _one_line(piece: str) -> str:
 
 
 def _without_cut_stamp(text: str) -> str:
-    """The text without half a stamp at its end, which the token limit cut off."""
+    """The text without a stamp at its end that the token limit cut."""
     at = max(map(text.rfind, _OPENS))
     cut = at >= 0 and _IN_STAMP.fullmatch(text, at + 1)
     return text[:at].rstrip() if cut else text

@@ -30,7 +30,7 @@ from moss_audio_jax.weights.adapters import Adapters
 from moss_audio_jax.weights.official import OfficialReader, check_float16, qwen3_table, table
 from moss_audio_jax.weights.opening import open_checkpoint
 
-_INIT_ALONE = 20_000_000  # larger parameters are initialised one by one, for the memory it takes
+_INIT_ALONE = 20_000_000  # values; larger parameters are initialised one by one, to save memory
 _ENCODER = "audio_encoder/"
 
 
@@ -44,7 +44,7 @@ class Composed:
       seed: of the fresh parameters.
 
     Raises:
-      InputError: a folder that cannot be read, or a decoder of other sizes than the config's.
+      InputError: a folder cannot be read, or the decoder has other sizes than the config's.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Composed:
         return np.asarray(self._small[path].astype(dtype))
 
     def tree(self, shardings: Any) -> Any:
-        """All parameters on devices: parts in the dtypes as stored, fresh ones in float32.
+        """All parameters on devices: parts in their stored dtypes, fresh ones in float32.
 
         Args:
           shardings: a tree of Shardings like the parameters.

@@ -74,8 +74,8 @@ def save_official(
       dtype: of the files; None: the parameters' own.
       files_from: a checkpoint to take config.json, processor and tokenizer files from.
       tokenizer_from: a folder to take the tokenizer's files from instead.
-      processor: written where `files_from` has none.
-      new_weights: they are not those of `files_from`; see `write_side_files`.
+      processor: written if `files_from` has none.
+      new_weights: the weights are not those of `files_from`; see `write_side_files`.
 
     Raises:
       InputError: parameters that are not the config's, a folder that exists, a full disk.
@@ -106,17 +106,17 @@ def convert(
     merge_lora: str | Path | None = None,
     progress: bool = True,
 ) -> None:
-    """Writes a checkpoint anew in the layout `format`, one stacked leaf in memory at a time.
+    """Rewrites a checkpoint in the layout `format`, with one stacked leaf in memory at a time.
 
     Args:
       input: a checkpoint of either layout. With `decoder`: a folder with a config.json, or a
-        released size, "4b" or "8b"; weights there are not looked at.
+        released size, "4b" or "8b"; weights in the folder are ignored.
       output: the new folder.
-      dtype: of the new weights; None: as they are. Nothing else changes them: official -> native
-        -> official gives the same bytes.
+      dtype: of the new weights; None: unchanged. Nothing else changes the weights: official ->
+        native -> official gives the same bytes.
       overwrite: replace a checkpoint at `output`, once the new one is whole.
       decoder: a plain Qwen3 checkpoint. The result is a new model with this decoder and a freshly
-        initialised encoder and adapters; tokenizer files come from there.
+        initialised encoder and adapters; the tokenizer files are those of the decoder.
       merge_lora: a folder of LoRA adapters (ours or PEFT's) to fold into the kernels.
       progress: show a bar on stderr.
 

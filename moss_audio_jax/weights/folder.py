@@ -1,4 +1,4 @@
-"""A checkpoint folder that is whole or not there, and the files beside its weights."""
+"""Writes checkpoint folders whole or not at all, and the files beside the weights."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def new_folder(folder: str | Path, nbytes: int, overwrite: bool = False) -> Iter
     the first one makes and renames the folder.
 
     Args:
-      nbytes: what will be written, for an early answer where the disk is too small.
+      nbytes: what will be written; too small a disk is then noticed at once.
       overwrite: replace a checkpoint that is already there, once the new one is whole.
 
     Raises:
       InputError: the folder exists, is not a checkpoint, or the disk is full.
-      UsageError: somebody else is writing it.
+      UsageError: another process is writing it.
     """
     folder = Path(os.path.abspath(folder))
     partial = folder.with_name(f".{folder.name}.partial")
@@ -115,15 +115,15 @@ def write_side_files(
     """Writes config.json and the files of EXTRA_FILES into a new checkpoint.
 
     Args:
-      folder: where to.
-      config: the model.
-      dtype: of its weights.
-      files_from: a checkpoint folder to copy from. Its config.json is copied as it is where it
-        describes this very model and dtype.
-      processor: written as processor_config.json where none was copied.
-      tokenizer_from: where the tokenizer's files are copied from; default `files_from`.
-      new_weights: they are not those of `files_from`: what its config.json says of them (that they
-        are random) is left out.
+      folder: the new checkpoint.
+      config: the model's.
+      dtype: of the weights.
+      files_from: a checkpoint folder to copy from. Its config.json is copied unchanged if it
+        describes the same model and dtype.
+      processor: written as processor_config.json unless one was copied.
+      tokenizer_from: the folder of the tokenizer's files; default `files_from`.
+      new_weights: the weights are not those of `files_from`, so the mark "random_weights" of its
+        config.json is dropped.
     """
     if tokenizer_from is not None:
         copy_files(tokenizer_from, folder)
@@ -161,8 +161,8 @@ def _copy_file(source: Path, target: Path) -> None:
 
 
 def _describes(raw: dict[str, Any], config: ModelConfig) -> bool:
-    """Whether a config.json stands for this model, whatever attention it was loaded with."""
-    if raw.get("model_type") != "moss_audio":  # a tokenizer folder may hold another model's
+    """Whether a config.json describes this model, whatever encoder attention the model has."""
+    if raw.get("model_type") != "moss_audio":  # files_from may be of another model
         return False
     plain = config.with_attention("chunked")
     try:
@@ -172,7 +172,7 @@ def _describes(raw: dict[str, Any], config: ModelConfig) -> bool:
 
 
 def _set_dtype(raw: dict[str, Any], dtype: str) -> bool:
-    """Makes a config.json say `dtype` wherever it names one; True if that changed it."""
+    """Replaces every dtype that a config.json names by `dtype`; True if that changed anything."""
     changed = False
     for part in (raw, raw["audio_config"], raw["language_config"]):
         for key in ("dtype", "torch_dtype"):

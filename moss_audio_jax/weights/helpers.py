@@ -1,4 +1,4 @@
-"""What the helper losses of an encoder learned, in a folder of its own within a checkpoint."""
+"""The parameters of helper losses, in a folder of their own within a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moss_audio_jax.weights import safetensors
 from moss_audio_jax.weights.folder import new_folder
 
 FOLDER = "helpers"
-PREFIX = "helpers/"  # of the paths of these parameters
+PREFIX = "helpers/"  # every path of these parameters begins with it
 
 
 def save_helpers(checkpoint: Path, params: Mapping[str, Any], tags: Sequence[str]) -> None:
@@ -34,16 +34,16 @@ def save_helpers(checkpoint: Path, params: Mapping[str, Any], tags: Sequence[str
 
 
 def load_helpers(checkpoint: str | Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """{path: array} of a checkpoint's helpers, and their tags; ({}, ()) where it has none.
+    """{path: array} of a checkpoint's helpers, and the names of the tags; ({}, ()) if it has none.
 
     Raises:
-      InputError: a folder that is not whole.
+      InputError: the folder is incomplete or broken.
     """
     folder = Path(checkpoint) / FOLDER
     if not folder.is_dir():
         return {}, ()
     tags = read_json(folder / "helpers.json").get("tags")
     if not isinstance(tags, list) or any(not isinstance(tag, str) for tag in tags):
-        raise InputError(f'{folder / "helpers.json"}: no "tags"; expected their names')
+        raise InputError(f'{folder / "helpers.json"}: no "tags"; expected a list of names')
     with safetensors.Reader(folder) as reader:
         return {PREFIX + name: reader.read(name) for name in reader.tensors}, tuple(tags)

@@ -1,8 +1,8 @@
 """The native checkpoint folder: stacked layers as one Orbax checkpoint.
 
     config.json, processor_config.json, generation_config.json, tokenizer files
-    params/                  a standard Orbax PyTree checkpoint: Orbax alone restores it
-    moss_audio_jax.json      version, each parameter's shape and dtype, size and CRC-32 of every
+    params/                  a standard Orbax PyTree checkpoint, which plain Orbax restores
+    moss_audio_jax.json      version; shape and dtype of each parameter; size and CRC-32 of every
                              file of the arrays; written last
 
 The parameters are written one by one, so that a converter holds one stacked leaf at a time, and
@@ -77,13 +77,13 @@ def save_native(
 def write_native(
     folder: Path, entries: Sequence[Entry], leaves: Iterable[tuple[str, Any]], dtype: Any
 ) -> None:
-    """Writes all leaves, given one by one in any order, into `folder`; the marker last."""
+    """Writes leaves, which come one by one in any order, into `folder`, and the marker last."""
     stacked = {entry.path: entry.stack is not None for entry in entries}
     share = jax.process_index(), jax.process_count()
     sums: dict[str, list[int]] = {}
     first = jax.process_index() == 0
     metadata: dict[str, Any] = {}
-    alone = folder / f".{PARAMS}"  # a checkpoint of the parameter in hand
+    alone = folder / f".{PARAMS}"  # Orbax writes one parameter here
     for path, leaf in leaves:
         save_args = ocp.SaveArgs(
             chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if stacked[path] else ()
@@ -118,12 +118,12 @@ def write_native(
 
 
 def _joined(metadata: dict[str, Any], alone: Path, whole: Path) -> dict[str, Any]:
-    """Orbax's metadata of the parameters so far and of one more, which lies in `alone`."""
+    """Orbax's metadata of the parameters so far and of the one in `alone`."""
     if not metadata:
         whole.mkdir()
         shutil.copyfile(alone / _CHECKPOINT, whole / _CHECKPOINT)
     found = read_json(alone / _METADATA)
-    for leaf in found["tree_metadata"].values():  # whoever restores them decides on devices
+    for leaf in found["tree_metadata"].values():  # whoever restores it chooses the devices
         leaf["value_metadata"]["value_type"] = "np.ndarray"
     known = metadata.get("tree_metadata", {})
     return found | {"tree_metadata": known | found["tree_metadata"]}
@@ -133,8 +133,8 @@ class NativeReader:
     """A native checkpoint, checked against the model it should hold; reads leaf by leaf.
 
     Raises:
-      InputError: a folder that was not finished, of another version, or of another model; when a
-        parameter is read, that its files are not what was written.
+      InputError: the folder is not finished, or of another version or model. When a parameter is
+        read: its files are damaged.
     """
 
     def __init__(self, folder: str | Path, entries: Sequence[Entry]):
@@ -183,7 +183,7 @@ class NativeReader:
         return self._restore(path, args)
 
     def load(self, path: str, sharding: jax.sharding.Sharding, dtype: Any = None) -> jax.Array:
-        """A leaf on devices; a process reads the chunks that its own devices need."""
+        """A leaf on devices; each process reads the chunks that its own devices need."""
         args = ocp.ArrayRestoreArgs(
             sharding=sharding,
             global_shape=self.entries[path].shape,
@@ -193,12 +193,12 @@ class NativeReader:
 
     def _restore(self, path: str, args: ocp.RestoreArgs) -> Any:
         here = _leaf_folder(self.folder, path)
-        share = jax.process_index(), jax.process_count()  # each looks at some files
+        share = jax.process_index(), jax.process_count()  # each process checks some of the files
         if fault := files.damage(self.folder / PARAMS, self._sums.get(here.name, {}), share):
             raise InputError(
                 f"{self.folder / PARAMS}: parameter {path}: {fault}; write the checkpoint again"
             )
-        self._sums.pop(here.name, None)  # once is enough
+        self._sums.pop(here.name, None)  # checked once
         source, name = self.folder / PARAMS, path
         if self._version == _ONE_BY_ONE:
             source, name = here, "value"
@@ -231,7 +231,7 @@ def load_tree(
     Args:
       shardings: a tree like the parameters, one Sharding for all, or None (the first device).
       dtype: cast to it while reading; None: as stored.
-      then: (path, leaf) -> what takes its place, before the next one is read.
+      then: (path, leaf) -> what replaces the leaf, called before the next one is read.
     """
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -247,7 +247,7 @@ def load_tree(
 def check_leaves(
     leaves: Mapping[str, Any], entries: Sequence[Entry], where: str = "parameters"
 ) -> np.dtype:
-    """The one dtype of all leaves; InputError unless they are just the ones of `entries`."""
+    """The dtype of all leaves. Raises InputError unless they are exactly those of `entries`."""
     shapes = {entry.path: entry.shape for entry in entries}
     for path, shape in shapes.items():
         if path not in leaves:
@@ -278,12 +278,12 @@ def _leaf_folder(folder: Path, path: str) -> Path:
 
 @contextlib.contextmanager
 def _checkpointer() -> Iterator[ocp.Checkpointer]:
-    # Uncompressed: bfloat16 weights do not shrink. Without OCDBT: a third less memory while saving.
+    # Uncompressed: bfloat16 weights do not shrink. Without OCDBT, saving takes a third less memory.
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
     log = logging.getLogger("absl")
 
     def keep(record: logging.LogRecord) -> bool:
-        return "Skipping merge of OCDBT" not in record.getMessage()  # there is none, as asked
+        return "Skipping merge of OCDBT" not in record.getMessage()  # it is switched off on purpose
 
     log.addFilter(keep)
     try:
@@ -295,7 +295,7 @@ def _checkpointer() -> Iterator[ocp.Checkpointer]:
 
 @contextlib.contextmanager
 def _named(folder: Path, path: str) -> Iterator[None]:
-    """Turns what Orbax and TensorStore raise into one line that names the parameter."""
+    """Turns an error of Orbax or TensorStore into one line that names the parameter."""
     try:
         yield
     except Exception as error:

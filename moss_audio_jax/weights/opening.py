@@ -1,4 +1,4 @@
-"""Opens a checkpoint folder, whichever layout it has."""
+"""Opens a checkpoint folder of either layout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def folder_format(folder: str | Path) -> Format:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     if not ((folder / native.MARKER).exists() or (folder / native.PARAMS).is_dir()):
-        safetensors.Reader(folder).close()  # says what is wrong where there are no weights
+        safetensors.Reader(folder).close()  # raises if there are no weights
         return "official"
     if (folder / safetensors.SINGLE).exists() or (folder / safetensors.INDEX).exists():
         raise InputError(f"{folder}: holds both native and official weights; keep one of them")

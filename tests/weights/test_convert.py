@@ -316,7 +316,7 @@ def test_one_writer_at_a_time(tmp_path, folder, native, monkeypatch):
 def test_files_that_are_none_are_not_copied(tmp_path, folder):
     (folder / "merges.txt").unlink()
     os.mkfifo(folder / "merges.txt")
-    with pytest.raises(InputError, match=r"merges.txt: is no regular file"):
+    with pytest.raises(InputError, match=r"merges.txt: is not a regular file"):
         quiet(folder, tmp_path / "out", "native")
     assert not (tmp_path / "out").exists()
 
