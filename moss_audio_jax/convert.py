@@ -1,4 +1,4 @@
-"""Converts a checkpoint between the official layout and the native one.
+"""Converts a checkpoint between the official and the native layout.
 
 example:
   moss-audio-jax convert --input DIR --output DIR --format native
@@ -25,9 +25,9 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--input", required=True, metavar="DIR")
     options.add_argument("--output", required=True, metavar="DIR")
     options.add_argument("--format", required=True, choices=("native", "official"))
-    options.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: as it is")
+    options.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: unchanged")
     options.add_argument("--decoder", metavar="DIR", help="a Qwen3 checkpoint to start from")
-    options.add_argument("--merge-lora", metavar="DIR", help="fold LoRA adapters in")
+    options.add_argument("--merge-lora", metavar="DIR", help="LoRA adapters to fold into kernels")
     options.add_argument("--overwrite", action="store_true", help="replace --output")
     args = options.parse_args(argv)
 

@@ -48,7 +48,7 @@ def open_regular(path: str | os.PathLike[str], what: str = "a file") -> BinaryIO
             raise InputError(f"{shown(name)}: is a directory; expected {what}")
         in_proc = status.st_dev == _device_of("/proc")
         if not stat.S_ISREG(status.st_mode) or in_proc:
-            raise InputError(f"{shown(name)}: is no regular file; expected {what}")
+            raise InputError(f"{shown(name)}: is not a regular file; expected {what}")
         return os.fdopen(number, "rb")
     except BaseException:
         os.close(number)
@@ -111,7 +111,7 @@ def read_text(
     Line ends become "\\n".
 
     Args:
-      errors: as of `bytes.decode`; "surrogateescape" keeps file names that are no UTF-8.
+      errors: as of `bytes.decode`; "surrogateescape" keeps file names that are not UTF-8.
 
     Raises:
       InputError: it cannot be read, or is in another encoding; the line is named.
@@ -148,7 +148,7 @@ def writing(
 
     Args:
       mode: "w" (UTF-8 text) or "wb".
-      need: bytes of all that is being written, for the message where the disk is full.
+      need: bytes of all that is being written, for the message if the disk is full.
 
     Raises:
       InputError: it cannot be written; the message says if the disk is full.
@@ -290,7 +290,7 @@ def sync(file: int | Path) -> None:
     number = os.open(file, os.O_RDONLY) if isinstance(file, Path) else file
     try:
         os.fsync(number)
-    except OSError as error:  # a file system that does not know of it
+    except OSError as error:  # the file system does not support it
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
             raise
     finally:
@@ -345,10 +345,10 @@ class Lock:
                     f"{shown(self._owned)}: in use by {owner}; wait for it, stop it, or name "
                     f"another {'folder' if self._owned == self._path.parent else 'file'}"
                 ) from None
-            except OSError as error:  # Lustre mounted without `flock`, some FUSE
+            except OSError as error:  # Lustre mounted without `flock`, some FUSE file systems
                 warnings.warn(
-                    f"{shown(self._owned)}: cannot be locked here ({reason(error)}); see to it "
-                    f"that no other {self._verb} writes there",
+                    f"{shown(self._owned)}: cannot be locked here ({reason(error)}); make "
+                    f"sure that no other {self._verb} writes there",
                     stacklevel=3,
                 )
                 break
@@ -373,7 +373,7 @@ class Lock:
 
 
 def shown(path: object) -> str:
-    """A path for a message, on one line whatever bytes the name has."""
+    """A path for a message: one line, even if the name holds line ends or broken bytes."""
     text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -401,5 +401,5 @@ _short.maxstring, _short.maxother, _short.maxlong = 60, 60, 40
 def brief(text: object, most: int = 200) -> str:
     """A text on one line, shortened to `most` characters."""
     text = str(text)
-    line = " ".join(shown(text[: 8 * most]).split())  # not of megabytes
+    line = " ".join(shown(text[: 8 * most]).split())  # a text may have megabytes
     return line if max(len(line), len(text) / 8) <= most else f"{line[: most - 4]} ..."

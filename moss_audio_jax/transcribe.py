@@ -94,17 +94,17 @@ def transcribe(
     batch_size: int = BATCH_SIZE,
     progress: bool = False,
 ) -> Transcript | list[Transcript]:
-    """Transcribes sound of any length; what was not heard or cannot be relied on is said.
+    """Transcribes sound of any length, and names what was not heard or is doubtful.
 
     Args:
       audio: a file, a 16 kHz mono waveform, or samples with their rate (`api.Audio`), or a list of
         them.
       timestamps: "none", "sentence" or "word".
-      window_seconds: longer sound is cut at quiet places into windows of at most so much.
+      window_seconds: longer sound is cut at quiet places into windows of at most this length.
       sampling: default greedy.
 
     Returns:
-      A Transcript, or for a list a list of them; `problems` names what a reader should know.
+      A Transcript, or for a list a list of them. `problems` names what a reader should know.
 
     Raises:
       InputError: a file that cannot be read, a window that does not fit the model's positions, or
@@ -175,7 +175,7 @@ def _joined(answered: Sequence[tuple[Window, Reply]], timestamps: Timestamps) ->
         texts += [text] if text else []
         segments += shift(found, window.start)
         problems += [f"{place}: {problem}" for problem in wrong]
-        for warning in reply.warnings:  # of an hour all windows may have the same
+        for warning in reply.warnings:  # all windows of an hour may have the same one
             warned.setdefault(warning, []).append(place)
     for warning, (place, *more) in warned.items():
         others = f" and {len(more)} other window(s)" if more else ""
@@ -215,7 +215,7 @@ def main(argv: Sequence[str]) -> int:
         "--out",
         type=Path,
         metavar="DIR",
-        help="write one file for each input there; default stdout",
+        help="write one file for each input into DIR; default: stdout",
     )
     options.add_argument(
         "--window-seconds",
@@ -230,7 +230,9 @@ def main(argv: Sequence[str]) -> int:
     if args.format in ("srt", "vtt", "textgrid") and args.timestamps == "none":
         raise UsageError(f"--format {args.format} needs --timestamps sentence or word")
     targets = _targets(args.audio, args.out, args.format)
-    quiet_windows(np.zeros(0, np.float32), args.window_seconds)  # bad use is said before loading
+    quiet_windows(
+        np.zeros(0, np.float32), args.window_seconds
+    )  # a wrong value is refused before loading
 
     sampling = sampling_from(args)
     wrong = command.look(args.audio)

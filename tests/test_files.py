@@ -20,9 +20,9 @@ def test_only_regular_files_are_opened(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "good")
     (tmp_path / "caf\udce9").write_bytes(b"d")
     cases = {
-        tmp_path / "fifo": "fifo: is no regular file; expected a song",
-        "/dev/zero": "no regular file",
-        "/proc/self/status": "no regular file",
+        tmp_path / "fifo": "fifo: is not a regular file; expected a song",
+        "/dev/zero": "not a regular file",
+        "/proc/self/status": "not a regular file",
         tmp_path: "is a directory; expected a song",
         tmp_path / "none": "none: no such file",
         tmp_path / "a\nb": r"a\\nb: no such file",

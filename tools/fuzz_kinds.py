@@ -318,7 +318,7 @@ def checkpoints(folder: Path) -> Setup:
 def adapters(folder: Path) -> Setup:
     import safetensors.numpy
 
-    from moss_audio_jax.weights.adapters import load_adapters
+    from moss_audio_jax.weights.adapters import Adapters
     from moss_audio_jax.weights.opening import read_config
 
     config = read_config(TOYS / "b")
@@ -338,7 +338,10 @@ def adapters(folder: Path) -> Setup:
 
     def read(data: bytes) -> None:
         (folder / "adapter_config.json").write_bytes(data)
-        load_adapters(folder, config)
+        with Adapters(folder, config) as found:
+            for path, layers in found.modules.items():
+                for layer in range(len(layers)):
+                    found.read(path, layer)
 
     return [json.dumps(described).encode()], mutate_json, read
 
@@ -514,7 +517,8 @@ item []:
 
 def timestamps(folder: Path) -> Setup:
     from moss_audio_jax.text.prompt import split_thinking
-    from moss_audio_jax.text.timestamps import parse, to_json, to_srt, to_textgrid, to_vtt
+    from moss_audio_jax.text.textgrid import to_textgrid
+    from moss_audio_jax.text.timestamps import parse, to_json, to_srt, to_vtt
 
     seeds = [
         b"[0.00]the fox[0.71] [0.71]ran[1.5]",

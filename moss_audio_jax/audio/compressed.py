@@ -1,7 +1,7 @@
-"""Reads everything that is not plain samples: FFmpeg decodes it, through PyAV.
+"""Decodes everything that is not plain samples with FFmpeg, through PyAV.
 
-A file holds as much sound as all of its packets hold. That is compared with what the header
-promises; FFmpeg's guesses from a bit rate are not used.
+The length of a file is that of the sound in its packets. It is compared with what the header
+promises; lengths that FFmpeg guesses from a bit rate are not used.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ import numpy as np
 from moss_audio_jax.audio import pcm, structure
 from moss_audio_jax.errors import InputError
 
-_BLOCK = 1 << 16  # samples a channel that are gathered before they are passed on
+_BLOCK = 1 << 16  # samples per channel that are gathered before they are passed on
 _READ = 1 << 16  # bytes that FFmpeg asks for at a time
-# What FFmpeg may take a file for. Its playlist formats would open other files and addresses.
+# The formats that FFmpeg may use. Playlists would open other files and addresses.
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,aac,ac3,eac3,aiff,amr,ape,asf,au,avi,avr,caf,dsf,dts,"
     "dtshd,flac,flv,iff,ircam,mp3,mpc,mpc8,mpeg,mpegts,nistsphere,ogg,pvf,sds,tta,voc,w64,wav,wv"
 )
 # Formats whose header states a length. For others FFmpeg guesses it from the bit rate.
 _STATED = {"mov,mp4,m4a,3gp,3g2,mj2", "ape", "asf", "caf", "mpc", "mpc8", "tta", "wv"}
-# Frames without a container, with tags or junk between them; the most bytes of a frame.
+# Formats without a container, with tags or junk between frames; the largest frame in bytes.
 _BARE = {"mp3": 2048, "aac": 8192}
 _SYNC = re.compile(rb"\xff[\xe0-\xfe]")  # how their frames start
-_SLACK = 0.1  # seconds: a promise includes what the decoder needs to start, and may be rounded
-_PLANES = 8  # from here on PyAV reads beyond a frame's planes: its channels are interleaved first
+_SLACK = 0.1  # seconds: a header may count the decoder's delay, and may round
+_PLANES = (
+    8  # from so many channels on PyAV reads beyond a frame's planes, so they are interleaved first
+)
 _TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS", b"3DI")
 _OGG_HEADERS = {"vorbis": 3, "opus": 2}  # packets
 
@@ -42,11 +44,11 @@ def blocks(
     """Decodes a file: (rate, float32 [n, channels]), integers scaled to -1..1.
 
     Args:
-      allow: gets the seconds that a header promises, and raises if they are too many.
-      note: gets messages for the user: what was chosen, what was left out.
+      allow: called with the seconds that a header promises; raises if they are too many.
+      note: called with messages for the user: what was chosen, what was left out.
 
     Raises:
-      InputError: it is no audio, or cut short or damaged.
+      InputError: the file is not audio, or cut short or damaged.
     """
     links = structure.links(file)
     for link in links:
@@ -64,9 +66,9 @@ def blocks(
                 buffer_size=_READ,
             )
         except av.FFmpegError as error:
-            # FFmpeg's words for a format that is not on the list.
+            # FFmpeg's message for a format that is not on the list would not help.
             unknown = isinstance(error, av.ArgumentError)
-            reason = "no format that is read here" if unknown else error.strerror or error
+            reason = "a format that is not supported" if unknown else error.strerror or error
             raise InputError(
                 structure.cut(part) or f"is not audio that can be decoded (FFmpeg: {reason})"
             ) from None
@@ -91,8 +93,8 @@ class _Track:
         self._last = None  # the last packet with sound
         self._frame_count, self._padding = None, 0  # by the header of an MP3
         self._begin = self._end = None  # by the frames of a FLAC
-        self._left_out = self._lost = 0  # bytes that are no frames; frames that are damaged
-        self._skip, self._length = 0, None  # samples to leave out at the start; to keep then
+        self._left_out = self._lost = 0  # bytes outside frames; damaged frames
+        self._skip, self._length = 0, None  # samples to drop at the start; to keep after that
         self._promised = self._promised_seconds()
         allow(self._promised or 0)
 
@@ -103,7 +105,7 @@ class _Track:
             # FFmpeg trims up to a block too much of Vorbis, so the pages decide what to keep.
             codec.options = {"flags2": "+skip_manual"}
             self._watch, self._decoded, self._counted = self._watch_granules, 0, 0
-            if codec.name == "opus":  # pages count the samples that are left out at the start
+            if codec.name == "opus":  # pages count the samples that are dropped at the start
                 self._skip = int.from_bytes((codec.extradata or b"")[10:12], "little")
                 self._counted = self._skip
         if not link.ended:
@@ -161,8 +163,8 @@ class _Track:
         return None
 
     def _watch_mpeg(self, packet: av.Packet, frames: list) -> None:
-        """Looks for the frame count in the header, which ends where the first packet starts."""
-        pos = self._file.tell()  # FFmpeg goes on reading from here
+        """Reads the frame count from the header, which lies before the first packet."""
+        pos = self._file.tell()  # FFmpeg continues from here
         promise = structure.mpeg_promise(self._file, packet.pos or 0)
         self._file.seek(pos)
         self._watch = None
@@ -193,10 +195,12 @@ class _Track:
             self._length = link.last_granule - begin - self._counted
 
     def _behind_junk(self, data: bytes, failed: bool) -> list:
-        """The sound in a packet of a bare stream that decoded to nothing. FFmpeg joins a tag or
-        junk with the frame behind it into one packet."""
+        """The sound in a packet of a bare stream that decoded to nothing.
+
+        FFmpeg joins a tag or junk with the frame after it into one packet.
+        """
         frames = []
-        if _SYNC.match(data):  # a frame that is damaged, or the encoder's delay and nothing else
+        if _SYNC.match(data):  # a damaged frame, or one that holds only the encoder's delay
             self._lost += failed
             self._packets += not failed
             self._last = data
@@ -215,8 +219,7 @@ class _Track:
         return frames
 
     def _whole_frame(self, data: bytes) -> int:
-        """The size in bytes of the frame that starts here, by its header; 0 if no frame starts
-        here."""
+        """The size in bytes that the header of a frame states; 0 if `data` starts with no frame."""
         parser = av.CodecContext.create(self._codec.name, "r")
         whole = parser.parse(data[:16] + bytes(_BARE[self._format]))
         return whole[0].size if whole else 0
@@ -258,9 +261,9 @@ class _Track:
         if self._lost or self._left_out:
             damaged = self._lost > self._packets or self._left_out > self._file.seek(0, 2) / 2
             if damaged or not given:
-                raise InputError("is not audio that can be decoded: most of it is no MPEG frames")
+                raise InputError("is not audio that can be decoded: most of it is not MPEG frames")
             self._note(
-                f"{self._lost} damaged frames and {self._left_out} bytes that are no frames were "
+                f"{self._lost} damaged frames and {self._left_out} bytes outside frames were "
                 "left out"
             )
 
@@ -283,13 +286,13 @@ def _gathered(frames: Iterator[av.AudioFrame]) -> Iterator[tuple[int, np.ndarray
     fifo, kind, interleave = av.AudioFifo(), None, None
     for frame in frames:
         now = (frame.sample_rate, frame.layout.nb_channels)
-        if now != kind:  # which the FIFO itself does not notice of channels
+        if now != kind:  # the FIFO itself would not notice other channels
             if fifo.samples:
                 yield _samples(fifo.read())
             fifo, kind, interleave = av.AudioFifo(), now, None
             if frame.format.is_planar and now[1] >= _PLANES:
                 interleave = av.AudioResampler(format=frame.format.packed.name)
-        frame.pts = None  # gaps between the times of frames are no sound
+        frame.pts = None  # gaps between the times of frames must not become silence
         for part in interleave.resample(frame) if interleave else (frame,):
             part.pts = None
             fifo.write(part)

@@ -19,8 +19,8 @@ MEL_BINS = 128
 POWER_FLOOR = 1e-10  # of a mel bin, before the logarithm
 DYNAMIC_RANGE = 8.0  # decades kept below the clip's own maximum
 _HALF = N_FFT // 2  # frames are centred: frame t covers samples 160 t - 200 .. 160 t + 199
-_PEAK_LIMIT = 1e12  # beyond it a power spectrum nears the end of float32
-_BLOCK = 256  # frames worked on at a time: their spectra stay in the processor's cache
+_PEAK_LIMIT = 1e12  # larger samples could overflow the power spectrum in float32
+_BLOCK = 256  # frames at a time, so that their spectra stay in the processor's cache
 _BANK_PARTS = 8  # products this small stay on one thread, which is faster here
 
 
@@ -37,7 +37,7 @@ def log_mel(wav: np.ndarray) -> np.ndarray:
 
     Raises:
       InputError: wav is not one-dimensional or not floating point, is shorter than one frame, or
-        holds samples that are not finite or of absurd size.
+        holds samples that are not finite or absurdly large.
     """
     wav = np.asarray(wav)
     if wav.ndim != 1:
@@ -54,7 +54,7 @@ def log_mel(wav: np.ndarray) -> np.ndarray:
             f"log_mel: the waveform holds {len(wav)} samples; expected at least {HOP} (one frame)"
         )
     peak = max(-float(wav.min()), float(wav.max()))
-    if not peak <= _PEAK_LIMIT:  # a comparison that NaN fails, too
+    if not peak <= _PEAK_LIMIT:  # NaN fails this comparison, too
         raise InputError(
             f"log_mel: the waveform's samples reach {peak}; expected finite values in about -1..1"
         )

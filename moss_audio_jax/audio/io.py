@@ -27,12 +27,12 @@ from moss_audio_jax.files import brief, open_regular, reason, shown
 
 MAX_SECONDS = 12 * 3600.0  # of sound, unless the caller or the environment sets another limit
 _LIMIT_KEY = "MOSS_AUDIO_JAX_MAX_SECONDS"
-_BLOCK = 1 << 18  # samples of an array that are worked on at a time
+_BLOCK = 1 << 18  # samples of an array that are converted at a time
 _READ = 1 << 20
-_MOST_BYTES = 4 << 30  # of a file object that has to be held in memory
+_MOST_BYTES = 4 << 30  # the largest file object that is held in memory
 _RATES = range(1_000, 768_001)
 _MOST_CHANNELS = 32  # of an array: a longer axis is time
-_OPPOSED = 1e-3  # the average's power, relative to the channels', from which on they cancel
+_OPPOSED = 1e-3  # below this share of the channels' power, their average counts as cancelled
 
 Source = str | Path | BinaryIO | Mapping[str, Any] | tuple[Any, int]
 
@@ -44,18 +44,18 @@ def load_audio(source: Source, max_seconds: float | None = None) -> np.ndarray:
       source: one of
         - the path of a regular file, or a file opened in binary mode (anything with `read`; read
           from its start where it can seek, left open): wav, aiff, caf, au, flac, mp3, ogg, opus,
-          m4a, mp4, aac, webm and what else FFmpeg's demuxers for sound know;
+          m4a, mp4, aac, webm, and other formats that FFmpeg decodes;
         - `{"array": samples, "sampling_rate": rate}` or `(samples, rate)`: samples [n],
           [channels, n] or [n, channels] (at most 32 channels and more samples than that), floating
           in about -1..1, or integers of 8, 16 or 32 bits.
         Any rate from 1 to 768 kHz, any number of channels.
-      max_seconds: more sound than this is refused. Default: 12 hours, or what the environment
-        variable MOSS_AUDIO_JAX_MAX_SECONDS says.
+      max_seconds: more sound than this is refused. Default: 12 hours, or the value of the
+        environment variable MOSS_AUDIO_JAX_MAX_SECONDS.
 
     Returns:
-      float32 [n]: the channels' average, full scale -1..1 (values beyond, as float files and lossy
-      codecs give them, are kept), resampled by soxr at its HQ setting; of m samples at one rate
-      ceil(m * 16000 / rate). A long file needs little more memory than the result.
+      float32 [n]: the average of the channels, full scale -1..1 (larger values of float files and
+      lossy codecs are kept), resampled by soxr at its HQ setting. m samples at one rate become
+      n = ceil(m * 16000 / rate). A long file needs little more memory than the result.
 
     Raises:
       InputError: one line that names the file: missing, a directory, no regular file, empty, not
@@ -63,8 +63,8 @@ def load_audio(source: Source, max_seconds: float | None = None) -> np.ndarray:
         frame (10 ms), or with samples that are NaN, infinite or too large to resample.
 
     Warns:
-      UserWarning: if only the default one of several tracks is used, if channels in opposite phase
-        cancel in their average, or if something in the file was left out.
+      UserWarning: one of several tracks is used, channels in opposite phase cancel in their
+        average, or a part of the file was left out.
     """
     # A bytearray grows in place; joining a list of blocks would hold everything twice.
     out = bytearray()
@@ -77,7 +77,7 @@ def audio_blocks(source: Source, max_seconds: float | None = None) -> Iterator[n
     """The samples of `load_audio`, in order, some seconds at a time: float32 [n] each.
 
     Raises:
-      InputError: what `load_audio` raises; a fault of a file may show only at its end.
+      InputError: what `load_audio` raises; some faults show only at the end of a file.
     """
     limit, name = _limit(max_seconds), "audio"
 
@@ -108,10 +108,10 @@ def audio_blocks(source: Source, max_seconds: float | None = None) -> Iterator[n
 
 
 def resample(wav: np.ndarray, rate: int) -> np.ndarray:
-    """One channel, [n] at `rate` Hz, to 16 kHz as `load_audio` does it: float32.
+    """Resamples one channel, [n] at `rate` Hz, to 16 kHz as `load_audio` does: float32.
 
-    The result has ceil(n * 16000 / rate) samples. Raises InputError where `rate` is not an integer
-    in 1000..768000 or `wav` is not one-dimensional.
+    The result has ceil(n * 16000 / rate) samples. Raises InputError if `rate` is not an integer in
+    1000..768000 or `wav` is not one-dimensional.
     """
     wav = np.asarray(wav, np.float32)
     if wav.ndim != 1:
@@ -151,27 +151,27 @@ def _open(source: Any, stack: contextlib.ExitStack) -> tuple[BinaryIO, str]:
             f"load_audio: got {type(source).__name__}; expected a path, a binary file object, or "
             "an array with its sampling rate: (array, rate)"
         )
-    # Only a certain plain file is read in place. A gzip file also has a descriptor, but of other
-    # bytes. FFmpeg gets no name, because it would take the suffix as a hint.
+    # Only plain files are read in place: the descriptor of a gzip file gives the packed bytes.
+    # FFmpeg gets no name, because it would take the suffix as a hint.
     try:
         if type(source) is io.BytesIO:
             return io.BytesIO(source.getvalue()), name
         if type(source) in (io.BufferedReader, io.BufferedRandom, io.FileIO):
             mode = os.fstat(source.fileno()).st_mode
             if stat.S_ISREG(mode):
-                source.seek(0)  # which writes what is buffered
+                source.seek(0)  # this also writes what is buffered
                 return stack.enter_context(os.fdopen(os.dup(source.fileno()), "rb")), name
             if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
                 raise InputError("is a device; expected an audio file")
         return _contents(source), name
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    except Exception as error:  # whatever a foreign object raises
+    except Exception as error:  # a foreign object may raise anything
         raise InputError(f"{name}: cannot be read ({brief(reason(error))})") from error
 
 
 def _contents(file: Any) -> io.BytesIO:
-    """Everything that a file object gives, from its start if it can seek."""
+    """All bytes of a file object, from its start if it can seek."""
     seekable = getattr(file, "seekable", None)
     if seekable() if seekable else hasattr(file, "seek"):
         file.seek(0)
@@ -283,13 +283,13 @@ def _mono_16k(blocks: Iterator[tuple[int, np.ndarray]], allow, note) -> Iterator
     yield rest
     if quiet < _OPPOSED * loud:
         note(
-            "its channels are in opposite phase: they cancel in their average, which is what is "
-            "used, and little or nothing is left of them; invert one channel, or keep one alone"
+            "its channels are in opposite phase, so little or nothing is left of their average, "
+            "which is used; invert one channel, or keep only one"
         )
 
 
 class _Stream:
-    """Resamples one channel from one rate to 16 kHz. `given`: samples that came out so far."""
+    """Resamples one channel from one rate to 16 kHz. `given`: samples returned so far."""
 
     def __init__(self, rate: int):
         _check_rate(rate)
@@ -329,5 +329,5 @@ def _resampled_length(count: int, rate: int) -> int:
 
 
 def _of_length(wav: np.ndarray, length: int) -> np.ndarray:
-    """Adds zeros where soxr left out the last sample."""
+    """Cuts to `length`, or adds zeros if soxr left out the last samples."""
     return np.pad(wav, (0, length - len(wav))) if len(wav) < length else wav[:length]

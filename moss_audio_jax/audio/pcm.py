@@ -14,13 +14,14 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from moss_audio_jax.audio.structure import read_at
 from moss_audio_jax.errors import InputError
 
 _BLOCK_BYTES = 1 << 20
 _W64 = b"riff\x2e\x91\xcf\x11"
 _AU = (b".snd", b"dns.")
 _UNKNOWN_32, _UNKNOWN_64 = 0x7FFF0000, 1 << 48  # sizes from here on are placeholders
-# ... and so are these round numbers, beyond what nearly every file holds.
+# ... and so are multiples of these round numbers, if larger than nearly every real file.
 _ROUND, _ROUND_FROM = (1_000_000, 1 << 16), 1_000_000_000
 _MOST_CHUNKS = 10_000
 _WIDTHS = {"u": (1, 2), "i": (1, 2, 3, 4, 8), "f": (2, 4, 8)}  # bytes of a sample
@@ -52,11 +53,11 @@ class Coding(NamedTuple):
 
 
 class Sound(NamedTuple):
-    """One file, or one of several that were joined end to end."""
+    """One file, or one of several that were joined end to end. Positions are bytes."""
 
-    start: int  # its bytes
+    start: int
     stop: int
-    samples: tuple[int, int]  # where they start and stop
+    samples: tuple[int, int]  # start and stop
     coding: Coding
 
 
@@ -65,7 +66,7 @@ class _Layout(NamedTuple):
 
     first: int  # bytes before the first chunk
     head: str  # struct of a chunk's name and size
-    own: int  # what the size counts of this head
+    own: int  # bytes of the head that the size includes
     align: int
 
 
@@ -76,7 +77,7 @@ def sounds(file: BinaryIO) -> list[Sound]:
       InputError: it is cut short, or has no samples or no usable description of them.
     """
     size, start, found = file.seek(0, os.SEEK_END), 0, []
-    while _layout(head := _at(file, start, 24)):
+    while _layout(head := read_at(file, start, 24)):
         try:
             sound = (_au if head[:4] in _AU else _chunked)(file, start, size)
         except InputError:
@@ -105,7 +106,7 @@ def blocks(file: BinaryIO, sound: Sound) -> Iterator[tuple[int, np.ndarray]]:
 
 def _values(data: bytes, code: str) -> np.ndarray:
     kind, width, order = code[0], int(code[1]), code[2]
-    if width == 3:  # every three bytes are read with the byte behind them, which is then dropped
+    if width == 3:  # read three bytes and the next one, which is then dropped
         wide = np.ndarray(len(data) // 3, f"{order}i4", data + b"\0", strides=(3,))
         return scaled(wide << 8 if order == "<" else wide & -256)
     return scaled(np.frombuffer(data, f"{order}{kind}{width}"))
@@ -114,7 +115,9 @@ def _values(data: bytes, code: str) -> np.ndarray:
 def scaled(values: np.ndarray) -> np.ndarray:
     """Samples as float32. The full range of integers becomes -1..1 (unsigned: 128 becomes 0)."""
     if values.dtype.kind == "f":
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # values that are not finite are refused later
             return values.astype(np.float32, copy=False)
     scale = np.float32(2.0 ** (1 - 8 * values.itemsize))
     out = np.multiply(values, scale, dtype=np.float32, casting="unsafe")
@@ -138,7 +141,7 @@ def _layout(head: bytes) -> _Layout | None:
 
 
 def _au(file: BinaryIO, start: int, size: int) -> Sound:
-    head = _at(file, start, 24)
+    head = read_at(file, start, 24)
     order = ">" if head[:4] == b".snd" else "<"
     offset, promised, encoding, rate, channels = struct.unpack(f"{order}5I", head[4:24])
     kind, width = _AU_CODES.get(encoding, ("", 1))
@@ -149,20 +152,20 @@ def _au(file: BinaryIO, start: int, size: int) -> Sound:
 
 
 def _chunked(file: BinaryIO, start: int, size: int) -> Sound:
-    layout = _layout(_at(file, start, 24))
+    layout = _layout(read_at(file, start, 24))
     coding = data = long_size = None
     for kind, body, length, _ in _chunks(file, layout, start, start + layout.first, size):
         if kind in _CODINGS:
-            coding = _CODINGS[kind](_at(file, body, min(max(length, 0), 64)), layout.head[0])
+            coding = _CODINGS[kind](read_at(file, body, min(max(length, 0), 64)), layout.head[0])
         elif kind == b"ds64":
-            (long_size,) = struct.unpack("<Q", _at(file, body + 8, 8))
+            (long_size,) = struct.unpack("<Q", read_at(file, body + 8, 8))
         elif kind in (b"data", b"SSND"):
             unknown = _UNKNOWN_64 if layout.own or layout.head[-1] == "q" else _UNKNOWN_32
             if long_size is not None and length >= _UNKNOWN_32:
                 length, unknown = long_size, _UNKNOWN_64
             before = 4 if layout.head[-1] == "q" else 0  # bytes of the chunk before the samples
             if kind == b"SSND":
-                before = 8 + struct.unpack(">I", _at(file, body, 4))[0]
+                before = 8 + struct.unpack(">I", read_at(file, body, 4))[0]
             data, promised = min(body + before, size), max(length - before, -1)
         if coding and data:
             break
@@ -173,7 +176,7 @@ def _chunked(file: BinaryIO, start: int, size: int) -> Sound:
     else:
         stop = _stop(file, data, size, promised, unknown, coding)
     end = stop
-    if not _layout(_at(file, stop, 24)):  # other chunks follow the samples
+    if not _layout(read_at(file, stop, 24)):  # other chunks follow the samples
         padded = stop + -(stop - start) % layout.align
         end, _ = _end_of_chunks(file, layout, start, padded, size)
     return Sound(start, end, (data, stop), coding)
@@ -182,12 +185,12 @@ def _chunked(file: BinaryIO, start: int, size: int) -> Sound:
 def _chunks(
     file: BinaryIO, layout: _Layout, start: int, pos: int, size: int
 ) -> Iterator[tuple[bytes, int, int, int]]:
-    """(name, first byte, length, where the next one starts) of the chunks from `pos` on."""
+    """(name, first byte, length, start of the next chunk) for each chunk from `pos` on."""
     length_of_head = struct.calcsize(layout.head)
     for _ in range(_MOST_CHUNKS):
         if pos >= size:
             return
-        head = _at(file, pos, max(24, length_of_head))
+        head = read_at(file, pos, max(24, length_of_head))
         if len(head) < length_of_head or _layout(head):
             return
         kind, length = struct.unpack(layout.head, head[:length_of_head])
@@ -202,14 +205,15 @@ def _chunks(
 def _end_of_chunks(
     file: BinaryIO, layout: _Layout, start: int, pos: int, size: int
 ) -> tuple[int, bool]:
-    """Where the chunks from `pos` on end, and whether the file holds nothing but chunks there."""
+    """The end of the chunks from `pos` on, and whether only chunks (or a joined file) are there."""
     for *_, following in _chunks(file, layout, start, pos, size):
         pos = following
-    return min(pos, size), size <= pos <= size + layout.align or bool(_layout(_at(file, pos, 24)))
+    only_chunks = size <= pos <= size + layout.align or bool(_layout(read_at(file, pos, 24)))
+    return min(pos, size), only_chunks
 
 
 def _stop(file: BinaryIO, data: int, size: int, promised: int, unknown: int, coding: Coding) -> int:
-    """Where the samples that start at `data` stop, in a file of `size` bytes."""
+    """The end of the samples that start at byte `data`, in a file of `size` bytes."""
     if 0 < promised <= size - data:
         return data + promised
     rounded = promised >= _ROUND_FROM and any(promised % number == 0 for number in _ROUND)
@@ -225,7 +229,7 @@ def _stop(file: BinaryIO, data: int, size: int, promised: int, unknown: int, cod
 
 
 def _next_wave(file: BinaryIO, start: int) -> int | None:
-    """Where the header of a WAV that was joined to another one starts."""
+    """The first byte of a WAV header after `start`: files were joined. None if there is none."""
     mark, kept = b"WAVEfmt ", b""
     file.seek(start)
     while data := file.read(_BLOCK_BYTES):
@@ -236,11 +240,6 @@ def _next_wave(file: BinaryIO, start: int) -> int | None:
         kept = data[-16:]
         start += len(data) - len(kept)
     return None
-
-
-def _at(file: BinaryIO, pos: int, count: int) -> bytes:
-    file.seek(pos)
-    return file.read(count)
 
 
 # --- descriptions of samples ---------------------------------------------------------------------
@@ -260,7 +259,7 @@ def _wav(data: bytes, order: str) -> Coding:
         (tag,) = struct.unpack(f"{order}H", data[24:26])
     width = -(-bits // 8)
     if channels and align % channels == 0 and align // channels >= width:
-        width = align // channels  # 24 bits in 4 bytes, say: they fill the upper ones
+        width = align // channels  # such as 24 bits in the upper bytes of 4
     kind = {1: "u" if width == 1 else "i", 3: "f"}.get(tag, "")
     return _coding(rate, channels, kind, width, order)
 

@@ -1,7 +1,7 @@
-"""What the structure of a compressed file shows and decoders ignore.
+"""Reads facts from the structure of a compressed file that decoders ignore.
 
-Where a joined file ends and the next begins (FLAC; chained Ogg streams), how many samples a file
-promises, and whether its end is missing. Nothing is decoded here.
+These are the borders of files that were joined (FLAC, chained Ogg streams), the number of samples
+that a header promises, and whether the end of the file is missing. Nothing is decoded here.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 class Link:
     """A file, or one of several that were joined end to end."""
 
-    start: int
-    stop: int  # byte
-    format: str | None = None  # FFmpeg's name of it, where it is certain
-    samples: int | None = None  # that the header of a FLAC file promises, where it does
-    # Of Ogg with a single stream:
-    first_granule: int = 0  # samples up to the end of the first page with sound
+    start: int  # its first byte
+    stop: int
+    format: str | None = None  # FFmpeg's name of the format, if it is certain
+    samples: int | None = None  # what the header of a FLAC file promises, if anything
+    # For Ogg with a single stream. A granule is a position in samples.
+    first_granule: int = 0  # at the end of the first page with sound
     first_packets: int = 0  # packets up to there
     last_granule: int | None = None
     ended: bool = True  # its last page is marked as the last
@@ -51,7 +51,7 @@ def links(file: BinaryIO) -> list[Link]:
 
 
 def after_id3(file: BinaryIO) -> int:
-    """Where a file starts behind ID3v2 tags."""
+    """The first byte after any ID3v2 tags."""
     pos = 0
     while (head := read_at(file, pos, 10))[:3] == b"ID3" and len(head) == 10:
         length = 0
@@ -70,7 +70,10 @@ def read_at(file: BinaryIO, pos: int, count: int) -> bytes:
 
 
 def _flac_links(file: BinaryIO, start: int, size: int) -> list[Link]:
-    described = (b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22")  # such a one starts with its description
+    described = (
+        b"fLaC\0\0\0\x22",
+        b"fLaC\x80\0\0\x22",
+    )  # a file starts with these, a mere mark does not
     starts = [p for p in _find_all(file, b"fLaC", start + 4) if read_at(file, p, 8) in described]
     starts.insert(0, start)
     found = []
@@ -82,7 +85,7 @@ def _flac_links(file: BinaryIO, start: int, size: int) -> list[Link]:
 
 
 def _find_all(file: BinaryIO, mark: bytes, start: int, most: int | None = None) -> list[int]:
-    """Where a mark of four bytes stands, from `start` on."""
+    """The positions of a mark of four bytes, from `start` on."""
     found, kept = [], b""
     file.seek(start)
     while (most is None or len(found) < most) and (data := file.read(_PIECE)):
@@ -102,7 +105,7 @@ def _find_all(file: BinaryIO, mark: bytes, start: int, most: int | None = None) 
 def _ogg_links(file: BinaryIO, size: int) -> list[Link]:
     found: list[Link] = []
     sounding, packets = False, 0
-    numbers: dict[bytes, int] = {}  # of the last page of each stream with sound in this link
+    numbers: dict[bytes, int] = {}  # number of the last page of each stream with sound in this link
     serials: set[bytes] = set()
     for start, head, lacing in _ogg_pages(file, size):
         flags, serial = head[5], head[14:18]
@@ -127,24 +130,24 @@ def _ogg_links(file: BinaryIO, size: int) -> list[Link]:
         elif serial in numbers:
             numbers[serial] = number
         if len(serials) > 1:
-            link.last_granule = None  # which stream's it is depends on the track
+            link.last_granule = None  # it depends on the track which stream counts
         link.ended = bool(flags & 4)
     return found
 
 
 def _ogg_pages(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes, bytes]]:
-    """(first byte, head, lengths of the parts of packets) of each page; all of them are whole."""
+    """(first byte, head, lengths of the parts of packets) of each page; raises if one is cut."""
     pos = 0
     while head := read_at(file, pos, 27):
         if head[:4] != b"OggS"[: len(head)]:
-            pos = next(iter(_find_all(file, b"OggS", pos, most=1)), size)  # not of Ogg
+            pos = next(iter(_find_all(file, b"OggS", pos, most=1)), size)  # skip other data
             continue
         lacing = file.read(head[26]) if len(head) == 27 else b""
         body = file.read(sum(lacing))
         stop = pos + 27 + len(lacing) + sum(lacing)
         if len(head) < 27 or len(lacing) < head[26] or stop > size:
             raise InputError("is cut short: it ends in the middle of an Ogg page")
-        # Ogg's CRC is zlib's polynomial with the bits of each byte the other way round.
+        # Ogg's CRC has zlib's polynomial, but reads the bits of each byte in reverse.
         page = head[:22] + bytes(4) + head[26:] + lacing + body
         crc = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
         if crc.to_bytes(4, "big").translate(_REVERSED) != head[22:26]:
@@ -157,9 +160,9 @@ def _ogg_pages(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes, bytes]]:
 
 
 def cut(file: BinaryIO) -> str | None:
-    """How the end of a file is missing, as the predicate of a message; None if nothing shows it.
+    """Says how a file is cut short, as the predicate of a message; None if it does not show.
 
-    Of MP4, Matroska, AVI, FLV, IFF, VOC and NIST files: their parts state how long they are.
+    It shows in MP4, Matroska, AVI, FLV, IFF, VOC and NIST files, whose parts state their lengths.
     """
     size, head = file.seek(0, os.SEEK_END), read_at(file, 0, 1024)
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp", b"moof"):
@@ -192,7 +195,7 @@ def _mp4_boxes(file: BinaryIO, size: int) -> Iterator[int]:
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
         if length < 8 or not re.fullmatch(rb"[ -~\xa9]{4}", head[4:8]):
-            return  # 0: up to the end of the file, whichever that is
+            return  # a length of 0 means up to the end of the file
         pos += length
         yield pos
 
@@ -200,14 +203,14 @@ def _mp4_boxes(file: BinaryIO, size: int) -> Iterator[int]:
 def _elements(file: BinaryIO) -> Iterator[int]:
     pos = 0
     while len(head := read_at(file, pos, 12)) > 4 and head[0]:
-        name = 9 - head[0].bit_length()  # bytes of it
+        name = 9 - head[0].bit_length()  # bytes of the name
         width = 9 - head[min(name, 4)].bit_length()
         if name > 4 or width > 8:
             return
         length = int.from_bytes(head[name : name + width], "big") & (1 << 7 * width) - 1
         unknown = length == (1 << 7 * width) - 1
         pos += name + width
-        # A file written during its recording does not state its total length: look at the parts.
+        # A file that was written while recording does not state its total length; its parts do.
         if not (unknown and head[:name] in _MASTERS):
             pos += length
             yield pos
@@ -222,7 +225,7 @@ def _flv_tags(file: BinaryIO, pos: int) -> Iterator[int]:
 
 
 def _voc_blocks(file: BinaryIO, pos: int, size: int) -> Iterator[int]:
-    # Some writers count a block eight bytes too short: so few are no block.
+    # Some writers state a block eight bytes too short, so fewer bytes than this are no block.
     while size - pos > 16 and (head := read_at(file, pos, 4))[0]:
         pos += 4 + int.from_bytes(head[1:], "little")
         yield pos
@@ -243,7 +246,7 @@ def _nist(head: bytes) -> Iterator[int]:
 
 
 def mpeg_promise(file: BinaryIO, stop: int) -> tuple[int, int] | None:
-    """(frames, samples of them that are padding) by a Xing, Info or VBRI header before `stop`."""
+    """(frames, samples of padding in them) from a Xing, Info or VBRI header before byte `stop`."""
     start = max(0, stop - 2048)
     near = read_at(file, start, stop - start)
     tags = list(re.finditer(rb"(?s:(Xing|Info)\0\0\0(.)(....)|VBRI.{10}(....))", near))
@@ -254,7 +257,7 @@ def mpeg_promise(file: BinaryIO, stop: int) -> tuple[int, int] | None:
         return int.from_bytes(tag[4], "big"), 0
     if not tag[2][0] & 1:
         return None
-    # Some writers add the encoder's delay and the padding of the last frame; FFmpeg trusts these.
+    # These writers state the encoder's delay and the padding of the last frame; FFmpeg uses both.
     info = near[tag.start() + 120 : tag.start() + 144]
     padding = 0
     if tag[2][0] & 15 == 15 and info[:4] in (b"LAME", b"Lavf", b"Lavc"):

@@ -37,7 +37,7 @@ BYTE_OF = _byte_alphabet()
 
 
 class BpeTokenizer(Tokenizer):
-    """Byte-level BPE. `core` holds the ordinary pieces only, so it can find nothing special."""
+    """Byte-level BPE. `core` holds only the ordinary pieces, so it recognises no special token."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ def from_tokenizer_json(
     if not isinstance(listed, list) or any(not isinstance(token, dict) for token in listed):
         raise InputError(f"{path}: added_tokens must be a list of objects")
     added = [_added(token, token.get("id"), path) for token in listed]
-    # This class normalises to NFC itself, because special tokens are searched in normalised text.
+    # BpeTokenizer normalises to NFC itself, because it searches special tokens in normalised text.
     nfc = raw.get("normalizer") == {"type": "NFC"}
     raw |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     if nfc:
@@ -168,7 +168,7 @@ def _checked_vocab(vocab: Any, path: Path) -> dict[str, int]:
                 f"{path}: id of {quoted(piece)} is {quoted(index)}; expected a whole number >= 0"
             )
         if LONE_SURROGATE.search(piece):
-            raise InputError(f"{path}: the piece {quoted(piece)} is no text (a lone surrogate)")
+            raise InputError(f"{path}: the piece {quoted(piece)} is not text (a lone surrogate)")
     return vocab
 
 
@@ -178,10 +178,10 @@ def _is_id(index: Any) -> bool:
 
 @contextlib.contextmanager
 def _one_line(where: str) -> Iterator[None]:
-    """Turns what the library raises, including its panics, into an InputError."""
+    """Turns errors and panics of the library into an InputError."""
     try:
         yield
-    except BaseException as error:  # a panic is no Exception
+    except BaseException as error:  # a panic of the library is not an Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise InputError(f"{where}: {brief(error)}") from None
@@ -191,7 +191,7 @@ def _added_tokens(side: Iterable[Path]) -> list[tuple[str, int, bool]]:
     """(string, id, hidden) of the added tokens that the files beside a vocabulary list."""
     raw = {path.name: (path, read_json(path)) for path in side if path.suffix == ".json"}
     found: dict[str, tuple[str, int, bool]] = {}
-    if "added_tokens.json" in raw:  # older folders; knows no flags
+    if "added_tokens.json" in raw:  # in older folders; it has no flags
         path, tokens = raw["added_tokens.json"]
         for string, index in tokens.items():
             found[string] = _added({"content": string, "special": True}, index, path)
@@ -204,7 +204,7 @@ def _added_tokens(side: Iterable[Path]) -> list[tuple[str, int, bool]]:
         for key, token in listed.items():
             number = int(key) if key.isascii() and key.isdecimal() and len(key) < 20 else key
             tokens.append(_added(token, number, path))
-    # The configuration's flags win; a different id stays in both lists and is found as a clash.
+    # The flags of tokenizer_config.json win. A token with two ids stays twice: refused later.
     same = {(string, index) for string, index, _ in tokens}
     return [t for t in found.values() if t[:2] not in same] + tokens
 
@@ -221,7 +221,7 @@ def _added(token: dict[str, Any], index: Any, path: Path) -> tuple[str, int, boo
 
 
 def _bad_merge(lines: Sequence[str], vocab: dict[str, int], path: Path) -> str | None:
-    """What is wrong with the first merge that cannot be, or None."""
+    """What is wrong with the first impossible merge, or None."""
     for number, line in enumerate(lines, 1):
         pair = line.split(" ")
         if not line:

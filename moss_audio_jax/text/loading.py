@@ -1,4 +1,4 @@
-"""Reads the tokenizer of a folder, whatever its kind."""
+"""Loads the tokenizer of a folder, of any kind."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> Tokeniz
     tokenizer.model is taken). processor_config.json beside them gives the audio ids.
 
     Args:
-      vocab_size: of the model it is for; its ids must fit.
+      vocab_size: of the model; the tokenizer's ids must fit.
 
     Raises:
-      InputError: no tokenizer there, a file that cannot be read, ids that clash or do not fit.
+      InputError: no tokenizer, a file that cannot be read, ids that clash or do not fit.
     """
     tokenizer = _read_tokenizer(Path(folder))
     tokenizer.check(vocab_size)
@@ -37,7 +37,7 @@ def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> Tokeniz
 
 
 def _read_tokenizer(folder: Path) -> Tokenizer:
-    """`load_tokenizer` before any check of ids."""
+    """`load_tokenizer` without the check of ids."""
     if not folder.is_dir():
         raise InputError(
             f"{folder}: no such folder; expected one that holds a tokenizer"

@@ -4,8 +4,8 @@
     <|im_start|>user\\n{start}{audio span}{end}\\n{text}<|im_end|>\\n
     <|im_start|>assistant\\n{answer}<|im_end|>
 
-The text between two special tokens is tokenised in one go ("\\n{text}", "user\\n{text}"), as byte
-pairs merge across such borders.
+The text between two special tokens is tokenised in one piece ("\\n{text}", "user\\n{text}"),
+because byte pairs merge across line ends.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ def build_prompt(
     system: str | None = None,
     official_specials: bool = False,
 ) -> np.ndarray:
-    """Ids of a prompt that an answer follows.
+    """Ids of a prompt, up to where the answer begins.
 
     Args:
-      tokenizer: gives the special ids too.
+      tokenizer: also gives the special ids.
       text: what the user says; the chat is put around it, audio first. A text that holds
         `<|audio_bos|><|AUDIO|><|audio_eos|>` is the whole prompt instead, verbatim: special
         tokens are recognised in it, and each such span becomes one clip.
@@ -94,7 +94,7 @@ def build_prompt(
       int32 [L].
 
     Raises:
-      InputError: a text that is no string, a clip without frames, spans that do not match clips.
+      InputError: a text is not a string, a clip has no frames, or spans do not match clips.
       UsageError: a system text with a verbatim prompt.
     """
     _require_text(text, "the prompt")
@@ -138,15 +138,15 @@ def build_conversation(
     """Ids of a conversation of any number of turns, and which of them are answers.
 
     Messages have the official fine-tuning form `{"role": "system" | "user" | "assistant",
-    "message_type": "audio" | "text", "content": str}`. Neighbours of one role form one turn: its
-    clips first, one a line, then its texts joined by newlines. The first turn may be a system
-    turn, which replaces the default; then user and assistant take turns. Up to the first answer
-    the ids equal `build_prompt` of the same text and clips. An answer is tokenised by itself; a
-    thinking block at its start gets the ids of `<think>` and `</think>`. Everything else in a
-    message is text, special tokens and audio spans included.
+    "message_type": "audio" | "text", "content": str}`. Adjacent messages of one role form one
+    turn: its clips first, one per line, then its texts joined by newlines. The first turn may be a
+    system turn, which replaces the default; then user and assistant take turns. Up to the first
+    answer the ids equal `build_prompt` of the same text and clips. An answer is tokenised by
+    itself; a thinking block at its start gets the ids of `<think>` and `</think>`. Everything else
+    in a message is text, special tokens and audio spans included.
 
     Args:
-      tokenizer: gives the special ids too.
+      tokenizer: also gives the special ids.
       messages: the conversation.
       mel_frames: mel frames of each audio message, in order.
       time_markers: see `build_prompt`.
@@ -198,7 +198,7 @@ def build_conversation(
 
 
 class Branched(NamedTuple):
-    """An opening that several conversations share, and how each goes on."""
+    """An opening that several conversations share, and the rest of each."""
 
     opening: np.ndarray  # int32 [P]
     branches: list[Conversation]  # without the opening
@@ -211,11 +211,11 @@ def build_branches(
     mel_frames: Sequence[int],
     time_markers: bool = True,
 ) -> Branched:
-    """Ids of conversations that share their audio: `build_conversation` of each, cut behind it.
+    """Ids of conversations that share their audio: `build_conversation` of each, cut after it.
 
     Args:
       opening: messages up to the audio; at least one clip.
-      branches: the messages that follow it, each ending with an answer; none: the opening alone.
+      branches: for each question the messages that follow, ending with an answer; may be empty.
 
     Raises:
       InputError: see `build_conversation`; the branch is named.
@@ -233,12 +233,12 @@ def build_branches(
 
 
 def split_thinking(text: str) -> tuple[str | None, str]:
-    """Takes the thinking block off an answer `<think>\\n...\\n</think>\\n\\nanswer`.
+    """Splits the thinking block off an answer `<think>\\n...\\n</think>\\n\\nanswer`.
 
     Returns:
       (thinking, answer): thinking is None without a block and "" for an empty one. A block that
-      is never closed was cut short: all of it is thinking and the answer is "". Where only the
-      closing tag is there (the prompt held the opening one), what precedes it is thinking.
+      is never closed was cut short: all of it is thinking and the answer is "". If only the
+      closing tag is there (the prompt held the opening one), the text before it is thinking.
     """
     opening, closing = THINK
     before, opened, rest = text.partition(opening)
@@ -259,7 +259,7 @@ class _Turn:
 
 
 def _turns(messages: Sequence[Mapping[str, Any]]) -> list[_Turn]:
-    """Checks the messages and groups neighbours of one role."""
+    """Checks the messages and groups adjacent ones of one role."""
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
         raise InputError(f"messages is a {type(messages).__name__}; expected a list of messages")
     turns: list[_Turn] = []
@@ -290,7 +290,7 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> list[_Turn]:
             turns[-1].n_clips += 1
         else:
             turns[-1].texts.append(content)
-        # A turn is complete where the role changes; only then can it be judged empty.
+        # Whether a turn is empty shows only at its end, where the role changes.
         last_of_turn = index + 1 == len(messages) or (
             isinstance(messages[index + 1], Mapping) and messages[index + 1].get("role") != role
         )
@@ -303,7 +303,7 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> list[_Turn]:
 
 
 def _turn(tokenizer: Tokenizer, role: str, clips: Sequence[list[int]], text: str) -> list[int]:
-    """Ids of a turn up to where its `<|im_end|>` goes."""
+    """Ids of a turn without its `<|im_end|>`."""
     ids = [tokenizer.turn_start_id]
     lead = f"{role}\n"
     for clip in clips:
@@ -359,7 +359,7 @@ def _answer_ids(tokenizer: Tokenizer, answer: str) -> list[int]:
 
 
 def _said(value: Any) -> str:
-    """A value for a message, short; what nests deeply has no repr."""
+    """A short form of a value for a message; only the type if it may nest deeply."""
     return brief(repr(value), 60) if isinstance(value, str | int | None) else type(value).__name__
 
 

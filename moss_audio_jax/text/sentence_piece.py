@@ -9,9 +9,9 @@ Text round-trips (`decode(encode(t)) == t`) through a model trained with
     split_digits=True                    "0".."9" are pieces of their own (time markers need them)
     control_symbols=[<|endoftext|>, <|im_start|>, <|im_end|>, <think>, </think>,
                      <|AUDIO|>, <|audio_bos|>, <|audio_eos|>]
-    bos_id=-1, eos_id=-1, pad_id=-1      the control symbols above do their work
+    bos_id=-1, eos_id=-1, pad_id=-1      the control symbols above replace these
 
-The training text must hold every digit. `user_defined_symbols` with the same strings work too.
+The training text must hold every digit. The same strings as `user_defined_symbols` work too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SPACE = "\u2581"  # how a piece writes a space
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _BYTES = {f"<0x{b:02X}>" for b in range(256)}
 _SPECIAL_SHAPE = re.compile(r"<\|[^|<>]+\|>")
-# A chat is tokenised piece by piece: a space before each piece, or one dropped, would change it.
+# A chat is tokenised piece by piece, so no space may be added or dropped at a piece's start.
 # Appended to a serialised ModelProto, this sets normalizer_spec (field 3) add_dummy_prefix and
 # remove_extra_whitespaces (3 and 4) to false: protobuf merges a message given twice.
 _KEEP_WHITESPACE = b"\x1a\x04\x18\x00\x20\x00"
@@ -60,15 +60,15 @@ class SentencePieceTokenizer(Tokenizer):
         self._unknown = {p for i, p in enumerate(pieces) if model.is_unknown(i)}
         self._model = model
         control = {p for i, p in enumerate(pieces) if model.is_control(i)}
-        # The library does not tell user-defined pieces from learned ones; their shape does.
+        # The library does not mark user-defined pieces, so they are recognised by their shape.
         defined = {
             p for p in pieces if p in SPECIAL_STRINGS or _SPECIAL_SHAPE.fullmatch(p)
         } - control
         special = control | defined
         vocab = {p: i for i, p in enumerate(pieces)}
         super().__init__(vocab, special, special, files, processor)
-        # Text is cut after the first character of a user-defined string, wherever one begins (the
-        # lookahead finds overlapping ones), so that the library cannot see it whole.
+        # Text is cut after the first character of every user-defined string, so that the library
+        # never sees a whole one. The lookahead finds overlapping ones too.
         strings = "|".join(map(re.escape, sorted(defined, key=len, reverse=True)))
         self._cut = re.compile(f"(?=(?:{strings}))") if strings else None
 
@@ -85,7 +85,7 @@ class SentencePieceTokenizer(Tokenizer):
     def _encode_part(self, text: str) -> list[int]:
         if _SPACE not in text or not self._byte_pieces:
             return self._model.encode(text)
-        # The model would read this character as a space; its bytes keep it what it is.
+        # The model would read this character as a space, so it is written as bytes.
         block = [self._byte_pieces[f"<0x{b:02X}>"] for b in _SPACE.encode()]
         first, *rest = text.split(_SPACE)
         ids = self._model.encode(first)
@@ -104,7 +104,7 @@ class SentencePieceTokenizer(Tokenizer):
 def from_model(
     path: Path, side: Sequence[Path], processor: ProcessorConfig | None
 ) -> SentencePieceTokenizer:
-    """Reads a *.model file; a dummy prefix and the removal of whitespace are switched off."""
+    """Reads a *.model file and switches off its dummy prefix and its removal of whitespace."""
     model = sentencepiece.SentencePieceProcessor()
     try:
         raw = read_bytes(path, "a SentencePiece model")

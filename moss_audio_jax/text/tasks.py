@@ -76,7 +76,10 @@ PROMPTS: dict[str, tuple[str, ...]] = {
 
 
 class Question(NamedTuple):
-    """`wrong`: false answers about the scene. Fewer than two give no multiple choice."""
+    """A question about a scene, and its answer.
+
+    `wrong`: false answers. With fewer than two there is no multiple choice.
+    """
 
     task: str
     question: str

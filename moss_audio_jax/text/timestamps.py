@@ -1,4 +1,4 @@
-"""Reads timestamps in answers, and writes them as SRT, VTT, TextGrid and JSON.
+"""Reads timestamps in answers, and writes them as SRT, VTT and JSON (TextGrid: textgrid.py).
 
 Two forms are read: stamps around a text (a sentence or a word)
 
@@ -8,15 +8,14 @@ and an event timeline, one event a line
 
     0.00 - 57.00: birds chirping
 
-Models are sloppy, so reading is tolerant: clocks (mm:ss, hh:mm:ss), units, decimal commas, other
-dashes and "to", full-width brackets and colons, bullets, code fences, a thinking block before the
-answer. Pieces that could not be read are listed in `unread`.
+Models do not keep to these forms exactly, so reading is tolerant: it knows clocks (mm:ss,
+hh:mm:ss), units, decimal commas, other dashes and "to", full-width brackets and colons, bullets,
+code fences, and a thinking block before the answer. `unread` lists the pieces that it cannot read.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import heapq
 import json
 import re
 import unicodedata
@@ -45,8 +44,8 @@ _EVENT = re.compile(
 _FENCE = re.compile(r"^[ \t]*```[\w+-]*[ \t]*$\n?", re.MULTILINE)
 _LINE_BULLET = re.compile(rf"(?<=\n)[ \t]*{_BULLET}\Z")
 
-LATEST = 1e9  # seconds: the latest time that can be written; times that are read stay below it
-_CUE = 500  # milliseconds that a subtitle without a length is shown
+LATEST = 1e9  # seconds: the latest time that can be written; times that can be read are smaller
+_CUE = 500  # milliseconds: how long a subtitle without a length is shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Parsed(NamedTuple):
     """What `parse` found.
 
     segments: in the order of the text; 0 <= start <= end, seconds.
-    unread: the pieces that were not understood, or only in part (see `parse`).
+    unread: pieces that were not understood, or only in part (see `parse`).
     format: "stamps", "events" or "none".
     """
 
@@ -72,7 +71,7 @@ class Parsed(NamedTuple):
 
 
 def parse_timestamps(text: str) -> list[Segment]:
-    """The segments of an answer in the order of the text, [] where there are none."""
+    """The segments of an answer in the order of the text; [] if there are none."""
     return parse(text).segments
 
 
@@ -89,7 +88,7 @@ def parse(text: str) -> Parsed:
         other stamp is written with a decimal point or as a clock.
     """
     _, answer = split_thinking(text)
-    # The newline in front makes the first line like the others: a bullet follows a line break.
+    # A newline in front, because bullets are recognised only after a line break.
     answer = "\n" + _FENCE.sub("", answer.replace("\r\n", "\n"))
     stamps = _parse_stamps(answer)
     events = _parse_events(answer)
@@ -114,8 +113,8 @@ def shift(segments: Iterable[Segment], seconds: float) -> list[Segment]:
 def to_srt(segments: Iterable[Segment]) -> str:
     """SubRip subtitles in order of their starts; times are rounded to milliseconds.
 
-    A segment without a length is shown for half a second, or until the next one starts; with
-    others that start in its millisecond it becomes one cue, that of the first of them that lasts.
+    A segment without a length is shown for half a second, or until the next one starts; if
+    others start in the same millisecond, all share one cue, with the times of the first that lasts.
     """
     cues = [
         f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text.replace('-->', '->')}\n"
@@ -135,87 +134,11 @@ def to_vtt(segments: Iterable[Segment]) -> str:
 
 def to_json(segments: Iterable[Segment]) -> str:
     """A JSON list of {"start", "end", "text"}, seconds unrounded."""
-    rows = [dataclasses.asdict(s) for s in _checked(segments)]
+    rows = [dataclasses.asdict(s) for s in checked(segments)]
     return json.dumps(rows, ensure_ascii=False, indent=2) + "\n"
 
 
-def to_textgrid(segments: Iterable[Segment], duration: float | None = None) -> str:
-    """A Praat TextGrid in the long text format; times are rounded to microseconds.
-
-    Praat wants the intervals of a tier to touch, so gaps become empty intervals and a segment that
-    overlaps goes to a further tier. A segment without a length becomes a point of the tier
-    "points".
-
-    Args:
-      segments: what to write.
-      duration: seconds of the recording; by default, and at least, the last segment's end.
-    """
-    if duration is not None and not 0 <= duration <= LATEST:
-        raise InputError(f"the duration is {duration} s; expected 0 to {LATEST:.0f}")
-    rows = sorted((round(s.start, 6), round(s.end, 6), s.text) for s in _checked(segments))
-    end = max([round(duration or 0.0, 6), *(stop for _, stop, _ in rows)])
-    end = end or 1.0  # Praat refuses a TextGrid of no length
-    tiers: list[list[tuple[float, float, str]]] = [[]]
-    free, busy = [0], []  # heaps of tiers: by number; by when their last segment ends
-    for row in rows:
-        if row[0] == row[1]:
-            continue
-        while busy and busy[0][0] <= row[0]:
-            heapq.heappush(free, heapq.heappop(busy)[1])
-        if not free:
-            free.append(len(tiers))
-            tiers.append([])
-        number = heapq.heappop(free)
-        tiers[number].append(row)
-        heapq.heappush(busy, (row[1], number))
-    points = [(start, text) for start, stop, text in rows if start == stop]
-
-    lines = [
-        'File type = "ooTextFile"',
-        'Object class = "TextGrid"',
-        "",
-        "xmin = 0",
-        f"xmax = {_number(end)}",
-        "tiers? <exists>",
-        f"size = {len(tiers) + bool(points)}",
-        "item []:",
-    ]
-    for number, tier in enumerate(tiers, 1):
-        intervals: list[tuple[float, float, str]] = []
-        reached = 0.0
-        for start, stop, text in [*tier, (end, end, "")]:
-            if start > reached:
-                intervals.append((reached, start, ""))
-            if stop > start:
-                intervals.append((start, stop, text))
-            reached = stop
-        name = "segments" if number == 1 else f"segments {number}"
-        lines += _tier_head(number, "IntervalTier", name, end)
-        lines.append(f"        intervals: size = {len(intervals)}")
-        for index, (start, stop, text) in enumerate(intervals, 1):
-            lines += [
-                f"        intervals [{index}]:",
-                f"            xmin = {_number(start)}",
-                f"            xmax = {_number(stop)}",
-                f"            text = {_quoted(text)}",
-            ]
-    if points:
-        lines += _tier_head(len(tiers) + 1, "TextTier", "points", end)
-        # Praat allows one point at a time.
-        merged: dict[float, list[str]] = {}
-        for time, text in points:
-            merged.setdefault(time, []).append(text)
-        lines.append(f"        points: size = {len(merged)}")
-        for index, (time, texts) in enumerate(merged.items(), 1):
-            lines += [
-                f"        points [{index}]:",
-                f"            number = {_number(time)}",
-                f"            mark = {_quoted(' '.join(texts))}",
-            ]
-    return "\n".join(lines) + "\n"
-
-
-def _checked(segments: Iterable[Segment]) -> list[Segment]:
+def checked(segments: Iterable[Segment]) -> list[Segment]:
     checked = []
     for number, s in enumerate(segments, 1):
         if not 0 <= s.start <= s.end <= LATEST:
@@ -232,12 +155,10 @@ _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 def _cues(segments: Iterable[Segment]) -> list[tuple[int, int, str]]:
     """(start, end, text) in milliseconds, by start; every cue ends later than it starts."""
-    rows = [
-        (round(s.start * 1000), round(s.end * 1000), _lines(s.text)) for s in _checked(segments)
-    ]
+    rows = [(round(s.start * 1000), round(s.end * 1000), _lines(s.text)) for s in checked(segments)]
     rows.sort(key=lambda row: row[0])
     cues: list[tuple[int, int, str]] = []
-    waiting: list[str] = []  # texts without a length, of the next cue's start
+    waiting: list[str] = []  # texts without a length that start with the next cue
     for number, (start, end, text) in enumerate(rows):
         following = rows[number + 1][0] if number + 1 < len(rows) else None
         if start == end and start == following:
@@ -263,25 +184,6 @@ def _lines(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if line.strip())
 
 
-def _tier_head(number: int, kind: str, name: str, end: float) -> list[str]:
-    return [
-        f"    item [{number}]:",
-        f'        class = "{kind}"',
-        f'        name = "{name}"',
-        "        xmin = 0",
-        f"        xmax = {_number(end)}",
-    ]
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"'
-
-
-def _number(value: float) -> str:
-    """A number with at most six decimals, never as 1e-05, because some readers cannot read that."""
-    return f"{value:.6f}".rstrip("0").rstrip(".")
-
-
 # --- readers -----------------------------------------------------------------------------------
 
 
@@ -291,9 +193,9 @@ def _parse_stamps(answer: str) -> Parsed:
         found = [stamp for stamp in found if not _bare_whole(stamp[1])]
     segments: list[Segment] = []
     unread: list[str] = []
-    opening: re.Match[str] | None = None  # the stamp that the next text starts at
-    explicit = False  # ... has ended no other segment
-    chained = False  # some segment has started at the stamp that ended another
+    opening: re.Match[str] | None = None  # the stamp at which the next text starts
+    explicit = False  # that stamp did not end a segment
+    chained = False  # some segment started at the stamp that ended another
     for stamp in found:
         before = answer[opening.end() : stamp.start()] if opening else answer[: stamp.start()]
         piece = _one_line(_LINE_BULLET.sub("", before))
@@ -332,7 +234,7 @@ def _parse_events(answer: str) -> Parsed:
     for line in filter(str.strip, answer.split("\n")):
         match = _EVENT.fullmatch(line)
         times = [t for t in match.groups()[1:7] if t] if match else []
-        # Without a colon or brackets "1 - 2 people talk" would be an event; 1.0 - 2.0 is clear.
+        # "1 - 2 people talk" is no event: bare whole numbers need a colon or brackets.
         if not match or (
             match["bare"] and not match["colon"] and any(_bare_whole(t) for t in times)
         ):
@@ -357,7 +259,7 @@ def _one_line(piece: str) -> str:
 
 
 def _without_cut_stamp(text: str) -> str:
-    """The text without half a stamp at its end, which the token limit cut off."""
+    """The text without a stamp at its end that the token limit cut."""
     at = max(map(text.rfind, _OPENS))
     cut = at >= 0 and _IN_STAMP.fullmatch(text, at + 1)
     return text[:at].rstrip() if cut else text

@@ -1,7 +1,7 @@
-"""Text to token ids and back: what every tokenizer here offers.
+"""Text to token ids and back: the interface of every tokenizer.
 
-A user's text is text: `encode` knows special tokens only where the caller asks for them, and no
-text, asked or not, encodes to the ids that stand for audio.
+A user's text is text: `encode` recognises special tokens only if the caller asks for it, and no
+text ever encodes to the ids that stand for audio.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
 THINK = ("<think>", "</think>")
 AUDIO, AUDIO_START, AUDIO_END = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
-# Strings that are special in every vocabulary that has them, even if no file says so.
+# Special in every vocabulary that has these strings, even if no file says so.
 SPECIAL_STRINGS = frozenset({PAD, TURN_START, TURN_END, *THINK, AUDIO, AUDIO_START, AUDIO_END})
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -52,8 +52,8 @@ class Tokenizer(abc.ABC):
         special: the strings of `vocab` that `encode(special=True)` recognises in a text.
         hidden: the strings of `vocab` that `decode(skip_special=True)` leaves out.
         files: the tokenizer's files.
-        processor: processor_config.json; without one the audio ids are those of the pieces
-          `<|AUDIO|>`, `<|audio_bos|>` and `<|audio_eos|>`, else the released models'.
+        processor: processor_config.json. Without it the audio ids are those of the pieces
+          `<|AUDIO|>`, `<|audio_bos|>` and `<|audio_eos|>`, or else those of the released models.
 
         Raises:
           InputError: two pieces share an id.
@@ -96,7 +96,7 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def _encode_plain(self, text: str) -> list[int]:
-        """Ids of a text in which nothing is special."""
+        """Ids of a text; special tokens are not recognised."""
 
     @abc.abstractmethod
     def _piece_bytes(self, piece: str) -> bytes:
@@ -109,7 +109,7 @@ class Tokenizer(abc.ABC):
     def vocab_size(self) -> int:
         """The largest id + 1, added tokens included.
 
-        Audio ids that no piece carries (the hub's Qwen tokenizer lacks two) do not count.
+        Audio ids without a piece (the hub's Qwen tokenizer has two of these) do not count.
         """
         return max(self._pieces) + 1
 
@@ -144,7 +144,7 @@ class Tokenizer(abc.ABC):
         return joined.decode("utf-8", errors="replace")
 
     def token_bytes(self, index: int, skip_special: bool = True) -> bytes:
-        """The bytes that one id adds to a text; b"" for none. They may split a character."""
+        """The bytes that one id adds to a text, or b"". They may be a part of a character."""
         if skip_special and index in self._hidden:
             return b""
         found = self._bytes_of.get(index)
@@ -184,7 +184,7 @@ class Tokenizer(abc.ABC):
 
     @functools.cached_property
     def digit_ids(self) -> tuple[int, ...]:
-        """Ids of "0" to "9", which time markers are written with."""
+        """Ids of "0" to "9", for time markers."""
         ids = [self._encode_plain(digit) for digit in "0123456789"]
         for digit, found in enumerate(ids):
             if len(found) != 1:
@@ -195,7 +195,7 @@ class Tokenizer(abc.ABC):
         return tuple(found[0] for found in ids)
 
     def check(self, vocab_size: int | None = None) -> None:
-        """Raises InputError if an id is beyond a model's vocabulary, or an audio id is text."""
+        """Raises InputError if an id exceeds a model's vocabulary, or is both audio and text."""
         if vocab_size is not None:
             check_fits(self, self.processor, vocab_size, str(self.files[0].parent))
         for index, piece in self._clashes:
@@ -227,12 +227,11 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, index: int) -> str:
-        """The text that this id completes: often all of its own, sometimes ""."""
+        """The text that this id completes: usually all of its bytes, sometimes ""."""
         return self._decoder.decode(self._tokenizer.token_bytes(int(index), self._skip_special))
 
     def flush(self) -> str:
-        """The rest at the end: "", or U+FFFD for half a character. Ready for a new text
-        afterwards."""
+        """Ends the text and returns its rest: "", or U+FFFD for half a character."""
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return rest
@@ -241,7 +240,7 @@ class StreamDecoder:
 def check_fits(
     tokenizer: Tokenizer | None, processor: config.ProcessorConfig, vocab_size: int, where: str
 ) -> None:
-    """Raises InputError, naming the folder `where`, if an id is beyond a model's vocabulary."""
+    """Raises InputError, naming the folder `where`, if an id exceeds a model's vocabulary."""
     if tokenizer is not None and tokenizer.vocab_size > vocab_size:
         raise InputError(
             f"{where}: the tokenizer does not fit the model: its ids go up to "

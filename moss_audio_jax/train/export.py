@@ -15,9 +15,9 @@ from moss_audio_jax.train.start import Start
 from moss_audio_jax.train.step import Recipe, all_finite
 from moss_audio_jax.tree import unflatten
 from moss_audio_jax.weights.adapters import save_adapters
-from moss_audio_jax.weights.checkpoint import save_native
 from moss_audio_jax.weights.convert import save_official
 from moss_audio_jax.weights.helpers import PREFIX, load_helpers, save_helpers
+from moss_audio_jax.weights.native import save_native
 
 
 def merged_params(state: dict[str, Any], recipe: Recipe) -> Any:

@@ -21,15 +21,15 @@ from moss_audio_jax.files import brief, quoted
 FILE = "adapter_config.json"
 
 _OBEYED = object()
-_NO_EFFECT = object()  # on merged weights
+_NO_EFFECT = object()  # it does not change the merged weights
 _MERGE = "merge the adapter into its base model with PEFT (merge_and_unload) and convert the result"
 _RESTORE = (
     "save the adapter with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...), "
     "which makes a plain one of it"
 )
 
-# How each key of the file is handled. A text is why it is refused, unless it is off (null, false,
-# "none" or empty). So is every key that is not here.
+# How each key of the file is handled. A text says why the key is refused, unless it is off (null,
+# false, "none" or empty). A key that is not in this table is refused likewise.
 KEYS: dict[str, Any] = {
     "peft_type": _OBEYED,
     "r": _OBEYED,
@@ -51,9 +51,9 @@ KEYS: dict[str, Any] = {
     "lora_dropout": _NO_EFFECT,
     "peft_version": _NO_EFFECT,
     "runtime_config": _NO_EFFECT,
-    # PEFT drops it for nn.Linear, and all that is adapted here is one.
+    # PEFT ignores it for nn.Linear, and only linear layers are adapted here.
     "fan_in_fan_out": _NO_EFFECT,
-    # Details of other settings, without effect where those are off.
+    # Details of other settings; they have no effect if those are off.
     "loftq_config": _NO_EFFECT,
     "eva_config": _NO_EFFECT,
     "corda_config": _NO_EFFECT,
@@ -67,15 +67,15 @@ KEYS: dict[str, Any] = {
     "modules_to_save": f"the adapter replaces whole modules; {_MERGE}",
     "trainable_token_indices": f"the adapter replaces rows of the embedding; {_MERGE}",
     "target_parameters": f"the adapter targets parameters of expert layers; {_MERGE}",
-    "layer_replication": "the adapter repeats layers, which makes another model; there is no mend",
+    "layer_replication": "the adapter repeats layers; no model here has that shape",
     "megatron_config": f"the adapter is for Megatron's layers; {_MERGE}",
     "alora_invocation_tokens": "the adapter works on a part of a prompt; it cannot be folded in",
     "arrow_config": "the adapter is a router of others; it cannot be folded in",
 }
-# Others, such as pissa and olora, change the base weights at the moment PEFT loads the adapter.
+# Others, such as pissa and olora, change the base weights when PEFT loads the adapter.
 _INITS = ("gaussian", "eva", "orthogonal")
 
-_PLAIN = re.compile(r"[\w.]*")  # as a pattern, it takes no time
+_PLAIN = re.compile(r"[\w.]*")  # a pattern of these characters alone matches quickly
 _ANY = "[^.]*"
 _SECONDS = 10
 _MATCH = """
@@ -88,16 +88,14 @@ json.dump([[m and [m.group(), *m.groups()] for m in row] for row in found], sys.
 
 
 class AdapterConfig:
-    """The settings of adapter_config.json for each module, by its official name (without
-    ".weight").
+    """The settings of adapter_config.json for each module.
 
     Args:
-      folder: the adapters'.
-      modules: the names of all modules that could be adapted.
+      folder: the folder of adapters.
+      modules: official names (without ".weight") of all modules that could be adapted.
 
     Raises:
-      InputError: the file is missing or broken, or a setting that cannot be obeyed; the key is
-        named.
+      InputError: the file is missing or broken, or a setting cannot be obeyed; its key is named.
     """
 
     def __init__(self, folder: Path, modules: Sequence[str]):
@@ -134,7 +132,7 @@ class AdapterConfig:
         return self._alpha[module] / (math.sqrt(rank) if self._root else rank)
 
     def _targets(self, modules: Sequence[str]) -> set[str]:
-        """PEFT's check_target_module_exists, of all modules at once."""
+        """PEFT's check_target_module_exists for all modules at once."""
         targets, layers = self._raw.get("target_modules"), self._raw.get("layers_to_transform")
         pattern = self._raw.get("layers_pattern") or []
         excluded = self._selected(
@@ -150,10 +148,10 @@ class AdapterConfig:
         if isinstance(targets, str) and (listed or pattern):
             self._wrong(
                 "layers_to_transform" if listed else "layers_pattern",
-                "null where target_modules is a string, as PEFT does",
+                "null if target_modules is a string, as in PEFT",
             )
         if pattern and not listed:
-            self._wrong("layers_pattern", "null where layers_to_transform is not set")
+            self._wrong("layers_pattern", "null if layers_to_transform is not set")
         if listed:
             patterns = [pattern] if isinstance(pattern, str) else pattern or [_ANY]
             if not _strings(patterns):
@@ -167,7 +165,7 @@ class AdapterConfig:
                 for module, hit in zip(modules, first, strict=True)
                 if hit and (hit[1] or "").isdecimal() and int(hit[1]) in chosen
             }
-            # PEFT asks for the layer only where a target is a suffix, not where it is the name.
+            # PEFT checks the layer only if a target is the end of the name, not all of it.
             found = {module for module in found if module in there or module in targets}
         return found - excluded
 
@@ -182,7 +180,7 @@ class AdapterConfig:
         return {module for module in modules if not names.isdisjoint(_ends(module))}
 
     def _by_pattern(self, key: str, default: Any, checked: Any) -> dict[str, Any]:
-        """{module: value} of every target; `key` maps patterns of names to values."""
+        """{module: value} for every target; `key` maps patterns of names to values."""
         patterns = self._raw.get(key) or {}
         if not isinstance(patterns, dict):
             self._wrong(key, "an object of modules' names and values")
@@ -197,13 +195,13 @@ class AdapterConfig:
     def _match(
         self, key: str, how: str, chosen: list[str], names: Sequence[str], form: str = "{}"
     ) -> list[list[list[str | None] | None]]:
-        """Each pattern's match (all of it, and its groups) with each name, or None."""
+        """For each pattern and name: the match and its groups, or None."""
         patterns = [form.replace("{}", pattern) for pattern in chosen]
         if all(pattern == _ANY or _PLAIN.fullmatch(pattern) for pattern in chosen):
             match = getattr(re, how)
             found = [[match(pattern, name) for name in names] for pattern in patterns]
             return [[m and [m.group(), *m.groups()] for m in row] for row in found]
-        # A stranger's expression may take for ever, and nothing in this process could stop it.
+        # A foreign expression may run forever, and nothing in this process could stop it.
         command = [sys.executable, "-I", "-S", "-c", _MATCH]
         question = json.dumps([how, patterns, list(names)])
         try:
@@ -217,8 +215,8 @@ class AdapterConfig:
                 return json.loads(done.stdout)
             problem = brief((done.stderr.strip().splitlines() or ["it fails"])[-1], 100)
         raise InputError(
-            f"{self.file}: {key} is {quoted(self._raw.get(key))}: no usable regular expression "
-            f"({problem})"
+            f"{self.file}: {key} is {quoted(self._raw.get(key))}: not a usable regular "
+            f"expression ({problem})"
         )
 
     def _positive(self, value: Any, key: str) -> int:

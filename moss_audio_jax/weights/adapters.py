@@ -17,8 +17,8 @@ from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import brief
 from moss_audio_jax.weights import adapter_config, safetensors
 from moss_audio_jax.weights.adapter_config import AdapterConfig
-from moss_audio_jax.weights.checkpoint import new_folder
-from moss_audio_jax.weights.official import Entry, check_float16, table
+from moss_audio_jax.weights.folder import new_folder
+from moss_audio_jax.weights.official import Entry, table
 
 _PEFT = "base_model.model."
 _WEIGHTS = "adapter_model.safetensors"
@@ -33,9 +33,10 @@ class Adapter(NamedTuple):
 
 
 class Adapters:
-    """A folder of adapters (ours or PEFT's), checked against a model; headers alone are read.
+    """A folder of adapters (ours or PEFT's), checked against a model; only headers are read.
 
-    `modules` maps the path of a native kernel to one Adapter a layer, None for layers without.
+    `modules` maps the path of a native kernel to one Adapter for each layer, or None where a layer
+    has none.
 
     Raises:
       InputError: a file that is missing or broken, a setting of adapter_config.json that cannot be
@@ -78,7 +79,7 @@ class Adapters:
         return f"rank {_span(ranks)}, scale {_span(scales)}, on {where} ({len(adapters)} kernels)"
 
     def read(self, path: str, layer: int) -> tuple[np.ndarray, np.ndarray, float] | None:
-        """(a [in, r], b [r, out], scale) of a native kernel's layer, float32; None for none.
+        """(a [in, r], b [r, out], scale) for a native kernel's layer, float32; None if not adapted.
 
         Raises:
           InputError: values that are not finite.
@@ -97,7 +98,7 @@ class Adapters:
         return tensor
 
     def _found(self) -> dict[str, list[Adapter | None]]:
-        """`modules`; InputError unless every tensor of the file has its place there."""
+        """`modules`. Raises InputError for a tensor of the file that fits nowhere."""
         left = set(self._reader.tensors)
         found: dict[str, list[Adapter | None]] = {}
         unused = []
@@ -123,9 +124,9 @@ class Adapters:
             raise InputError(f"{self.file}: holds no LoRA tensors")
         if unused:
             warnings.warn(
-                f"{self.folder}: target_modules names {unused[0]} too"
+                f"{self.folder}: target_modules also names {unused[0]}"
                 + (f" (and {len(unused) - 1} more)" if len(unused) > 1 else "")
-                + ", for which there are no tensors; it stays as it is",
+                + ", but there are no tensors for it; it stays unchanged",
                 stacklevel=2,
             )
         return found
@@ -153,20 +154,20 @@ class Adapters:
         return Adapter(a, b, self.config.scale(module))
 
     def _why(self, name: str) -> str:
-        """Why a tensor has no place."""
+        """Why a tensor fits nowhere."""
         module = name.removeprefix(_PEFT)
         if name.endswith((".lora_A.weight", ".lora_B.weight")):
             module = module.rsplit(".", 2)[0]
-            return f"{name}: {module} is no linear layer of the model; is the base another one?"
-        return f"{name} is no LoRA tensor of a linear layer; expected lora_A and lora_B alone"
+            return f"{name}: {module} is not a linear layer of the model; another base model?"
+        return f"{name} is not a LoRA tensor of a linear layer; expected only lora_A and lora_B"
 
 
 def save_adapters(
     folder: str | Path, adapters: Mapping[str, Any], alpha: float, config: ModelConfig
 ) -> None:
-    """Writes adapters (by native path) as PEFT does, over an older folder once this one is whole.
+    """Writes adapters (by native path) as PEFT does. An older folder is replaced in the end.
 
-    lora_A is [r, in], lora_B [out, r], one tensor a layer.
+    lora_A is [r, in], lora_B [out, r], one tensor for each layer.
     """
     host = {path: np.asarray(jax.device_get(leaf), np.float32) for path, leaf in adapters.items()}
     tensors: dict[str, np.ndarray] = {}
@@ -188,10 +189,7 @@ def save_adapters(
         return
     nbytes = sum(tensor.nbytes for tensor in tensors.values())
     with new_folder(folder, nbytes, overwrite=True) as partial:
-        shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-        with safetensors.Writer(partial, shapes) as writer:
-            for name, tensor in tensors.items():
-                writer.write(name, tensor)
+        safetensors.write_all(partial, tensors)
         (partial / safetensors.SINGLE).rename(partial / _WEIGHTS)
         description = {
             "peft_type": "LORA",
@@ -206,90 +204,17 @@ def save_adapters(
 
 
 def _target_modules(modules: Sequence[str], linear: Sequence[Entry]) -> list[str]:
-    """Their last names where those name no other module, else their whole names."""
+    """The modules' last names if these match no other module, else the whole names."""
     short = {module.rpartition(".")[2] for module in modules}
     everywhere = [module for entry in linear for module in _modules(entry)]
     meant = {module for module in everywhere if module.rpartition(".")[2] in short}
     return sorted(short if meant == set(modules) else modules)
 
 
-def load_adapters(folder: str | Path, config: ModelConfig) -> tuple[dict[str, np.ndarray], float]:
-    """What `save_adapters` (or PEFT) wrote: adapters by native path (float32), and alpha.
-
-    Each adds lora_a @ lora_b * alpha / r to its kernel, whatever scales and ranks the file has:
-    layers of a lower rank, and those without an adapter, are padded with zeros.
-
-    Raises:
-      InputError: see `Adapters`.
-    """
-    leaves: dict[str, np.ndarray] = {}
-    with Adapters(folder, config) as adapters:
-        alpha = None
-        for path in adapters.modules:
-            entry, module = adapters.entries[path], path.removesuffix("/kernel")
-            layers = [adapters.read(path, layer) for layer in range(len(_modules(entry)))]
-            rank = max(a.shape[1] for a, _, _ in filter(None, layers))
-            n_out, n_in = entry.tensor
-            lora_a = np.zeros((len(layers), n_in, rank), np.float32)
-            lora_b = np.zeros((len(layers), rank, n_out), np.float32)
-            for i, layer in enumerate(layers):
-                if layer is None:
-                    continue
-                a, b, scale = layer
-                alpha = alpha or scale * rank or 1.0  # the first one's, so that ours stay as saved
-                lora_a[i, :, : a.shape[1]] = a
-                lora_b[i, : b.shape[0]] = b * np.float32(scale * rank / alpha)
-            one = entry.stack is None
-            leaves[f"{module}/lora_a"] = lora_a[0] if one else lora_a
-            leaves[f"{module}/lora_b"] = lora_b[0] if one else lora_b
-    return leaves, alpha
-
-
 def describe(folder: str | Path, config: ModelConfig) -> str:
     """One line about a folder of adapters: rank, scale, and what it adapts; see `Adapters`."""
     with Adapters(folder, config) as adapters:
         return f"{folder}: LoRA adapters of {adapters}"
-
-
-class Merged:
-    """A checkpoint reader whose kernels come with their adapters folded in."""
-
-    def __init__(self, reader: Any, folder: str | Path, config: ModelConfig):
-        """Raises InputError if the adapters cannot be read or do not fit the model."""
-        self._reader = reader
-        self.entries = reader.entries
-        try:
-            self._adapters = Adapters(folder, config)
-        except BaseException:
-            reader.__exit__(None, None, None)
-            raise
-
-    def __enter__(self) -> Merged:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._adapters.close()
-        self._reader.__exit__(None, None, None)
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self._reader.dtype
-
-    def read(self, path: str, dtype: Any) -> np.ndarray:
-        if path not in self._adapters.modules:
-            return self._reader.read(path, dtype)
-        kernel = self._reader.read(path, np.float32)
-        layers = kernel if kernel.ndim == 3 else kernel[None]
-        for layer, kept in enumerate(layers):
-            if (found := self._adapters.read(path, layer)) is not None:
-                a, b, scale = found
-                kept += a @ b * np.float32(scale)
-        merged = np.empty_like(kernel, np.dtype(dtype))
-        with np.errstate(over="ignore"):
-            np.copyto(merged, kernel, casting="unsafe")
-        if merged.dtype == np.float16:
-            check_float16(merged, f"{self._adapters.folder}: {path}")
-        return merged
 
 
 def _is_linear(entry: Entry) -> bool:
@@ -308,7 +233,7 @@ def _names(module: str) -> tuple[str, str]:
 
 
 def _side(entry: Entry, rank: int) -> Entry:
-    """The entry of lora_A [r, in], whose columns lie as the kernel's do."""
+    """The entry of lora_A [r, in], whose columns are in the order of the kernel's."""
     split = entry.split and (rank, *entry.split[1:])
     return dataclasses.replace(entry, tensor=(rank, entry.tensor[1]), stack=None, split=split)
 
@@ -327,4 +252,4 @@ def _check_folder(folder: Path) -> None:
         return
     inside = folder / "lora"
     hint = f"; do you mean {inside}?" if (inside / adapter_config.FILE).is_file() else ""
-    raise InputError(f"{folder}: no folder of LoRA adapters (no {adapter_config.FILE}){hint}")
+    raise InputError(f"{folder}: not a folder of LoRA adapters (no {adapter_config.FILE}){hint}")

@@ -1,7 +1,8 @@
-"""A model from parts: encoder and decoder of other checkpoints, and fresh parameters.
+"""A model from parts: encoder and decoder of other checkpoints, fresh parameters, LoRA adapters.
 
-This is the one place where a model is grafted: `convert --decoder` reads from here leaf by leaf on
-the host, and training starts from here with every leaf on its devices.
+This is the one place where a model is put together. `Composed` and `Merged` read like the reader of
+a checkpoint: `convert` takes one leaf after another on the host, training and generation take every
+leaf on its devices.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ from moss_audio_jax.config import (
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.models import moss_audio
 from moss_audio_jax.tree import flatten, unflatten
-from moss_audio_jax.weights.official import OfficialReader, qwen3_table, table
+from moss_audio_jax.weights.adapters import Adapters
+from moss_audio_jax.weights.official import OfficialReader, check_float16, qwen3_table, table
 from moss_audio_jax.weights.opening import open_checkpoint
 
-_INIT_ALONE = 20_000_000  # larger parameters are initialised one by one, for the memory it takes
+_INIT_ALONE = 20_000_000  # values; larger parameters are initialised one by one, to save memory
 _ENCODER = "audio_encoder/"
 
 
 class Composed:
-    """Reads like a checkpoint's reader.
+    """A new model whose encoder and decoder may come from other checkpoints.
 
     Args:
       config: the composed model.
@@ -42,7 +44,7 @@ class Composed:
       seed: of the fresh parameters.
 
     Raises:
-      InputError: a folder that cannot be read, or a decoder of other sizes than the config's.
+      InputError: a folder cannot be read, or the decoder has other sizes than the config's.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class Composed:
         self.entries = {entry.path: entry for entry in table(config)}
         self.dtype = np.dtype("float32")
         self._config, self._seed = config, seed
-        self._readers: dict[str, Any] = {}  # path -> what has it; the others are fresh
+        self._readers: dict[str, Any] = {}  # by path; a parameter without a reader is fresh
         with contextlib.ExitStack() as opened:
             if encoder:
                 reader = opened.enter_context(open_checkpoint(encoder))
@@ -86,7 +88,7 @@ class Composed:
         return np.asarray(self._small[path].astype(dtype))
 
     def tree(self, shardings: Any) -> Any:
-        """All parameters on devices: parts in the dtypes as stored, fresh ones in float32.
+        """All parameters on devices: parts in their stored dtypes, fresh ones in float32.
 
         Args:
           shardings: a tree of Shardings like the parameters.
@@ -108,12 +110,70 @@ class Composed:
         return self._init(small - self._readers.keys())
 
     def _init(self, paths: set[str]) -> dict[str, jax.Array]:
-        @jax.jit  # the compiler leaves out what is not asked for, the decoder above all
+        @jax.jit  # the compiler drops every parameter that is not returned
         def init(key: jax.Array) -> dict[str, jax.Array]:
             leaves = flatten(moss_audio.init_params(key, self._config, self.dtype.name))
             return {path: leaves[path] for path in paths}
 
         return init(jax.random.key(self._seed))
+
+
+class Merged:
+    """A checkpoint whose kernels come with LoRA adapters folded in, one stacked leaf at a time.
+
+    Args:
+      reader: of the base checkpoint; it is closed with this one.
+      folder: the adapters.
+      config: the model's.
+
+    Raises:
+      InputError: the adapters cannot be read or do not fit the model.
+    """
+
+    def __init__(self, reader: Any, folder: str | Path, config: ModelConfig) -> None:
+        self._reader = reader
+        self.entries = reader.entries
+        try:
+            self._adapters = Adapters(folder, config)
+        except BaseException:
+            reader.__exit__(None, None, None)
+            raise
+
+    def __enter__(self) -> Merged:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._adapters.close()
+        self._reader.__exit__(None, None, None)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._reader.dtype
+
+    def read(self, path: str, dtype: Any) -> np.ndarray:
+        """A whole leaf on the host; the sum of kernel and adapters is computed in float32."""
+        if path not in self._adapters.modules:
+            return self._reader.read(path, dtype)
+        kernel = self._reader.read(path, np.float32)
+        layers = kernel if kernel.ndim == 3 else kernel[None]
+        for number, layer in enumerate(layers):
+            if (found := self._adapters.read(path, number)) is not None:
+                a, b, scale = found
+                layer += a @ b * np.float32(scale)
+        merged = np.empty_like(kernel, np.dtype(dtype))
+        with np.errstate(over="ignore"):
+            np.copyto(merged, kernel, casting="unsafe")
+        if merged.dtype == np.float16:
+            check_float16(merged, f"{self._adapters.folder}: {path}")
+        return merged
+
+    def load(self, path: str, sharding: jax.sharding.Sharding, dtype: Any = None) -> jax.Array:
+        """A leaf on devices. Each process merges all of an adapted kernel on its host."""
+        if path not in self._adapters.modules:
+            return self._reader.load(path, sharding, dtype)
+        host = self.read(path, dtype or self.dtype)
+        leaf = jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
+        return leaf.block_until_ready()
 
 
 def _check_decoder(theirs: DecoderConfig, ours: DecoderConfig, where: str) -> None:

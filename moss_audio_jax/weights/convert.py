@@ -12,15 +12,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from moss_audio_jax.config import (
-    RELEASED,
-    ModelConfig,
-    ProcessorConfig,
-)
+from moss_audio_jax.config import RELEASED, ModelConfig, ProcessorConfig
 from moss_audio_jax.errors import UsageError
-from moss_audio_jax.weights import checkpoint
-from moss_audio_jax.weights.adapters import Merged
-from moss_audio_jax.weights.compose import Composed
+from moss_audio_jax.tree import flatten
+from moss_audio_jax.weights import native
+from moss_audio_jax.weights.compose import Composed, Merged
+from moss_audio_jax.weights.folder import new_folder, write_side_files
 from moss_audio_jax.weights.official import table, write_official
 from moss_audio_jax.weights.opening import Format, open_checkpoint, read_config
 
@@ -41,24 +38,18 @@ def load_params(
       dtype: cast to it while reading; None: as stored.
       shardings: a tree of Shardings like the parameters, one for all, or None (the first device).
         Each process reads what its own devices hold.
-      lora: a folder of adapters to fold in, on the host, one stacked leaf at a time; needs config,
-        dtype and shardings.
-      then: (path, leaf) -> what takes its place, before the next one is read.
+      lora: a folder of adapters to fold in, on the host.
+      then: (path, leaf) -> what replaces the leaf, called before the next one is read.
 
     Raises:
       InputError: weights that are missing, broken, incomplete, or not of this config.
     """
+    config = config or read_config(folder)
+    reader = open_checkpoint(folder, config)
     if lora is not None:
-        by_path = checkpoint.flatten(shardings)
-        leaves = {}
-        with Merged(open_checkpoint(folder, config), lora, config) as reader:
-            for name in reader.entries:
-                host = reader.read(name, np.dtype(dtype))
-                leaf = jax.make_array_from_callback(host.shape, by_path[name], host.__getitem__)
-                leaves[name] = then(name, leaf)
-        return checkpoint.unflatten(leaves)
-    with open_checkpoint(folder, config) as reader:
-        return checkpoint.load_tree(reader, shardings, dtype, then)
+        reader = Merged(reader, lora, config)
+    with reader:
+        return native.load_tree(reader, shardings, dtype, then)
 
 
 def save_official(
@@ -83,19 +74,19 @@ def save_official(
       dtype: of the files; None: the parameters' own.
       files_from: a checkpoint to take config.json, processor and tokenizer files from.
       tokenizer_from: a folder to take the tokenizer's files from instead.
-      processor: written where `files_from` has none.
-      new_weights: they are not those of `files_from`; see `checkpoint.write_side_files`.
+      processor: written if `files_from` has none.
+      new_weights: the weights are not those of `files_from`; see `write_side_files`.
 
     Raises:
       InputError: parameters that are not the config's, a folder that exists, a full disk.
     """
-    entries, leaves = table(config), checkpoint.flatten(params)
-    dtype = np.dtype(dtype or checkpoint.check_leaves(leaves, entries))
-    nbytes = checkpoint.total_bytes(entries, dtype)
-    with checkpoint.new_folder(folder, nbytes, overwrite) as partial:
+    entries, leaves = table(config), flatten(params)
+    dtype = np.dtype(dtype or native.check_leaves(leaves, entries))
+    nbytes = native.total_bytes(entries, dtype)
+    with new_folder(folder, nbytes, overwrite) as partial:
         gathered = ((path, _to_host(leaf)) for path, leaf in leaves.items())
         if jax.process_index() == 0:
-            checkpoint.write_side_files(
+            write_side_files(
                 partial, config, dtype, files_from, processor, tokenizer_from, new_weights
             )
             write_official(partial, entries, gathered, dtype, max_shard_bytes)
@@ -115,17 +106,17 @@ def convert(
     merge_lora: str | Path | None = None,
     progress: bool = True,
 ) -> None:
-    """Writes a checkpoint anew in the layout `format`, one stacked leaf in memory at a time.
+    """Rewrites a checkpoint in the layout `format`, with one stacked leaf in memory at a time.
 
     Args:
       input: a checkpoint of either layout. With `decoder`: a folder with a config.json, or a
-        released size, "4b" or "8b"; weights there are not looked at.
+        released size, "4b" or "8b"; weights in the folder are ignored.
       output: the new folder.
-      dtype: of the new weights; None: as they are. Nothing else changes them: official -> native
-        -> official gives the same bytes.
+      dtype: of the new weights; None: unchanged. Nothing else changes the weights: official ->
+        native -> official gives the same bytes.
       overwrite: replace a checkpoint at `output`, once the new one is whole.
       decoder: a plain Qwen3 checkpoint. The result is a new model with this decoder and a freshly
-        initialised encoder and adapters; tokenizer files come from there.
+        initialised encoder and adapters; the tokenizer files are those of the decoder.
       merge_lora: a folder of LoRA adapters (ours or PEFT's) to fold into the kernels.
       progress: show a bar on stderr.
 
@@ -150,23 +141,23 @@ def convert(
     with reader:
         dtype = np.dtype(dtype or reader.dtype)
         entries = table(config)
-        nbytes = checkpoint.total_bytes(entries, dtype)
+        nbytes = native.total_bytes(entries, dtype)
         with (
-            checkpoint.new_folder(output, nbytes, overwrite) as partial,
+            new_folder(output, nbytes, overwrite) as partial,
             tqdm(total=nbytes, unit="B", unit_scale=True, disable=not progress) as bar,
         ):
-            checkpoint.write_side_files(partial, config, dtype, files_from, processor, decoder)
+            write_side_files(partial, config, dtype, files_from, processor, decoder)
             leaves = _leaves(reader, dtype, bar)
             if format == "official":
                 write_official(partial, entries, leaves, dtype)
             else:
-                checkpoint.write_native(partial, entries, leaves, dtype)
+                native.write_native(partial, entries, leaves, dtype)
 
 
 def _leaves(reader: Any, dtype: np.dtype, bar: tqdm) -> Iterator[tuple[str, np.ndarray]]:
     for path, entry in reader.entries.items():
         yield path, reader.read(path, dtype)
-        bar.update(checkpoint.total_bytes([entry], dtype))
+        bar.update(native.total_bytes([entry], dtype))
 
 
 def _overlap(one: Path, other: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What the helper losses of an encoder learned, in a folder of its own within a checkpoint."""
+"""The parameters of helper losses, in a folder of their own within a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 from moss_audio_jax.config import read_json
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.weights import safetensors
-from moss_audio_jax.weights.checkpoint import new_folder
+from moss_audio_jax.weights.folder import new_folder
 
 FOLDER = "helpers"
-PREFIX = "helpers/"  # of the paths of these parameters
+PREFIX = "helpers/"  # every path of these parameters begins with it
 
 
 def save_helpers(checkpoint: Path, params: Mapping[str, Any], tags: Sequence[str]) -> None:
@@ -29,24 +29,21 @@ def save_helpers(checkpoint: Path, params: Mapping[str, Any], tags: Sequence[str
         return
     nbytes = sum(array.nbytes for array in arrays.values())
     with new_folder(checkpoint / FOLDER, nbytes, overwrite=True) as partial:
-        shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-        with safetensors.Writer(partial, shapes) as writer:
-            for name, array in arrays.items():
-                writer.write(name, array)
+        safetensors.write_all(partial, arrays)
         (partial / "helpers.json").write_text(json.dumps({"tags": list(tags)}, indent=1) + "\n")
 
 
 def load_helpers(checkpoint: str | Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """{path: array} of a checkpoint's helpers, and their tags; ({}, ()) where it has none.
+    """{path: array} of a checkpoint's helpers, and the names of the tags; ({}, ()) if it has none.
 
     Raises:
-      InputError: a folder that is not whole.
+      InputError: the folder is incomplete or broken.
     """
     folder = Path(checkpoint) / FOLDER
     if not folder.is_dir():
         return {}, ()
     tags = read_json(folder / "helpers.json").get("tags")
     if not isinstance(tags, list) or any(not isinstance(tag, str) for tag in tags):
-        raise InputError(f'{folder / "helpers.json"}: no "tags"; expected their names')
+        raise InputError(f'{folder / "helpers.json"}: no "tags"; expected a list of names')
     with safetensors.Reader(folder) as reader:
         return {PREFIX + name: reader.read(name) for name in reader.tensors}, tuple(tags)

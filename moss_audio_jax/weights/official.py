@@ -2,7 +2,7 @@
 
 Native parameters are a nested dict with official module names. Layers are stacked on axis 0 and
 kernels are [in, out]; an official tensor is one layer, [out, in]. Every rearrangement in the table
-is one rule: native layer = official.reshape(split).T, reshaped; only the embedding is as it was.
+is one rule: native layer = official.reshape(split).T, reshaped. Only the embedding stays unchanged.
 
     linear     [out, in]                      -> [in, out]
     conv       [C, in, 3 freq, 3 time]        -> [3 time, 3 freq, in, C]
@@ -34,7 +34,7 @@ Index = tuple[slice, ...]
 _DROPPED = {"audio_encoder.embed_positions.inv_timescales"}  # a buffer; computed here
 _BLOCK_BYTES = 8 << 20  # what one thread holds at a time
 _THREADS = 4
-_TILE = 128  # rows transposed at a time: the fastest that caches allow, measured
+_TILE = 128  # rows that are transposed at a time; the fastest of the sizes measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Entry:
     name: str  # 'language_model.layers.{n}.mlp.up_proj.weight'
     tensor: tuple[int, ...]  # shape of one official tensor
     stack: int | None = None  # layers on axis 0 of the leaf; None: a single tensor
-    split: tuple[int, ...] | None = None  # official axes as they are before the reversal
+    split: tuple[int, ...] | None = None  # the tensor is reshaped to it, then reversed
     transposed: bool = True
 
     @property
@@ -134,8 +134,8 @@ def qwen3_table(config: ModelConfig, tied: bool) -> list[Entry]:
     """The decoder's entries with the names of a plain Qwen3 checkpoint.
 
     Args:
-      tied: the Qwen3 checkpoint has no head of its own; an untied model's `lm_head` then starts
-        as the embedding, transposed.
+      tied: the Qwen3 checkpoint ties its output layer to the embedding. An untied model's
+        `lm_head` then starts as the transposed embedding.
     """
     entries = []
     for entry in table(config):
@@ -157,8 +157,8 @@ def _official_name(path: str) -> str:
 class OfficialReader:
     """An official checkpoint (or a plain Qwen3 one) seen as native leaves.
 
-    Everything is checked against the table when it is opened; nothing but headers is read. Tensors
-    may have different dtypes: a leaf is read in the dtype that is asked for, else in `dtype`.
+    Opening it reads only headers and checks them against the table. Tensors may have different
+    dtypes: a leaf is read in the dtype that the caller names, otherwise in `dtype`.
 
     Args:
       folder: a folder or a .safetensors file.
@@ -188,7 +188,7 @@ class OfficialReader:
 
     @functools.cached_property
     def dtype(self) -> np.dtype:
-        """The one dtype of all tensors, or with a warning that of most bytes."""
+        """The dtype of all tensors; if they differ, that of most bytes, with a warning."""
         found: dict[np.dtype, tuple[int, str]] = {}
         for name in (name for entry in self.entries.values() for name in entry.names):
             tensor = self._tensors.tensors[name]
@@ -199,7 +199,7 @@ class OfficialReader:
             also = ", ".join(f"{found[dtype][1]} is {dtype}" for dtype in others)
             warnings.warn(
                 f"{self._tensors.path}: mixed dtypes: most weights are {most}, but {also}; all "
-                f"become {most} (choose the dtype where that loses too much)",
+                f"become {most} (name a dtype if that loses too much)",
                 stacklevel=2,
             )
         return most
@@ -209,7 +209,7 @@ class OfficialReader:
         return read_leaf(self._tensors, self.entries[path], index, dtype or self.dtype)
 
     def load(self, path: str, sharding: jax.sharding.Sharding, dtype: Any = None) -> jax.Array:
-        """A native leaf on devices; a process reads what its own devices need, once."""
+        """A native leaf on devices; each process reads once what its own devices need."""
         shape = self.entries[path].shape
         local = sharding.addressable_devices_indices_map(shape).values()
         spans = [
@@ -234,8 +234,8 @@ def read_leaf(
     """Reads a native leaf from official tensors, a few blocks of rows at a time.
 
     Args:
-      index: slices (step 1) of the leaf's axes; None: all of it. Layers outside it are not read,
-        nor rows of official tensors (a kernel's output columns) outside it.
+      index: slices (step 1) of the leaf's axes; None: all of it. Neither layers nor rows of
+        official tensors (output columns of a kernel) outside it are read.
       dtype: the result's; None: the first tensor's.
 
     Raises:
@@ -304,7 +304,7 @@ def write_official(
     dtype: Any,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes all leaves, given one by one in any order, as safetensors files into `folder`."""
+    """Writes leaves, which come one by one in any order, as safetensors files into `folder`."""
     dtype = np.dtype(dtype)
     shapes = {name: (entry.tensor, dtype) for entry in entries for name in entry.names}
     by_path = {entry.path: entry for entry in entries}
@@ -315,7 +315,7 @@ def write_official(
 
 
 def check_float16(leaf: np.ndarray, where: str) -> None:
-    """Raises InputError where a value was lost on the way to float16."""
+    """Raises InputError if a value became infinite in float16."""
     if not np.isfinite(leaf).all():
         raise InputError(f"{where}: values beyond float16's largest, 65,504; choose another dtype")
 
@@ -329,7 +329,7 @@ def _validate(reader: safetensors.Reader, entries: Sequence[Entry]) -> None:
     embedding = next(e.name for e in entries if e.path == "language_model/embed_tokens/embedding")
     for name in sorted(found.keys() - expected.keys() - _DROPPED):
         if name == "lm_head.weight":
-            # Files of tied models often repeat the embedding. A different head would be ignored.
+            # Files of tied models often repeat the embedding. Another head is an error.
             _check_tied(reader, name, embedding)
             continue
         raise InputError(
@@ -370,11 +370,11 @@ def _blocks(entry: Entry, start: int, stop: int) -> Iterator[tuple[int, int]]:
 
 
 def _copy(out: np.ndarray, part: np.ndarray) -> None:
-    """out[...] = part, in tiles where `part` is a transposed matrix; casts where dtypes differ."""
+    """out[...] = part, tile by tile if `part` is a transposed matrix; casts if dtypes differ."""
     if out.dtype == part.dtype:  # plain integers copy faster than extension dtypes
         out, part = (x.view(f"u{x.dtype.itemsize}") for x in (out, part))
     if out.ndim == 2 and part.strides[0] < part.strides[1]:
-        # The fast axis of the source is walked in tiles, so that cache lines are used whole.
+        # Tiles along the fast axis of the source, so that whole cache lines are used.
         tiles = [(slice(None), slice(at, at + _TILE)) for at in range(0, part.shape[1], _TILE)]
     else:
         tiles = [...]

@@ -1,4 +1,4 @@
-"""Opens a checkpoint folder, whichever layout it has."""
+"""Opens a checkpoint folder of either layout."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Literal
 
 from moss_audio_jax.config import ModelConfig, from_official, read_config_json
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.weights import checkpoint, safetensors
-from moss_audio_jax.weights.checkpoint import NativeReader
+from moss_audio_jax.weights import native, safetensors
+from moss_audio_jax.weights.native import NativeReader
 from moss_audio_jax.weights.official import OfficialReader, table
 
 Format = Literal["official", "native"]
@@ -23,9 +23,8 @@ def folder_format(folder: str | Path) -> Format:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    native = (folder / checkpoint.MARKER).exists() or (folder / checkpoint.PARAMS).is_dir()
-    if not native:
-        safetensors.Reader(folder).close()  # says what is wrong where there are no weights
+    if not ((folder / native.MARKER).exists() or (folder / native.PARAMS).is_dir()):
+        safetensors.Reader(folder).close()  # raises if there are no weights
         return "official"
     if (folder / safetensors.SINGLE).exists() or (folder / safetensors.INDEX).exists():
         raise InputError(f"{folder}: holds both native and official weights; keep one of them")

@@ -1,9 +1,9 @@
 """Safetensors files: a lazy reader and a sharded writer.
 
 A file is an 8-byte little-endian header length, a JSON header {name: dtype, shape, data_offsets},
-and the tensors' bytes. The reader parses headers only and then reads byte ranges as they are asked
-for (no memory map: resident memory stays what the caller holds). The writer puts tensors at their
-places in any order, and the header last, so that an interrupted file never loads.
+and the tensors' bytes. The reader parses headers and then reads the byte ranges that the
+caller needs. It uses no memory map, so resident memory is only what the caller holds. The writer
+takes tensors in any order and writes the header last, so that an interrupted file never loads.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _MAX_SHARD = 5_000_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies: its file, dtype, shape, and first byte in the file."""
+    """The place of a tensor: file, dtype, shape, and first byte in the file."""
 
     file: Path
     dtype: np.dtype
@@ -55,12 +55,12 @@ class Tensor:
 class Reader:
     """The tensors of a .safetensors file, or of a folder with one file or an index and shards.
 
-    Threads may share a Reader. `tensors` maps names to Tensors. Where a folder has both, the one
-    file is read, as transformers does, and a warning says so.
+    Threads may share a Reader. `tensors` maps names to Tensors. If a folder has both, the single
+    file is read, as in transformers, with a warning.
 
     Raises:
-      InputError: no weights, only pickle files, a broken or truncated file, a tensor that is
-        there twice or missing from its shard, or a dtype other than bfloat16, float16, float32.
+      InputError: no weights, only pickle files, a broken or truncated file, a duplicate tensor,
+        one that is missing from its shard, or a dtype other than bfloat16, float16, float32.
     """
 
     def __init__(self, path: str | Path):
@@ -98,7 +98,7 @@ class Reader:
         self._files.clear()
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """A tensor, or a part of it: of the first axis' slice only those bytes are read.
+        """A tensor, or a part of it; only the bytes of the first axis' slice are read.
 
         Args:
           name: a key of `tensors`.
@@ -108,7 +108,7 @@ class Reader:
         start, stop, _ = index[0].indices(tensor.shape[0]) if index else (0, None, 1)
         shape = ((stop - start), *tensor.shape[1:]) if index else tensor.shape
         row = math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
-        # Read as plain bytes: NumPy hands no writable buffer to extension dtypes.
+        # Read as plain bytes, because extension dtypes have no writable buffer in NumPy.
         raw = np.empty(math.prod(shape) * tensor.dtype.itemsize, np.uint8)
         _read_into(self._open(tensor.file), raw, tensor.offset + start * row, tensor.file, name)
         return raw.view(tensor.dtype).reshape(shape)[(slice(None), *index[1:]) if index else ...]
@@ -124,9 +124,9 @@ class Writer:
     """Writes tensors of known shape into a folder, in any order, from any number of threads.
 
     Args:
-      folder: exists and holds no weights.
+      folder: an existing folder without weights.
       tensors: name -> (shape, dtype). Their order is their order in the files.
-      max_shard_bytes: files grow no larger, unless one tensor alone is.
+      max_shard_bytes: the largest file, unless a single tensor is larger.
 
     Leaving the `with` block normally finishes the files (ValueError if a tensor is not whole);
     leaving it by an exception leaves files that no reader accepts.
@@ -207,6 +207,16 @@ class Writer:
             (self.folder / INDEX).write_text(text, encoding="utf-8")
 
 
+def write_all(
+    folder: str | Path, arrays: Mapping[str, np.ndarray], max_shard_bytes: int = _MAX_SHARD
+) -> None:
+    """Writes arrays that are in memory; see `Writer`."""
+    shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    with Writer(folder, shapes, max_shard_bytes) as writer:
+        for name, array in arrays.items():
+            writer.write(name, array)
+
+
 def _header(tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> bytes:
     """Length and JSON of a file's header, padded so that the data are 8-byte aligned."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -250,7 +260,7 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     files = set(weight_map.values())
     for file in sorted(files):
-        if not os.path.exists(folder / file):  # of a name too long, too
+        if not os.path.exists(folder / file):  # False for a name that is too long, too
             raise InputError(f"{folder}: no such file {quoted(file)}, though {INDEX} names it")
         for name, tensor in _read_header(folder / file).items():
             if name in tensors:

@@ -194,7 +194,7 @@ def test_replay_and_endpoint(tmp_path, monkeypatch):
         ({"kind": "entry_point", "target": "plugins:none"}, InputError, "cannot be imported"),
         ({"kind": "entry_point", "target": "no_such"}, InputError, "cannot be imported"),
         ({"kind": "replay", "target": "/no/such.jsonl"}, InputError, "/no/such.jsonl: no such"),
-        ({"kind": "replay", "target": "/dev/zero"}, InputError, "/dev/zero: is no regular file"),
+        ({"kind": "replay", "target": "/dev/zero"}, InputError, "/dev/zero: is not a regular file"),
         ("command", UsageError, "expected {'kind'"),
         ({"kind": "command", "target": "x", "timeout": "soon"}, UsageError, "timeout is 'soon'"),
         ({"kind": "endpoint", "target": "x"}, UsageError, "expected http"),

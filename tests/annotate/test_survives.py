@@ -66,7 +66,7 @@ def test_any_file_name(tmp_path, capsys):
     said = capsys.readouterr().err.splitlines()
     errors = [line for line in said if line.startswith("error: ")]
     assert len(errors) == 3
-    assert any("pipe.wav: is no regular file" in line for line in errors)
+    assert any("pipe.wav: is not a regular file" in line for line in errors)
     assert any("link.wav: no such file" in line for line in errors)
     assert any("\\udce9mpty.wav: " in line and "empty" in line for line in errors)
     assert said[-1].startswith("11 of 14 file(s)")
@@ -107,7 +107,7 @@ def test_any_manifest(tmp_path, capsys):
                 "\\ud800.wav: ",
                 "line 7: https://***@host/a.wav?sig=***: is a URL",
                 "line 8: the row: not usable JSON",
-                "/dev/zero: is no regular file",
+                "/dev/zero: is not a regular file",
             ],
         ),
     }

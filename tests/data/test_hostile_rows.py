@@ -298,7 +298,7 @@ def test_a_file_of_rows_that_is_gone_is_no_bad_row(make_loader, tmp_path):
     with pytest.raises(InputError, match=r"rows\.jsonl: no such file"):
         next(loader)
     os.mkfifo(path)
-    with pytest.raises(InputError, match="is no regular file"):
+    with pytest.raises(InputError, match="is not a regular file"):
         Source(path)
     with pytest.raises(InputError, match=r"https://.*nothing here reads such addresses"):
         Source("https://example.invalid/rows.jsonl")

@@ -250,7 +250,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match="not UTF-8"):
         read_transcripts(put(tmp_path / "rows.jsonl", "é", "latin-1"))
     os.mkfifo(tmp_path / "pipe.jsonl")
-    with pytest.raises(InputError, match="no regular file"):
+    with pytest.raises(InputError, match="not a regular file"):
         read_transcripts(tmp_path / "pipe.jsonl")
     pytest.importorskip("pyarrow", reason="parquet needs the extra `evaluate`")
     with pytest.raises(InputError, match=r"rows\.parquet: "):

@@ -10,6 +10,7 @@ import numpy as np
 from moss_audio_jax.config import DecoderConfig, EncoderConfig, ModelConfig, to_official
 from moss_audio_jax.weights import safetensors
 from moss_audio_jax.weights.official import table
+from moss_audio_jax.weights.safetensors import write_all
 
 CONFIG = ModelConfig(
     encoder=EncoderConfig(
@@ -45,13 +46,6 @@ def random_tensors(config: ModelConfig, dtype: str, seed: int = 0) -> dict[str, 
     }
 
 
-def write_tensors(folder: Path, tensors: dict[str, np.ndarray], **how) -> None:
-    shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-    with safetensors.Writer(folder, shapes, **how) as writer:
-        for name, tensor in tensors.items():
-            writer.write(name, tensor)
-
-
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     with safetensors.Reader(folder) as reader:
         return {name: reader.read(name) for name in reader.tensors}
@@ -69,4 +63,4 @@ def write_checkpoint(folder: Path, config: ModelConfig, dtype: str = "bfloat16",
     (folder / "chat_template.jinja").write_text("{{ x }}")
     (folder / "tokenizer.model").write_bytes(b"\0\1")
     (folder / "README.md").write_text("not copied")
-    write_tensors(folder, random_tensors(config, dtype), **how)
+    write_all(folder, random_tensors(config, dtype), **how)

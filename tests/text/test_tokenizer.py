@@ -181,7 +181,7 @@ def added(content, index):
                 os.mkfifo(d / "tokenizer_config.json.new")
                 or (d / "tokenizer_config.json.new").rename(d / "tokenizer_config.json")
             ),
-            "tokenizer_config.json: is no regular file",
+            "tokenizer_config.json: is not a regular file",
         ),
         (lambda d: (d / "vocab.json").write_text("[" * 100_000), "vocab.json: .* nests too deeply"),
         (lambda d: (d / "vocab.json").write_text(f'{{"a": 1{"0" * 5000}}}'), "vocab.json: .*JSON"),

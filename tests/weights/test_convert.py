@@ -23,17 +23,18 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from tiny_checkpoint import random_tensors, read_tensors, write_checkpoint, write_tensors
+from tiny_checkpoint import random_tensors, read_tensors, write_checkpoint
 
 from moss_audio_jax import sharding
 from moss_audio_jax.config import ProcessorConfig, read_json
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.tree import flatten
-from moss_audio_jax.weights import checkpoint
-from moss_audio_jax.weights.checkpoint import MARKER, save_native, total_bytes
 from moss_audio_jax.weights.convert import convert, load_params, save_official
+from moss_audio_jax.weights.folder import write_side_files
+from moss_audio_jax.weights.native import MARKER, save_native, total_bytes
 from moss_audio_jax.weights.official import OfficialReader, qwen3_table, table
 from moss_audio_jax.weights.opening import folder_format, open_checkpoint
+from moss_audio_jax.weights.safetensors import write_all
 
 COPIED = [
     "config.json",
@@ -208,7 +209,7 @@ def test_too_small_a_disk_is_seen_first(tmp_path, folder, config, monkeypatch):
     free = total_bytes(table(config), "bfloat16") - 1
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
-    with pytest.raises(InputError, match="GB free"):
+    with pytest.raises(InputError, match=r"MB free in .* MB needed"):
         quiet(folder, tmp_path / "out", "native")
     assert not list(tmp_path.glob("*out*"))
 
@@ -274,9 +275,7 @@ def test_a_disk_that_fills_up_is_one_line(tmp_path, folder, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("moss_audio_jax.weights.safetensors.os.pwrite", pwrite)
-    with pytest.raises(
-        InputError, match=r"out: not written: No space left on device: .* GB needed"
-    ):
+    with pytest.raises(InputError, match=r"out: not written: the disk is full .* MB needed"):
         quiet(folder, tmp_path / "out", "official")
     assert not list(tmp_path.glob("*out*"))
 
@@ -284,14 +283,14 @@ def test_a_disk_that_fills_up_is_one_line(tmp_path, folder, monkeypatch):
 def test_one_writer_at_a_time(tmp_path, folder, native, monkeypatch):
     """Another one is refused in one line, and the first one's work is whole."""
     inside, finish = threading.Event(), threading.Event()
-    real = checkpoint.write_side_files
+    real = write_side_files
 
     def slowly(*args, **how):
         inside.set()
         assert finish.wait(60)
         real(*args, **how)
 
-    monkeypatch.setattr(checkpoint, "write_side_files", slowly)
+    monkeypatch.setattr("moss_audio_jax.weights.convert.write_side_files", slowly)
     with ThreadPoolExecutor() as pool:
         first = pool.submit(quiet, folder, tmp_path / "out", "native")
         assert inside.wait(60)
@@ -317,7 +316,7 @@ def test_one_writer_at_a_time(tmp_path, folder, native, monkeypatch):
 def test_files_that_are_none_are_not_copied(tmp_path, folder):
     (folder / "merges.txt").unlink()
     os.mkfifo(folder / "merges.txt")
-    with pytest.raises(InputError, match=r"merges.txt: is no regular file"):
+    with pytest.raises(InputError, match=r"merges.txt: is not a regular file"):
         quiet(folder, tmp_path / "out", "native")
     assert not (tmp_path / "out").exists()
 
@@ -341,6 +340,16 @@ def test_native_folders_that_are_broken(native, config):
     shutil.rmtree(leaf)
     with pytest.raises(InputError, match=r"up_proj.kernel: incomplete"):
         load_params(native)
+    leaf.mkdir()
+    metadata = native / "params" / "_METADATA"  # Orbax's own list of the parameters
+    kept = metadata.read_text()
+    metadata.write_text(kept.replace("lm_head", "lm_heaD"))
+    with pytest.raises(InputError, match=r"params: _METADATA is damaged"):
+        load_params(native)
+    metadata.unlink()
+    with pytest.raises(InputError, match=r"params: _METADATA is missing"):
+        load_params(native)
+    metadata.write_text(kept)
 
     marker = read_json(native / MARKER)
     bigger = dataclasses.replace(config, adapter_dim=57)
@@ -381,7 +390,7 @@ def write_qwen3(folder, config, tied):
     }
     (folder / "config.json").write_text(json.dumps(raw))
     (folder / "vocab.json").write_text('{"qwen": 0}')
-    write_tensors(folder, tensors)
+    write_all(folder, tensors)
     return tensors
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_checkpoint import random_tensors, read_tensors, write_checkpoint, write_tensors
+from tiny_checkpoint import random_tensors, read_tensors, write_checkpoint
 
 from moss_audio_jax.config import (
     RELEASED,
@@ -125,7 +125,7 @@ def break_checkpoint(folder, config, change):
     change(tensors)
     for file in folder.glob("model*"):
         file.unlink()
-    write_tensors(folder, tensors)
+    safetensors.write_all(folder, tensors)
 
 
 KEY = "language_model.layers.2.mlp.up_proj.weight"

@@ -193,7 +193,7 @@ def test_broken_folders(tmp_path):
         Reader(tmp_path)
     (tmp_path / SINGLE).rmdir()
     os.mkfifo(tmp_path / SINGLE)
-    with pytest.raises(InputError, match=f"{SINGLE}: is no regular file"):
+    with pytest.raises(InputError, match=f"{SINGLE}: is not a regular file"):
         Reader(tmp_path)
 
 

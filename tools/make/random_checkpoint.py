@@ -17,7 +17,9 @@ import ml_dtypes
 import numpy as np
 
 from moss_audio_jax.config import RELEASED, ProcessorConfig, processor_to_official, to_official
-from moss_audio_jax.weights import checkpoint, safetensors
+from moss_audio_jax.weights import safetensors
+from moss_audio_jax.weights.folder import new_folder
+from moss_audio_jax.weights.native import total_bytes
 from moss_audio_jax.weights.official import table
 
 _BLOCK = 32 << 20  # random numbers drawn; every tensor is made of pieces of them
@@ -31,7 +33,7 @@ def make_random_checkpoint(output: str | Path, size: str, seed: int = 0) -> None
     noise = rng.standard_normal(_BLOCK, np.float32).astype(ml_dtypes.bfloat16)
     noise *= np.array(0.02, noise.dtype)
     tensors = {name: (entry.tensor, noise.dtype) for entry in entries for name in entry.names}
-    with checkpoint.new_folder(output, checkpoint.total_bytes(entries, noise.dtype)) as folder:
+    with new_folder(output, total_bytes(entries, noise.dtype)) as folder:
         raw = to_official(config) | {"random_weights": True}
         (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
         raw = processor_to_official(ProcessorConfig())

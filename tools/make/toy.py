@@ -28,8 +28,8 @@ from moss_audio_jax.config import (
 )
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.tree import unflatten
-from moss_audio_jax.weights.checkpoint import copy_files
 from moss_audio_jax.weights.convert import save_official
+from moss_audio_jax.weights.folder import copy_files
 from moss_audio_jax.weights.official import table
 
 # In the order of their ids, after the 256 bytes.

@@ -1,8 +1,8 @@
-"""The native checkpoint folder, and how any checkpoint folder comes into being.
+"""The native checkpoint folder: stacked layers as one Orbax checkpoint.
 
     config.json, processor_config.json, generation_config.json, tokenizer files
-    params/                  a standard Orbax PyTree checkpoint: Orbax alone restores it
-    moss_audio_jax.json      version, each parameter's shape and dtype, size and CRC-32 of every
+    params/                  a standard Orbax PyTree checkpoint, which plain Orbax restores
+    moss_audio_jax.json      version; shape and dtype of each parameter; size and CRC-32 of every
                              file of the arrays; written last
 
 The parameters are written one by one, so that a converter holds one stacked leaf at a time, and
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
 import math
 import os
@@ -27,20 +26,13 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from moss_audio_jax import files
-from moss_audio_jax.config import (
-    ModelConfig,
-    ProcessorConfig,
-    from_official,
-    processor_to_official,
-    read_json,
-    to_official,
-)
+from moss_audio_jax.config import ModelConfig, ProcessorConfig, read_json
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.runtime import from_all
 from moss_audio_jax.tree import flatten, unflatten
+from moss_audio_jax.weights.folder import new_folder, wait_for_all, write_json, write_side_files
 from moss_audio_jax.weights.official import Entry, table
 
 MARKER = "moss_audio_jax.json"
@@ -49,152 +41,7 @@ _METADATA, _CHECKPOINT = "_METADATA", "_CHECKPOINT_METADATA"  # files of Orbax
 VERSION = 2
 _ONE_BY_ONE = 1  # the version that wrote an Orbax checkpoint {"value": array} for each parameter
 
-# What travels with the weights, besides config.json: the model's own files and the tokenizer's.
-MODEL_FILES = ("generation_config.json", "processor_config.json", "preprocessor_config.json")
-EXTRA_FILES = (
-    *MODEL_FILES,
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "*.model",
-    "chat_template.*",
-)
 _CHUNK_BYTES = 16 << 20
-
-
-@contextlib.contextmanager
-def new_folder(folder: str | Path, nbytes: int, overwrite: bool = False) -> Iterator[Path]:
-    """Makes a checkpoint folder that is either whole or not there.
-
-    Yields a sibling folder to write into. It takes the name `folder` when the block ends, and is
-    removed when the block raises. With several processes all of them enter and leave together;
-    the first one makes and renames the folder.
-
-    Args:
-      nbytes: what will be written, for an early answer where the disk is too small.
-      overwrite: replace a checkpoint that is already there, once the new one is whole.
-
-    Raises:
-      InputError: the folder exists, is not a checkpoint, or the disk is full.
-      UsageError: somebody else is writing it.
-    """
-    folder = Path(os.path.abspath(folder))
-    partial = folder.with_name(f".{folder.name}.partial")
-    old = folder.with_name(f".{folder.name}.old")
-    first = jax.process_index() == 0
-    with files.Lock(folder.parent, "a writer", folder.name) if first else contextlib.nullcontext():
-        try:
-            if first and old.exists() and not folder.exists():  # killed between two renames
-                old.rename(folder)
-            if folder.exists():
-                _check_replaceable(folder, overwrite)
-            _wait_for_all("looked")
-            if first:
-                if partial.exists():  # left by a process that was killed
-                    shutil.rmtree(partial)
-                partial.mkdir()
-                if shutil.disk_usage(partial).free < nbytes:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            _wait_for_all("made")
-            yield partial
-            _wait_for_all("written")
-            if first:
-                if folder.exists():
-                    shutil.rmtree(old, ignore_errors=True)
-                    folder.rename(old)
-                partial.rename(folder)
-                shutil.rmtree(old, ignore_errors=True)
-            _wait_for_all("renamed")
-        except BaseException as error:
-            if first:
-                if old.exists() and not folder.exists():
-                    old.rename(folder)
-                shutil.rmtree(partial, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise _not_written(folder, error, nbytes) from error
-            raise
-
-
-def _check_replaceable(folder: Path, overwrite: bool) -> None:
-    if not overwrite:
-        raise InputError(f"{folder}: exists already; choose another folder or overwrite it")
-    ours = ("config.json", "adapter_config.json", "helpers.json")
-    empty = folder.is_dir() and not any(folder.iterdir())
-    if not empty and not any((folder / name).exists() for name in ours):
-        raise InputError(f"{folder}: is not a checkpoint; it is not overwritten")
-
-
-def _not_written(folder: Path, error: OSError, nbytes: int) -> InputError:
-    """One line; of a full disk it says what is needed."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(folder.parent).free
-        return InputError(
-            f"{folder}: not written: {files.reason(error)}: {nbytes / 1e9:.3g} GB needed, "
-            f"{free / 1e9:.3g} GB free in {folder.parent}; make room or name another folder"
-        )
-    return InputError(
-        f"{folder}: not written: {files.reason(error)}; the unfinished copy was removed"
-    )
-
-
-def write_side_files(
-    folder: Path,
-    config: ModelConfig,
-    dtype: Any,
-    files_from: str | Path | None = None,
-    processor: ProcessorConfig | None = None,
-    tokenizer_from: str | Path | None = None,
-    new_weights: bool = False,
-) -> None:
-    """Writes config.json and the files of EXTRA_FILES into a new checkpoint.
-
-    Args:
-      folder: where to.
-      config: the model.
-      dtype: of its weights.
-      files_from: a checkpoint folder to copy from. Its config.json is copied as it is where it
-        describes this very model and dtype.
-      processor: written as processor_config.json where none was copied.
-      tokenizer_from: where the tokenizer's files are copied from; default `files_from`.
-      new_weights: they are not those of `files_from`: what its config.json says of them (that they
-        are random) is left out.
-    """
-    if tokenizer_from is not None:
-        copy_files(tokenizer_from, folder)
-    raw, verbatim = to_official(config, np.dtype(dtype).name), False
-    if files_from is not None:
-        copy_files(files_from, folder, EXTRA_FILES if tokenizer_from is None else MODEL_FILES)
-        source = Path(files_from) / "config.json"
-        if source.is_file():
-            theirs = read_json(source)
-            if _describes(theirs, config):
-                verbatim = not _set_dtype(theirs, np.dtype(dtype).name)
-                if new_weights and theirs.pop("random_weights", None):
-                    verbatim = False
-                raw = theirs
-    if verbatim:
-        _copy_file(source, folder / "config.json")
-    else:
-        _write_json(folder / "config.json", raw)
-    if processor is not None and not (folder / "processor_config.json").exists():
-        _write_json(folder / "processor_config.json", processor_to_official(processor))
-
-
-def copy_files(
-    source: str | Path, folder: str | Path, patterns: Sequence[str] = EXTRA_FILES
-) -> None:
-    """Copies the files of a checkpoint or tokenizer folder that match `patterns`."""
-    for pattern in patterns:
-        for file in sorted(Path(source).glob(pattern)):
-            _copy_file(file, Path(folder) / file.name)
-
-
-def _copy_file(source: Path, target: Path) -> None:
-    with files.open_regular(source) as found, open(target, "wb") as copy:
-        shutil.copyfileobj(found, copy)
 
 
 def save_native(
@@ -230,13 +77,13 @@ def save_native(
 def write_native(
     folder: Path, entries: Sequence[Entry], leaves: Iterable[tuple[str, Any]], dtype: Any
 ) -> None:
-    """Writes all leaves, given one by one in any order, into `folder`; the marker last."""
+    """Writes leaves, which come one by one in any order, into `folder`, and the marker last."""
     stacked = {entry.path: entry.stack is not None for entry in entries}
     share = jax.process_index(), jax.process_count()
     sums: dict[str, list[int]] = {}
     first = jax.process_index() == 0
     metadata: dict[str, Any] = {}
-    alone = folder / f".{PARAMS}"  # a checkpoint of the parameter in hand
+    alone = folder / f".{PARAMS}"  # Orbax writes one parameter here
     for path, leaf in leaves:
         save_args = ocp.SaveArgs(
             chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if stacked[path] else ()
@@ -250,15 +97,16 @@ def write_native(
             metadata = _joined(metadata, alone, folder / PARAMS)
             (alone / here.name).rename(here)
             shutil.rmtree(alone)
-        _wait_for_all("moved")
+        wait_for_all("moved")
         sums |= {f"{here.name}/{name}": s for name, s in files.checksums(here, share).items()}
     if first:
-        _write_json(folder / PARAMS / _METADATA, metadata)
+        write_json(folder / PARAMS / _METADATA, metadata)
+        sums |= files.checksums(folder / PARAMS, names=[_METADATA])
     every = {name: s for part in from_all(sums) for name, s in part.items()}
     if jax.process_index() == 0:
         name = np.dtype(dtype).name
         parameters = {e.path: {"shape": list(e.shape), "dtype": name} for e in entries}
-        _write_json(
+        write_json(
             folder / MARKER,
             {
                 "format": "moss_audio_jax",
@@ -270,12 +118,12 @@ def write_native(
 
 
 def _joined(metadata: dict[str, Any], alone: Path, whole: Path) -> dict[str, Any]:
-    """Orbax's metadata of the parameters so far and of one more, which lies in `alone`."""
+    """Orbax's metadata of the parameters so far and of the one in `alone`."""
     if not metadata:
         whole.mkdir()
         shutil.copyfile(alone / _CHECKPOINT, whole / _CHECKPOINT)
     found = read_json(alone / _METADATA)
-    for leaf in found["tree_metadata"].values():  # whoever restores them decides on devices
+    for leaf in found["tree_metadata"].values():  # whoever restores it chooses the devices
         leaf["value_metadata"]["value_type"] = "np.ndarray"
     known = metadata.get("tree_metadata", {})
     return found | {"tree_metadata": known | found["tree_metadata"]}
@@ -285,8 +133,8 @@ class NativeReader:
     """A native checkpoint, checked against the model it should hold; reads leaf by leaf.
 
     Raises:
-      InputError: a folder that was not finished, of another version, or of another model; when a
-        parameter is read, that its files are not what was written.
+      InputError: the folder is not finished, or of another version or model. When a parameter is
+        read: its files are damaged.
     """
 
     def __init__(self, folder: str | Path, entries: Sequence[Entry]):
@@ -307,8 +155,7 @@ class NativeReader:
             }
             self._sums: dict[str, dict[str, list[int]]] = {}
             for name, (size, crc) in raw.get("files", {}).items():
-                leaf, _, file = name.partition("/")
-                self._sums.setdefault(leaf, {})[file] = [size, crc]
+                self._sums.setdefault(name.partition("/")[0], {})[name] = [size, crc]
         except (TypeError, ValueError, KeyError, AttributeError):
             raise InputError(f"{marker}: damaged; write the checkpoint again") from None
         if "files" not in raw:
@@ -321,6 +168,8 @@ class NativeReader:
         for path in leaves:
             if not _leaf_folder(self.folder, path).is_dir():
                 raise InputError(f"{_leaf_folder(self.folder, path)}: incomplete: no such folder")
+        if fault := files.damage(self.folder / PARAMS, self._sums.get(_METADATA, {})):
+            raise InputError(f"{self.folder / PARAMS}: {fault}; write the checkpoint again")
 
     def __enter__(self) -> NativeReader:
         return self
@@ -334,7 +183,7 @@ class NativeReader:
         return self._restore(path, args)
 
     def load(self, path: str, sharding: jax.sharding.Sharding, dtype: Any = None) -> jax.Array:
-        """A leaf on devices; a process reads the chunks that its own devices need."""
+        """A leaf on devices; each process reads the chunks that its own devices need."""
         args = ocp.ArrayRestoreArgs(
             sharding=sharding,
             global_shape=self.entries[path].shape,
@@ -344,12 +193,12 @@ class NativeReader:
 
     def _restore(self, path: str, args: ocp.RestoreArgs) -> Any:
         here = _leaf_folder(self.folder, path)
-        share = jax.process_index(), jax.process_count()  # each looks at some files
-        if fault := files.damage(here, self._sums.get(here.name, {}), share):
+        share = jax.process_index(), jax.process_count()  # each process checks some of the files
+        if fault := files.damage(self.folder / PARAMS, self._sums.get(here.name, {}), share):
             raise InputError(
                 f"{self.folder / PARAMS}: parameter {path}: {fault}; write the checkpoint again"
             )
-        self._sums.pop(here.name, None)  # once is enough
+        self._sums.pop(here.name, None)  # checked once
         source, name = self.folder / PARAMS, path
         if self._version == _ONE_BY_ONE:
             source, name = here, "value"
@@ -382,7 +231,7 @@ def load_tree(
     Args:
       shardings: a tree like the parameters, one Sharding for all, or None (the first device).
       dtype: cast to it while reading; None: as stored.
-      then: (path, leaf) -> what takes its place, before the next one is read.
+      then: (path, leaf) -> what replaces the leaf, called before the next one is read.
     """
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -398,7 +247,7 @@ def load_tree(
 def check_leaves(
     leaves: Mapping[str, Any], entries: Sequence[Entry], where: str = "parameters"
 ) -> np.dtype:
-    """The one dtype of all leaves; InputError unless they are just the ones of `entries`."""
+    """The dtype of all leaves. Raises InputError unless they are exactly those of `entries`."""
     shapes = {entry.path: entry.shape for entry in entries}
     for path, shape in shapes.items():
         if path not in leaves:
@@ -429,12 +278,12 @@ def _leaf_folder(folder: Path, path: str) -> Path:
 
 @contextlib.contextmanager
 def _checkpointer() -> Iterator[ocp.Checkpointer]:
-    # Uncompressed: bfloat16 weights do not shrink. Without OCDBT: a third less memory while saving.
+    # Uncompressed: bfloat16 weights do not shrink. Without OCDBT, saving takes a third less memory.
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
     log = logging.getLogger("absl")
 
     def keep(record: logging.LogRecord) -> bool:
-        return "Skipping merge of OCDBT" not in record.getMessage()  # there is none, as asked
+        return "Skipping merge of OCDBT" not in record.getMessage()  # it is switched off on purpose
 
     log.addFilter(keep)
     try:
@@ -446,42 +295,11 @@ def _checkpointer() -> Iterator[ocp.Checkpointer]:
 
 @contextlib.contextmanager
 def _named(folder: Path, path: str) -> Iterator[None]:
-    """Turns what Orbax and TensorStore raise into one line that names the parameter."""
+    """Turns an error of Orbax or TensorStore into one line that names the parameter."""
     try:
         yield
     except Exception as error:
-        if "No space left" in str(error) or "quota exceeded" in str(error):
+        if files.disk_is_full(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"{folder}: parameter {path}: {lines[0][:300]}") from error
-
-
-def _describes(raw: dict[str, Any], config: ModelConfig) -> bool:
-    """Whether a config.json stands for this model, whatever attention it was loaded with."""
-    if raw.get("model_type") != "moss_audio":  # a tokenizer folder may hold another model's
-        return False
-    plain = config.with_attention("chunked")
-    try:
-        return to_official(from_official(raw)) == to_official(plain)
-    except InputError:
-        return False
-
-
-def _set_dtype(raw: dict[str, Any], dtype: str) -> bool:
-    """Makes a config.json say `dtype` wherever it names one; True if that changed it."""
-    changed = False
-    for part in (raw, raw["audio_config"], raw["language_config"]):
-        for key in ("dtype", "torch_dtype"):
-            if key in part and part[key] != dtype:
-                part[key] = dtype
-                changed = True
-    return changed
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _wait_for_all(step: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"checkpoint {step}")
