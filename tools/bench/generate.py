@@ -1,6 +1,6 @@
 """Generated tokens a second: ours beside the official PyTorch code, same weights, same prompts.
 
-    python tools/bench/generate.py [--official DIR] [--checkpoint DIR] [--rounds 5]
+    OMP_NUM_THREADS=1 taskset -c 0 python tools/bench/generate.py [--official DIR] [--rounds 5]
     python tools/bench/generate.py --checkpoint DIR --data SCENES [--tasks asr,asr_words]
     python tools/bench/generate.py --prefix 8 [--seconds 30] [--tokens 64] [--checkpoint DIR]
 
@@ -8,11 +8,14 @@ The model of tools/bench/train.py (50 million parameters, float32, random weight
 noise clips of 4 to 8 s; --tokens greedy tokens for each of 16 prompts. Ours answers them one by one
 and all at once; the official code (DIR: a clone of its repository) knows one prompt at a time. Each
 round times all of them in turn, prefill and encoder included; the first answers are not timed. The
-tokens are compared: `same` counts the answers that equal the official ones (give
---encoder-attention full, the layout of the public code). Keep the machine idle.
+tokens are compared: `same` counts the answers that equal the official ones, in the layout of the
+encoder's attention that DIR computes ("full" in the public code). Seconds are processor time of all
+threads; bind the process to one core as above. --clock wall takes the wall clock, and needs an idle
+machine.
 
-Prints one JSON line: median tokens a second and range over the rounds, `ratio` of ours to theirs,
-and `batch_gain`, of 16 at once to one by one.
+Measures both layouts unless --encoder-attention names one, and prints one JSON line for each:
+median tokens a second and range over the rounds, `ratio` of ours to theirs, and `batch_gain`, of 16
+at once to one by one. --data and --prefix measure one layout, chunked by default.
 
 --data SCENES: instead of noise the clips of a folder that `moss-audio-jax world` wrote, asked what
 --tasks names; answers end by themselves, after 768 tokens at the latest.
@@ -31,7 +34,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,7 @@ from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.text import build_prompt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tools.bench.train import PROMPT, write_inputs
+from tools.bench.train import CLOCKS, LAYOUTS, PROMPT, write_inputs
 
 COUNT = 16
 
@@ -117,9 +119,9 @@ def checkpoint_of(folder: Path, args: argparse.Namespace) -> Path:
     return folder / "checkpoint"
 
 
-def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    checkpoint = checkpoint_of(folder, args)
-    model = MossAudio.load(checkpoint, "float32", encoder_attention=args.encoder_attention)
+def measure(folder: Path, args: argparse.Namespace, layout: str) -> dict[str, Any]:
+    checkpoint, clock = checkpoint_of(folder, args), CLOCKS[args.clock]
+    model = MossAudio.load(checkpoint, "float32", encoder_attention=layout)
     if args.data:
         examples, sampling = scenes(model, args.data, args.tasks.split(",")), Sampling(768)
     else:
@@ -136,14 +138,15 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(args.rounds):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start = clock()
             tokens = sum(map(len, way()))
-            speeds[name].append(tokens / (time.perf_counter() - start))
+            speeds[name].append(tokens / (clock() - start))
     one, many = speeds["ours, one by one"], speeds["ours, 16 at once"]
     result: dict[str, Any] = {
-        "threads": len(os.sched_getaffinity(0)),
+        "clock": args.clock,
+        "cores": len(os.sched_getaffinity(0)),
         "tokens": args.tokens,
-        "encoder_attention": args.encoder_attention,
+        "encoder_attention": layout,
         "batch_gain": round(statistics.median(b / a for a, b in zip(one, many, strict=True)), 2),
     }
     for name, found in speeds.items():
@@ -160,10 +163,9 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def measure_prefix(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    model = MossAudio.load(
-        checkpoint_of(folder, args), "float32", encoder_attention=args.encoder_attention
-    )
+def measure_prefix(folder: Path, args: argparse.Namespace, layout: str) -> dict[str, Any]:
+    model = MossAudio.load(checkpoint_of(folder, args), "float32", encoder_attention=layout)
+    clock = CLOCKS[args.clock]
     sampling = Sampling(args.tokens, loop_guard=False)
     frames = round(100 * args.seconds)
     mel = np.random.default_rng(0).normal(size=(128, frames)).astype(np.float32).clip(-2, 2) / 2
@@ -183,12 +185,14 @@ def measure_prefix(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in asked}
     for _ in range(args.rounds):
         for name in asked:
-            start = time.perf_counter()
+            start = clock()
             answers(name)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     pairs = zip(seconds["apart"], seconds["shared"], strict=True)
     result: dict[str, Any] = {
-        "threads": len(os.sched_getaffinity(0)),
+        "clock": args.clock,
+        "cores": len(os.sched_getaffinity(0)),
+        "encoder_attention": layout,
         "questions": args.prefix,
         "seconds_of_sound": args.seconds,
         "prompt_tokens": len(asked["shared"][0].ids),
@@ -216,13 +220,17 @@ def main() -> None:
     parser.add_argument("--tasks", default="asr,asr_words")
     parser.add_argument("--prefix", type=int, metavar="N", help="questions about one clip")
     parser.add_argument("--seconds", type=float, default=30, help="of that clip")
-    parser.add_argument("--encoder-attention", choices=("chunked", "full"), default="chunked")
+    parser.add_argument("--encoder-attention", choices=LAYOUTS, help="one layout instead of both")
+    parser.add_argument("--clock", choices=CLOCKS, default="processor")
     args = parser.parse_args()
     if args.official and args.data:
         parser.error("--official answers noise: its answers have --tokens tokens each")
     command.keep_memory()  # as the verbs do
-    with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps((measure_prefix if args.prefix else measure)(Path(folder), args)))
+    way = measure_prefix if args.prefix else measure
+    both = not (args.encoder_attention or args.data or args.prefix)
+    for layout in LAYOUTS if both else [args.encoder_attention or LAYOUTS[0]]:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(way(Path(folder), args, layout)), flush=True)
 
 
 if __name__ == "__main__":

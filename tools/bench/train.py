@@ -1,6 +1,6 @@
 """Tokens a second of training, ours beside the official PyTorch code, in turns on the same rows.
 
-    python tools/bench/train.py [--official DIR] [--rounds 5] [--steps 2]
+    OMP_NUM_THREADS=1 taskset -c 0 python tools/bench/train.py [--official DIR] [--rounds 5]
 
 A model of about 50 million parameters, float32, AdamW, gradients clipped to norm 1, no dropout.
 Rows are fine-tuning JSONL with noise clips of 3 to 12 s. Ours trains on packed rows, as the data
@@ -8,13 +8,15 @@ pipeline lays them out. The official code (DIR: a clone of its repository, whose
 are imported) trains on the same rows with the same token ids, one a step: padded to --max-len as
 its trainer ships ("official_padded", every fourth row), and without any padding
 ("official_unpadded", all rows). Batches are prepared beforehand on both sides; nothing but steps
-is timed, by the wall clock, each side with all threads of the process. Keep the machine idle: under
-load the two slow down differently, and the ratio means nothing.
+is timed, by the processor time of all threads, so that other work on the machine matters little.
+On several cores a thread that spins while it waits is counted too; so bind the process to one core
+as above. --clock wall takes the wall clock instead; it needs an idle machine.
 
-Prints one JSON line. tokens_per_second counts real tokens, never padding: the median over rounds,
-and the slowest and fastest round. ratio is the median over rounds of ours / theirs of that round.
-loss is that of the first batch's rows before any step, the same to rounding on both sides where
---encoder-attention is the layout that DIR computes (the clone's newest code may differ).
+Prints one JSON line for each layout of the encoder's attention. tokens_per_second counts real
+tokens, never padding: the median over rounds, and the slowest and fastest round. ratio is the
+median over rounds of ours / theirs of that round. loss is that of the first batch's rows before any
+step, the same to rounding on both sides in the layout that DIR computes ("full" in the public code,
+"chunked" in newer code).
 """
 
 from __future__ import annotations
@@ -155,7 +157,7 @@ def packed_batches(folder: Path, args: argparse.Namespace, model: ModelConfig) -
         length=args.length,
         chunks=args.chunks,
         streams=1,
-        frames=None if args.encoder_attention == "chunked" else int(100 * SECONDS[1]),
+        frames=None if model.encoder.attention == "chunked" else int(100 * SECONDS[1]),
     )
     tokenizer = load_tokenizer(folder / "checkpoint")
     with Loader(Mixture(str(folder / "rows.jsonl")), tokenizer, model.encoder, config) as loader:
@@ -298,11 +300,15 @@ def check_same_rows(official: Official, batch: HostBatch) -> list[int]:
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def seconds(step: Callable[[Any], None], inputs: list) -> float:
-    start = time.perf_counter()
+CLOCKS = {"processor": time.process_time, "wall": time.perf_counter}
+LAYOUTS = ("chunked", "full")
+
+
+def seconds(clock: Callable[[], float], step: Callable[[Any], None], inputs: list) -> float:
+    start = clock()
     for each in inputs:
         step(each)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def summary(speeds: list[float]) -> dict[str, Any]:
@@ -312,8 +318,8 @@ def summary(speeds: list[float]) -> dict[str, Any]:
     }
 
 
-def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    model = MODEL.with_attention(args.encoder_attention)
+def measure(folder: Path, args: argparse.Namespace, layout: str) -> dict[str, Any]:
+    model, clock = MODEL.with_attention(layout), CLOCKS[args.clock]
     # Rows of 75 tokens at the least, so that none comes twice.
     count = args.batch * args.length * (2 + args.rounds * args.steps) // 75
     write_inputs(folder, count)
@@ -335,14 +341,14 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     for number in range(args.rounds):
         here = batches[1 + number * args.steps :][: args.steps]
         tokens = sum(batch.stats["tokens"] for batch in here)
-        spent = seconds(ours.step, [batch.arrays for batch in here])
+        spent = seconds(clock, ours.step, [batch.arrays for batch in here])
         speeds["ours"].append(tokens / spent)
         if not official:
             continue
         rows = [n for batch in here for n in check_same_rows(official, batch)]
         for mode, chosen in (("official_padded", rows[::4]), ("official_unpadded", rows)):
             pairs = [official.inputs(n, mode == "official_padded") for n in chosen]
-            spent = seconds(official.step, [inputs for inputs, _ in pairs])
+            spent = seconds(clock, official.step, [inputs for inputs, _ in pairs])
             speeds[mode].append(sum(n for _, n in pairs) / spent)
 
     timed = batches[1:]
@@ -361,10 +367,11 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     rows = sum(b.stats["examples"] for b in timed)
     return {
         "parameters": ours.parameters,
-        "threads": len(os.sched_getaffinity(0)),
+        "clock": args.clock,
+        "cores": len(os.sched_getaffinity(0)),
         "rows": rows,
         "tokens_a_row": round(sum(b.stats["tokens"] for b in timed) / rows, 1),
-        "encoder_attention": args.encoder_attention,
+        "encoder_attention": layout,
         "max_len": args.max_len,
         "loss": losses,
         **result,
@@ -381,10 +388,12 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=9, help="audio chunks of a packed row")
     parser.add_argument("--remat", default="none")
     parser.add_argument("--max-len", type=int, default=1024, help="the official padding")
-    parser.add_argument("--encoder-attention", choices=("chunked", "full"), default="chunked")
+    parser.add_argument("--encoder-attention", choices=LAYOUTS, help="one layout instead of both")
+    parser.add_argument("--clock", choices=CLOCKS, default="processor")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(Path(folder), args)))
+    for layout in [args.encoder_attention] if args.encoder_attention else LAYOUTS:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(measure(Path(folder), args, layout)), flush=True)
 
 
 if __name__ == "__main__":
