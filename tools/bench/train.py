@@ -157,6 +157,7 @@ def packed_batches(folder: Path, args: argparse.Namespace, model: ModelConfig) -
         length=args.length,
         chunks=args.chunks,
         streams=1,
+        time_markers=False,  # see write_inputs
         frames=None if model.encoder.attention == "chunked" else int(100 * SECONDS[1]),
     )
     tokenizer = load_tokenizer(folder / "checkpoint")
