@@ -1,6 +1,9 @@
-// Filters of the answers in the page of `evaluate report`.
+// Filters of the answers in the page of `evaluate report`, and clips that several answers share.
 'use strict';
 (function () {
+document.querySelectorAll('[data-same]').forEach(later => {
+  later.src = document.querySelector(`[data-embedded="${later.dataset.same}"]`).src;
+});
 const rows = [...document.querySelectorAll('#list details')];
 const controls = document.getElementById('controls'), counts = new Map();
 const tags = new Map(rows.map(row => [row, row.dataset.tags.split('\n')]));

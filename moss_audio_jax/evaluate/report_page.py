@@ -179,6 +179,7 @@ class Answers:
             data = str((score.content.get("inputs") or {}).get("items_hash", score.path))
             for one in said:
                 items.setdefault((score.benchmark, data, str(one.row["id"])), []).append(one)
+        self._first: dict[str, int] = {}  # the address of what is embedded -> its number
         self._clips = self._embedded(list(items.values()), embed)
         shown = [self._item(benchmark, name, said) for (benchmark, _, name), said in items.items()]
         if self._lost:
@@ -239,7 +240,15 @@ class Answers:
                 players.append(timeline.player(self._link(*sound), drawn))
             if sound[0] in self._lost:
                 players.append(f"<small>no audio: {escape(sound[0])}</small>")
-        return "".join(players)
+        return re.sub(r'\bsrc="(data:[^"]+)"', self._once, "".join(players))
+
+    def _once(self, source: re.Match[str]) -> str:
+        """An embedded file where it comes first; later a number, for which report.js puts it."""
+        address = source[1]
+        if address in self._first:
+            return f'data-same="{self._first[address]}"'
+        self._first[address] = len(self._first)
+        return f'data-embedded="{self._first[address]}" {source[0]}'
 
     # --- audio files -----------------------------------------------------------------------------
 

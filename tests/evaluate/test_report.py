@@ -323,9 +323,10 @@ def test_one_page_that_needs_nothing_and_runs_nothing(folder, capsys):
     assert any(f"{HOSTILE}: wrong" in row["data-tags"] for row in rows)
     assert "[0.10]red[0.40][0.85]fox[0.90]" in page.text
     assert "so so" in page.text
-    # One clip lies in the page, with its spectrogram, and is heard for words and for events; the
-    # other is linked to, from the page.
-    assert text.count("data:audio/flac") == text.count("data:image/png") == 2
+    # One clip lies in the page once, with its spectrogram, and is heard for words and for events;
+    # the other is linked to, from the page.
+    assert text.count("data:audio/flac") == text.count("data:image/png") == 1
+    assert [attrs["data-same"] for _, attrs in page.tags if "data-same" in attrs] == ["0", "1"]
     assert text.count('src="sound%20here/b.wav"') == 2
 
     lines = markdown.read_text(encoding="utf-8").splitlines()
