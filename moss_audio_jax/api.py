@@ -35,7 +35,7 @@ from moss_audio_jax.files import quoted
 from moss_audio_jax.generate.engine import Engine, Output
 from moss_audio_jax.generate.familiarity import Familiarity, Gauge
 from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
-from moss_audio_jax.generate.request import Audio, Clip, Prepared, Reply, Request, name_of
+from moss_audio_jax.generate.request import Audio, Clip, Prepared, Reply, Request, clip_of, name_of
 from moss_audio_jax.generate.stop_strings import UntilStop, first_stop
 from moss_audio_jax.generate.vocabulary import vocabulary
 from moss_audio_jax.models import decoder, encoder, moss_audio
@@ -303,10 +303,9 @@ class MossAudio:
             markers = request.time_markers
         clips = request.clips
         mels, warnings = [], []
-        for number, clip in enumerate(clips, 1):
-            if not isinstance(clip, Clip):
-                clip = Clip(clip, name_of(clip, number))
-            mels.append(clip.mel(self.processor.mel_dtype, self._mel))
+        for number, clip in enumerate(map(clip_of, clips), 1):
+            make = functools.partial(self._mel, name=name_of(clip, number))
+            mels.append(clip.mel(self.processor.mel_dtype, make))
             if not clip.wav.any():
                 warnings.append(
                     _of(number, clips, "every sample is 0: what the answer says was not heard")
@@ -446,7 +445,7 @@ class MossAudio:
         None where the checkpoint cannot tell (`generate.familiarity` says which can), or the clip
         is shorter than half a second. Raises InputError for a clip that cannot be used.
         """
-        return self.judged([log_mel(Clip(audio).wav)])[0]
+        return self.judged([log_mel(clip_of(audio).wav)])[0]
 
     def judged(self, mels: Sequence[np.ndarray]) -> list[Familiarity | None]:
         """`familiarity` of clips by their log-mels [128, frames]."""

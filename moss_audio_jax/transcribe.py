@@ -30,7 +30,7 @@ from moss_audio_jax.audio.windows import quiet_windows
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.files import write_whole
 from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
-from moss_audio_jax.generate.request import Audio, Prepared, Reply, Request, name_of
+from moss_audio_jax.generate.request import Audio, Prepared, Reply, Request, clip_of, name_of
 from moss_audio_jax.text import Segment, to_json, to_srt, to_textgrid, to_vtt
 from moss_audio_jax.text.tasks import TRANSCRIBE
 from moss_audio_jax.text.timestamps import parse, shift
@@ -116,7 +116,7 @@ def transcribe(
     clips = Request("", audio).clips
     cut = []
     for number, clip in enumerate(clips, 1):
-        wav = clip if isinstance(clip, np.ndarray) else load_audio(clip)
+        wav = clip_of(clip).wav
         try:
             cut.append(cut_windows(model, wav, timestamps, window_seconds, sampling))
         except InputError as error:

@@ -347,7 +347,7 @@ def test_a_clip_may_come_in_any_form(model, tmp_path):
     expected = model.prepare(mj.Request("hi", [wav]))
     with file.open("rb") as opened:
         forms = [file, str(file), opened, io.BytesIO(file.read_bytes()), wav.astype(np.float64)]
-        forms += [{"array": wav, "sampling_rate": 16_000}, (wav, 16_000)]
+        forms += [{"array": wav, "sampling_rate": 16_000}, (wav, 16_000), mj.Clip(wav)]
         for form in forms:
             for audio in ([form], form):  # a clip by itself is a list of one
                 prepared = model.prepare(mj.Request("hi", audio))
@@ -374,6 +374,13 @@ def test_questions_share_a_clip_that_is_read_once(model, tmp_path, monkeypatch):
     assert read == [tmp_path / "a.wav"]
     with pytest.raises(mj.InputError, match=r"gone\.wav"):
         model.generate("?", mj.Clip(tmp_path / "gone.wav"))
+    silent = np.zeros(4000, np.float32)
+    named = model.prepare(mj.Request("?", [mj.Clip(tone(1.0)), mj.Clip(silent)]))
+    assert [text[:7] for text in named.warnings] == ["clip 2:"]
+    with pytest.raises(mj.InputError, match="clip 2:"):
+        model.prepare(mj.Request("?", [mj.Clip(tone(1.0)), mj.Clip(silent[:9])]))
+    transcript = mj.transcribe(model, mj.Clip(tone(1.0)), sampling=few)
+    assert transcript.text == mj.transcribe(model, tone(1.0), sampling=few).text
 
 
 def test_text_system_and_time_markers(model):

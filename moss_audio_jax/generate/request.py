@@ -24,7 +24,7 @@ class Clip:
 
     Args:
       audio: see `Audio`.
-      name: in messages; by default the file's name.
+      name: in messages; by default the file's name, or its number in the request.
 
     Attributes:
       wav: float32 [n], 16 kHz mono. Reading it raises InputError for a clip that cannot be used.
@@ -32,17 +32,17 @@ class Clip:
 
     def __init__(self, audio: Audio, name: str | None = None) -> None:
         self.audio = audio
-        self.name = name_of(audio, 1) if name is None else name
+        self.name = name
         self._mels: dict[str, np.ndarray] = {}
 
     @functools.cached_property
     def wav(self) -> np.ndarray:
         return self.audio if isinstance(self.audio, np.ndarray) else load_audio(self.audio)
 
-    def mel(self, dtype: str, make: Callable[[np.ndarray, str], np.ndarray]) -> np.ndarray:
-        """What `make(wav, name)` gives for a model that rounds log-mels to `dtype`; made once."""
+    def mel(self, dtype: str, make: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """What `make(wav)` gives for a model that rounds log-mels to `dtype`; made once."""
         if dtype not in self._mels:
-            self._mels[dtype] = make(self.wav, self.name)
+            self._mels[dtype] = make(self.wav)
         return self._mels[dtype]
 
 
@@ -51,8 +51,15 @@ class Clip:
 Audio = str | Path | BinaryIO | np.ndarray | Mapping[str, Any] | tuple[np.ndarray, int] | Clip
 
 
+def clip_of(audio: Audio) -> Clip:
+    """The clip itself, or a new one."""
+    return audio if isinstance(audio, Clip) else Clip(audio)
+
+
 def name_of(clip: Audio, number: int) -> str:
-    """The name of a clip in messages: its file, or "clip N"."""
+    """The name of a clip in messages: its own, its file's, or "clip N"."""
+    if isinstance(clip, Clip):
+        return clip.name or name_of(clip.audio, number)
     if isinstance(clip, str | Path):
         return str(clip)
     return str(getattr(clip, "name", f"clip {number}"))

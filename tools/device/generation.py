@@ -124,7 +124,7 @@ def bench_prefill(args: argparse.Namespace, clock: Clock) -> None:
         fresh = decode_state.new_answers(requests, [64] * rows, 64, rows, static["vocab"])
         batch, fresh = jax.device_put((batch, fresh))
         params = released(model)
-        lowered = decode_state.start.lower(params, batch, fresh, **static | {"compute": compute})
+        lowered = decode_state.prefill.lower(params, batch, fresh, **static | {"compute": compute})
         program, compile_seconds = compiled(lowered, args.xla)
         spent = seconds(lambda: program(params, batch, fresh), args.steps)
         tokens = rows * shape.tokens
