@@ -230,9 +230,8 @@ def main(argv: Sequence[str]) -> int:
     if args.format in ("srt", "vtt", "textgrid") and args.timestamps == "none":
         raise UsageError(f"--format {args.format} needs --timestamps sentence or word")
     targets = _targets(args.audio, args.out, args.format)
-    quiet_windows(
-        np.zeros(0, np.float32), args.window_seconds
-    )  # a wrong value is refused before loading
+    # A wrong value is refused before the model is loaded.
+    quiet_windows(np.zeros(0, np.float32), args.window_seconds)
 
     sampling = sampling_from(args)
     wrong = command.look(args.audio)

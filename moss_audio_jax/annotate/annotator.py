@@ -3,7 +3,6 @@ with the same inputs."""
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import itertools
@@ -34,7 +33,15 @@ from moss_audio_jax.annotate.work import Work, new_record
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.files import brief, not_written, open_regular, parse_json, read_json, shown
+from moss_audio_jax.files import (
+    brief,
+    disk_is_full,
+    not_written,
+    open_regular,
+    parse_json,
+    read_json,
+    shown,
+)
 from moss_audio_jax.journal import write_lines
 from moss_audio_jax.remote import redact
 from moss_audio_jax.weights.helpers import load_helpers
@@ -142,10 +149,9 @@ class Annotator:
             return step(source, *args)
         except Exception as error:  # one file must not end a run over a million
             full = error if isinstance(error, OSError) else error.__cause__
-            if isinstance(full, OSError) and full.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise not_written(
-                    self._out, full
-                ) from None  # no other file could be written, either
+            if isinstance(full, OSError) and disk_is_full(full):
+                # No other file could be written, either.
+                raise not_written(self._out, full) from None
             known = isinstance(error, InputError | OSError)
             why = str(error) if known else f"{type(error).__name__}: {error}"
         for name in (source.path, shown(source.path)):
@@ -256,9 +262,8 @@ class Annotator:
         }
         folder = self._out / "records"
         write_lines(folder / f"{source.id}.jsonl", records)
-        write_lines(
-            folder / f"{source.id}.json", [done]
-        )  # written last: it shows that everything is there
+        # Written last: it shows that everything is there.
+        write_lines(folder / f"{source.id}.json", [done])
         return done
 
 

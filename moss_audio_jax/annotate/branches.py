@@ -37,9 +37,8 @@ from moss_audio_jax.text.tasks import NO_SPEECH
 
 _DECODER_SECONDS = 20.0  # seconds of sound that the small model's decoder gets at a time
 _FULL_SCALE = 0.999
-_TIMES = re.compile(
-    r" \([\d., and-]* s\)"
-)  # times in a template, which a language model does not see
+# Times in a template, which a language model does not see.
+_TIMES = re.compile(r" \([\d., and-]* s\)")
 
 
 class Branches:

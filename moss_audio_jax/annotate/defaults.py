@@ -59,9 +59,8 @@ def get_config() -> ConfigDict:
     s = c.sound = ConfigDict()
     s.events = "tags"  # of the small model or of `posteriors`; or an expert; or "": none
     s.on, s.off = 0.8, 0.8  # hysteresis of the tags
-    s.over_speech = (
-        0.95  # replaces `on` if there is a voice, because much is mistaken for other sounds there
-    )
+    # Replaces `on` where there is a voice, because the tags take much of it for other sounds.
+    s.over_speech = 0.95
     s.event_seconds = 0.2
     s.absent = 0.02  # a label whose score stays below is absent
     s.caption = "template"  # or an expert
@@ -73,9 +72,8 @@ def get_config() -> ConfigDict:
     s = c.rows = ConfigDict()
     s.min_seconds = 0.5  # shorter segments give no rows
     s.skip = ()  # tasks that are left out
-    s.keep_doubtful = (
-        False  # keep rows that rest on the small model alone, for sound that it does not know
-    )
+    # Keep rows that rest on the small model alone, for sound that it does not know.
+    s.keep_doubtful = False
 
     c.page_clips = 24  # files shown in index.html
     c.page_seconds = 60.0  # of each

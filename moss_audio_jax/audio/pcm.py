@@ -115,9 +115,8 @@ def _values(data: bytes, code: str) -> np.ndarray:
 def scaled(values: np.ndarray) -> np.ndarray:
     """Samples as float32. The full range of integers becomes -1..1 (unsigned: 128 becomes 0)."""
     if values.dtype.kind == "f":
-        with np.errstate(
-            over="ignore", invalid="ignore"
-        ):  # values that are not finite are refused later
+        # Values that are not finite are refused later.
+        with np.errstate(over="ignore", invalid="ignore"):
             return values.astype(np.float32, copy=False)
     scale = np.float32(2.0 ** (1 - 8 * values.itemsize))
     out = np.multiply(values, scale, dtype=np.float32, casting="unsafe")

@@ -70,10 +70,8 @@ def read_at(file: BinaryIO, pos: int, count: int) -> bytes:
 
 
 def _flac_links(file: BinaryIO, start: int, size: int) -> list[Link]:
-    described = (
-        b"fLaC\0\0\0\x22",
-        b"fLaC\x80\0\0\x22",
-    )  # a file starts with these, a mere mark does not
+    # How a file starts; the mark alone may also stand in its data.
+    described = (b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22")
     starts = [p for p in _find_all(file, b"fLaC", start + 4) if read_at(file, p, 8) in described]
     starts.insert(0, start)
     found = []

@@ -58,7 +58,7 @@ def get_config(size: str = "4b") -> ConfigDict:
     data.branches = 1  # how many of a row's branches share its clip at a visit; 0: none
     # For branches: (task regex, relative frequency[, weight in the loss]); the first match wins.
     data.pick = ((".*", 1.0),)
-    data.log_rows = False  # write which rows each step saw to rows.jsonl
+    data.log_rows = False  # write which rows each step saw to rows-PROCESS.jsonl
 
     c.train = train = ConfigDict()
     train.steps = 1000

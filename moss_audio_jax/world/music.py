@@ -43,7 +43,7 @@ class Piece(NamedTuple):
 
 
 def make(draw: Draw, seconds: float) -> Piece:
-    """A piece of at most so many seconds (at least two bars of its tempo where they fit)."""
+    """A piece of at most `seconds`, but of two beats at least."""
     pace = draw.choice(tuple(TEMPI))
     tempo = float(draw.integer(*TEMPI[pace]))
     beat = 60 / tempo
@@ -103,7 +103,7 @@ def _degrees(draw: Draw, n_beats: int) -> list[int]:
 def _melody(
     draw: Draw, lead: str, n_beats: int, beat: float, tonic: int, mode: str, degrees: list[int]
 ) -> list[Note]:
-    """Steps along the scale; on strong beats a note of the chord."""
+    """Steps along the scale; on each beat a note of the chord."""
     notes, at, step = [], 0.0, 7 * draw.integer(0, 1) if tonic < 6 else 0
     while at < n_beats - 1:
         for length in draw.choice(_RHYTHMS):

@@ -76,9 +76,8 @@ def test_a_step_reads_the_decoder_and_the_cache_once():
     matrices = decoder.layers * kernels + width * decoder.vocab_size
     norms = decoder.layers * (2 * width + 2 * 128) + width
     assert native.weights_read == 2 * (matrices // 4 + norms)
-    cache = (
-        decoder.layers * LOAD.batch * LOAD.cache_positions * decoder.kv_heads * 2
-    )  # keys, values
+    both = 2  # keys and values
+    cache = decoder.layers * LOAD.batch * LOAD.cache_positions * decoder.kv_heads * both
     assert native.cache_read == native.cache == cache * 128 * 2 / 8
     assert int8.cache_read == cache * (128 + 2) / 8
     scales = decoder.layers * (128 * (8 + 2 * 4) + 2 * decoder.ffn_dim) + decoder.vocab_size
