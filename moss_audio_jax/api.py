@@ -596,7 +596,6 @@ def _encode(params: Any, batch: moss_audio.Batch, config: ModelConfig, compute: 
         compute,
         batch["mels"],
         batch["frames"],
-        batch["padded"],
     )
 
 

@@ -228,14 +228,14 @@ def rows(folder: Path) -> Setup:
 
     from moss_audio_jax.config import DEFAULT_CHECKPOINT
     from moss_audio_jax.data.examples import ExampleMaker, Job
-    from moss_audio_jax.data.packing import Size
+    from moss_audio_jax.data.packing import Room
     from moss_audio_jax.data.sources import Location
     from moss_audio_jax.text import load_tokenizer
     from moss_audio_jax.weights.opening import read_config
 
     soundfile.write(folder / "a.wav", _tone(), 16_000)
     encoder = read_config(DEFAULT_CHECKPOINT).encoder
-    maker = ExampleMaker(load_tokenizer(DEFAULT_CHECKPOINT), encoder, Size(4096, 64), 400)
+    maker = ExampleMaker(load_tokenizer(DEFAULT_CHECKPOINT), encoder, Room(4096, 64, 50))
     r = _row()
     plain = {
         "conversation": [r["message"], r["asked"], r["said"]],

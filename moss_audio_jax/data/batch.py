@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import ml_dtypes  # noqa: F401  gives np.dtype the name bfloat16
 import numpy as np
 
 from moss_audio_jax.audio import lengths
 from moss_audio_jax.config import EncoderConfig
+from moss_audio_jax.data.packing import Place, Room, place, strips_of
 from moss_audio_jax.data.targets import IGNORE, Heard, Targets
 from moss_audio_jax.errors import InputError
 
@@ -60,12 +61,16 @@ class TrainExample(Example):
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A batch's static shape: rows B, tokens T, chunks C of F frames in each row."""
+    """A batch's static shape: rows B, tokens T, strips C of F mel frames in each row."""
 
     rows: int
     tokens: int
     chunks: int
     frames: int
+
+    def room(self, share: bool = True) -> Room:
+        """What a row of it holds."""
+        return Room(self.tokens, self.chunks, self.frames // lengths.FRAMES_PER_TOKEN, share)
 
 
 def check(example: Example, config: EncoderConfig, audio_token_id: int) -> None:
@@ -85,16 +90,20 @@ def check(example: Example, config: EncoderConfig, audio_token_id: int) -> None:
         )
 
 
-def chunk_count(example: Example, config: EncoderConfig) -> int:
-    """Chunks the encoder sees for this prompt."""
-    return chunks_of([mel.shape[1] for mel in example.mels], config)
+def pieces_of(mel_frames: Sequence[int], config: EncoderConfig) -> list[int]:
+    """The mel frames of the pieces that the encoder hears by themselves, of clips of so many."""
+    size = config.chunk_frames if config.attention == "chunked" else None
+    return [n for frames in mel_frames for n in lengths.chunk_frames(frames, size or frames)]
 
 
-def chunks_of(mel_frames: Sequence[int], config: EncoderConfig) -> int:
-    """Chunks of clips of so many mel frames."""
-    if config.attention != "chunked":
-        return len(mel_frames)
-    return sum(-(-frames // config.chunk_frames) for frames in mel_frames)
+def token_counts(pieces: Sequence[int]) -> tuple[int, ...]:
+    """The audio tokens of pieces of so many mel frames."""
+    return tuple(lengths.audio_tokens(n) for n in pieces)
+
+
+def size_of(mels: Sequence[np.ndarray], config: EncoderConfig) -> tuple[int, ...]:
+    """The audio tokens of each piece of some clips [128, n]."""
+    return token_counts(pieces_of([mel.shape[1] for mel in mels], config))
 
 
 def bucket(n: int, smallest: int = 1) -> int:
@@ -112,12 +121,14 @@ def bucket_shape(examples: Sequence[Example], config: EncoderConfig, rows: int) 
     frames = config.chunk_frames
     if config.attention != "chunked":
         frames = frames * bucket(-(-longest // frames))
-    return Shape(
+    shape = Shape(
         rows=rows,
         tokens=bucket(max(len(e.ids) for e in examples), _MIN_LENGTH),
-        chunks=bucket(max(chunk_count(e, config) for e in examples)),
+        chunks=0,
         frames=frames,
     )
+    strips = max(strips_of(size_of(e.mels, config), shape.room()) for e in examples)
+    return dataclasses.replace(shape, chunks=bucket(strips))
 
 
 def make_batch(
@@ -126,11 +137,12 @@ def make_batch(
     config: EncoderConfig,
     audio_token_id: int,
     mel_dtype: str = "float32",
+    share: bool = True,
 ) -> dict[str, np.ndarray]:
     """Lays examples out in rows; rows beyond those given stay empty.
 
     `mel_dtype` is that of the batch's mels: where they were rounded to bfloat16 already, a bfloat16
-    batch is the same at half the size.
+    batch is the same at half the size. With `share`, pieces of sound may share a strip.
 
     Raises:
       InputError: an example's placeholders and clips disagree, or a row does not fit `shape`.
@@ -142,27 +154,35 @@ def make_batch(
         "segment_ids": np.zeros((b, t), np.int32),
         "audio_index": np.full((b, t), -1, np.int32),
         "mels": np.zeros((b, c, f, config.mel_bins), np.dtype(mel_dtype)),
-        "frames": np.zeros((b, c), np.int32),
-        "padded": np.zeros((b, c), np.int32),
+        "frames": np.zeros((b, c, f // lengths.FRAMES_PER_TOKEN), np.int32),
     }
+    room = shape.room(share)
     for row, examples in enumerate(rows):
-        token = chunk = 0
+        pieces = [size_of(example.mels, config) for example in examples]
+        places = iter(place([n for each in pieces for n in each], room))
+        tokens = sum(len(example.ids) for example in examples)
+        strips = strips_of([n for each in pieces for n in each], room)
+        if tokens > t or strips > c:
+            raise InputError(
+                f"row {row} needs {tokens} tokens and {strips} chunks; the batch has {t} and {c}"
+            )
+        token = 0
         for segment, example in enumerate(examples, 1):
             check(example, config, audio_token_id)
-            n, n_chunks = len(example.ids), chunk_count(example, config)
-            if token + n > t or chunk + n_chunks > c:
-                raise InputError(
-                    f"row {row} needs {token + n} tokens and {chunk + n_chunks} chunks; "
-                    f"the batch has {t} and {c}"
-                )
+            n = len(example.ids)
             here = slice(token, token + n)
             batch["tokens"][row, here] = example.ids
             batch["positions"][row, here] = np.arange(n)
             batch["segment_ids"][row, here] = segment
-            places = token + np.flatnonzero(np.asarray(example.ids) == audio_token_id)
-            batch["audio_index"][row, places] = _fill_chunks(batch, row, chunk, example, config)
-            token, chunk = token + n, chunk + n_chunks
+            at = token + np.flatnonzero(np.asarray(example.ids) == audio_token_id)
+            batch["audio_index"][row, at] = _fill_strips(batch, row, places, example, config)
+            token += n
     return batch
+
+
+def shares(targets: Targets | None) -> bool:
+    """Whether pieces may share a strip: not if a helper loss aligns words strip by strip."""
+    return not (targets and targets.words)
 
 
 def make_train_batch(
@@ -183,7 +203,8 @@ def make_train_batch(
 
     and with `targets` the arrays that `data.targets` describes.
     """
-    batch = make_batch(rows, shape, config, audio_token_id, mel_dtype)
+    share = shares(targets)
+    batch = make_batch(rows, shape, config, audio_token_id, mel_dtype, share)
     b, t = shape.rows, shape.tokens
     batch["labels"] = np.full((b, t), IGNORE, np.int32)
     batch["weights"] = np.zeros((b, t), np.float32)
@@ -210,20 +231,29 @@ def make_train_batch(
     return batch
 
 
-def _fill_chunks(
-    batch: dict[str, np.ndarray], row: int, chunk: int, example: Example, config: EncoderConfig
+def _fill_strips(
+    batch: dict[str, np.ndarray],
+    row: int,
+    places: Iterator[Place],
+    example: Example,
+    config: EncoderConfig,
 ) -> np.ndarray:
-    """Writes an example's chunks from `chunk` on; returns where its audio tokens will stand."""
-    size = config.chunk_frames if config.attention == "chunked" else None
-    stride = batch["mels"].shape[2] // lengths.FRAMES_PER_TOKEN  # tokens a chunk
-    padded = lengths.padded_frames([mel.shape[1] for mel in example.mels], size)
+    """Writes an example's sound to its `places`; returns where its audio tokens will stand."""
+    stride = batch["frames"].shape[2]  # tokens a strip
+    clips = [mel.shape[1] for mel in example.mels]
+    padded = lengths.padded_frames(
+        clips, config.chunk_frames if config.attention == "chunked" else None
+    )
     index = [np.zeros(0, np.int32)]
-    for mel in example.mels:
+    for mel, frames in zip(example.mels, clips, strict=True):
         start = 0
-        for n in lengths.chunk_frames(mel.shape[1], size or mel.shape[1]):
-            batch["mels"][row, chunk, :n] = mel[:, start : start + n].T
-            batch["frames"][row, chunk] = n
-            batch["padded"][row, chunk] = padded
-            index.append(chunk * stride + np.arange(lengths.audio_tokens(n)))
-            start, chunk = start + n, chunk + 1
+        for n in pieces_of([frames], config):
+            strip, first = next(places)
+            tokens = np.arange(lengths.audio_tokens(n))
+            frame = first * lengths.FRAMES_PER_TOKEN
+            batch["mels"][row, strip, frame : frame + n] = mel[:, start : start + n].T
+            left = padded - tokens * lengths.FRAMES_PER_TOKEN
+            batch["frames"][row, strip, first + tokens] = left.clip(max=lengths.FRAMES_PER_TOKEN)
+            index.append(strip * stride + first + tokens)
+            start += n
     return np.concatenate(index)

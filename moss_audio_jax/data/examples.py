@@ -15,9 +15,9 @@ from moss_audio_jax.audio import lengths, load_audio, log_mel
 from moss_audio_jax.config import EncoderConfig
 from moss_audio_jax.data import augment as augmenting
 from moss_audio_jax.data.augment import Augment
-from moss_audio_jax.data.batch import IGNORE, TrainExample, chunks_of
+from moss_audio_jax.data.batch import IGNORE, TrainExample, pieces_of, token_counts
 from moss_audio_jax.data.loader_config import Pick
-from moss_audio_jax.data.packing import Size
+from moss_audio_jax.data.packing import Room, strips_of
 from moss_audio_jax.data.records import Branch, Clip, Rejected, Row, Span, parse_row, reason_of
 from moss_audio_jax.data.sources import (
     Location,
@@ -51,9 +51,8 @@ class ExampleMaker:
 
     Attributes:
       tokenizer: its processor decides on the dtype that mels are rounded to.
-      encoder: decides on the number of chunks.
-      room: tokens and chunks of a row of the batch.
-      frames: the most that a chunk holds (of a clip, where a clip is one chunk).
+      encoder: decides which pieces of sound are heard by themselves.
+      room: of a row of the batch.
       tasks: names of the tasks that are told apart: a row's "task", else its part's name.
       seed: of the augmentation and of the choice of branches.
       branches, pick, time_markers: see LoaderConfig.
@@ -62,8 +61,7 @@ class ExampleMaker:
 
     tokenizer: Tokenizer
     encoder: EncoderConfig
-    room: Size
-    frames: int
+    room: Room
     tasks: tuple[str, ...] = ()
     augment: Augment = dataclasses.field(default_factory=Augment)
     seed: int = 0
@@ -100,22 +98,23 @@ class ExampleMaker:
             sound = _load(clip, job.location.path, speed)
             sounds.append(sound)
             frames.append(sound.shape[1] if sound.ndim == 2 else lengths.mel_frames(len(sound)))
-            chunks = chunks_of(frames, self.encoder)
-            if number < len(row.clips) and chunks > self.room.chunks:  # enough is in memory
+            chunks = self._strips(frames)
+            if number < len(row.clips) and chunks > self.room.strips:  # enough is in memory
                 return (
                     f"{number} of its {len(row.clips)} clips need {chunks} chunks; a row of the "
-                    f"batch has {self.room.chunks}"
+                    f"batch has {self.room.strips}"
                 )
         said = self._said(row, chosen, job, frames)
         # Before the mels are computed, so that dropped rows cost little.
-        size = Size(len(said.ids), chunks_of(frames, self.encoder))
-        if size.tokens > self.room.tokens or size.chunks > self.room.chunks:
+        tokens, chunks = len(said.ids), self._strips(frames)
+        if tokens > self.room.tokens or chunks > self.room.strips:
             return (
-                f"needs {size.tokens} tokens and {size.chunks} chunks; "
-                f"a row of the batch has {self.room.tokens} and {self.room.chunks}"
+                f"needs {tokens} tokens and {chunks} chunks; "
+                f"a row of the batch has {self.room.tokens} and {self.room.strips}"
             )
-        if self.encoder.attention != "chunked" and max(frames, default=0) > self.frames:
-            return f"a clip has {max(frames)} mel frames; the batch has room for {self.frames}"
+        longest = self.room.length * lengths.FRAMES_PER_TOKEN
+        if self.encoder.attention != "chunked" and max(frames, default=0) > longest:
+            return f"a clip has {max(frames)} mel frames; the batch has room for {longest}"
         return TrainExample(
             **said._asdict(),
             mels=tuple(self._mel(sound, rng) for sound in sounds),
@@ -124,6 +123,9 @@ class ExampleMaker:
             seconds=sum(frames) * lengths.HOP / lengths.SAMPLE_RATE,
             heard=self._heard(_at_speed(row, speed), frames) if self.targets else None,
         )
+
+    def _strips(self, frames: list[int]) -> int:
+        return strips_of(token_counts(pieces_of(frames, self.encoder)), self.room)
 
     def _said(self, row: Row, chosen: list[Branch], job: Job, frames: list[int]) -> _Said:
         """Ids and labels; for a row with branches, those of the chosen branches."""
@@ -147,9 +149,8 @@ class ExampleMaker:
         return _Said(*(np.concatenate(arrays) for arrays in zip(*said, strict=True)))
 
     def _heard(self, row: Row, frames: Sequence[int]) -> Heard:
-        size = self.encoder.chunk_frames if self.encoder.attention == "chunked" else None
-        chunks = [chunk for n in frames for chunk in lengths.chunk_frames(n, size or n)]
-        return self.targets.heard(row, self.tokenizer, [lengths.audio_tokens(n) for n in chunks])
+        chunks = token_counts(pieces_of(frames, self.encoder))
+        return self.targets.heard(row, self.tokenizer, chunks)
 
     def _chosen(self, row: Row, rng: np.random.Generator) -> list[Branch]:
         """Up to `branches` branches of a row, drawn without replacement by the weights of

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from moss_audio_jax.config import EncoderConfig
 from moss_audio_jax.data.augment import Augment
 from moss_audio_jax.data.batch import Shape
+from moss_audio_jax.data.packing import Room
 from moss_audio_jax.errors import UsageError
 
 _MAX_STREAMS = 8
@@ -30,10 +31,10 @@ class LoaderConfig:
     Attributes:
       batch: rows of the global batch, B.
       length: tokens of a row, T.
-      chunks: audio chunks of a row, C (4 s each with chunked attention, else one clip each). About
-        length / 64 fits speech-like mixtures.
-      frames: mel frames that a chunk has room for; None: the encoder's chunk_frames. Give it for
-        full and sliding attention, a multiple of 8: longer clips are dropped as over-long.
+      chunks: strips of sound in a row, C (4 s each with chunked attention). What is shorter than
+        its strip shares it with others. About length / 72 fits speech-like mixtures.
+      frames: mel frames of a strip, F; None: the encoder's chunk_frames. Give it for full and
+        sliding attention, a multiple of 8: longer clips are dropped as over-long.
       packing: several examples in a row; else one.
       seed: of the order and of the augmentation.
       streams: S; None: the largest divisor of `batch` up to 8. It must divide the batch and be a
@@ -115,6 +116,10 @@ class LoaderConfig:
 
     def chunk_frames(self, encoder: EncoderConfig) -> int:
         return encoder.chunk_frames if self.frames is None else self.frames
+
+    def room(self, encoder: EncoderConfig) -> Room:
+        """What a row holds. Helper targets of words need a strip for each piece of sound."""
+        return self.shape(encoder).room(share=not self.words)
 
     def shape(self, encoder: EncoderConfig, process_count: int = 1) -> Shape:
         """The static shape of one process's part of a batch."""

@@ -15,7 +15,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from moss_audio_jax.data.batch import TrainExample, chunk_count
+from moss_audio_jax.data.batch import TrainExample, size_of
 from moss_audio_jax.data.examples import Job, rejected
 from moss_audio_jax.data.loader_config import LoaderConfig
 from moss_audio_jax.data.packing import Size, emptiest, pack
@@ -163,8 +163,8 @@ class PackedRowsIterator(grain.DatasetIterator[list[TrainExample]]):
         """Full rows, and the examples for the next window. None is carried twice."""
         if not self._config.packing:
             return [[example] for example in examples], []
-        room = Size(self._config.length, self._config.chunks)
-        sizes = [Size(len(e.ids), chunk_count(e, self._encoder)) for e in examples]
+        room = self._config.room(self._encoder)
+        sizes = [Size(len(e.ids), size_of(e.mels, self._encoder)) for e in examples]
         rows = pack(sizes, room, carried)
         if len(rows) < 2:
             return [], examples

@@ -31,7 +31,6 @@ from moss_audio_jax.data.examples import ExampleMaker
 from moss_audio_jax.data.loader_config import LoaderConfig
 from moss_audio_jax.data.mixture import Mixture
 from moss_audio_jax.data.packed_rows import PackedRows
-from moss_audio_jax.data.packing import Size
 from moss_audio_jax.data.reports import COUNTS, Reports
 from moss_audio_jax.data.targets import Targets
 from moss_audio_jax.data.workers import Made, Workers
@@ -315,7 +314,7 @@ class _Room:
             "tokens": sum(len(e.ids) for e in examples),
             "room": self._shape.rows * self._shape.tokens,
             "labels": int(np.count_nonzero(arrays["weights"])),
-            "chunks": int(np.count_nonzero(arrays["frames"])),
+            "chunks": int(np.count_nonzero(arrays["frames"].any(axis=-1))),
             "audio_seconds": sum(e.seconds for e in examples),
             **counts,
         }
@@ -334,8 +333,7 @@ def example_maker(
     return ExampleMaker(
         tokenizer=tokenizer,
         encoder=encoder,
-        room=Size(config.length, config.chunks),
-        frames=config.chunk_frames(encoder),
+        room=config.room(encoder),
         tasks=tuple(config.tasks),
         augment=config.augment,
         seed=config.seed,

@@ -108,8 +108,8 @@ class Targets:
             arrays["heard_pieces"][row, places] = heard.pieces
             arrays["heard_before"][row, places] = heard.before
             size = arrays["heard_pieces"].shape[1] // arrays["heard_order"].shape[1]
-            chunk = places[0] // size
-            arrays["heard_order"][row, chunk : chunk + len(heard.order)] = heard.order
+            chunks = list(dict.fromkeys(places // size))  # each has a strip of its own
+            arrays["heard_order"][row, chunks] = heard.order
         if self.tags:
             arrays["heard_tags"][row, places] = heard.tags
 

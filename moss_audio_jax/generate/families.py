@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from moss_audio_jax.config import EncoderConfig
-from moss_audio_jax.data.batch import Example, bucket, chunk_count
+from moss_audio_jax.data.batch import Example, bucket, size_of
 
 PREFILL_TOKENS = 16384  # padded tokens that go through the decoder together, at most
 
@@ -82,7 +82,7 @@ class Queue:
         self, examples: Sequence[Example], encoder: EncoderConfig, audio_token_id: int
     ) -> None:
         def cost(number: int) -> tuple[int, int]:
-            return chunk_count(examples[number], encoder), len(examples[number].ids)
+            return sum(size_of(examples[number].mels, encoder)), len(examples[number].ids)
 
         families = [
             Family(sorted(family.members, key=cost, reverse=True), family.shared)

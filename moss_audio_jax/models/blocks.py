@@ -13,6 +13,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from moss_audio_jax.config import Compute
 from moss_audio_jax.ops.cudnn import FORWARD
+from moss_audio_jax.ops.activations import silu_times
 from moss_audio_jax.ops.linear import matmul
 from moss_audio_jax.ops.norms import layer_norm, rms_norm
 from moss_audio_jax.ops.splash import RESIDUALS
@@ -22,18 +23,26 @@ REMAT = ("none", "full", "attention", "projections", "offload")  # see `remateri
 _ADDED = ("out_proj", "fc2", "o_proj", "down_proj")  # whose outputs join the residual stream
 
 
-@jax.custom_vjp
 def settled(x: Any) -> Any:
-    """Returns a tree of arrays unchanged; its gradients are written out once in the backward pass.
+    """Returns a tree of arrays unchanged; on TPUs its gradients are written out once.
 
     A TPU's compiler would otherwise recompute them inside each product that reads them, or fuse a
     norm's sums into a product, which costs more in tiling than a pass over memory
-    (docs/findings/2026-11-28-modelled-train-step.md).
+    (docs/findings/2026-11-28-modelled-train-step.md). A CPU's compiler would transpose what is
+    written out.
     """
+    return _settled(x) if platform() == "tpu" else x
+
+
+@jax.custom_vjp
+def _settled(x: Any) -> Any:
     return x
 
 
-settled.defvjp(lambda x: (x, None), lambda _, grads: (jax.lax.optimization_barrier(grads),))
+_settled.defvjp(lambda x: (x, None), lambda _, grads: (jax.lax.optimization_barrier(grads),))
+
+
+
 
 
 def row_major(x: jax.Array) -> jax.Array:
@@ -100,7 +109,7 @@ class GatedMLP(nn.Module):
         gate = Linear(self.hidden, name="gate_proj")(x)
         up = Linear(self.hidden, name="up_proj")(x)
         gate, up = settled((gate, up))
-        return Linear(self.features, name="down_proj")(jax.nn.silu(gate) * up)
+        return Linear(self.features, name="down_proj")(silu_times(gate, up))
 
 
 def init_stack(module: nn.Module, key: jax.Array, layers: int, *args: Any) -> Any:

@@ -1,6 +1,9 @@
-"""Audio encoder: convolutions and Whisper layers over independent chunks of log-mel.
+"""Audio encoder: convolutions and Whisper layers over independent pieces of log-mel.
 
-Letters: N chunks, F mel frames of a chunk, M mel bins, S = F / 8 tokens, D width, K taps.
+A strip of F mel frames holds one or more pieces (`models.moss_audio`). `frames` says how many mel
+frames stand behind each of its S tokens; a run of tokens with frames is a piece.
+
+Letters: N strips, F mel frames of a strip, M mel bins, S = F / 8 tokens, D width, K taps.
 """
 
 from __future__ import annotations
@@ -24,13 +27,13 @@ from moss_audio_jax.models.blocks import (
 )
 from moss_audio_jax.ops.attention import attention
 from moss_audio_jax.ops.conv import conv3x3_stride2
-from moss_audio_jax.ops.gelu import gelu
+from moss_audio_jax.ops.activations import gelu
 from moss_audio_jax.ops.rotary import sinusoids
 from moss_audio_jax.sharding import constrain, platform, ways
 
 _LAYER_EPS = 1e-5  # Whisper's; config's norm_eps is that of the final norm alone
 _LANES = 128  # of a TPU
-_STEM_BYTES = 2**29  # of its first convolution's output at a time: 12 MB a chunk, as released
+_STEM_BYTES = 2**29  # of its first convolution's output at a time: 12 MB a strip of 4 s, as released
 
 
 class Conv(nn.Module):
@@ -47,19 +50,20 @@ class Conv(nn.Module):
 
 
 class Stem(nn.Module):
-    """Log-mel [N, F, M], padded frames [N] -> tokens [N, F / 8, D]."""
+    """Log-mel [N, F, M], frames [N, S] -> tokens [N, S, D]."""
 
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, mels: jax.Array, padded: jax.Array) -> jax.Array:
-        x, length = mels[..., None], padded
+    def __call__(self, mels: jax.Array, frames: jax.Array) -> jax.Array:
+        x, left = mels[..., None], frames
         for index in (1, 2, 3):
             x = Conv(self.config.conv_channels, name=f"conv{index}")(x)
-            # In a prompt of its own the array would end at its padded length P. Here it goes on,
-            # and the next convolution must find zeros there, not what the bias made of them.
-            length = conv_length(length)
-            x = jnp.where((jnp.arange(x.shape[1]) < length[:, None])[..., None, None], x, 0)
+            # The official code pads a piece with zeros before each convolution. Here its neighbours
+            # must be zeros too, not what the bias makes of empty frames.
+            left = conv_length(left)
+            inside = jnp.arange(8 >> index) < left[..., None]  # [N, S, positions of a token]
+            x = jnp.where(inside.reshape(*x.shape[:2], 1, 1), x, 0)
         x = x.reshape(*x.shape[:2], -1)
         return Linear(self.config.d_model, use_bias=True, name="stem_proj")(x)
 
@@ -117,7 +121,7 @@ def init_encoder(key: jax.Array, config: EncoderConfig) -> Any:
     x, segments = jnp.zeros((1, 1, config.d_model)), jnp.ones((1, 1), jnp.int32)
     layer = EncoderLayer(config, Compute(dtype="float32"))
     params = {
-        "stem": Stem(config).init(stem_key, mels, jnp.array([8]))["params"],
+        "stem": Stem(config).init(stem_key, mels, jnp.array([[8]]))["params"],
         "layers": init_residual_stack(layer, layer_key, config.layers, x, segments),
         "layer_norm": LayerNorm(config.norm_eps).init(out_key, x)["params"],
     }
@@ -132,21 +136,20 @@ def encode(
     compute: Compute,
     mels: jax.Array,
     frames: jax.Array,
-    padded: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Encodes independent chunks.
+    """Encodes strips of independent pieces.
 
     Args:
       params: as `init_encoder` makes them.
-      mels: log-mel [N, F, M], zeros beyond each chunk's frames; F a multiple of 8.
-      frames: int [N], each chunk's own frames (0 = an empty place).
-      padded: int [N], the length P its prompt pads chunks to (`lengths.padded_frames`).
+      mels: log-mel [N, F, M], zeros where there is no sound; F a multiple of 8.
+      frames: int [N, F / 8], mel frames behind each token, 0 = none. All tokens of a piece have 8
+        but the last, which may have less.
 
     Returns:
-      features [N, F / 8, output_dim] and taps [K, N, F / 8, output_dim], in compute's dtype. Rows
-      beyond ceil(frames / 8) are meaningless.
+      features [N, F / 8, output_dim] and taps [K, N, F / 8, output_dim], in compute's dtype. Tokens
+      without frames are meaningless.
     """
-    x = _convolve(params, config, compute, mels, padded)
+    x = _convolve(params, config, compute, mels, frames)
     return _attend(params, config, compute, x, frames)
 
 
@@ -156,15 +159,14 @@ def encode_rows(
     compute: Compute,
     mels: jax.Array,
     frames: jax.Array,
-    padded: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """`encode` for a batch of rows with C chunks each, `compute.encoder_chunks` at a time.
+    """`encode` for a batch of rows with C strips each, `compute.encoder_chunks` at a time.
 
     The bound holds for each device: rows split over devices count once.
 
     Args:
       mels: [B, C, F, M].
-      frames, padded: int [B, C].
+      frames: int [B, C, F / 8].
 
     Returns:
       features [B, C * F / 8, output_dim], taps [K, B, C * F / 8, output_dim].
@@ -172,44 +174,46 @@ def encode_rows(
     batch = len(frames)
     on_device = batch // ways((batch,), "batch")
     _, _, length, bins = mels.shape
-    a_chunk = (length // 2) * (bins // 2) * config.conv_channels * as_dtype(compute).itemsize
+    a_strip = (length // 2) * (bins // 2) * config.conv_channels * as_dtype(compute).itemsize
     convolve = _of_rows(functools.partial(_convolve, params, config, compute))
     attend = _of_rows(functools.partial(_attend, params, config, compute))
 
-    def block(mels: jax.Array, frames: jax.Array, padded: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x = _in_pieces(convolve, _STEM_BYTES // a_chunk // on_device, mels, padded)
+    def block(mels: jax.Array, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = _in_parts(convolve, _STEM_BYTES // a_strip // on_device, mels, frames)
         return attend(x, frames)
 
-    features, taps = _in_pieces(block, compute.encoder_chunks // on_device, mels, frames, padded)
+    features, taps = _in_parts(block, compute.encoder_chunks // on_device, mels, frames)
     shape = batch, -1, features.shape[-1]
     return features.reshape(shape), taps.reshape(taps.shape[0], *shape)
 
 
 def _convolve(
-    params: Any, config: EncoderConfig, compute: Compute, mels: jax.Array, padded: jax.Array
+    params: Any, config: EncoderConfig, compute: Compute, mels: jax.Array, frames: jax.Array
 ) -> jax.Array:
-    """Log-mel [N, F, M], padded [N] -> tokens with their places [N, S, D]."""
+    """Log-mel [N, F, M], frames [N, S] -> tokens with their positions [N, S, D]."""
 
     def stem(params: Any, mels: jax.Array) -> jax.Array:
-        return Stem(config).apply({"params": params}, mels.astype(as_dtype(compute)), padded)
+        return Stem(config).apply({"params": params}, mels.astype(as_dtype(compute)), frames)
 
     if compute.remat != "none":  # its first convolution's output is the largest array of all
         stem = jax.checkpoint(stem)
     with jax.named_scope("stem"):
         x = stem(params["stem"], mels)
-        x = x + sinusoids(x.shape[1], config.d_model).astype(x.dtype)
+        table = sinusoids(x.shape[1], config.d_model).astype(x.dtype)
+        x = x + jnp.take(table, piece_positions(frames), axis=0)
         return constrain(x, "batch", None, None)
 
 
 def _attend(
     params: Any, config: EncoderConfig, compute: Compute, x: jax.Array, frames: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Tokens [N, S, D], frames [N] -> features [N, S, output_dim], taps [K, N, S, output_dim]."""
-    chunks, length, _ = x.shape
-    together = _together(config, chunks, length)
-    valid = 8 * jnp.arange(length) < frames[:, None]
-    number = 1 + jnp.arange(chunks)[:, None] % together
-    segments = jnp.where(valid, number, -number).reshape(-1, together * length)
+    """Tokens [N, S, D], frames [N, S] -> features [N, S, output_dim], taps [K, N, S, output_dim]."""
+    strips, length, _ = x.shape
+    together = _together(config, strips, length)
+    # Pieces are numbered by the empty tokens before them, those of the next strip further on.
+    empty = frames == 0
+    number = 1 + jnp.cumsum(empty, axis=1) + (length + 1) * (jnp.arange(strips)[:, None] % together)
+    segments = jnp.where(empty, -number, number).reshape(-1, together * length)
     x = constrain(x.reshape(*segments.shape, -1), "batch", None, None)
     layer = EncoderLayer(config, compute)
 
@@ -233,22 +237,30 @@ def _attend(
         features, taps = (
             project.apply({"params": params["out_proj"]}, y) for y in (features, taps)
         )
-    return tuple(y.reshape(*y.shape[:-3], chunks, length, -1) for y in (features, taps))
+    return tuple(y.reshape(*y.shape[:-3], strips, length, -1) for y in (features, taps))
 
 
-def _together(config: EncoderConfig, chunks: int, length: int) -> int:
-    """How many chunks share a row of the layers, each as its own segment.
+def piece_positions(frames: jax.Array) -> jax.Array:
+    """int [..., S]: each token's position in its piece, for `frames` [..., S] as `encode` takes
+    them."""
+    place = jnp.arange(frames.shape[-1])
+    start = jax.lax.cummax(jnp.where(frames == 0, place + 1, 0), axis=frames.ndim - 1)
+    return jnp.maximum(place - start, 0)
 
-    On a TPU two chunks of 50 tokens, because one chunk's keys and two chunks' keys are both padded
+
+def _together(config: EncoderConfig, strips: int, length: int) -> int:
+    """How many strips share a row of the layers, their pieces as segments.
+
+    On a TPU two strips of 50 tokens, because one strip's keys and two strips' keys are both padded
     to the same number of lanes. Elsewhere one: a CPU takes a tenth longer for two.
     """
     if config.attention != "chunked" or platform() != "tpu":
         return 1
-    return _divisor(chunks // ways((chunks,), "batch"), max(1, _LANES // length))
+    return _divisor(strips // ways((strips,), "batch"), max(1, _LANES // length))
 
 
 def _of_rows(function: Callable) -> Callable:
-    """Turns a function of chunks, [N, ...] -> [..., N, S, D], into one of rows of c chunks each,
+    """Turns a function of strips, [N, ...] -> [..., N, S, D], into one of rows of c strips each,
     [B, c, ...] -> [..., B, c, S, D]."""
 
     def of_rows(*arrays: jax.Array) -> Any:
@@ -259,15 +271,15 @@ def _of_rows(function: Callable) -> Callable:
     return of_rows
 
 
-def _in_pieces(function: Callable, at_most: int, *arrays: jax.Array) -> Any:
-    """Applies a function of rows, [B, c, ...] -> [..., B, c, S, D], to some chunks a row at a time.
+def _in_parts(function: Callable, at_most: int, *arrays: jax.Array) -> Any:
+    """Applies a function of rows, [B, c, ...] -> [..., B, c, S, D], to some strips a row at a time.
 
     Each piece is cut out where it is needed, because a loop over pieces would first copy them all.
-    It is cut along the chunks, so that the batch axis keeps its sharding.
+    It is cut along the strips, so that the batch axis keeps its sharding.
     """
-    chunks = arrays[0].shape[1]
-    size = _divisor(chunks, max(1, at_most))
-    if size == chunks:
+    strips = arrays[0].shape[1]
+    size = _divisor(strips, max(1, at_most))
+    if size == strips:
         return function(*arrays)
 
     def piece(number: jax.Array) -> Any:
@@ -277,9 +289,9 @@ def _in_pieces(function: Callable, at_most: int, *arrays: jax.Array) -> Any:
 
     def joined(pieces: jax.Array) -> jax.Array:  # [P, ..., B, c, S, D]
         x = jnp.moveaxis(pieces, 0, -4)
-        return x.reshape(*x.shape[:-4], chunks, *x.shape[-2:])
+        return x.reshape(*x.shape[:-4], strips, *x.shape[-2:])
 
-    return jax.tree.map(joined, jax.lax.map(piece, jnp.arange(chunks // size)))
+    return jax.tree.map(joined, jax.lax.map(piece, jnp.arange(strips // size)))
 
 
 def _layers(stacked: Any, start: int, stop: int) -> Any:

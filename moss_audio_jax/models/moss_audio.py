@@ -6,13 +6,16 @@ A batch is a dict of arrays with static shapes:
     positions    int32 [B, T]        0, 1, 2, ... within each packed segment
     segment_ids  int32 [B, T]        1, 2, ... for packed prompts, 0 = padding
     audio_index  int32 [B, T]        at a placeholder: its token among the row's C * F/8; else -1
-    mels         float [B, C, F, M]  log-mel chunks, zeros beyond `frames`
-    frames       int32 [B, C]        frames of each chunk, 0 = no chunk
-    padded       int32 [B, C]        length to which its prompt pads chunks (lengths.padded_frames)
+    mels         float [B, C, F, M]  log-mel in strips, zeros where there is no sound
+    frames       int32 [B, C, F/8]   mel frames behind each audio token, 0 = none; all are 8 but
+                                     the last of a piece of sound, up to the length to which its
+                                     prompt pads pieces (lengths.padded_frames)
     branch_ids   int32 [B, T]        optional, in training: 0 for the opening that conversations of
                                      a segment share, 1, 2, ... for the conversations
 
-C may be 0: a batch of text. A chunk is 4 s (`chunked`) or a whole clip (`full`, `sliding`).
+C may be 0: a batch of text. A piece of sound is heard by itself: a chunk of 4 s or less
+(`chunked`) or a whole clip (`full`, `sliding`). Pieces in one strip have an empty token between
+them.
 Everything here is a pure function of (params, batch).
 """
 
@@ -71,7 +74,6 @@ def encode_audio(params: Any, config: ModelConfig, compute: Compute, batch: Batc
             compute,
             batch["mels"],
             batch["frames"],
-            batch["padded"],
         )
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from moss_audio_jax.sharding import platform
 
 
 class Int8(NamedTuple):
@@ -61,6 +65,10 @@ def matmul(
         (docs/findings/2026-11-28-modelled-train-step.md).
     """
     values = kernel.values if isinstance(kernel, Int8) else kernel
+    if platform() == "cpu" and values is kernel and dtype in (None, x.dtype):
+        width = math.prod(x.shape[-axes:])
+        y = _product(x.reshape(-1, width), kernel.astype(x.dtype))
+        return y.reshape(*x.shape[:-axes], *(shape if shape != (-1,) else y.shape[-1:]))
     y = jnp.tensordot(
         x,
         values.astype(x.dtype).reshape(*x.shape[-axes:], *shape),
@@ -71,6 +79,30 @@ def matmul(
     if isinstance(kernel, Int8):
         y = (y * kernel.scale[0].reshape(shape)).astype(y.dtype)
     return y
+
+
+@jax.custom_vjp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[M, in] @ [in, out] -> [M, out].
+
+    The derivative that JAX derives is a transposed product, for which a CPU's compiler writes a
+    transposed copy of the gradient.
+    """
+    return jnp.dot(x, kernel, precision=precision(x.dtype))
+
+
+def _product_backward(
+    saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    dot = functools.partial(jax.lax.dot_general, precision=precision(x.dtype))
+    return (
+        dot(gradient, kernel, (((1,), (1,)), ((), ()))),
+        dot(x, gradient, (((0,), (0,)), ((), ()))),
+    )
+
+
+_product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_backward)
 
 
 def dense(kernel: Kernel) -> jax.Array:

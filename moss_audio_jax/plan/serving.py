@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from moss_audio_jax.audio.lengths import audio_tokens
 from moss_audio_jax.config import Compute, ModelConfig, ProcessorConfig
-from moss_audio_jax.data.batch import Shape, bucket, chunks_of, make_batch
+from moss_audio_jax.data.batch import Shape, bucket, make_batch, pieces_of
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.generate import decode_state
 from moss_audio_jax.generate.families import PREFILL_TOKENS
@@ -49,7 +49,7 @@ class Load:
         return Shape(
             rows=bucket(min(self.batch, max(1, PREFILL_TOKENS // tokens))),
             tokens=min(tokens, model.decoder.max_positions),
-            chunks=bucket(chunks_of([frames] if frames else [], model.encoder)),
+            chunks=bucket(len(pieces_of([frames] if frames else [], model.encoder))),
             frames=size if chunked else size * bucket(-(-frames // size)),
         )
 

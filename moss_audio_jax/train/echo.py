@@ -81,10 +81,11 @@ def mask_mels(mels: jax.Array, frames: jax.Array, masks: Augment, key: jax.Array
     """`data.augment.mask_mel` of each chunk, on the device.
 
     Args:
-      mels: [B, C, F, bins]; frames: int [B, C], how many of a chunk's F are sound.
+      mels: [B, C, F, bins]; frames: int [B, C, F / 8], how many of each token's 8 are sound.
     """
     *chunks, size, bins = mels.shape
-    inside = jnp.arange(size) < frames[..., None]  # [B, C, F]
+    inside = (jnp.arange(8) < frames[..., None]).reshape(mels.shape[:-1])  # [B, C, F]
+    frames = jnp.max(jnp.where(inside, 1 + jnp.arange(size), 0), axis=-1)  # [B, C]
     blank = jnp.min(jnp.where(inside[..., None], mels, jnp.inf), axis=(-1, -2), keepdims=True)
     freq, time = jax.random.split(key)
     widest = jnp.full(chunks, min(masks.freq_width, bins))

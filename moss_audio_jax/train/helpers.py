@@ -31,6 +31,7 @@ import optax
 
 from moss_audio_jax.config import ModelConfig
 from moss_audio_jax.data.targets import IGNORE, NOTHING, UNKNOWN
+from moss_audio_jax.models.encoder import piece_positions
 from moss_audio_jax.ops.linear import precision
 from moss_audio_jax.ops.loss import cross_entropy
 from moss_audio_jax.ops.norms import rms_norm
@@ -198,7 +199,7 @@ def _tags(heard: _Heard, logits: jax.Array) -> jax.Array:
 
 def _place(heard: _Heard, logits: jax.Array) -> jax.Array:
     inside = _inside(heard.batch).astype(jnp.float32)
-    place = jnp.broadcast_to(jnp.arange(logits.shape[1]) % logits.shape[2], inside.shape)
+    place = piece_positions(heard.batch["frames"]).reshape(inside.shape)
     each = optax.softmax_cross_entropy_with_integer_labels(logits, place)
     return jnp.sum(each * inside)
 
@@ -216,9 +217,8 @@ def _adapter_before(heard: _Heard) -> jax.Array:
 
 def _inside(batch: Batch) -> jax.Array:
     """bool [B, C * S]: tokens within their chunk's frames."""
-    frames, size = batch["frames"], batch["mels"].shape[2]
-    inside = jnp.arange(0, size, 8) < frames[..., None]
-    return inside.reshape(frames.shape[0], -1)
+    frames = batch["frames"]
+    return (frames > 0).reshape(frames.shape[0], -1)
 
 
 def _tagged(batch: Batch) -> jax.Array:
@@ -228,7 +228,7 @@ def _tagged(batch: Batch) -> jax.Array:
 
 def _aligned(batch: Batch) -> jax.Array:
     """bool [B, C]: chunks whose pieces are known."""
-    return (batch["heard_order"][..., 0] != IGNORE) & (batch["frames"] > 0)
+    return (batch["heard_order"][..., 0] != IGNORE) & jnp.any(batch["frames"] > 0, axis=-1)
 
 
 def _tag_count(helpers: Helpers, _: ModelConfig) -> int:

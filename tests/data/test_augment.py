@@ -11,7 +11,7 @@ from moss_audio_jax.audio import log_mel
 from moss_audio_jax.data import examples
 from moss_audio_jax.data.augment import Augment, warp_mel
 from moss_audio_jax.data.examples import ExampleMaker, Job
-from moss_audio_jax.data.packing import Size
+from moss_audio_jax.data.packing import Room
 from moss_audio_jax.data.records import encode_record
 from moss_audio_jax.data.sources import Location
 from moss_audio_jax.data.targets import NOTHING, Targets
@@ -73,8 +73,7 @@ def timed(tmp_path, tokenizer, monkeypatch):
         maker = ExampleMaker(
             tokenizer,
             ENCODER,
-            Size(400, 16),
-            80,
+            Room(400, 16, 10),
             augment=Augment(speeds=(speed,)),
             branches=2,
             targets=Targets(8, ("noise",)),

@@ -81,16 +81,19 @@ def test_a_batch_by_hand(tmp_path, tokenizer, make_loader):
     np.testing.assert_array_equal(arrays["tasks"], [[2] * length + padding])
     np.testing.assert_array_equal(arrays["positions"], [[*range(length), *padding]])
     np.testing.assert_array_equal(arrays["segment_ids"], [[1] * length + padding])
-    # Chunks of 80 frames have 10 tokens: 103 frames are 10 + 3 tokens, the second clip's 7 follow.
+    # Chunks of 80 frames have 10 tokens: 103 frames are 10 + 3 tokens, and the longer 7 of the
+    # second clip lie before these. 3 + 7 and an empty token between them do not share a strip.
     places = np.flatnonzero(arrays["tokens"][0] == 300)
-    expected = [*range(13), *range(20, 27)]
+    expected = [*range(10), *range(20, 23), *range(10, 17)]
     np.testing.assert_array_equal(arrays["audio_index"][0, places], expected)
     assert np.sum(arrays["audio_index"] >= 0) == len(places)
-    np.testing.assert_array_equal(arrays["frames"], [[80, 23, 50, 0, 0, 0, 0, 0]])
-    np.testing.assert_array_equal(arrays["padded"], [[80, 80, 80, 0, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(arrays["frames"][0, 0], [8] * 10)
+    np.testing.assert_array_equal(arrays["frames"][0, 1], [8] * 7 + [0] * 3)
+    np.testing.assert_array_equal(arrays["frames"][0, 2], [8] * 3 + [0] * 7)
+    assert not arrays["frames"][0, 3:].any()
     mels = np.zeros((1, 8, 80, 128), ml_dtypes.bfloat16)
     first, second = (log_mel(clip).T.astype(ml_dtypes.bfloat16) for clip in clips)
-    mels[0, 0], mels[0, 1, :23], mels[0, 2, :50] = first[:80], first[80:], second
+    mels[0, 0], mels[0, 2, :23], mels[0, 1, :50] = first[:80], first[80:], second
     np.testing.assert_array_equal(arrays["mels"], mels)
     assert batch.row_ids == [["data:0"]]
     want = {"examples": 1, "tokens": length, "room": 400, "labels": 10, "chunks": 3}
@@ -117,14 +120,16 @@ def test_packing_puts_the_same_examples_side_by_side(make_loader):
                 n = int(places.sum())
                 for key in ("tokens", "positions", "labels", "weights", "tasks"):
                     np.testing.assert_array_equal(here[key][places], single[name][key][:n])
-                # Audio tokens are found through their index: (chunk, token in it).
+                # Audio tokens are found through their index: (strip, token in it).
                 index, own = here["audio_index"][places], single[name]["audio_index"][:n]
                 np.testing.assert_array_equal(index >= 0, own >= 0)
-                chunks, at = np.divmod(index[index >= 0], 10)
-                own_chunks, own_at = np.divmod(own[own >= 0], 10)
-                np.testing.assert_array_equal(at, own_at)
-                for key in ("mels", "frames", "padded"):
-                    np.testing.assert_array_equal(here[key][chunks], single[name][key][own_chunks])
+                index, own = index[index >= 0], own[own >= 0]
+                frames, own_frames = here["frames"].ravel(), single[name]["frames"].ravel()
+                np.testing.assert_array_equal(frames[index], own_frames[own])
+                mels, own_mels = (
+                    x["mels"].reshape(-1, 8 * 128) for x in (here, single[name])
+                )  # by token
+                np.testing.assert_array_equal(mels[index], own_mels[own])
                 segments += 1
     assert segments > 4 * 4  # several a row, or nothing was shown
 
@@ -309,5 +314,5 @@ def test_augmentation_depends_on_seed_and_index_alone(tmp_path, make_loader):
         ):
             frames[name].add(int(counts.sum()))
             masked.add(mels.tobytes())
-    assert frames == {"data:0": {80, 100, 125}, "data:1": {100}}
+    assert frames == {"data:0": {80, 104, 128}, "data:1": {104}}  # in whole tokens
     assert len(masked) == 24

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from moss_audio_jax.data import workers
 from moss_audio_jax.data.loader_config import LoaderConfig
 from moss_audio_jax.data.mixture import Mixture
-from moss_audio_jax.data.packing import Size, emptiest, pack
+from moss_audio_jax.data.packing import Room, Size, emptiest, pack, place, strips_of
 from moss_audio_jax.data.pipeline import eval_batches
 from moss_audio_jax.data.records import AudioFile, Rejected, encode_record, parse_row
 from moss_audio_jax.data.reports import RowReport
@@ -149,25 +149,51 @@ def test_large_parts_are_shuffled_by_grain(sizes, monkeypatch):
 
 @settings(deadline=None, max_examples=50)
 @given(
-    st.lists(st.tuples(st.integers(1, 100), st.integers(0, 10)), min_size=1, max_size=60),
+    st.lists(
+        st.tuples(st.integers(1, 100), st.lists(st.integers(1, 20), max_size=5)),
+        min_size=1,
+        max_size=40,
+    ),
     st.integers(0, 3),
+    st.booleans(),
 )
-def test_packing_loses_nothing_and_overfills_nothing(pairs, together):
-    sizes, room = [Size(*pair) for pair in pairs], Size(100, 10)
-    first = sizes[:together]
-    if sum(s.tokens for s in first) > 100 or sum(s.chunks for s in first) > 10:
-        together = 0
+def test_packing_loses_nothing_and_overfills_nothing(pairs, together, share):
+    sizes = [Size(tokens, tuple(pieces)) for tokens, pieces in pairs]
+    room = Room(100, strips=5, length=20, share=share)
     together = min(together, len(sizes))
+    if not room.holds(sizes[:together]):
+        together = 0
     rows = pack(sizes, room, together)
     assert sorted(i for row in rows for i in row) == list(range(len(sizes)))
     used = [
-        Size(sum(sizes[i].tokens for i in row), sum(sizes[i].chunks for i in row)) for row in rows
+        Size(
+            sum(sizes[i].tokens for i in row),
+            tuple(n for i in row for n in sizes[i].pieces),
+        )
+        for row in rows
     ]
-    assert all(u.tokens <= 100 and u.chunks <= 10 for u in used)
+    assert all(u.tokens <= 100 and strips_of(u.pieces, room) <= 5 for u in used)
     assert not together or rows[0][:together] == list(range(together))
     if len(rows) > 1:
-        fullness = [max(u.tokens / 100, u.chunks / 10) for u in used]
+        fullness = [room.share_of(u) for u in used]
         assert fullness[emptiest(rows, sizes, room)] == min(fullness[1:])
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.integers(1, 20), max_size=30), st.booleans(), st.randoms())
+def test_pieces_of_a_strip_stand_apart(pieces, share, random):
+    room = Room(100, strips=30, length=20, share=share)
+    taken = {}
+    for n, (strip, start) in zip(pieces, place(pieces, room), strict=True):
+        assert start >= 0
+        assert start + n <= 20
+        here = set(range(start, start + n))
+        beside = here | {start - 1, start + n}
+        assert not beside & taken.setdefault(strip, set())
+        taken[strip] |= here
+    assert share or len(taken) == len(pieces)
+    other = random.sample(pieces, len(pieces))
+    assert strips_of(other, room) == strips_of(pieces, room)
 
 
 @pytest.mark.parametrize("length", [4096, 8192])
@@ -176,8 +202,8 @@ def test_packing_fills_rows(length, monkeypatch):
 
     fill = packing_fill(length, length // 64)
     assert 0.98 < fill["tokens"] <= 1
-    tight = packing_fill(length, length // 160)  # chunks run out before tokens
-    assert 0.95 < tight["chunks"] <= 1
+    tight = packing_fill(length, length // 160)  # strips run out before tokens
+    assert 0.95 < tight["sound"] <= 1
     assert tight["tokens"] < fill["tokens"]
 
 

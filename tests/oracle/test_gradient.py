@@ -16,8 +16,8 @@ from moss_audio_jax.data.batch import (  # noqa: E402
     IGNORE,
     Shape,
     TrainExample,
-    chunk_count,
     make_train_batch,
+    size_of,
 )
 from moss_audio_jax.train.step import Recipe, gradients  # noqa: E402
 from moss_audio_jax.tree import flatten  # noqa: E402
@@ -73,7 +73,7 @@ def checkpoint(request):
     shape = Shape(
         rows=2,
         tokens=max(sum(len(e.ids) for e in row) for row in rows) + 3,
-        chunks=max(sum(chunk_count(e, config.encoder) for e in row) for row in rows) + 1,
+        chunks=max(sum(len(size_of(e.mels, config.encoder)) for e in row) for row in rows) + 1,
         frames=config.encoder.chunk_frames,
     )
     step = functools.partial(gradients, recipe=Recipe(config, Compute(dtype="float32")))

@@ -51,13 +51,14 @@ MASKS = Augment(freq_masks=2, freq_width=10, time_masks=2, time_width=30, time_s
 
 
 def test_masks_blank_bands_and_stretches_of_each_chunks_own_sound():
-    mels = jax.random.uniform(jax.random.key(0), (3, 2, 100, 64), minval=1.0, maxval=2.0)
+    mels = jax.random.uniform(jax.random.key(0), (3, 2, 104, 64), minval=1.0, maxval=2.0)
     frames = jnp.array([[100, 60], [100, 5], [0, 8]])
-    inside = np.arange(100) < np.asarray(frames)[..., None]
+    inside = np.arange(104) < np.asarray(frames)[..., None]
+    of_tokens = (frames[..., None] - 8 * jnp.arange(13)).clip(0, 8)
     mels = jnp.where(inside[..., None], mels, 0.0)
     widths = []
     for number in range(40):
-        masked = np.asarray(mask_mels(mels, frames, MASKS, jax.random.key(number)))
+        masked = np.asarray(mask_mels(mels, of_tokens, MASKS, jax.random.key(number)))
         changed = masked != np.asarray(mels)
         assert not changed[~inside].any()  # padding stays
         for row, chunk in np.ndindex(3, 2):
@@ -80,8 +81,8 @@ def test_masks_are_drawn_anew_at_each_step():
     echo = Echo(2, 4, 0, make_mesh(fsdp=1), MASKS)
     rows = {
         "tokens": jnp.ones((1, 4), int),
-        "mels": jnp.arange(6400.0).reshape(1, 1, 100, 64),
-        "frames": jnp.full((1, 1), 100),
+        "mels": jnp.arange(6656.0).reshape(1, 1, 104, 64),
+        "frames": jnp.full((1, 1, 13), 8),
     }
     first, second = echo(0, rows)["mels"], echo(1, rows)["mels"]
     assert (first != second).any()

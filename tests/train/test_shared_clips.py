@@ -13,7 +13,7 @@ from moss_audio_jax.config import Compute
 from moss_audio_jax.data.batch import Shape, make_train_batch
 from moss_audio_jax.data.examples import ExampleMaker, Job
 from moss_audio_jax.data.loader_config import Pick
-from moss_audio_jax.data.packing import Size
+from moss_audio_jax.data.packing import Room
 from moss_audio_jax.data.records import Row, Span, parse_row
 from moss_audio_jax.data.sources import Source
 from moss_audio_jax.data.targets import IGNORE, NOTHING, UNKNOWN, Targets
@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
 def make(folder, row=0, index=0, **options):
     source = Source(str(folder / "rows.jsonl"))
     maker = ExampleMaker(
-        load_tokenizer(folder / "model"), MODEL.encoder, Size(1000, 8), 400, **options
+        load_tokenizer(folder / "model"), MODEL.encoder, Room(1000, 8, 50), **options
     )
     made = maker(Job(index, source.location(row), f"data:{row}", "data"))
     assert not hasattr(made, "reason"), made

@@ -41,9 +41,8 @@ def lowered(layers: int) -> jax.stages.Lowered:
         adapter_dim=128,
     )
     row = jax.ShapeDtypeStruct((1, 128), jnp.int32)
-    chunk = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     batch = dict.fromkeys(("tokens", "positions", "segment_ids", "audio_index"), row)
-    batch |= {"frames": chunk, "padded": chunk}
+    batch["frames"] = jax.ShapeDtypeStruct((1, 2, 50), jnp.int32)
     batch["mels"] = jax.ShapeDtypeStruct((1, 2, 400, 128), jnp.float32)
     compute = Compute(dtype="float32")
 

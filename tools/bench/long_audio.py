@@ -34,14 +34,14 @@ def main() -> None:
 
     @jax.jit
     def encode(params, mels, frames):
-        return encoder.encode_rows(params, config, model.compute, mels, frames, frames)
+        return encoder.encode_rows(params, config, model.compute, mels, frames)
 
     rows = []
     for minutes in map(float, args.minutes.split(",")):
         chunks = int(np.ceil(minutes * 6000 / config.chunk_frames))
         shape = (1, chunks, config.chunk_frames, config.mel_bins)
         mels = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-        batch = mels, jnp.full((1, chunks), config.chunk_frames)
+        batch = mels, jnp.full((1, chunks, config.chunk_frames // 8), 8)
         compiled = encode.lower(params, *batch).compile()
         took = []
         for _ in range(args.repeats):

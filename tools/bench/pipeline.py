@@ -25,7 +25,7 @@ import soundfile
 
 from moss_audio_jax.audio import lengths
 from moss_audio_jax.config import EncoderConfig, ProcessorConfig
-from moss_audio_jax.data.batch import TrainExample
+from moss_audio_jax.data.batch import TrainExample, size_of
 from moss_audio_jax.data.examples import Job
 from moss_audio_jax.data.loader_config import LoaderConfig
 from moss_audio_jax.data.mixture import Mixture
@@ -49,7 +49,7 @@ def realistic_lengths(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
 
 
 def packing_fill(length: int, chunks: int, rows: int = 2000, window: int = 64) -> dict[str, float]:
-    """Packs one epoch of lengths, as one stream does; the shares of tokens and chunks in use."""
+    """Packs one epoch of lengths, as one stream does; the shares of tokens and of sound in use."""
     seconds, texts = realistic_lengths(rows)
 
     def submit(jobs):
@@ -84,10 +84,10 @@ def packing_fill(length: int, chunks: int, rows: int = 2000, window: int = 64) -
     while stream.counts["seen"] < rows or stream.get_state()["offset"]:
         packed.append(next(stream))
     tokens = sum(len(e.ids) for row in packed for e in row)
-    used = sum(-(-e.mels[0].shape[1] // 400) for row in packed for e in row)
+    sound = sum(sum(size_of(e.mels, _ENCODER)) for row in packed for e in row)
     return {
         "tokens": round(tokens / length / len(packed), 4),
-        "chunks": round(used / chunks / len(packed), 4),
+        "sound": round(sound / (chunks * _ENCODER.chunk_frames / 8) / len(packed), 4),
     }
 
 
