@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 
 from moss_audio_jax.errors import UsageError
-from moss_audio_jax.ops import cudnn, splash
+from moss_audio_jax.ops import blockwise, cudnn, splash
 from moss_audio_jax.ops.linear import Int8, precision
 from moss_audio_jax.sharding import platform, ways
 
-IMPLEMENTATIONS = ("auto", "xla", "splash", "cudnn")
+IMPLEMENTATIONS = ("auto", "xla", "splash", "cudnn", "blockwise")
 
 # What each kernel needs, for error messages.
 _NEEDS = {
@@ -31,6 +31,7 @@ _NEEDS = {
     "no cache",
     "cudnn": "an NVIDIA GPU (A100 or newer), bfloat16, rows of a multiple of 64 tokens that are "
     "not split over devices, heads of at most 128 and no cache",
+    "blockwise": "packed rows of a multiple of 128 tokens and no cache",
 }
 
 # Above this many scores on a device (256 MB) queries are processed in blocks, so that memory stays
@@ -64,8 +65,9 @@ def attention(
       segment_ids: int (queries' [B, T], keys' [B, S]), or None for one segment.
       branch_ids: int [B, T] of queries and keys alike, or None for no branches.
       query_positions: int [B, T], or None for 0..T-1.
-      implementation: "xla" (plain); "splash" (TPU); "cudnn" (NVIDIA GPU); or "auto": the kernel of
-        the TPU or GPU if it supports the arguments and rows are long enough to gain, else plain.
+      implementation: "xla" (plain); "splash" (TPU); "cudnn" (NVIDIA GPU); "blockwise" (CPU); or
+        "auto": that of the platform if it supports the arguments and rows are long enough to gain,
+        else plain.
 
     Returns:
       [B, T, N, H] in query's dtype. A query that sees nothing gets the mean of all values (with
@@ -82,6 +84,7 @@ def attention(
     able = {
         "splash": uncached and branch_ids is None and splash.fits(query, key),
         "cudnn": uncached and cudnn.fits(query, key) and cudnn.present(),
+        "blockwise": uncached and segment_ids is not None and blockwise.fits(query, key),
     }
     if not able.get(implementation, True):
         raise UsageError(
@@ -89,24 +92,26 @@ def attention(
             f"{query.shape} queries on {key.shape} keys, on a {platform()}; use 'auto' or 'xla'"
         )
     if implementation == "auto" and length >= 2 * _MIN_STEP:
-        kernel = {"tpu": "splash", "gpu": "cudnn"}.get(platform())
-        implementation = kernel if able.get(kernel) else "xla"
+        kernel = {"tpu": "splash", "gpu": "cudnn", "cpu": "blockwise"}[platform()]
+        implementation = kernel if able[kernel] else "xla"
     if implementation == "splash":
         return splash.splash_attention(
             query, key, value, causal=causal, window=window, segment_ids=segment_ids
         )
-    if implementation == "cudnn":
+    if implementation in ("cudnn", "blockwise"):
         positions = jnp.arange(length)
         mask = visible(
             jnp.broadcast_to(positions, (batch, length)),
             positions,
-            causal=False,  # cuDNN's own term
+            causal=causal and implementation != "cudnn",  # which has a term of its own
             window=window,
             query_segments=query_segments,
             key_segments=key_segments,
             query_branches=branch_ids,
             key_branches=branch_ids,
         )
+        if implementation == "blockwise":
+            return blockwise.blockwise_attention(query, key, value, mask)
         return cudnn.cudnn_attention(query, key, value, causal=causal, mask=mask)
     staircase = causal and window is None and query_positions is None and key.shape[1] == length
     if query_positions is None:
