@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from moss_audio_jax.config import Compute
-from moss_audio_jax.ops.cudnn import FORWARD
 from moss_audio_jax.ops.activations import silu_times
+from moss_audio_jax.ops.cudnn import FORWARD
 from moss_audio_jax.ops.linear import matmul
 from moss_audio_jax.ops.norms import layer_norm, rms_norm
 from moss_audio_jax.ops.splash import RESIDUALS
@@ -40,9 +40,6 @@ def _settled(x: Any) -> Any:
 
 
 _settled.defvjp(lambda x: (x, None), lambda _, grads: (jax.lax.optimization_barrier(grads),))
-
-
-
 
 
 def row_major(x: jax.Array) -> jax.Array:

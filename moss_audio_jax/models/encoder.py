@@ -25,15 +25,17 @@ from moss_audio_jax.models.blocks import (
     init_residual_stack,
     rematerialised,
 )
+from moss_audio_jax.ops.activations import gelu
 from moss_audio_jax.ops.attention import attention
 from moss_audio_jax.ops.conv import conv3x3_stride2
-from moss_audio_jax.ops.activations import gelu
 from moss_audio_jax.ops.rotary import sinusoids
 from moss_audio_jax.sharding import constrain, platform, ways
 
 _LAYER_EPS = 1e-5  # Whisper's; config's norm_eps is that of the final norm alone
 _LANES = 128  # of a TPU
-_STEM_BYTES = 2**29  # of its first convolution's output at a time: 12 MB a strip of 4 s, as released
+_STEM_BYTES = (
+    2**29
+)  # of its first convolution's output at a time: 12 MB a strip of 4 s, as released
 
 
 class Conv(nn.Module):

@@ -19,6 +19,7 @@ from moss_audio_jax.sharding import ways
 _BLOCK = 128
 _LEAST = -1e30  # below every score, and finite: of two of them the difference is no NaN
 
+
 def fits(query: jax.Array, key: jax.Array) -> bool:
     return query.shape[1] == key.shape[1] and query.shape[1] % _BLOCK == 0
 

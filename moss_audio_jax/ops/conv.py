@@ -57,9 +57,7 @@ def _of_kernel(x: jax.Array, gradient: jax.Array) -> jax.Array:
     """[out, 9 * in], the patches' axis last, in which order the product is fastest."""
     t, f, out = gradient.shape[1:]
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    taps = [
-        x[:, i : i + 2 * t - 1 : 2, j : j + 2 * f - 1 : 2] for i in range(3) for j in range(3)
-    ]
+    taps = [x[:, i : i + 2 * t - 1 : 2, j : j + 2 * f - 1 : 2] for i in range(3) for j in range(3)]
     patches = jnp.concatenate(taps, axis=-1)
     return jax.lax.dot_general(
         gradient.reshape(-1, out),

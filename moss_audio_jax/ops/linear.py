@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,44 +64,37 @@ def matmul(
         (docs/findings/2026-11-28-modelled-train-step.md).
     """
     values = kernel.values if isinstance(kernel, Int8) else kernel
-    if platform() == "cpu" and values is kernel and dtype in (None, x.dtype):
-        width = math.prod(x.shape[-axes:])
-        y = _product(x.reshape(-1, width), kernel.astype(x.dtype))
-        return y.reshape(*x.shape[:-axes], *(shape if shape != (-1,) else y.shape[-1:]))
-    y = jnp.tensordot(
-        x,
-        values.astype(x.dtype).reshape(*x.shape[-axes:], *shape),
-        axes,
-        precision=precision(x.dtype),
-        preferred_element_type=dtype,
-    )
+    product = _on_cpu if platform() == "cpu" else _product
+    y = product(x, values.astype(x.dtype).reshape(*x.shape[-axes:], *shape), axes, dtype)
     if isinstance(kernel, Int8):
         y = (y * kernel.scale[0].reshape(shape)).astype(y.dtype)
     return y
 
 
-@jax.custom_vjp
-def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[M, in] @ [in, out] -> [M, out].
-
-    The derivative that JAX derives is a transposed product, for which a CPU's compiler writes a
-    transposed copy of the gradient.
-    """
-    return jnp.dot(x, kernel, precision=precision(x.dtype))
+def _product(x: jax.Array, kernel: jax.Array, axes: int, dtype: jnp.dtype | None) -> jax.Array:
+    exact = precision(x.dtype)
+    return jnp.tensordot(x, kernel, axes, precision=exact, preferred_element_type=dtype)
 
 
-def _product_backward(
-    saved: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+# JAX's own gradient of the kernel is a transposed product, for which a CPU's compiler writes the
+# gradient that comes in once more, transposed.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _on_cpu(x: jax.Array, kernel: jax.Array, axes: int, dtype: jnp.dtype | None) -> jax.Array:
+    return _product(x, kernel, axes, dtype)
+
+
+def _backward(axes: int, _: Any, saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple:
     x, kernel = saved
-    dot = functools.partial(jax.lax.dot_general, precision=precision(x.dtype))
-    return (
-        dot(gradient, kernel, (((1,), (1,)), ((), ()))),
-        dot(x, gradient, (((0,), (0,)), ((), ()))),
+    rows = tuple(range(x.ndim - axes))
+    out = tuple(range(len(rows), gradient.ndim)), tuple(range(axes, kernel.ndim))
+    dot = functools.partial(
+        jax.lax.dot_general, precision=precision(x.dtype), preferred_element_type=x.dtype
     )
+    gradient = gradient.astype(x.dtype)
+    return dot(gradient, kernel, (out, ((), ()))), dot(x, gradient, ((rows, rows), ((), ())))
 
 
-_product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_backward)
+_on_cpu.defvjp(lambda x, kernel, *static: (_on_cpu(x, kernel, *static), (x, kernel)), _backward)
 
 
 def dense(kernel: Kernel) -> jax.Array:

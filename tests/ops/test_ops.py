@@ -13,10 +13,10 @@ from jax.sharding import PartitionSpec as P
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.ops import attention as attention_module
 from moss_audio_jax.ops import rotary
+from moss_audio_jax.ops.activations import gelu, silu_times
 from moss_audio_jax.ops.attention import attention, decode_attention
-from moss_audio_jax.ops.conv import _as_conv, _as_matmul, conv3x3_stride2
-from moss_audio_jax.ops.gelu import gelu
-from moss_audio_jax.ops.linear import Int8
+from moss_audio_jax.ops.conv import _convolve, conv3x3_stride2
+from moss_audio_jax.ops.linear import Int8, matmul
 from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
 from moss_audio_jax.ops.splash import splash_attention
 from moss_audio_jax.sharding import make_mesh
@@ -189,6 +189,73 @@ def test_splash_equals_plain(dim, causal, window, sizes):
     )
 
 
+@pytest.mark.parametrize("sizes", [(1,), (2, 2, 2, 1)])
+@pytest.mark.parametrize("of", ["branches", "window", "half"])
+def test_blockwise_equals_plain(of, sizes):
+    """Packed rows whose segments end within blocks and at their edges, padding behind them."""
+    query, key, value = arrays((4, 512, 4, 16), (4, 512, 2, 16), (4, 512, 2, 16))
+    ends = [[130, 256, 300], [512], [1, 2, 511], [128, 384, 390]]
+    places = np.arange(512)
+    rows = [1 + np.searchsorted(row, places, side="right") for row in ends]
+    segments = jnp.asarray(np.where(np.stack(rows) > 3, 0, np.stack(rows)), jnp.int32)
+    options = {"causal": of != "window", "segment_ids": (segments, segments)}
+    if of == "window":
+        options["window"] = (70, 20)
+    if of == "branches":
+        options["branch_ids"] = jnp.asarray(np.tile(places // 100 % 3, (4, 1)), jnp.int32)
+    if of == "half":
+        query, key, value = (x.astype(jnp.bfloat16) for x in (query, key, value))
+
+    def grads(implementation):
+        def loss(*qkv):
+            out = attention(*qkv, implementation=implementation, **options)
+            return jnp.sum(jnp.sin(out.astype(jnp.float32)))
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(query, key, value)
+
+    with jax.set_mesh(make_mesh(*sizes)):
+        found = grads("blockwise")
+    close = {"rtol": 0.02, "atol": 0.05} if of == "half" else {"rtol": 2e-5, "atol": 2e-5}
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a.astype(jnp.float32), b.astype(jnp.float32), **close
+        ),
+        found,
+        grads("xla"),
+    )
+
+
+def test_blockwise_computes_no_block_of_two_segments():
+    """NaN in a segment's values reach no other segment, though zero times NaN would."""
+    query, key, value = arrays((1, 512, 4, 16), (1, 512, 2, 16), (1, 512, 2, 16))
+    segments = jnp.repeat(jnp.arange(1, 5), 128)[None]
+    value = value.at[:, 128:256].set(jnp.nan)
+    out = attention(
+        query,
+        key,
+        value,
+        causal=True,
+        segment_ids=(segments, segments),
+        implementation="blockwise",
+    )
+    there = jnp.isnan(out).all(axis=(0, 2, 3))
+    np.testing.assert_array_equal(there, segments[0] == 2)
+    assert not jnp.isnan(out[:, segments[0] != 2]).any()
+
+
+def test_a_gated_activation_and_its_gradients():
+    gate, up = arrays((3, 5), (3, 5))
+
+    def grads(of):
+        return jax.value_and_grad(lambda *a: jnp.sum(jnp.sin(of(*a))), (0, 1))(gate, up)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        grads(silu_times),
+        grads(lambda gate, up: jax.nn.silu(gate) * up),
+    )
+
+
 def test_splash_is_refused_what_it_cannot_do():
     query, key, value = arrays((1, 200, 4, 8), (1, 200, 2, 8), (1, 200, 2, 8))
     with pytest.raises(UsageError, match="multiple of 128"):
@@ -212,21 +279,34 @@ def test_rotary_by_product_equals_by_halves():
         np.testing.assert_allclose(*pair, atol=8 * step)
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 16, 1), (1, 7, 5, 3), (3, 1, 1, 2)])
-def test_convolution_as_matrix_product(shape):
+@pytest.mark.parametrize("shape", [(2, 8, 16, 1), (1, 7, 5, 3), (3, 1, 1, 2), (8, 6, 4, 2)])
+@pytest.mark.parametrize("sizes", [(1,), (2, 2, 2, 1)])
+def test_gradients_of_the_convolution(shape, sizes):
+    """On a CPU they are our own; XLA's are the reference."""
     x, kernel = arrays(shape, (3, 3, shape[-1], 4))
-    np.testing.assert_allclose(_as_matmul(x, kernel), _as_conv(x, kernel), atol=1e-5)
-    # The two are one function with the other's gradient.
     bias = jnp.ones(4)
-    value, gradients = jax.jit(
-        jax.value_and_grad(lambda *a: jnp.sum(jnp.sin(conv3x3_stride2(*a, bias))), (0, 1))
-    )(x, kernel)
-    expected, theirs = jax.value_and_grad(lambda *a: jnp.sum(jnp.sin(_as_conv(*a) + bias)), (0, 1))(
-        x, kernel
-    )
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
-    for ours, other in zip(gradients, theirs, strict=True):
-        np.testing.assert_allclose(ours, other, atol=1e-5)
+
+    def grads(convolve):
+        return jax.jit(jax.grad(lambda *a: jnp.sum(jnp.sin(convolve(*a))), (0, 1)))(x, kernel)
+
+    theirs = grads(lambda x, kernel: _convolve(x, kernel) + bias)
+    with jax.set_mesh(make_mesh(*sizes)):
+        ours = grads(lambda *a: conv3x3_stride2(*a, bias))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_gradients_of_a_product(axes):
+    x, kernel, turn = arrays((2, 3, 4, 5), (20 if axes == 2 else 5, 6), (6, 6))
+
+    def grads(product):
+        return jax.grad(lambda *a: jnp.sum(jnp.sin(product(*a)) @ turn), (0, 1))(x, kernel)
+
+    ours = grads(lambda x, kernel: matmul(x, kernel, axes=axes, shape=(2, 3)).reshape(-1, 6))
+    theirs = grads(lambda x, kernel: x.reshape(-1, len(kernel)) @ kernel)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.parametrize(
