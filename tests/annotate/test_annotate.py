@@ -396,7 +396,7 @@ def test_the_checker_finds_what_is_wrong(corpus):
         (heard, {"absent": [event["label"]]}, "both heard and absent"),
         (record, {"words": record["words"][::-1]}, "not in order"),
         (record, {"words": record["words"][1:]}, "differ"),
-        (record, {"speakers": []}, "speaker that is not there"),
+        (record, {"speakers": []}, "speaker that is not listed"),
     ):
         assert any(words in problem for problem in merge.check(good | change)), words
     missing = heard["absent"][0]

@@ -122,7 +122,9 @@ def test_foreign_sound_gives_only_the_rows_of_experts(checkpoint, tmp_path, monk
     assert manifest["doubtful"]["segments"] == len(records) > 0
     assert manifest["warnings"] == summary.warnings
     assert "are foreign to the small model" in summary.warnings[0]
-    assert f"{manifest['doubtful']['rows']} row(s) that rest on it are left" in summary.warnings[0]
+    assert (
+        f"{manifest['doubtful']['rows']} row(s) that depend on it are left" in summary.warnings[0]
+    )
     page = (tmp_path / "out" / "index.html").read_text()
     assert "are foreign to the small model" in page
     assert page.count("unlike the sound that the model knows") >= len(records)
@@ -138,7 +140,7 @@ def test_foreign_sound_gives_only_the_rows_of_experts(checkpoint, tmp_path, monk
     assert said == []
     assert {"events", "caption", "asr"} <= {row["task"] for row in rows}
     assert manifest["doubtful"]["rows"] >= len(rows) > 50  # these are balanced
-    assert "rows on them are kept" in summary.warnings[0]
+    assert "their rows are kept" in summary.warnings[0]
 
     c = defaults_of(checkpoint)
     for name in ("one", "two"):

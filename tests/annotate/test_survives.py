@@ -137,7 +137,7 @@ def test_the_files_are_looked_at_before_a_model_is_loaded(tmp_path, capsys, monk
     words = ["annotate", "--output", str(tmp_path / "out"), "--input"]
     assert cli.main([*words, str(tmp_path / "list.txt")]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("note: the bundled small model answers; it knows synthetic sound only")
+    assert said.startswith("note: the bundled small model answers; it knows only synthetic sound")
     assert said.count("no such file") == 2
     assert "0 of 2 file(s)" in said
     assert loaded == []
