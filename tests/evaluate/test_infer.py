@@ -234,7 +234,7 @@ def test_audio_that_is_not_there_is_one_line_before_the_model(tmp_path, capsys):
     assert main(argv) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
-        f"error: none of the 1,000 audio file(s) under {tmp_path} is there, such as "
+        f"error: none of the 1,000 audio file(s) under {tmp_path} exists, such as "
         f"{tmp_path / '0.wav'}; see --audio-root"
     )
     (tmp_path / "7.wav").write_bytes(b"")
@@ -243,7 +243,7 @@ def test_audio_that_is_not_there_is_one_line_before_the_model(tmp_path, capsys):
     assert said[:3] == [
         f"error: {tmp_path / f'{n}.wav'}: no such file; see --audio-root" for n in range(3)
     ]
-    assert said[3] == "error: and 996 more like this"
+    assert said[3] == "error: 996 more like this"
     assert len(said) == 5  # and that there is no such model
 
 
@@ -298,7 +298,7 @@ def test_parts_of_files_are_asked_alone(evaluate, toy, data, tmp_path, capsys):
     part, rest, file, behind, longer = read(tmp_path / "p.jsonl")
     assert part["raw_output"] == rest["raw_output"] == file["raw_output"]
     assert part["audio_seconds"] == rest["audio_seconds"] == file["audio_seconds"] == 0.5
-    assert "it holds 1.50 s; the part from 2 s to the end is not in it" in behind["error"]
+    assert "holds 1.50 s; the part from 2 s to the end is not in it" in behind["error"]
     assert "the part from 0 s to 2.1 s is not in it" in longer["error"]
 
 
@@ -314,7 +314,7 @@ def test_damaged_predictions_are_asked_again(evaluate, tmp_path, capsys):
     assert (code, timeless(rows)) == (0, timeless(expected))
     said = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning: ")]
     assert [x.split("p.jsonl:")[1][0] for x in said[:3]] == ["1", "2", "3"]
-    assert said[3].startswith("warning: and 2 more")
+    assert said[3].startswith("warning: 2 more")
 
 
 def test_predictions_of_two_kinds_do_not_mix(evaluate, toy, data, tmp_path, capsys):

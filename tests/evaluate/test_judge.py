@@ -200,9 +200,9 @@ def test_judgements_that_cannot_be_read(raw, words):
     [
         ((401, "no key"), 1, "HTTP 401 no key"),
         ((429, "slowly"), 3, "HTTP 429 slowly"),
-        ((200, "<html>"), 1, "no chat completion"),
-        ((200, '{"choices": []}'), 1, "no chat completion"),
-        ((200, '{"choices": [{"message": {"content": null}}]}'), 1, "no chat completion"),
+        ((200, "<html>"), 1, "not a chat completion"),
+        ((200, '{"choices": []}'), 1, "not a chat completion"),
+        ((200, '{"choices": [{"message": {"content": null}}]}'), 1, "not a chat completion"),
     ],
 )
 def test_endpoints_that_fail(endpoint, reply, asked, words):

@@ -198,7 +198,7 @@ def test_what_cannot_be_compared_is_said():
     one, two = choices("mmar", 1, "a"), choices("mmar", 2, "b", items_hash="2")
     two["normaliser"] = {"version": "0"}
     scores = [score(one, "a"), score(two, "b")]
-    assert "Not the same items of mmar: a, b differ." in section(scores, "four").notes
+    assert "mmar: a, b were scored on different items." in section(scores, "four").notes
     assert origins(scores).notes == ["These scores were made by different normalisers."]
 
 
@@ -344,8 +344,8 @@ def test_rows_beyond_the_limit_are_counted(tmp_path):
     without = {key: value for key, value in choices("mmsu", 1, "m").items() if key != "rows"}
     notes = write_report([score(content), score(without, "n")], tmp_path / "r.html", rows=3)
     assert notes == [
-        "m.json: 3 of 5 rows, the worst; see --rows.",
-        "n.json holds no rows: it was scored with --no-rows.",
+        "m.json: only the worst 3 of 5 rows; see --rows.",
+        "n.json has no rows: it was scored with --no-rows.",
     ]
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert all(note in Page(text).text for note in notes)
@@ -361,7 +361,7 @@ def test_bad_score_files_are_named(tmp_path, capsys):
     good = choices("mmar", 1, "m")
     bad = {
         "half.json": ('{"benchmark": "mmar"', "not valid JSON"),
-        "list.json": ("[]", "the whole is missing"),
+        "list.json": ("[]", "everything is missing"),
         "empty.json": ("{}", "benchmark is missing"),
         "nan.json": (json.dumps(good | {"n": float("nan")}), "n is missing"),
         "inf.json": (json.dumps(good | {"strict": {"wer": 1e400}}), "strict/wer is missing"),
