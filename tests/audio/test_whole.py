@@ -251,6 +251,14 @@ CUT = {
 }
 
 
+def test_a_second_chunk_of_samples_is_reported():
+    whole = riff(1, 16000, PCM)
+    chunk = b"data" + struct.pack("<I", len(PCM)) + PCM
+    data = whole[:4] + struct.pack("<I", len(whole) - 8 + len(chunk)) + whole[8:] + chunk
+    with pytest.warns(UserWarning, match="several chunks of samples; only the first"):
+        assert heard(data) == heard(whole)
+
+
 @pytest.mark.parametrize("kind", CUT)
 def test_halves_are_refused(kind):
     data = CUT[kind]()
