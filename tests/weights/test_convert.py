@@ -161,7 +161,7 @@ def test_saved_from_memory_without_a_source(tmp_path, folder, config):
 
 def test_outputs_that_are_refused(tmp_path, folder):
     quiet(folder, tmp_path / "out", "native")
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         quiet(folder, tmp_path / "out", "native")
     for output in (folder, folder / "inside", tmp_path, folder / ".." / "official"):
         with pytest.raises(UsageError, match="different folders"):
@@ -306,7 +306,7 @@ def test_one_writer_at_a_time(tmp_path, folder, native, monkeypatch):
     # Killed between two renames: the old checkpoint is there again, and then replaced.
     (tmp_path / "out").rename(tmp_path / ".out.old")
     (tmp_path / ".out.partial").mkdir()
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         quiet(folder, tmp_path / "out", "official")
     assert folder_format(tmp_path / "out") == "native"
     quiet(folder, tmp_path / "out", "official", overwrite=True)

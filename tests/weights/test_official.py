@@ -135,7 +135,7 @@ KEY = "language_model.layers.2.mlp.up_proj.weight"
     ("change", "message"),
     [
         (lambda t: t.pop(KEY), rf"tensor {KEY} is missing"),
-        (lambda t: t.update({KEY: t[KEY].T}), rf"{KEY} has shape \[64, 48\].*calls for \[48, 64\]"),
+        (lambda t: t.update({KEY: t[KEY].T}), rf"{KEY} has shape \[64, 48\].*requires \[48, 64\]"),
         (
             lambda t: t.update({"language_model.layers.4.mlp.up_proj.weight": t[KEY]}),
             "unexpected tensor language_model.layers.4.mlp.up_proj.weight",
