@@ -36,7 +36,7 @@ from tools.make.toy import write_byte_tokenizer
 
 ROOT = Path(__file__).parents[1]
 NOISE = "(random weights: this answer is noise)\n"
-NOTE = "note: this checkpoint has random weights; whatever it answers is noise"
+NOTE = "note: this checkpoint has random weights; its answers are noise"
 FEW = ("--max-new-tokens", "6", "--no-loop-guard")
 
 
@@ -326,7 +326,7 @@ WEIGHTS = {
     "missing": (tensors(lambda t: t.pop(NORM) is None or t), NORM, "missing"),
     "extra": (tensors(lambda t: t | {"extra.weight": t[NORM]}), "extra.weight", "unexpected"),
     "misshapen": (tensors(lambda t: t | {NORM: t[NORM][:-1]}), NORM, "[31]", "[32]"),
-    "twice": (header(lambda h: h.rstrip()[:-1] + "," + h.rstrip()[1:]), "is there twice"),
+    "twice": (header(lambda h: h.rstrip()[:-1] + "," + h.rstrip()[1:]), "is repeated"),
     "dtype": (header(lambda h: h.replace('"F32"', '"F64"', 1)), "dtype F64"),
     "truncated": (truncated, "model.safetensors", "truncated"),
     "pickle": (pickled, "pytorch_model.bin", "pickle"),
@@ -369,7 +369,7 @@ def test_adapters_of_another_model_are_named(run, toy, verb):
     save_adapters("lora", adapters, 4.0, dataclasses.replace(config, decoder=wider))
     options = ["--prompt", "hi"] if verb == "generate" else []
     options += ["--checkpoint", toy, "--audio", "a.wav", "--lora"]
-    refused(run(verb, *options, "lora"), 1, "lora_A.weight has shape [2, 48]", "call for [2, 32]")
+    refused(run(verb, *options, "lora"), 1, "lora_A.weight has shape [2, 48]", "require [2, 32]")
     refused(run(verb, *options, "a.wav"), 1, "a.wav: not a folder of LoRA adapters")
 
 
@@ -465,7 +465,7 @@ def test_verbs(run):
 def test_an_output_that_exists(run, toy):
     convert = ("convert", "--input", toy, "--format", "native", "--output")
     shutil.copytree(toy, "old")
-    refused(run(*convert, "old"), 1, "old", "exists already")
+    refused(run(*convert, "old"), 1, "old", "already exists")
     assert {f.name for f in Path("old").iterdir()} == {f.name for f in toy.iterdir()}
     assert run(*convert, "old", "--overwrite").code == 0
     assert not Path("old/model.safetensors").exists()

@@ -196,7 +196,7 @@ def test_whole_run(tmp_path, capsys, monkeypatch):
     assert page.count("<tr>") == 5 * 6
     assert not re.search(r"(https?:|src=\"[^d])", page)  # needs nothing else
     last = out.splitlines()[-1]
-    counts = r"0 of 20 right, \d+ partly, \d+ wrong; 5 captions are yours to judge. \d+ s."
+    counts = r"0 of 20 right, \d+ partly, \d+ wrong; 5 captions not judged. \d+ s."
     assert re.fullmatch(counts, last)
     assert last in page
     assert "random weights" in err

@@ -84,8 +84,8 @@ def test_what_went_wrong_is_said_with_its_place():
     places = [f"0.00-{cuts[0]:.2f} s", f"{cuts[0]:.2f}-{cuts[0] + cuts[1]:.2f} s"]
     assert transcript.problems[:3] == [
         f"{places[0]}: no times in 'lost words'",
-        f"{places[0]}: the answer did not end by itself (length)",
-        f"{places[1]}: time 99.00 lies beyond the end ({cuts[1]:.2f} s)",
+        f"{places[0]}: the answer was cut short (length)",
+        f"{places[1]}: time 99.00 is after the end ({cuts[1]:.2f} s)",
     ]
     assert "no times in 'no times at all'" in transcript.problems[3]
     # A time beyond the window ends with it; words without times keep their window's.

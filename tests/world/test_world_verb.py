@@ -83,7 +83,7 @@ def test_a_full_disk_is_one_line(processes, small_disk, capsys):
     assert code == 1
     assert re.fullmatch(
         r"error: .*out/wav/.*wav: not written: the disk is full \(.* MB free in .*, up to .* MB "
-        r"needed\); make room or name another folder\n",
+        r"needed\); make room or use another folder\n",
         capsys.readouterr().err,
     )
     assert [path.name for path in out.iterdir()] == ["wav"]
