@@ -1,4 +1,4 @@
-"""The Python face: its names and signatures, and what they mean."""
+"""The Python interface: its names and signatures, and what they do."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ SIGNATURES = {
 
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_signatures_are_kept(name):
-    """Code outside the project calls these; what follows the listed parameters is optional."""
+    """Code outside the project calls these; parameters after the listed ones are optional."""
     found = mj
     for part in name.split("."):
         found = getattr(found, part)
@@ -98,7 +98,7 @@ def test_signatures_are_kept(name):
 
 
 def test_one_set_of_defaults():
-    """In every signature and on the command line; `generate_ids` alone is short by default."""
+    """In every signature and on the command line; only `generate_ids` is short by default."""
     options = {field.name: field.default for field in dataclasses.fields(mj.Sampling)}
     for call, own in (
         (mj.MossAudio.generate, {}),
@@ -458,7 +458,7 @@ def test_answers(model, mel, prompt):
 
 
 def test_a_stream_leaves_the_mesh_to_its_reader(model):
-    """Between two pieces the reader's own JAX code runs as outside."""
+    """Between two pieces the reader's own JAX code runs as it does outside."""
     outside = jax.sharding.get_abstract_mesh()
     stream = model.stream("hi", **FEW)
     next(stream)
@@ -469,7 +469,7 @@ def test_a_stream_leaves_the_mesh_to_its_reader(model):
 
 
 def test_warnings_reach_the_reply(model):
-    """Those of the sound: by themselves for one clip, with the clip's name for several."""
+    """Warnings about the sound; with several clips they name the clip."""
     silent, heard = np.zeros(16_000, np.float32), tone(1.0)
     said = "every sample is 0: what the answer says was not heard"
     one, two, none = model.generate_batch(

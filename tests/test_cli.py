@@ -1,4 +1,4 @@
-"""The command line: what it answers, how it refuses, and what it leaves behind."""
+"""The command line: its answers, its errors, and the files that it leaves."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ def test_who_answers_is_said_where_nobody_chose(capsys, monkeypatch):
         command.add_model_options(options)
         assert command.load_model(options.parse_args(argv)) is small
         assert capsys.readouterr().err.splitlines() == lines
-    assert "synthetic sound only" in command.SMALL_MODEL
+    assert "only synthetic sound" in command.SMALL_MODEL
 
 
 def test_windows_too_long_for_the_model_spare_the_other_files(run, toy):
@@ -360,7 +360,7 @@ FILES = {
 
 @pytest.mark.parametrize("verb", ["generate", "transcribe"])
 def test_adapters_of_another_model_are_named(run, toy, verb):
-    """Before the weights are read. tests/evaluate folds in some that fit."""
+    """Before the weights are read. tests/evaluate merges adapters that fit."""
     config = read_config(toy)
     wider = dataclasses.replace(config.decoder, hidden_size=48)
     shapes = {"a": (wider.layers, 48, 2), "b": (wider.layers, 2, wider.heads * wider.head_dim)}
@@ -442,7 +442,7 @@ def test_bad_use_of_transcribe(run, toy):
     os.mkdir("c")
     shutil.copy("a.wav", "c/a.wav")
     refused(run(*argv, "c/a.wav", "--out", "o"), 2, "a.wav", "c/a.wav", "o/a.txt")
-    refused(run(*argv, "--out", "b.wav"), 1, "b.wav", "not a folder")
+    refused(run(*argv, "--out", "b.wav"), 1, "b.wav", "not a writable folder")
     assert not Path("o").exists()
 
 
@@ -514,7 +514,7 @@ def process(*argv: object, **how) -> subprocess.CompletedProcess:
 
 
 def test_the_console_script_says_nothing_but_its_own(toy, tmp_path):
-    """No line of a library's on stderr: of the mp3 decoder, of JAX, of Orbax."""
+    """stderr has no lines from libraries: the mp3 decoder, JAX, Orbax."""
     (entry,) = importlib.metadata.entry_points(group="console_scripts", name="moss-audio-jax")
     assert entry.load() is cli.main
     soundfile.write(tmp_path / "whole.mp3", tone(4.0), 16_000)

@@ -1,4 +1,4 @@
-"""The verb `demo`: its clips, its rules of right and wrong, its table, its page, one whole run."""
+"""The verb `demo`: its clips, its marks, its table, its page, one whole run."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def clips():
 
 
 def test_clips(clips):
-    """Small, held out, unlike one another; every truth is right by the rules."""
+    """Small, held out, different; every truth is right by the rules."""
     assert sum(file.stat().st_size for file in demo.CLIPS.iterdir()) < 1_000_000
     assert len({clip.labels["content"] for clip in clips}) == len(clips) == 5
     for clip in clips:

@@ -1,4 +1,4 @@
-"""The table of accelerators against itself and against JAX's own."""
+"""The table of accelerators is consistent in itself and with JAX's."""
 
 from types import SimpleNamespace
 

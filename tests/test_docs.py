@@ -1,6 +1,6 @@
-"""The commands of README, guides and helps: each parses, and what it names is there.
+"""The commands in README, guides and helps: each parses, and the files that it names exist.
 
-What they print is not looked at here: the verbs' own tests do that.
+Their output is not tested here; the verbs' own tests do that.
 """
 
 import ast

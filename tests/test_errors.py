@@ -1,4 +1,4 @@
-"""Errors that are not ours to begin with: memory that ends, missing extras; what libraries log."""
+"""Errors from outside: memory that runs out, missing extras; log messages of libraries."""
 
 import logging
 import re

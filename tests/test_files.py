@@ -1,4 +1,4 @@
-"""Files of strangers are read with care; what is written is whole or absent; one owner a folder."""
+"""Foreign files are read safely; files are written whole or not at all; a folder has one owner."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ from moss_audio_jax.errors import InputError, UsageError
 
 
 def test_only_regular_files_are_opened(tmp_path):
-    """At once: a FIFO or a device would block, or never end."""
+    """They are refused at once, because a FIFO or a device would block or never end."""
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "good").write_bytes(b"abc")
     (tmp_path / "link").symlink_to(tmp_path / "good")

@@ -1,4 +1,4 @@
-"""The client of models over HTTP, against servers on this machine that misbehave; and `redact`."""
+"""The HTTP client, with servers on this machine that misbehave; and `redact`."""
 
 from __future__ import annotations
 

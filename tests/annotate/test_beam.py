@@ -1,4 +1,4 @@
-"""Shards on Beam's own runner make what one run makes; wherever apache-beam is installed."""
+"""Shards on Beam's own runner give the result of one run; needs apache-beam."""
 
 import sys
 

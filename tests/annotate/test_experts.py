@@ -1,4 +1,4 @@
-"""Plug-ins that go wrong in every way: the checker finds nothing in what is written, ever."""
+"""Plug-ins that fail in many ways: the checker never finds a contradiction in the output."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Cuts by what a model hears."""
+"""Cuts by a model's tags."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ LABELS = ("sound:dog", "sound:rain", "speech", "music", "background:pink", "sex:
 
 
 def tags_of(spans, seconds):
-    """uint8 [C, K] of (label, start, end)."""
+    """Tags uint8 [C, K] made from (label, start, end)."""
     tags = np.zeros((round(seconds * COARSE), len(LABELS)), np.uint8)
     for label, start, end in spans:
         tags[round(start * COARSE) : round(end * COARSE), LABELS.index(label)] = 250
@@ -21,7 +21,7 @@ def tags_of(spans, seconds):
 
 
 class Listener:
-    """Ears that take what is loud for a dog, and cut what they hear into tokens."""
+    """Ears that report a dog wherever it is loud."""
 
     has = frozenset({"tags"})
     tags = LABELS

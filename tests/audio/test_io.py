@@ -45,7 +45,7 @@ def write_av(path, wav, rate, codec, sample_format, container=None, options=None
 
 
 def delay(wav: np.ndarray, reference: np.ndarray) -> int:
-    """By how many samples wav lags: the peak of the cross-correlation."""
+    """The delay of wav in samples: the peak of the cross-correlation."""
     size = 2 * max(len(wav), len(reference))
     spectrum = np.fft.rfft(wav, size) * np.conj(np.fft.rfft(reference, size))
     lag = int(np.argmax(np.fft.irfft(spectrum, size)))
@@ -197,7 +197,7 @@ def test_shared_files_as_librosa_loads_them():
 
 
 def refusal(source) -> str:
-    """The message that load_audio refuses with: one line."""
+    """The message with which load_audio refuses a file; one line."""
     with pytest.raises(InputError) as caught:
         load_audio(source)
     message = str(caught.value)

@@ -1,4 +1,4 @@
-"""Each benchmark's own files, as its authors lay them out, become the same items."""
+"""The files of each benchmark, in its authors' layout, become the same kind of items."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_bad_use(tmp_path):
 
 
 def scene(name: str, spoken: bool) -> dict:
-    """Labels as `world.scenes` describes them, written by hand: no speech engine needed."""
+    """Labels as described in `world.scenes`, written by hand, without a speech engine."""
     words = [
         {"text": "dogs", "start": 0.5, "end": 0.912},
         {"text": "bark", "start": 1.0, "end": 1.4},

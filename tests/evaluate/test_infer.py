@@ -1,4 +1,4 @@
-"""Inference: what is answered depends on the item alone, and nothing is lost or done twice."""
+"""Inference: answers depend only on the item, and nothing is lost or done twice."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_prediction_says_all(evaluate, toy, data, capsys):
 
 
 def test_batch_mesh_and_order_change_nothing(evaluate, monkeypatch):
-    """Sampled, so that a key out of place would show."""
+    """With sampling, so that a wrong random key would show."""
     sampled = ("--temperature", "1", "--seed", "3")
     _, expected = evaluate("one.jsonl", "--batch", "1", *sampled)
     assert len({row["raw_output"] for row in expected}) > ITEMS // 2
@@ -156,13 +156,13 @@ def test_seeds_belong_to_items():
 
 
 def test_killed_and_resumed(evaluate, toy, data, tmp_path):
-    """Killed again and again, at any byte: nothing lost, nothing twice, nothing else."""
+    """Killed repeatedly, at any byte: nothing is lost, repeated or changed."""
     _, expected = evaluate("whole.jsonl", "--batch", "2")
     output = tmp_path / "killed.jsonl"
     partial = tmp_path / "killed.jsonl.partial.jsonl"
 
     class Killed(BaseException):
-        """What nothing in the code may catch."""
+        """An exception that no code may catch."""
 
     write, made = module.Journal.write, []
     for survived in (0, 1, 4, 3, 2):
@@ -248,7 +248,7 @@ def test_audio_that_is_not_there_is_one_line_before_the_model(tmp_path, capsys):
 
 
 def test_one_process_owns_an_output(toy, data, tmp_path, capsys):
-    """The second is told in one line; other files of the folder are free; nothing is left."""
+    """A second process gets one line; other files in the folder are free; nothing is left."""
     argv = command(toy, data / "good.jsonl", tmp_path / "p.jsonl", "--limit", "1")
     with Lock(tmp_path, "evaluate infer", "p.jsonl"):
         assert main(argv) == 2
@@ -282,7 +282,7 @@ def test_one_process_owns_an_output(toy, data, tmp_path, capsys):
 
 
 def test_parts_of_files_are_asked_alone(evaluate, toy, data, tmp_path, capsys):
-    """What is heard of a part is that part: the same answer as of a file that holds no more."""
+    """The answer about a part equals that about a file with only this part."""
     low, high = tone(1.0, 300), tone(0.5, 900)
     write_wav(tmp_path / "both.wav", np.concatenate([low, high]))
     write_wav(tmp_path / "high.wav", high)
@@ -332,8 +332,8 @@ def test_predictions_of_two_kinds_do_not_mix(evaluate, toy, data, tmp_path, caps
     assert (tmp_path / "p.jsonl").read_bytes() == before
 
 
-def test_adapters_are_folded_in(evaluate, toy, tmp_path, capsys):
-    """Against adapters added to the loaded parameters; and their own name in the file."""
+def test_adapters_are_merged(evaluate, toy, tmp_path, capsys):
+    """Compared with adapters added to the loaded parameters; the file names the adapters."""
     import jax
 
     model = MossAudio.load(toy, "float32")
@@ -359,7 +359,7 @@ def test_adapters_are_folded_in(evaluate, toy, tmp_path, capsys):
 
 @pytest.mark.parametrize("mesh", ["data=1", "data=2"])
 def test_two_processes(evaluate, toy, data, tmp_path, mesh):
-    """Each on its own devices, or both on one mesh; what an earlier run left is used."""
+    """Each on its own devices, or both on one mesh; results of an earlier run are used."""
     _, expected = evaluate("one.jsonl")
     lines = (tmp_path / "one.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "two.jsonl.partial.jsonl").write_text("".join(lines[:4]) + lines[4][:50])

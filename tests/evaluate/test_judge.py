@@ -1,4 +1,4 @@
-"""The judge, against an endpoint of our own."""
+"""The judge, with an endpoint that the test runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ANSWERS = {"c1": "A woman.", "c2": "A man.", "o1": "a call"}
 
 @pytest.fixture
 def endpoint(request):
-    """Answers each request with the next of `replies`: a text, or (status, body)."""
+    """An endpoint that answers each request with the next of `replies`: text or (status, body)."""
 
     class Endpoint(http.server.BaseHTTPRequestHandler):
         replies: dict[str, list] = {}  # noqa: RUF012  what stands in the prompt -> replies
@@ -118,7 +118,7 @@ def test_no_answer_is_the_lowest_without_asking(endpoint, tmp_path):
 
 
 def test_ctrl_c_does_not_wait_for_what_is_asked(tmp_path):
-    """Eight questions at a server that never answers; nothing of them is written down."""
+    """Eight questions to a server that never answers; nothing is written."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         items = [dataclasses.replace(ITEMS[0], id=str(i)) for i in range(99)]

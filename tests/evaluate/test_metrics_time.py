@@ -61,7 +61,7 @@ def test_order(answer, count):
 
 
 def scenes(count: int, seed: int = 0):
-    """Random timelines, and estimates of them: shifted, dropped, invented, mislabelled."""
+    """Random timelines, and estimates with shifted, missing, false and mislabelled events."""
     random = np.random.default_rng(seed)
     labels = [f"sound {i}" for i in range(4)]
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""The report: tables with the published rows, answers to look through, nothing hidden or run."""
+"""The report: tables with published rows, a list of answers; no answer is hidden or executed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def item(kind, name, reference, audio=(), **group):
 
 
 def scored(benchmark, items, answers, model, data="data.jsonl", **options):
-    """What `evaluate score` would write of these answers; None is a failure."""
+    """The score file that `evaluate score` would write for these answers; None is a failure."""
     rows = [
         {"id": one.id, "raw_output": answer, "meta": {"model": f"checkpoints/{model}"}}
         | ({"error": "no sound"} if answer is None else {})
@@ -41,7 +41,7 @@ def scored(benchmark, items, answers, model, data="data.jsonl", **options):
 
 
 def choices(benchmark, right, model, n=4, **inputs):
-    """A score of n questions of which so many are right."""
+    """A score of n questions, of which `right` are right."""
     items = [
         item("choice", f"q{i}", {"choices": [*CHOICES], "answer": "a cat"}, task="sound")
         for i in range(n)
@@ -65,7 +65,7 @@ def section(scores, anchor):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Score files of two models on words, events, captions, Chinese and questions; some sound."""
+    """Score files of two models on words, events, captions, Chinese and questions; some audio."""
     folder = tmp_path_factory.mktemp("report")
     (folder / "sound here").mkdir()
     for name in ("a", "b"):
@@ -263,7 +263,7 @@ def test_verdicts(sums, expected):
 
 
 class Page(html.parser.HTMLParser):
-    """Tags, text outside of scripts, and the rows' JSON."""
+    """Parses a page: tags, text outside scripts, and the rows' JSON."""
 
     def __init__(self, text):
         super().__init__()
@@ -432,7 +432,7 @@ def test_bad_score_files_are_named(tmp_path, capsys):
 
 
 def test_in_a_browser(folder, tmp_path):
-    """Rows open, times are drawn, and nothing of an answer becomes an element."""
+    """Rows open, times are drawn, and no part of an answer becomes an element."""
     browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
     if browser is None:
         pytest.skip("no chromium to open the page with")

@@ -1,4 +1,4 @@
-"""Scores and exports from files: what a user runs, with what goes wrong in their inputs."""
+"""Scores and exports from files, as users run them, with faults in their inputs."""
 
 from __future__ import annotations
 
@@ -302,7 +302,7 @@ def test_judgements_are_checked(tmp_path):
 
 
 def test_what_was_asked():
-    """The largest --limit of several runs; one prediction without any is of all."""
+    """The largest --limit of several runs counts; a prediction without one means all items."""
     rows = [{"id": "1", "raw_output": "A", "meta": {"limit": n}} for n in (1, 3, 2)]
     assert asked(ITEMS, rows) == ITEMS[:3]
     assert asked(ITEMS, [*rows, {"id": "1", "raw_output": "A", "meta": {}}]) is ITEMS
@@ -312,7 +312,7 @@ def test_what_was_asked():
 
 
 def test_words_of_scripts_with_marks_and_characters_of_scripts_without_spaces():
-    """One wrong vowel sign is one wrong word; the score says in what units a row counts."""
+    """One wrong vowel sign is one wrong word; the score says which units it counts in a row."""
     texts = {"hi": ("किताब", "कीताब"), "ta": ("மீன்", "மான்"), "th": ("สวัสดี ครับ", "สวัสดี")}
     items = [
         Item(code, "asr", "?", (), {"text": text}, {"language": code})

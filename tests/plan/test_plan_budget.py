@@ -27,7 +27,7 @@ MINUTE = 60.0
 
 @pytest.fixture(autouse=True)
 def no_compiler(monkeypatch):
-    """The budget never asks for libtpu."""
+    """The budget never uses libtpu."""
     monkeypatch.setattr(compiling, "prepare_environment", lambda: pytest.fail("asked for libtpu"))
 
 

@@ -1,4 +1,4 @@
-"""The real TPU compiler on a small step; wherever libtpu is installed (extra `plan`)."""
+"""The real TPU compiler on a small step; needs libtpu (extra `plan`)."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What generation needs: arithmetic on shapes alone, and the real TPU compiler on a small model."""
+"""The needs of generation: arithmetic on shapes, and the real TPU compiler on a small model."""
 
 import dataclasses
 import json

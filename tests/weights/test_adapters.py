@@ -1,7 +1,6 @@
 """LoRA adapters in PEFT's layout: merged as PEFT merges them, or refused by name.
 
-Beyond these tests: no adapter is trained here (tests/train does), and no adapter of the released
-models is at hand.
+Not covered: training of adapters (see tests/train), and adapters of the released models.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Converting, loading onto devices, saving, grafting; and what happens when it goes wrong."""
+"""Converting, loading onto devices, saving, composing models; and their errors."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_sharded_loads_and_saves(folder, native, tmp_path, config):
 
 
 def test_a_process_reads_a_slice_once(folder, config, bytes_read):
-    """Eight shards of a kernel: its bytes are read once. A slice's owner reads the slice alone."""
+    """The bytes of a kernel in eight shards are read once. A slice's owner reads only the slice."""
     mesh = eight_devices()
     path = "language_model/layers/mlp/up_proj/kernel"
     layout = {entry.path: NamedSharding(mesh, P()) for entry in table(config)}
@@ -224,7 +224,7 @@ def test_native_folders_of_an_older_version_load(native):
 
 
 def test_a_folder_with_a_checkpoint_for_each_parameter_loads(native, config):
-    """As version 1 wrote them."""
+    """The form of version 1."""
     expected = flatten(load_params(native, config))
     for file in (native / "params").iterdir():
         if file.is_file():
@@ -281,7 +281,7 @@ def test_a_disk_that_fills_up_is_one_line(tmp_path, folder, monkeypatch):
 
 
 def test_one_writer_at_a_time(tmp_path, folder, native, monkeypatch):
-    """Another one is refused in one line, and the first one's work is whole."""
+    """A second writer is refused in one line, and the first one's result is complete."""
     inside, finish = threading.Event(), threading.Event()
     real = write_side_files
 

@@ -64,7 +64,7 @@ def test_official_names(checkpoint):
 
 
 def test_rearrangements_mean_the_same(folder, config):
-    """What PyTorch's linear, convolution and flattening compute, from native kernels."""
+    """Native kernels compute the same as PyTorch's linear, convolution and flattening."""
     params = flatten(load_params(folder, config, dtype="float32"))
     official = {name: t.astype(np.float32) for name, t in read_tensors(folder).items()}
     rng = np.random.default_rng(1)
@@ -151,7 +151,7 @@ def test_checkpoints_that_do_not_fit(folder, config, change, message):
 
 
 def test_mixed_dtypes_load(folder, config, tmp_path):
-    """Norms in float32, the rest half; without a dtype that was asked for, most bytes decide."""
+    """Norms in float32, the rest in half precision; without a given dtype, most bytes decide."""
     tensors = random_tensors(config, "float32")
     kept = {name: "float32" if "norm" in name else "float16" for name in tensors}
     mixed = {name: tensor.astype(kept[name]) for name, tensor in tensors.items()}

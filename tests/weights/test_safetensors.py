@@ -198,7 +198,7 @@ def test_broken_folders(tmp_path):
 
 
 def test_a_file_and_an_index_are_read_as_transformers_does(tmp_path):
-    """The one file wins over shards, of which an older save may have left some; both are said."""
+    """The single file wins over shards, which an older save may have left; a warning names both."""
     old, new = "model-00001-of-00001.safetensors", "model-00001-of-00002.safetensors"
     for file, value in ((SINGLE, b"new!"), (old, b"old!"), (new, b"more")):
         (tmp_path / file).write_bytes(file_bytes({"a": entry(0, 4)}, value))
