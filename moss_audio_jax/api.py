@@ -540,7 +540,7 @@ class MossAudio:
             mel = log_mel(wav)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-        # The official processor rounds here, whatever the model's dtype.
+        # The official processor rounds here, with every dtype of the model.
         return mel.astype(ml_dtypes.finfo(self.processor.mel_dtype).dtype).astype(np.float32)
 
 

@@ -147,7 +147,7 @@ def cut_windows(
             raise InputError(f"{start:.2f}-{end:.2f} s: {error}") from None
         windows.append(Window(start, end, prompt))
     if not windows:
-        raise InputError("holds no sound: a clip needs at least 10 ms")
+        raise InputError("has no sound: a clip needs at least 10 ms")
     return windows
 
 

@@ -447,7 +447,7 @@ def test_answers(model, mel, prompt):
     assert replies[1] == reply
     assert len({tuple(r.ids) for r in replies}) == 3
     assert model.generate_batch([]) == []
-    # One that cannot be used loses none of the others.
+    # An unusable request does not affect the others.
     requests[1:1] = [mj.Request("x", "none.wav", few), mj.Request(AUDIO_SPAN, wav, few, "system")]
     mixed = model.generate_batch(requests)
     assert [mixed[0], *mixed[3:]] == replies
@@ -463,7 +463,7 @@ def test_a_stream_leaves_the_mesh_to_its_reader(model):
     stream = model.stream("hi", **FEW)
     next(stream)
     assert jax.sharding.get_abstract_mesh() == outside
-    other = model.generate("What?", **FEW)  # nor does it disturb what comes between
+    other = model.generate("What?", **FEW)  # nor does it affect those between
     assert list(model.stream("hi", **FEW))[1:] == list(stream)
     assert model.generate("What?", **FEW) == other
 
@@ -507,7 +507,7 @@ def test_streams_end_where_the_text_does(pieces, stops):
         until.push(piece)
         said = "".join(pieces[: i + 1])
         found = [said.index(stop) for stop in stops if stop in said]
-        # Nothing is said too much; nothing is held back that no stop string could begin with.
+        # No text is given too early, and none is held back that cannot begin a stop string.
         assert said.startswith("".join(got))
         if found:
             break

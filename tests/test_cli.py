@@ -131,7 +131,7 @@ def test_several_files_alone_and_together(run, toy):
 def test_text_only_and_stop(run, toy):
     row = json.loads(run(*generate(toy, "--json")).out)
     assert row["audio"] == []
-    # Stop at the first character of the answer that stands there once only.
+    # Stop at the first character that occurs only once in the answer.
     text = row["text"]
     stop = next(c for c in text[1:] if text.count(c) == 1 and c != "�")
     stopped = json.loads(run(*generate(toy, "--json", "--stop", stop)).out)
@@ -207,7 +207,7 @@ def test_bad_sound_is_named_and_the_good_answered(run, toy):
     for file, words in expected.items():
         (line,) = [line for line in errors if line.startswith(f"error: {file}: ")]
         assert words in line
-    # What the beginning of a file tells is said before the model is loaded.
+    # Faults at the beginning of a file are reported before the model is loaded.
     early = result.lines[: result.lines.index(NOTE)]
     assert {line.split(": ")[1] for line in early} >= {"missing.wav", "empty.wav", "text.wav", "."}
     refused(run(*generate(toy, "--audio", "text.wav", "--stream")), 1, "text.wav")
@@ -338,7 +338,7 @@ WEIGHTS = {
     "no number": (config("audio_config", "d_model", "wide"), "d_model is 'wide'"),
     "other model": (config(None, "model_type", "whisper"), "model_type is 'whisper'"),
 }
-# What the weights do not depend on, and a conversion carries along as it is.
+# Files on which the weights do not depend, and which a conversion copies unchanged.
 FILES = {
     "vocabulary": (
         lambda f: write_byte_tokenizer(f) or _more_pieces(f, 500),

@@ -69,23 +69,23 @@ def test_clips_are_of_the_world(clips):
             EVENTS,
             EVENTS.replace("0.50 ", "0.65 "),
             "right",
-            "F1 1.00, 2 of 2, 0 not there",
+            "F1 1.00, 2 of 2, 0 extra",
         ),
         (
             "events",
             EVENTS,
             EVENTS.replace("0.50 ", "0.75 "),
             "partly",
-            "F1 0.50, 1 of 2, 1 not there",
+            "F1 0.50, 1 of 2, 1 extra",
         ),
         (
             "events",
             EVENTS,
             EVENTS + "\n0.00 - 3.00: rain falling",
             "partly",
-            "F1 0.80, 2 of 2, 1 not there",
+            "F1 0.80, 2 of 2, 1 extra",
         ),
-        ("events", EVENTS, "a bell", "wrong", "F1 0.00, 0 of 2, 0 not there"),
+        ("events", EVENTS, "a bell", "wrong", "F1 0.00, 0 of 2, 0 extra"),
         ("time", "1.08 - 2.70", "0.88 - 2.70", "right", ""),
         ("time", "1.08 - 2.70", "1.60 - 2.70", "wrong", ""),
         ("time", "1.08 - 2.70", "soon", "wrong", ""),
@@ -180,7 +180,7 @@ def test_lanes_stay_in_the_picture():
     assert all(x >= 0 and w > 0 and x + w <= 1000 for x, _, w in boxes)
     assert boxes[0] == (200.0, boxes[0][1], 300.0)
     assert boxes[0][1] != boxes[1][1]  # they overlap
-    assert len({y for _, y, _ in boxes}) == 8  # no more rows, whatever a model says
+    assert len({y for _, y, _ in boxes}) == 8  # rows are limited, even for a long answer
     assert drawn.count("#d01030") == 2  # one bar: its fill and its stroke
     assert "b &amp; c" in drawn
 

@@ -204,7 +204,7 @@ def test_tpu_vm_says_what_it_lacks(options, message, stand_ins):
 
 # --- gke_jobset.yaml -----------------------------------------------------------------------------
 
-# What JobSet and GKE ask of a TPU job: path -> type, or the value itself.
+# What JobSet and GKE require of a TPU job: path -> type, or the value itself.
 POD = "spec.replicatedJobs.0.template.spec.template.spec"
 JOB = "spec.replicatedJobs.0.template.spec"
 SCHEMA = {

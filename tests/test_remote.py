@@ -161,7 +161,7 @@ def test_what_is_asked_again(serve):
     url, asked = serve(head(b"", "503 Busy"), head(b"", "429 Slow", "Retry-After: 0"), head(CHAT))
     assert Chat(url, "m", wait=0).ask("hello") == "hi"
     assert len(asked) == 3
-    # A wait beyond the time that is left is not begun.
+    # A wait that exceeds the remaining time is not begun.
     for later in ("999999", "Fri, 31 Dec 2999 23:59:59 GMT"):
         url, asked = serve(head(b"", "429 Slow", f"Retry-After: {later}"), head(CHAT))
         with pytest.raises(InputError, match="HTTP 429"):

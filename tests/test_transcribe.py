@@ -88,7 +88,7 @@ def test_what_went_wrong_is_said_with_its_place():
         f"{places[1]}: time 99.00 is after the end ({cuts[1]:.2f} s)",
     ]
     assert "no times in 'no times at all'" in transcript.problems[3]
-    # A time beyond the window ends with it; words without times keep their window's.
+    # A time after the window is moved to its end; words without times get those of their window.
     assert transcript.segments[1].end == pytest.approx(cuts[0] + cuts[1])
     last = transcript.segments[2]
     assert (last.start, last.end) == pytest.approx((cuts[0] + cuts[1], 24))
@@ -152,7 +152,7 @@ def test_windows_that_cannot_be():
     with pytest.raises(InputError, match=r"^clip 1: 0\.00-2\.00 s: too long"):
         transcribe(model, [speech(2), speech(3)])
     for nothing in (np.zeros(0, "f4"), np.zeros(100, "f4")):
-        with pytest.raises(InputError, match="holds no sound"):
+        with pytest.raises(InputError, match="has no sound"):
             transcribe(Canned(), nothing)
 
 

@@ -44,7 +44,7 @@ class Failure(NamedTuple):
     data: bytes
 
 
-# --- one kind in a process of its own ------------------------------------------------------------
+# --- one kind in a separate process --------------------------------------------------------------
 
 _HEADROOM = 8 << 30  # bytes of address space beyond those that a kind starts with
 

@@ -263,7 +263,7 @@ class Annotator:
         }
         folder = self._out / "records"
         write_lines(folder / f"{source.id}.jsonl", records)
-        # Written last: it shows that everything is there.
+        # Written last, because it shows that the result is complete.
         write_lines(folder / f"{source.id}.json", [done])
         return done
 

@@ -72,7 +72,7 @@ def get_config() -> ConfigDict:
     s = c.rows = ConfigDict()
     s.min_seconds = 0.5  # shorter segments give no rows
     s.skip = ()  # tasks that are left out
-    # Keep rows that rest on the small model alone, for sound that it does not know.
+    # Keep rows that come only from the small model, for sound that it does not know.
     s.keep_doubtful = False
 
     c.page_clips = 24  # files shown in index.html
@@ -117,7 +117,7 @@ def check(config: ConfigDict) -> None:
     for module in ("ruptures", "librosa", "whisper_normalizer"):
         if importlib.util.find_spec(module) is None:
             raise InputError(f"annotate needs {module}: {extra('annotate')}")
-    SegmentOptions(**config.segment)  # UsageError where they contradict each other
+    SegmentOptions(**config.segment)  # raises UsageError if they contradict each other
 
 
 def _same_keys(config: Any, default: Any, at: str) -> None:

@@ -1,4 +1,4 @@
-"""Finds evidence that rests on the small model alone, for sound that this model does not know.
+"""Finds evidence that comes only from the small model, for sound that this model does not know.
 
 The small model answers fluently about anything. A segment is doubtful if the encoder finds the
 sound unlike its training world (`generate.familiarity`), or if the model's two transcripts have
@@ -32,7 +32,7 @@ def why(record: Record, most: float) -> str | None:
 
 
 def doubtful(record: Record) -> list[str]:
-    """The fields of a record that rest on the small model alone."""
+    """The fields of a record that come only from the small model."""
     told = {each["field"]: each["system"] for each in record["provenance"]}  # the last one counts
     systems = {one["system"] for one in record["asr"]}
     gated = told.get("profile") == _MIXED  # the profile decides which branches run

@@ -73,7 +73,7 @@ class Function:
         for request in requests:
             try:
                 replies.append(self.call(request))
-            except (Exception, SystemExit) as error:  # whatever a user's function may raise
+            except (Exception, SystemExit) as error:  # a user's function may raise anything
                 replies.append(InputError(f"{type(error).__name__}: {brief(error)}"))
         return replies
 

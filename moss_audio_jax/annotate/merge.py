@@ -305,7 +305,7 @@ def repair(record: Record, silent: Callable[[float, float], bool]) -> list[tuple
         if (first, last) != (event["start"], event["end"]):
             notes.append(("events", f"repaired: {event['label']} reached beyond its segment"))
         if silent(first, last):
-            notes.append(("events", f"dropped: {event['label']} where nothing sounds"))
+            notes.append(("events", f"dropped: {event['label']} during silence"))
         else:
             kept.append({**event, "start": first, "end": last})
     record["events"] = sorted(kept, key=lambda e: (e["start"], e["end"], e["label"]))
@@ -314,7 +314,7 @@ def repair(record: Record, silent: Callable[[float, float], bool]) -> list[tuple
         notes.append(("words", "dropped: words outside their segment"))
         words = []
     if words and any(silent(w["start"], w["end"]) for w in words):
-        notes.append(("words", "dropped: words where nothing sounds"))
+        notes.append(("words", "dropped: words during silence"))
         words = []
     if record["level"]["silent"] and (record["transcript"] or record["speakers"]):
         notes.append(("speech", "dropped: speech in silence"))

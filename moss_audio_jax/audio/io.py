@@ -42,9 +42,9 @@ def load_audio(source: Source, max_seconds: float | None = None) -> np.ndarray:
 
     Args:
       source: one of
-        - the path of a regular file, or a file opened in binary mode (anything with `read`; read
-          from its start where it can seek, left open): wav, aiff, caf, au, flac, mp3, ogg, opus,
-          m4a, mp4, aac, webm, and other formats that FFmpeg decodes;
+        - the path of a regular file, or a file opened in binary mode (anything with `read`; it is
+          read from its start if it can seek, and left open): wav, aiff, caf, au, flac, mp3, ogg,
+          opus, m4a, mp4, aac, webm, and other formats that FFmpeg decodes;
         - `{"array": samples, "sampling_rate": rate}` or `(samples, rate)`: samples [n],
           [channels, n] or [n, channels] (at most 32 channels and more samples than that), floating
           in about -1..1, or integers of 8, 16 or 32 bits.

@@ -69,7 +69,7 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
         return sentence_piece.from_model(model, side, processor)
     for here, missing in ((vocab, merges), (merges, vocab)):
         if here.exists():
-            raise InputError(f"{missing}: no such file, though {here.name} is there; add it")
+            raise InputError(f"{missing}: no such file, although {here.name} exists; add it")
     raise InputError(
         f"{folder}: no tokenizer; expected tokenizer.json, vocab.json + merges.txt or *.model"
     )

@@ -84,8 +84,8 @@ def parse(text: str) -> Parsed:
         starts, and is listed in `unread` too;
       - an end before its start is moved to the start, and the piece is listed in `unread` too;
       - text outside all stamps or events, and a stamp without a text, are in `unread`;
-      - brackets that hold no time are text, and so are bare whole numbers (`[2024]`) where any
-        other stamp is written with a decimal point or as a clock.
+      - brackets without a time are text, and so are bare whole numbers (`[2024]`) if any other
+        stamp has a decimal point or the form of a clock.
     """
     _, answer = split_thinking(text)
     # A newline in front, because bullets are recognised only after a line break.

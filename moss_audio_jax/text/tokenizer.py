@@ -177,7 +177,7 @@ class Tokenizer(abc.ABC):
 
     @functools.cached_property
     def think_ids(self) -> tuple[int, int] | None:
-        """Ids of `<think>` and `</think>`, or None where the vocabulary lacks them."""
+        """Ids of `<think>` and `</think>`, or None if the vocabulary lacks them."""
         if any(tag not in self._special for tag in THINK):
             return None
         return self._special[THINK[0]], self._special[THINK[1]]

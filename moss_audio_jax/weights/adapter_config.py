@@ -75,7 +75,7 @@ KEYS: dict[str, Any] = {
 # Others, such as pissa and olora, change the base weights when PEFT loads the adapter.
 _INITS = ("gaussian", "eva", "orthogonal")
 
-_PLAIN = re.compile(r"[\w.]*")  # a pattern of these characters alone matches quickly
+_PLAIN = re.compile(r"[\w.]*")  # a pattern with only these characters matches quickly
 _ANY = "[^.]*"
 _SECONDS = 10
 _MATCH = """

@@ -161,7 +161,7 @@ def _copy_file(source: Path, target: Path) -> None:
 
 
 def _describes(raw: dict[str, Any], config: ModelConfig) -> bool:
-    """Whether a config.json describes this model, whatever encoder attention the model has."""
+    """Whether a config.json describes this model; its encoder attention does not count."""
     if raw.get("model_type") != "moss_audio":  # files_from may be of another model
         return False
     plain = config.with_attention("chunked")

@@ -60,7 +60,7 @@ class Entry:
         return [self.name.format(n=n) for n in range(1 if self.stack is None else self.stack)]
 
     def to_native(self, tensor: np.ndarray) -> np.ndarray:
-        """One official tensor as the native layer (a view where it can be)."""
+        """One official tensor as the native layer (a view if possible)."""
         if not self.transposed:
             return tensor
         return tensor.reshape(self.split or tensor.shape).T.reshape(self.tensor[::-1])

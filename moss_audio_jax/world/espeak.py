@@ -249,4 +249,4 @@ def _worker_of(pid: int) -> _Worker:
 
 
 def _worker() -> _Worker:
-    return _worker_of(os.getpid())  # a forked process needs one of its own
+    return _worker_of(os.getpid())  # each forked process needs its own worker

@@ -45,7 +45,7 @@ def test_greedy_and_what_cannot_be():
     assert greedy(log_probs)[2] == pytest.approx(0.8)
     assert align(log_probs, []).spans == []
     with pytest.raises(InputError, match="outside"):
-        align(log_probs, [2])  # the blank is no piece
+        align(log_probs, [2])  # the blank is not a piece
 
 
 def test_words_begin_and_end_where_the_sound_changes():

@@ -103,7 +103,7 @@ def test_rows_are_what_training_reads(corpus, tmp_path):
         if row["task"] == "absent":
             asked = row["conversation"][1]["content"]
             assert not any(e["label"] in asked for e in record["events"])
-    assert len(texts) == len(rows)  # no clip is asked the same twice
+    assert len(texts) == len(rows)  # no question about a clip is repeated
     count = Counter(row["task"] for row in rows)
     assert count.keys() >= {
         "asr",
@@ -339,7 +339,7 @@ def test_agreement_by_words_and_characters():
     assert "disagree" in why
     assert "too few transcripts (1/2)" in speech.choose(said("a b", ""), "en", 0.3, 2)[2]
     assert speech.choose(said("", ""), None, 0.3, 2) == (None, 0.0, None)
-    # Of three the one nearest to the others.
+    # With three, the one nearest to the others.
     near = said("a b c d e f", "a b c d e g", "a b c d e h g")
     assert speech.choose(near, "en", 0.4, 2)[0] == "a b c d e g"
 

@@ -135,7 +135,7 @@ def test_foreign_sound_gives_only_the_rows_of_experts(checkpoint, tmp_path, monk
     ]
     assert len(left_out) == len(records)
 
-    c.rows.keep_doubtful = True  # the records are there already
+    c.rows.keep_doubtful = True  # the records already exist
     _, rows, said, summary = tried("out", c)
     assert said == []
     assert {"events", "caption", "asr"} <= {row["task"] for row in rows}
@@ -195,7 +195,7 @@ def test_the_small_model_tells_its_own_world_from_others(tmp_path):
         clip = command.DEFAULT_CHECKPOINT.parent / "demo" / f"{name}.flac"
         (folder / clip.name).write_bytes(clip.read_bytes())
     c = runs.defaults.get_config()
-    c.speech.systems, c.speech.min_systems = ("ctc",), 1  # the decoder would take its time
+    c.speech.systems, c.speech.min_systems = ("ctc",), 1  # the decoder would be slow
     with pytest.warns(UserWarning, match=r"hum\.flac, from 0\.00 s: unlike the sound"):
         pipeline.annotate(source.find(folder), tmp_path / "out", c)
     records, rows = runs.checked(tmp_path / "out")

@@ -26,7 +26,7 @@ from moss_audio_jax.data.records import parse_row
 from moss_audio_jax.files import Lock
 
 WAV = (0.1 * np.random.default_rng(0).normal(size=12_000)).astype(np.float32)
-PLAIN = ("--config.checkpoint=", "--config.speech.systems=()")  # nothing but what is measured
+PLAIN = ("--config.checkpoint=", "--config.speech.systems=()")  # only measured evidence
 
 
 def put(folder: Path, *names: bytes) -> None:
@@ -77,7 +77,7 @@ def test_any_file_name(tmp_path, capsys):
     for line in (tmp_path / "out" / "rows.jsonl").read_bytes().splitlines():
         assert (tmp_path / "out" / parse_row(line).clips[0]).is_file()
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "records").iterdir()}
-    assert annotate(tmp_path / "in", tmp_path / "out") == 1  # once more: all of it is kept
+    assert annotate(tmp_path / "in", tmp_path / "out") == 1  # a second run keeps all of it
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "records").iterdir()}
 
 

@@ -113,7 +113,7 @@ def test_two_sounds_alike_to_the_signal_are_parted_by_what_is_heard():
     rng = np.random.default_rng(0)
     wav = (0.05 * rng.standard_normal(12 * 16000)).astype(np.float32)
     features = clip_features(wav)
-    keen = SegmentOptions(threshold=0.4)  # one noise throughout: the signal speaks against a cut
+    keen = SegmentOptions(threshold=0.4)  # one noise throughout, so the signal gives no cut
     assert len(segment(features, keen)) == 1
     heard = tags.Sources(tags_of([("sound:rain", 0, 6), ("sound:dog", 6, 12)], 12), LABELS)
     edges = [round(each["start"], 1) for each in segment(features, keen, heard)]

@@ -392,7 +392,7 @@ def test_too_long(monkeypatch):
     for data in (wav, riff(1, 16000, PCM, 0), written("MP3"), written("OGG"), mpeg_frames()):
         assert "more than 0.5 s" in refusal(data, max_seconds=0.5)
     assert "max_seconds" in refusal((np.zeros(16000), 16000), max_seconds=0.5)
-    # What the header says is refused at once, what it does not say while it is decoded.
+    # A length in the header is refused at once, an unknown one during decoding.
     assert len(load_audio(io.BytesIO(silent_flac(2, 0)))) == 131070
     assert "more than 43200 s" in refusal(silent_flac(2, 400 * 3600 * 16000))
     assert "more than 60 s" in refusal(silent_flac(20, 0), max_seconds=60)

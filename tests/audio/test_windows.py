@@ -32,7 +32,7 @@ def test_windows_cover_everything_once(n, seconds, scale):
     for (_, end), (start, _) in itertools.pairwise(windows):
         assert start == end
     assert all(end - start <= seconds * RATE for start, end in windows)
-    # Each but the last holds at least two thirds of what it could: there are not too many.
+    # Each except the last has at least two thirds of the limit, so there are not too many.
     assert all(end - start >= int(seconds * RATE) * 2 // 3 for start, end in windows[:-1])
 
 

@@ -42,7 +42,7 @@ def test_prompts_are_the_official_ones():
     question, four = "What is it?", ["a", "b", "c", "d"]
     official = f"{tasks.MULTIPLE_CHOICE} What is it?\nA. a\nB. b\nC. c\nD. d"
     assert choice_prompt(question, four) == official
-    # Two to eight choices occur: the same words for the letters that there are.
+    # Two to eight choices occur; the prompt names their letters in the same words.
     two = choice_prompt(question, four[:2])
     assert two.startswith("Choose the most suitable answer from options A and B for the question ")
     assert "You should output only A or B. Do not" in two

@@ -208,7 +208,7 @@ def test_bad_items_are_named_counted_and_tried_again(evaluate, data, tmp_path, c
     )
     said = capsys.readouterr().err.splitlines()
     named = [line.split(": ")[1] for line in said if line.startswith("error: ")]
-    assert named == [str(data / "gone.wav"), "broken", "long"]  # what is not there comes first
+    assert named == [str(data / "gone.wav"), "broken", "long"]  # missing files come first
     assert any("2 answer(s), 3 failed" in line for line in said)
 
     good = [row for row in rows if "error" not in row]
@@ -219,7 +219,7 @@ def test_bad_items_are_named_counted_and_tried_again(evaluate, data, tmp_path, c
         (data / "gone.wav").unlink()
     assert code == 1
     assert [row["id"] for row in again if "error" in row] == ["broken", "long"]
-    assert again[1:3] == good  # the very lines, not answered anew
+    assert again[1:3] == good  # the same lines, not answered again
     # A part of the data: the rest of the predictions stays.
     code, rows = evaluate("p.jsonl", "--limit", "2", rows="bad")
     assert (code, rows[:3]) == (0, again[:3])
@@ -258,7 +258,7 @@ def test_one_process_owns_an_output(toy, data, tmp_path, capsys):
             pass
     assert main(argv) == 0
     assert [file.name for file in tmp_path.iterdir()] == ["p.jsonl"]
-    # A score of what was asked says so, and one of more counts the rest as missing.
+    # A score of only the asked items says so; a score of more counts the others as missing.
     capsys.readouterr()
     scored = tmp_path / "score.json"
     ask = [

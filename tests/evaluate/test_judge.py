@@ -94,7 +94,7 @@ def test_judgements_are_whole_and_kept(endpoint, tmp_path):
     assert "secret" not in output.read_text() + repr(by)
     assert [json.loads(line) for line in output.read_text().splitlines()] == found
 
-    # Again, after a kill in the middle of a line: only what failed and what was lost is asked.
+    # Again, after a kill in the middle of a line: only failed and lost questions are asked.
     whole = output.read_text()
     output.write_text(whole[: whole.rindex("scores")])
     endpoint.asked.clear()

@@ -430,7 +430,7 @@ def test_textgrids_find_their_audio(tmp_path):
     put(tmp_path / "sound/x/a.flac", "")
     clips, _ = read_timed(tmp_path / "grids", tmp_path / "sound")
     assert [c.id for c in clips] == ["a", "b"]
-    # Where there is none, asking will name what was looked for.
+    # If there is none, `infer` names the path that was searched.
     assert [c.audio for c in clips] == [
         (str(tmp_path / "sound/x/a.flac"),),
         (str(tmp_path / "sound/b.wav"),),

@@ -213,7 +213,7 @@ def test_labels_tell_scores_apart():
     assert labels(("mmau", "x"), ("mmar", "y"), ("asr", "z")) == ["m", "m", "m"]
     assert labels(("asr", "clean"), ("asr", "other")) == ["m · clean", "m · other"]
     assert labels(("asr", "x"), ("asr", "x")) == ["m · 0", "m · 1"]
-    # The first stays in the line of the four benchmarks.
+    # The first score stays in the row of the four benchmarks.
     assert labels(("mmau-mini", "x"), ("mmau", "y"), ("mmar", "z")) == ["m", "m · y", "m"]
 
 
@@ -318,13 +318,13 @@ def test_one_page_that_needs_nothing_and_runs_nothing(folder, capsys):
     assert HOSTILE in page.text  # the model's name, as text
 
     rows = [attrs for tag, attrs in page.tags if tag == "details" and "data-tags" in attrs]
-    assert len(rows) == 2 + 1 + 3 + 1 + 1  # an item is there once for both models
+    assert len(rows) == 2 + 1 + 3 + 1 + 1  # an item appears once for both models
     assert sum("status: truncated_thinking" in row["data-tags"] for row in rows) == 1
     assert any(f"{HOSTILE}: wrong" in row["data-tags"] for row in rows)
     assert "[0.10]red[0.40][0.85]fox[0.90]" in page.text
     assert "so so" in page.text
-    # One clip lies in the page once, with its spectrogram, and is heard for words and for events;
-    # the other is linked to, from the page.
+    # One clip is embedded once, with its spectrogram, and used for words and for events;
+    # the page links to the other.
     assert text.count("data:audio/flac") == text.count("data:image/png") == 1
     assert [attrs["data-same"] for _, attrs in page.tags if "data-same" in attrs] == ["0", "1"]
     assert text.count('src="sound%20here/b.wav"') == 2

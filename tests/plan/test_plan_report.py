@@ -83,7 +83,7 @@ def test_planning_needs_no_tokenizer_and_no_rows(run):
     assert run.shape.rows == 8
     assert run.batch["tokens"].shape == (8, 512)
     assert run.batch["mels"].dtype == "bfloat16"
-    # A quarter of the state, less what divides by neither axis.
+    # A quarter of the state, except for arrays that no axis divides.
     total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.state))
     assert total / 4 <= compiling.held_bytes(run.state) < total / 3
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-PAUSE = 1.0  # seconds: a longer pause is a segment of its own, with a boundary at either end
+PAUSE = 1.0  # seconds: a longer pause is a segment, with a boundary at each end
 SHORTEST = 1.0  # seconds: what is shorter goes to the neighbour across the smaller gap
 
 

@@ -154,7 +154,7 @@ def test_subtitles_round_trip(expected):
     vtt = to_vtt(expected)
     assert vtt.startswith("WEBVTT\n")
     assert [Segment(c.start, c.end, html.unescape(c.text)) for c in read_cues(vtt)] == cues
-    # What lasts is as it was, all is there and in order, and every cue ends later than it starts.
+    # Cues with a length are unchanged, none is missing, and every cue ends later than it starts.
     assert all(a.start < a.end for a in cues)
     assert [c.start for c in cues] == sorted(c.start for c in cues)
     lasting = [(s.start, s.end) for s in expected if s.start < s.end]
@@ -174,7 +174,7 @@ def test_a_cue_without_a_length_gets_one():
         (4.3, 4.8, "e"),
         (9, 9.5, "f"),
     ]
-    # A text cannot pass for another cue, nor hold what no file can.
+    # A text cannot look like another cue, nor contain characters that no file can.
     (cue,) = read_cues(to_srt([Segment(0, 1, "a\n\n2\n00:00:05,000 --> 00:00:06,000\nb\ud800\0")]))
     assert cue.text == "a\n2\n00:00:05,000 -> 00:00:06,000\nb\ufffd\ufffd"
 

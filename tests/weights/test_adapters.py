@@ -262,7 +262,7 @@ def test_ours_round_trip(tmp_path, base, config, targets):
     save_adapters(tmp_path / "lora", adapters, 2.0, config)
     save_adapters(tmp_path / "lora", adapters, 4.0, config)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # what is said to be adapted is just what is
+        warnings.simplefilter("error")  # exactly the stated modules are adapted
         with Adapters(tmp_path / "lora", config) as found:
             assert len(found.modules) == len(adapters) / 2
             for path, layers in found.modules.items():
@@ -404,7 +404,7 @@ def test_merged_as_peft_merges(tmp_path, base, config, case):
         with pytest.raises(InputError, match="init_lora_weights"):
             merged(base, tmp_path / "lora", config)
         adapted.peft_config["default"].init_lora_weights = True  # as PEFT asks for
-        # What it asks for: the adapter as it was when training began, to subtract it.
+        # It needs the adapter from the start of training, to subtract it.
         fresh = peft.get_peft_model(
             copy.deepcopy(start), peft.LoraConfig(r=4, lora_alpha=6, **PEFT[case])
         )

@@ -135,7 +135,7 @@ def test_a_process_reads_a_slice_once(folder, config, bytes_read):
         reader.load(path, layout[path])
         assert sum(bytes_read) == 4 * 64 * 48 * 2
         bytes_read.clear()
-        # The first device alone, as a process that owns nothing else would ask for it.
+        # Only the first device, as in a process that has no other.
         index = layout[path].devices_indices_map(reader.entries[path].shape)[jax.devices()[0]]
         reader.read(path, index=index)
         assert sum(bytes_read) == 4 * 64 * 48 * 2 // 2  # half of the output columns, all rows
@@ -303,7 +303,7 @@ def test_one_writer_at_a_time(tmp_path, folder, native, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "out"), load_params(native))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["native", "official", "out"]
 
-    # Killed between two renames: the old checkpoint is there again, and then replaced.
+    # Killed between two renames: the old checkpoint is restored, and then replaced.
     (tmp_path / "out").rename(tmp_path / ".out.old")
     (tmp_path / ".out.partial").mkdir()
     with pytest.raises(InputError, match="already exists"):

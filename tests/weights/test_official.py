@@ -55,7 +55,7 @@ def test_table_is_the_model(config):
 @pytest.mark.parametrize("checkpoint", OFFICIAL, ids=lambda path: path.name)
 def test_official_names(checkpoint):
     if not checkpoint.is_dir():
-        pytest.skip(f"{checkpoint} is not there")
+        pytest.skip(f"{checkpoint} does not exist")
     entries = table(from_official(read_json(checkpoint / "config.json")))
     with safetensors.Reader(checkpoint) as reader:
         found = {name: tensor.shape for name, tensor in reader.tensors.items()}

@@ -61,7 +61,7 @@ def _credit(sums: Mapping[str, float]) -> tuple[float | None, str]:
         credit = share("event_twice_right", "event_all")
         extra = sums["event_estimated"] - sums["event_right"]
         found = f"{sums['event_right']:.0f} of {sums['event_reference']:.0f}"
-        return credit, f"F1 {credit:.2f}, {found}, {extra:.0f} not there"
+        return credit, f"F1 {credit:.2f}, {found}, {extra:.0f} extra"
     if "sources" in sums:
         found = f"{sums['sources_named']:.0f} of {sums['sources']:.0f} sources"
         return share("sources_named", "sources"), found
