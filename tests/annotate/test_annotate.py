@@ -392,7 +392,7 @@ def test_the_checker_finds_what_is_wrong(corpus):
         (heard, {"unified": "Somebody says hello."}, "no speech"),
         (heard, {"unified": "Music plays."}, "no music"),
         (heard, {"unified": 'It says "boo".'}, "was not said"),
-        (heard, {"level": {**heard["level"], "silent": True}}, "in silence"),
+        (heard, {"level": {**heard["level"], "silent": True}}, "silent segment"),
         (heard, {"absent": [event["label"]]}, "both heard and absent"),
         (record, {"words": record["words"][::-1]}, "not in order"),
         (record, {"words": record["words"][1:]}, "differ"),
