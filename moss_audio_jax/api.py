@@ -204,7 +204,8 @@ class MossAudio:
           mels: log-mels [128, frames]; together they determine the padding (`padded_frames`).
 
         Returns:
-          For each clip (features [n, D], taps [K, n, D]) float32, before the adapter.
+          For each clip (features [n, D], taps [K, n, D]) float32, before the adapter. Taps are the
+          outputs of the encoder layers in `config.encoder.tap_layers`.
         """
         clips = _float32(mels)
         if not clips:

@@ -3,6 +3,9 @@
     python tools/small/ablate.py --workdir small                      needs train.py's results
     python tools/small/ablate.py --workdir small --only no_markers --seeds 0 --steps 100
 
+DeepStack adds outputs of inner encoder layers after the decoder's first layers; time markers are
+the seconds, written between audio tokens.
+
 Every variant gets the same budget and at least two seeds. `baseline`, `no_deepstack` and
 `no_markers` use the same trained, frozen encoder; adapter, mergers and decoder train from scratch
 for --steps. `chunked`, `full` and `sliding` first train their own encoder for --encoder-steps. Each
