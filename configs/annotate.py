@@ -1,13 +1,13 @@
-"""Annotation with experts of your own in the places where the small model's ears are weakest.
+"""Annotation with your own experts for the steps at which the small model is weakest.
 
     moss-audio-jax annotate --input recordings --output annotated --config configs/annotate.py \
         --config.experts.whisper.target="('python', 'whisper_jsonl.py')"
 
-Every step has a default that needs nothing but the install; what is plugged in here replaces some.
-A request and a reply of each step are described in moss_audio_jax/annotate/experts.py; all that a
-plug-in says is checked, and where it is wrong the default's evidence stays. Rows of what experts
-say are kept whatever the sound; those of the small model only where it knows the sound. A key is
-read from the environment variable that `key_from` names, and is never written anywhere.
+Every step has a default that needs only the installation; the experts below replace some of them.
+moss_audio_jax/annotate/experts.py describes the request and reply of each step. Every reply is
+checked, and if it is wrong the default's evidence stays. Rows from experts are always kept; rows
+from the small model only if it knows the sound. A key is read from the environment variable that
+`key_from` names, and is never written anywhere.
 """
 
 from moss_audio_jax.annotate import defaults
@@ -15,7 +15,7 @@ from moss_audio_jax.annotate import defaults
 
 def get_config():
     c = defaults.get_config()
-    # Two recognisers that were made apart: a transcript is kept where they agree.
+    # Two independent recognisers; a transcript is kept if they agree.
     c.experts.whisper = {
         "kind": "command",
         "target": ("python", "whisper_jsonl.py"),
@@ -28,12 +28,12 @@ def get_config():
     }
     c.speech.systems = ("whisper", "paraformer")
     c.speech.threshold = 0.1
-    # Times of words by one of them; its command answers both steps.
+    # One of them also gives the times of words; its command answers both steps.
     c.speech.align = "whisper"
-    # Who speaks when, by a diarisation system behind a command.
+    # A diarisation system, run as a command, says who speaks when.
     c.experts.diariser = {"kind": "command", "target": ("python", "diarise_jsonl.py")}
     c.speech.diarise = "diariser"
-    # A language model for the unified caption. It writes [1] where a time belongs; code fills it.
+    # A language model writes the unified caption, with placeholders such as [1] for times.
     c.experts.writer = {
         "kind": "endpoint",
         "target": "http://localhost:8000/v1",
@@ -42,7 +42,7 @@ def get_config():
         "timeout": 120.0,
     }
     c.unified = "writer"
-    # An event detector's frames beside each file: float [T, C], fps, labels.
+    # A file with an event detector's posteriors beside each audio file: float [T, C], fps, labels.
     c.posteriors = "{folder}/{stem}.frames.npz"
     c.classes = (("Speech", "speech"), ("Music", "music"), ("Bark", "animal"))
     return c

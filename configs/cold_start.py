@@ -9,7 +9,7 @@ import common
 
 def get_config(size="4b"):
     c = common.get_config(size)
-    c.data.length = 16_384  # chains are long
+    c.data.length = 16_384  # chains of thought are long
     c.data.batch = 128
     c.train.steps = 1000
     c.optimizer.learning_rate = 5e-6

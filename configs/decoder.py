@@ -1,5 +1,6 @@
-"""The decoder alone, on rows of text: no sound, no encoder. Continued training on text; also what
-`plan` compares with trainers of language models.
+"""Continued training of the decoder alone, on rows of text, without audio and encoder.
+
+It also lets `plan` be compared with trainers of language models.
 
     moss-audio-jax train --config configs/decoder.py --workdir DIR \
         --config.init_from=CHECKPOINT --config.data.train="('text.jsonl',)"

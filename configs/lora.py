@@ -4,8 +4,8 @@
         --config.init_from=CHECKPOINT --config.data.train="('rows.jsonl',)"
 
 `--config.lora.targets` is a regular expression; `configs/lora.py:encoder` adapts the encoder's
-q, k and v as well. `configs/lora.py:8b` (or `8b,encoder`) only changes the sizes that are planned
-for; a checkpoint brings its own.
+q, k and v as well. `configs/lora.py:8b` (or `8b,encoder`) only changes the sizes that `plan` uses;
+a checkpoint has its own.
 """
 
 import common

@@ -3,7 +3,8 @@
     moss-audio-jax train --config configs/pretrain_adapter.py:8b --workdir DIR \
         --config.init_from="encoder=ENCODER_DIR,decoder=QWEN3_DIR"
 
-Audio-text rows alone: ASR-type 3 parts, captions 4 parts; within each, sets by sqrt(size).
+Only audio-text rows: 3 parts of ASR-type rows, 4 parts of captions; within each, data sets are
+weighted by sqrt(size).
 """
 
 import common

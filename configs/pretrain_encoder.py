@@ -1,10 +1,10 @@
-"""The encoder from scratch, on ASR and captions, under a small decoder of its own.
+"""The encoder from scratch, on ASR and captions, trained with a small decoder.
 
     moss-audio-jax train --config configs/pretrain_encoder.py --workdir DIR \
         --config.tokenizer=QWEN3_DIR --config.data.train="('asr.jsonl', 'captions.jsonl')"
 
-The paper does not publish that decoder; here it is 8 layers of width 1024. What the next stage
-takes from the result is `--config.init_from="encoder=DIR/export,decoder=QWEN3_DIR"`.
+The paper does not describe this decoder; here it has 8 layers of width 1024. The next stage uses
+only the encoder: `--config.init_from="encoder=DIR/export,decoder=QWEN3_DIR"`.
 """
 
 import common

@@ -16,7 +16,7 @@ def get_config(size="4b"):
     c.optimizer.learning_rate = 1e-4
     c.optimizer.warmup = 2000
     c.optimizer.final = 0.05
-    # The encoder and the language model know their trade already.
+    # Encoder and language model are already trained, so they get half the learning rate.
     c.optimizer.groups = (("^(audio_adapter|mergers)/", 1.0), ("^audio_encoder/", 0.5), (".*", 0.5))
     c.checkpoint.keep_every = 20_000
     return c

@@ -3,9 +3,8 @@
     moss-audio-jax train --config configs/sft.py --workdir DIR \
         --config.init_from=CHECKPOINT --config.data.train="('rows.jsonl',)"
 
-`configs/sft.py:8b` only changes the sizes that are planned for; a checkpoint brings its own.
-`configs/sft.py:small` fine-tunes the small model that comes with the package, on a laptop: it needs
-no init_from.
+`configs/sft.py:8b` only changes the sizes that `plan` uses; a checkpoint has its own.
+`configs/sft.py:small` fine-tunes the package's small model on a laptop, without init_from.
 """
 
 import common

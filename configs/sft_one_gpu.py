@@ -5,15 +5,15 @@
 
 Export XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 first: by default JAX takes three quarters of a GPU.
 
-                what learns, by                    rows of a step   tokens of a row   peak, GiB
+                trained, optimizer                 rows per step    tokens per row    peak, GiB
     24g,4b      adapters of rank 64, AdamW         16, 1 at a time  2048              14.4
     24g,8b      adapters of rank 16, AdamW         16, 1 at a time  1024              20.2
     80g,4b      everything, Adafactor              8, all at once   4096              57.9
     80g,8b      adapters of rank 64, AdamW         16, 8 at a time  4096              36.8
 
-Peaks are what the TPU compiler counts for the same step on one v5p, as `plan` does; a compiler for
-GPUs may need more or less. None was run on a GPU. A second of sound takes 12.5 tokens. Where memory
-ends lower data.batch (or raise train.accumulate), data.length, lora.rank.
+Peaks are those that the TPU compiler reports for the same step on one v5p, as in `plan`; a GPU may
+need more or less. None was run on a GPU. A second of sound takes 12.5 tokens. If memory runs out,
+lower data.batch (or raise train.accumulate), data.length or lora.rank.
 """
 
 import common
@@ -34,7 +34,7 @@ def get_config(options="24g,4b"):
     if not large and size == "8b":
         c.data.length = 1024
         c.train.loss_chunk = 256
-    if large and size == "4b":  # all of it, by an optimizer whose state is small
+    if large and size == "4b":  # the whole model, with an optimizer that has a small state
         c.data.batch = 8
         c.optimizer.name = "adafactor"
         c.optimizer.learning_rate = 1e-5

@@ -3,8 +3,8 @@
     moss-audio-jax train --config configs/tiny.py --workdir DIR \
         --config.data.train="('rows.jsonl',)"
 
-Its tokenizer is the small model's, which comes with the package. Rows to try it on, which need
-no extra: `moss-audio-jax world --count 8 --content sound --output scenes` writes scenes/rows.jsonl.
+Its tokenizer is that of the package's small model. To make rows for it, which needs no extra:
+`moss-audio-jax world --count 8 --content sound --output scenes` writes scenes/rows.jsonl.
 """
 
 import common

@@ -1,11 +1,11 @@
-"""Hooks of mkdocs.yml: pages of the site that are made from files outside docs/.
+"""Hooks of mkdocs.yml: pages of the site from files outside docs/.
 
 - examples/*.py become pages: cells of text as text, cells of code as code;
 - CHANGELOG.md and CONTRIBUTING.md become pages;
 - any other file that a page links to (`../moss_audio_jax/api.py`) becomes a page that shows it;
-- docs/findings/*.md get a section of their own, the newest first.
+- docs/findings/*.md get a separate section, the newest first.
 
-Links stay as they are in the Markdown, where they work in a clone, and are turned on the way.
+Links in the Markdown work in a clone; they are converted for the site.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def on_files(files: Any, *, config: Any) -> None:
     for name in PAGES:
         text = (ROOT / name).read_text(encoding="utf-8")
         files.append(File.generated(config, PAGES[name], content=text))
-    # What those pages and the ones in docs/ link to.
+    # Files to which those pages and the ones in docs/ link.
     shown: set[Path] = set()
     for file in [file for file in files if file.src_uri.endswith(".md")]:
         for target, _ in _LINK.findall(file.content_string):
@@ -71,7 +71,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
         target, anchor = link[1], link[2] or ""
         path = target_of(target, here)
         if path is None or not path.exists():
-            return link[0]  # of another site, or broken: mkdocs says so
+            return link[0]  # to another site, or broken, which mkdocs reports
         made = page_of(path)
         return f"]({posixpath.relpath(made, posixpath.dirname(here) or '.')}{anchor})"
 
@@ -79,7 +79,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
 
 
 def target_of(target: str, page: str) -> Path | None:
-    """The file of a clone that a relative link leads to; None for other links."""
+    """The file of a clone to which a relative link leads; None for other links."""
     if ":" in target or target.startswith("/"):
         return None
     written_in = next((ROOT / name for name, uri in PAGES.items() if uri == page), DOCS / page)
@@ -90,7 +90,7 @@ def target_of(target: str, page: str) -> Path | None:
 
 
 def page_of(path: Path) -> str:
-    """Where the site has a file of the clone."""
+    """The site's path of a file of the clone."""
     if path.is_relative_to(DOCS):
         return path.relative_to(DOCS).as_posix()
     name = path.relative_to(ROOT).as_posix()

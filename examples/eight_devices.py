@@ -1,9 +1,9 @@
 # %% [markdown]
 # # One model on eight devices
 #
-# JAX can pretend that a CPU is eight devices, so everything below runs on a laptop as it would run
-# on eight TPU chips or GPUs. It shows how each parameter is split for training, and that the
-# answers of a model do not depend on the mesh.
+# JAX can present a CPU as eight devices, so everything below runs on a laptop as on eight TPU chips
+# or GPUs. It shows how each parameter is split for training, and that a model's answers do not
+# depend on the mesh.
 
 # %%
 import os
@@ -35,9 +35,9 @@ print(mesh)
 
 # %% [markdown]
 # ## Where each parameter lives
-# One table of path patterns (`moss_audio_jax/sharding.py`) decides. The axis of a stack of layers
-# is never split, and an axis that does not divide its dimension is left out. The columns: the whole
-# shape, the mesh axes that split it ("-": not split), and the shape that one device holds.
+# A table of path patterns (`moss_audio_jax/sharding.py`) says so. The axis of a stack of layers is
+# never split, and an axis that does not divide its dimension is left out. The columns: the whole
+# shape, the mesh axes that split it ("-": not split), and the shape on one device.
 
 # %%
 one = mj.MossAudio.load()
@@ -59,7 +59,7 @@ for keys, leaf in jax.tree_util.tree_leaves_with_path(placed):
 print(f"all parameters: {total / 1e6:.1f} MB; on one device: {held / 1e6:.1f} MB")
 
 # %% [markdown]
-# One of them as a picture: who holds which part of a matrix.
+# One of them as a picture: which device holds which part of a matrix.
 
 # %%
 gate = placed["language_model"]["layers"]["mlp"]["gate_proj"]["kernel"][0]
@@ -67,8 +67,8 @@ jax.debug.visualize_array_sharding(gate)
 
 # %% [markdown]
 # ## The same answer
-# To generate, the devices of `fsdp` join `tensor`: a weight that is split along the axis that a
-# product sums over would have to be gathered for every token.
+# For generation, `tensor` also takes the devices of `fsdp`, because a weight that is split along
+# the axis over which a product sums would have to be gathered for every token.
 
 # %%
 eight = mj.MossAudio.load(mesh={"fsdp": 4, "tensor": 2})

@@ -3,7 +3,7 @@
 #
 # Fine-tune the small model with adapters, on a laptop's CPU, to answer in a form that it has never
 # seen: the sounds of a clip, in order, and nothing else (`cow then drill then laser`). The same
-# commands fine-tune an official checkpoint, if `sft:small` gives way to a config of its size.
+# commands fine-tune an official checkpoint, with a config of its size instead of `sft:small`.
 
 # %%
 import json
@@ -49,8 +49,8 @@ for split, count in (("train", TRAIN_SCENES), ("test", HELD_OUT_SCENES)):
 
 # %% [markdown]
 # ## Rows
-# One JSON object a line, in the form of the official fine-tuning script: the turns of a
-# conversation, audio by its path. A path counts from the folder of the file.
+# One JSON object per line, in the form of the official fine-tuning script: the turns of a
+# conversation, audio by its path, which is relative to the folder of the file.
 
 
 # %%
@@ -80,8 +80,8 @@ print(json.dumps(conversation, indent=1))
 
 # %% [markdown]
 # ## Train
-# `sft:small` starts from the small model. `lora.rank` makes it a LoRA run: only adapters learn, and
-# checkpoints hold nothing else. The same command again would continue a run that was stopped.
+# `sft:small` starts from the small model. `lora.rank` makes it a LoRA run: only adapters train, and
+# checkpoints contain nothing else. The same command again would continue a run that was stopped.
 
 # %%
 run(
@@ -101,7 +101,7 @@ run(
 )
 
 # %% [markdown]
-# The adapters lie in `run/lora`, in the layout of PEFT; `run/metrics.jsonl` has the losses.
+# The adapters are in `run/lora`, in PEFT's layout; `run/metrics.jsonl` has the losses.
 
 # %%
 for file in sorted((WORK / "run" / "lora").iterdir()):
@@ -110,7 +110,8 @@ for file in sorted((WORK / "run" / "lora").iterdir()):
 # %% [markdown]
 # ## Before and after, on scenes that were not trained on
 # An answer is right if every word of it is. One run had 0 of 20 right before and 6 after, and took
-# 161 s of processor time in all. More scenes and steps would help: hearing is the harder part.
+# 161 s of processor time in all. More scenes and steps would help, because recognising the sounds
+# is harder than the form of the answer.
 
 
 # %%

@@ -5,7 +5,7 @@
 # small model and two clips come with the package. Run it as a script, `python
 # examples/quick_start.py`, or cell by cell in an editor that knows `# %%`.
 #
-# The small model knows synthetic sound alone. For recordings, put the folder of an official
+# The small model only knows synthetic sound. For recordings, put the folder of an official
 # checkpoint into `CHECKPOINT`.
 
 # %%
@@ -29,7 +29,7 @@ print(model)
 # %% [markdown]
 # ## Ask
 # `audio` takes files of any usual format, 16 kHz waveforms, or `(samples, rate)`. For many
-# questions use `model.generate_batch`: an answer does not depend on what else is in the batch.
+# questions use `model.generate_batch`; an answer does not depend on the others in its batch.
 
 # %%
 timeline = model.generate(
@@ -49,7 +49,7 @@ for event in events:
 
 # %% [markdown]
 # ## Transcribe
-# `transcribe` takes sound of any length. `problems` lists what was not heard or is in doubt.
+# `transcribe` takes sound of any length. `problems` lists parts that are missing or doubtful.
 
 # %%
 transcript = mj.transcribe(

@@ -1,10 +1,11 @@
-"""Starts N JAX processes of one run on this machine, as a pod would.
+"""Starts N JAX processes of one run on this machine, as on a pod.
 
     python launch/local_processes.py 2 --devices 4 -- moss-audio-jax train --config ...
 
-Real `jax.distributed` with CPU collectives: what works here works on hosts of a pod. Each process
-gets `--devices` CPU devices. Lines of process 0 pass through; those of the others get its number.
-SIGTERM and Ctrl-C reach all of them. If one fails, the others are stopped; its exit code is ours.
+This uses the real `jax.distributed` with CPU collectives, so that it tests what runs on the hosts
+of a pod. Each process gets `--devices` CPU devices. Lines of process 0 are printed unchanged; lines
+of the others are prefixed with the process's number. SIGTERM and Ctrl-C go to all processes. If one
+fails, the others are stopped, and its exit code is returned.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def relay(index: int, process: subprocess.Popen) -> None:
 
 
 def wait(running: list[subprocess.Popen]) -> int:
-    """The first exit code that is not 0, after stopping the others; 0 once all are done."""
+    """The first exit code that is not 0, after stopping the others; 0 if all succeed."""
     while True:
         codes = [process.poll() for process in running]
         failed = next((code for code in codes if code), None)

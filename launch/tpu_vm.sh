@@ -8,20 +8,20 @@
 #   --zone ZONE       where it is
 #   --repo URL        git repository that the workers clone
 #   --commit SHA      what they check out (the same code after every restart)
-#   --workdir DIR     the run's folder, the same files on every worker: a mounted share
+#   --workdir DIR     the run's folder on a mounted share: the same files on every worker
 #   --project NAME    default: gcloud's own
-#   --create TYPE     make the slice of this accelerator type when it is missing or was preempted
+#   --create TYPE     create a slice of this accelerator type if it is missing or was preempted
 #   --runtime VERSION image of --create; default v2-alpha-tpuv5-lite
 #   --spot            --create asks for a spot slice
 #   --before CMD      shell command on every worker before training: mount the share, copy weights
-#   --chip NAME       v4, v5e (default), v5p or v6e: which flags of launch/xla_flags.py to set
-#   --pause SECONDS   between attempts; default 30
-#   -- ...            the rest goes to `moss-audio-jax train`
+#   --chip NAME       v4, v5e (default), v5p or v6e: the chip for launch/xla_flags.py
+#   --pause SECONDS   time between attempts; default 30
+#   -- ...            options of `moss-audio-jax train`
 #
 # After a preemption the same command continues from the newest checkpoint in --workdir. An attempt
-# that ends within five minutes counts as failed; three of those in a row end this script, so that
-# a mistake does not restart for ever. Stop it with Ctrl-C: what runs on the workers goes on until
-# the next start, which asks it to save and leave first.
+# that ends within five minutes counts as failed; three failures in a row end this script, so that a
+# mistake does not restart for ever. Ctrl-C stops the script, but processes on the workers continue
+# until the next start, which first asks them to save and exit.
 set -euo pipefail
 
 fail() { echo "error: $*" >&2; exit 2; }
@@ -48,8 +48,8 @@ done
 where=(--zone "$zone" ${project[@]+"${project[@]}"} --quiet)
 arguments=$(printf ' %q' --workdir "$workdir" "$@")
 
-# What a worker runs. TPU images have an older Python than the project wants, so uv brings one.
-# A run that outlived its ssh session still holds the chips: it is asked to save and leave.
+# The script that a worker runs. The Python of TPU images is too old, so uv installs a newer one.
+# A run that outlived its ssh session still holds the chips, so it is asked to save and exit.
 remote=$(cat <<END
 set -euo pipefail
 pid=/tmp/moss_audio_jax.pid
@@ -74,7 +74,7 @@ exec moss-audio-jax train$arguments
 END
 )
 
-# READY, PREEMPTED, ... or nothing where there is no such slice.
+# READY, PREEMPTED, ...; empty if there is no such slice.
 state() { gcloud compute tpus tpu-vm describe "$tpu" "${where[@]}" --format='value(state)' || true; }
 
 ensure() {

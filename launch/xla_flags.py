@@ -1,24 +1,24 @@
-"""Prints the compiler flags to start from on one generation of chips, for a shell to evaluate.
+"""Prints compiler flags for one generation of chips, for a shell to evaluate.
 
     eval "$(python launch/xla_flags.py v5e)"
 
-Starting points, to be measured on the run itself and dropped where they do not help. Flags that
-the environment already sets come last, so they win. A flag that libtpu or XLA does not know ends
-the process at its first use of JAX; so after an upgrade look here first.
+They are starting points: measure them on your run, and drop those that do not help. Flags that the
+environment already sets come last, so they take precedence. A flag that libtpu or XLA does not know
+ends the process at its first use of JAX, so check this file first after an upgrade.
 """
 
 from __future__ import annotations
 
 import sys
 
-# libtpu: collectives beside matrix products instead of between them.
+# libtpu: collectives run during matrix products instead of between them.
 _OVERLAP = {
     "--xla_enable_async_all_gather=true": "fsdp gathers the next layer's weights early",
-    "--xla_tpu_overlap_compute_collective_tc=true": "compute goes on while a collective runs",
+    "--xla_tpu_overlap_compute_collective_tc=true": "compute continues while a collective runs",
     "--xla_tpu_enable_data_parallel_all_reduce_opt=true": "gradients of `data` overlap too",
-    "--xla_tpu_data_parallel_opt_different_sized_ops=true": "also where their sizes differ",
+    "--xla_tpu_data_parallel_opt_different_sized_ops=true": "also if their sizes differ",
 }
-# Newer libtpu (0.0.51) refuses these on every chip but v5e, and warns of wrong results there.
+# Newer libtpu (0.0.51) refuses these on all chips except v5e, and warns of wrong results there.
 _FUSION = {
     "--xla_tpu_enable_async_collective_fusion=true": "collectives run inside fused computations",
     "--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true": "all-gathers of fsdp as well",
@@ -28,12 +28,12 @@ _FUSION = {
 # (docs/findings/2026-11-28-modelled-train-step.md).
 _TILES_64 = {"--xla_tpu_scoped_vmem_limit_kib=65536": "products near the matrix unit's peak"}
 _TILES_96 = {"--xla_tpu_scoped_vmem_limit_kib=98304": "the same; v6e has 128 MiB of VMEM"}
-# XLA on GPUs. Layers are a scan, that is a while loop: without the last flag nothing can overlap
-# from one layer to the next.
+# XLA on GPUs. The layers are a scan, which is a while loop; without the last flag nothing overlaps
+# between layers.
 _GPU = {
     "--xla_gpu_enable_latency_hiding_scheduler=true": "collectives are scheduled beside compute",
-    "--xla_gpu_enable_pipelined_all_gather=true": "the next layer's weights come early",
-    "--xla_gpu_enable_pipelined_reduce_scatter=true": "the last layer's gradients leave late",
+    "--xla_gpu_enable_pipelined_all_gather=true": "the next layer's weights are gathered early",
+    "--xla_gpu_enable_pipelined_reduce_scatter=true": "the last layer's gradients are reduced late",
     "--xla_gpu_enable_pipelined_all_reduce=true": "the same for replicas",
     "--xla_gpu_enable_while_loop_double_buffering=true": "two layers of the scan are in flight",
 }

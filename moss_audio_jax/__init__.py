@@ -9,7 +9,7 @@ import importlib
 import sys
 import types
 
-TYPE_CHECKING = False  # typing takes its time to import, and each command waits for this file
+TYPE_CHECKING = False  # not imported from typing, which is slow to import
 if TYPE_CHECKING:
     from typing import Any
 
@@ -51,8 +51,10 @@ def __dir__() -> list[str]:
 
 
 class _Package(types.ModuleType):
-    """`transcribe` is a function here and the name of the module that it lives in. Whoever imports
-    that module has Python put it in the function's place, which is refused."""
+    """Keeps `transcribe` a function of the package.
+
+    It is also the name of a module, and Python would replace the function when that is imported.
+    """
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOME and isinstance(value, types.ModuleType)):

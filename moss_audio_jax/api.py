@@ -1,4 +1,4 @@
-"""The Python face: load a model, encode, score and generate."""
+"""The Python interface: load a model, encode, score and generate."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from moss_audio_jax.weights.opening import read_config
 __all__ = ["Audio", "Clip", "MossAudio", "Prepared", "Reply", "Request", "Sampling", "Stream"]
 
 
-# {reason}: of a `Familiarity`.
+# {reason} is that of a `Familiarity`.
 STRANGE = "the sound is unlike what this model was trained on, so the answer is a guess: {reason}"
 
 
@@ -61,11 +61,11 @@ class MossAudio:
     """A model on a mesh, ready to answer. Make one with `MossAudio.load`.
 
     Attributes:
-      config: what the model is made of.
-      tokenizer: None where the folder has none.
+      config: the sizes of the model and its parts.
+      tokenizer: None if the folder has none.
       processor: the special ids and how audio is prepared.
-      random_weights: config.json says that nothing was ever trained: answers are noise.
-      folder: the checkpoint; None for a model that came from none.
+      random_weights: whether config.json says that the model was never trained.
+      folder: the checkpoint; None for a model that was not loaded from one.
     """
 
     def __init__(
@@ -114,25 +114,26 @@ class MossAudio:
     ) -> MossAudio:
         """Loads an official or native checkpoint folder.
 
-        Programs that JAX compiles are kept on disk from here on, unless MOSS_AUDIO_JAX_CACHE=off
+        From then on, programs that JAX compiles are kept on disk, unless MOSS_AUDIO_JAX_CACHE=off
         or settings of JAX say otherwise: see `runtime.keep_compiled`.
 
         Args:
-          path: the folder; None for the small model of this package, which knows synthetic sound
-            only.
-          dtype: of weights and compute: "bfloat16" or "float32"; None takes bfloat16 on
-            accelerators and float32, which is faster there, on CPUs.
+          path: the folder; None for the small model of this package, which knows only synthetic
+            sound.
+          dtype: of weights and compute: "bfloat16" or "float32"; None means bfloat16 on
+            accelerators, and on CPUs float32, which is faster there.
           mesh: a Mesh, axis sizes ({"tensor": 4} or (data, fsdp, tensor, sequence)), or None for
             one device.
-          encoder_attention: "chunked", "full" or "sliding"; default chunked, as the official code.
-          lora: a folder of LoRA adapters to fold into the weights.
+          encoder_attention: "chunked", "full" or "sliding"; default chunked, as in the official
+            code.
+          lora: a folder of LoRA adapters to merge into the weights.
           quantize: what is stored as int8: "none"; "weights", those of the decoder and its head;
-            "weights+cache", also keys and values. Half the memory and less to read for each token,
-            for answers that may differ.
+            "weights+cache", also keys and values. This halves the memory and what each token must
+            read, but answers may differ.
 
         Raises:
-          InputError: a file that is missing, broken or does not fit the others.
-          UsageError: a dtype, mesh, attention or quantisation that does not exist.
+          InputError: a file is missing, broken or does not fit the others.
+          UsageError: no such dtype, mesh, attention or quantisation.
         """
         if quantize not in QUANTIZE:
             raise UsageError(f"quantize is {quantize!r}; expected one of {', '.join(QUANTIZE)}")
@@ -155,7 +156,7 @@ class MossAudio:
         mesh = serving_mesh(as_mesh(mesh))
         shardings = param_shardings(moss_audio.abstract_params(config, dtype), config, mesh)
 
-        def then(path: str, leaf: jax.Array) -> Any:  # no two leaves are there in both forms
+        def then(path: str, leaf: jax.Array) -> Any:  # only one leaf at a time exists in both forms
             leaf = leaf if quantize == "none" else _quantize(path, leaf, config)
             return decoder.unstack(leaf) if path.startswith(_LAYERS) else leaf
 
@@ -174,21 +175,24 @@ class MossAudio:
 
     @property
     def params(self) -> Any:
-        """Nested dict of arrays as the model holds them: the decoder's layers are a tuple of trees,
-        one for each, which generation reads fastest; the encoder's are stacked on axis 0."""
+        """The parameters as the model holds them, a nested dict of arrays.
+
+        The decoder's layers are a tuple of trees, one for each layer, which is fastest for
+        generation. The encoder's layers are stacked on axis 0.
+        """
         return self._params
 
     def stacked_params(self) -> Any:
-        """`params` as training and checkpoints have them, all layers stacked on axis 0.
+        """`params` as in training and checkpoints, with all layers stacked on axis 0.
 
-        The decoder is stacked anew at each call, and is then in memory twice.
+        Each call makes a new stacked copy of the decoder, which is then in memory twice.
         """
         with jax.set_mesh(self.mesh):
             return decoder.stacked(self._params)
 
     @property
     def encoder_params(self) -> Any:
-        """The part of `params` that hears."""
+        """The encoder's part of `params`."""
         return self._params["audio_encoder"]
 
     # --- from ids and mels ---------------------------------------------------------------------
@@ -197,10 +201,11 @@ class MossAudio:
         """Encodes the clips of one prompt.
 
         Args:
-          mels: log-mels [128, frames]; together they decide the padding (SPEC of the encoder).
+          mels: log-mels [128, frames]; together they determine the padding (`padded_frames`).
 
         Returns:
-          For each clip (features [n, D], taps [K, n, D]) float32, before the adapter.
+          For each clip (features [n, D], taps [K, n, D]) float32, before the adapter. Taps are the
+          outputs of the encoder layers in `config.encoder.tap_layers`.
         """
         clips = _float32(mels)
         if not clips:
@@ -240,8 +245,8 @@ class MossAudio:
     ) -> float:
         """Mean next-token cross entropy over the labels that are not -100.
 
-        `labels` [L] stand at their own tokens, as the official code has it: label i is predicted
-        from the tokens before i, so the first one never counts.
+        `labels` [L] are not shifted, as in the official code: label i is predicted from the tokens
+        before i, so the first label never counts.
 
         Raises:
           UsageError: labels are not int [L].
@@ -256,8 +261,8 @@ class MossAudio:
             )
         counted = labels[1:][labels[1:] != IGNORE]
         if not len(counted):
-            raise InputError(f"no label counts; expected one behind the first that is not {IGNORE}")
-        self._checkvocabulary("label", counted)
+            raise InputError(f"no label counts; expected one after the first that is not {IGNORE}")
+        self._check_vocabulary("label", counted)
         batch = self._batch([example])
         padded = np.full(batch["tokens"].shape, IGNORE, np.int32)
         padded[0, : len(labels)] = labels
@@ -281,10 +286,9 @@ class MossAudio:
         thinking_budget: int | None = Sampling.thinking_budget,
         loop_guard: bool = Sampling.loop_guard,
     ) -> list[int]:
-        """The ids that follow a prompt, the stop token dropped.
+        """The ids that follow a prompt, without the stop token.
 
-        The options are those of `Sampling`, which says what they mean, with its defaults but for
-        `max_new_tokens`.
+        `Sampling` explains the options; the defaults are its own, except for `max_new_tokens`.
         """
         sampling = Sampling.of(locals())
         return self._engine(1).run([(self._example(ids, mels), sampling)])[0].ids
@@ -295,7 +299,8 @@ class MossAudio:
         """A request's token ids and mels, exactly as the official processor makes them.
 
         Raises:
-          InputError: no tokenizer, or a clip that cannot be read or is too short (named).
+          InputError: there is no tokenizer, or a clip, which is named, cannot be read or is too
+            short.
         """
         tokenizer = self._require_tokenizer()
         markers = self.processor.time_markers
@@ -345,16 +350,16 @@ class MossAudio:
         """Answers a text about any number of clips; greedy by default.
 
         Args:
-          text: what to ask; a text with `<|audio_bos|><|AUDIO|><|audio_eos|>` spans is the whole
+          text: the question; a text with `<|audio_bos|><|AUDIO|><|audio_eos|>` spans is the whole
             prompt.
           audio: files, 16 kHz mono waveforms, or samples with their rate: see `Audio`.
-          on_text: called with each new piece of raw text (thinking included, stop strings not);
-            `stream` is the same as an iterator.
-          max_new_tokens and what follows: see `Sampling`.
+          on_text: called with each new piece of raw text, with thinking and without stop strings;
+            `stream` gives the same pieces as an iterator.
+          max_new_tokens and the other options: see `Sampling`.
 
         Raises:
-          InputError: no tokenizer, or a clip that cannot be used.
-          UsageError: an option out of range.
+          InputError: there is no tokenizer, or a clip cannot be used.
+          UsageError: an option is out of range.
         """
         prompt = self.prepare(Request(text, audio, Sampling.of(locals()), system, time_markers))
         if on_text is None:
@@ -383,9 +388,9 @@ class MossAudio:
         thinking_budget: int | None = Sampling.thinking_budget,
         loop_guard: bool = Sampling.loop_guard,
     ) -> Stream:
-        """`generate` piece by piece: `for piece in model.stream(...)`; `Stream.reply` at its end.
+        """`generate` piece by piece: `for piece in model.stream(...)`, then `Stream.reply`.
 
-        Raises what `generate` raises, here and not later.
+        Raises the errors of `generate` in this call, not during iteration.
         """
         return Stream(
             self, self.prepare(Request(text, audio, Sampling.of(locals()), system, time_markers))
@@ -400,7 +405,7 @@ class MossAudio:
         cannot be used gets a reply whose `finish_reason` is "error", and whose `error` says why.
 
         Raises:
-          InputError: no tokenizer.
+          InputError: there is no tokenizer.
         """
         self._require_tokenizer()
         prompts: dict[int, Prepared] = {}
@@ -421,7 +426,7 @@ class MossAudio:
         progress: bool = False,
         on_reply: Callable[[int, Reply], None] | None = None,
     ) -> list[Reply]:
-        """`generate_batch` for requests that `prepare` has made ready.
+        """`generate_batch` for requests that `prepare` has prepared.
 
         `on_reply` is called with (prompt number, reply) as each answer ends.
         """
@@ -442,13 +447,13 @@ class MossAudio:
     def familiarity(self, audio: Audio) -> Familiarity | None:
         """Whether one clip is like the sound that this model was trained on.
 
-        None where the checkpoint cannot tell (`generate.familiarity` says which can), or the clip
-        is shorter than half a second. Raises InputError for a clip that cannot be used.
+        None if the checkpoint has no data for this (see `generate.familiarity`) or the clip is
+        shorter than half a second. Raises InputError if the clip cannot be used.
         """
         return self.judged([log_mel(clip_of(audio).wav)])[0]
 
     def judged(self, mels: Sequence[np.ndarray]) -> list[Familiarity | None]:
-        """`familiarity` of clips by their log-mels [128, frames]."""
+        """`familiarity` for clips given as log-mels [128, frames]."""
         if self._gauge is None:
             return [None] * len(mels)
         measured = self._gauge.measure(
@@ -457,8 +462,8 @@ class MossAudio:
         return [None if each is None else self._gauge.judge(each) for each in measured]
 
     def _warned(self, prompts: Sequence[Prepared]) -> list[Prepared]:
-        """Prompts that also warn of each clip that the model does not know."""
-        # Questions share clips; each is judged once.
+        """The prompts, with a warning for each clip that is unlike the model's training data."""
+        # Questions share clips; each clip is judged once.
         clips = {id(mel): mel for prompt in prompts for mel in prompt.mels}
         verdicts = dict(zip(clips, self.judged([*clips.values()]), strict=True))
         warned = []
@@ -473,7 +478,7 @@ class MossAudio:
         return warned
 
     def reply(self, output: Output, prompt: Prepared) -> Reply:
-        """Text and thinking of what was generated for a prompt."""
+        """The reply to a prompt, with text and thinking, from the generated ids."""
         text = self.tokenizer.decode(output.ids)
         thinking, answer = split_thinking(text[: first_stop(text, prompt.sampling.stop)])
         return Reply(answer.strip(), thinking, output.ids, output.finish_reason, prompt.warnings)
@@ -498,7 +503,7 @@ class MossAudio:
         ids = np.asarray(ids)
         if ids.ndim != 1 or len(ids) == 0 or not np.issubdtype(ids.dtype, np.integer):
             raise UsageError(f"ids have shape {ids.shape} and dtype {ids.dtype}; expected int [L]")
-        self._checkvocabulary("token id", ids)
+        self._check_vocabulary("token id", ids)
         if len(ids) > self.config.decoder.max_positions:
             raise InputError(
                 f"the prompt has {len(ids)} tokens, but the model has "
@@ -508,7 +513,7 @@ class MossAudio:
         check(example, self.config.encoder, self.processor.audio_token_id)
         return example
 
-    def _checkvocabulary(self, what: str, ids: np.ndarray) -> None:
+    def _check_vocabulary(self, what: str, ids: np.ndarray) -> None:
         size = self.config.decoder.vocab_size
         outside = ids[(ids < 0) | (ids >= size)]
         if len(outside):
@@ -529,22 +534,22 @@ class MossAudio:
         )
 
     def _mel(self, wav: np.ndarray, name: str) -> np.ndarray:
-        # Before the mel is made: hours of audio would take gigabytes to no end.
+        # Before the mel is made, because for hours of audio it would take gigabytes in vain.
         frames = mel_frames(wav.size)
         self._check_length(name, frames / 100, "alone make", audio_tokens(frames))
         try:
             mel = log_mel(wav)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-        # The official processor rounds here, whatever the model's dtype.
+        # The official processor rounds here, with every dtype of the model.
         return mel.astype(ml_dtypes.finfo(self.processor.mel_dtype).dtype).astype(np.float32)
 
 
 class Stream(Iterator[str]):
-    """An answer as it is written: an iterator over pieces of raw text, thinking included.
+    """An answer while it is written: an iterator over pieces of raw text, thinking included.
 
     Attributes:
-      reply: the whole answer, once the iterator has come to its end; None before.
+      reply: the whole answer; None until the iterator has ended.
     """
 
     reply: Reply | None = None
@@ -579,7 +584,7 @@ _quantize = jax.jit(quantize_leaf, static_argnums=(0, 2))
 def _by_layer(params: Any) -> Any:
     """Turns a tuple of layers at each of the decoder's leaves into a tuple of trees."""
     leaves = params["language_model"]["layers"]
-    apart = {"is_leaf": lambda x: type(x) is tuple}  # Int8 is another
+    apart = {"is_leaf": lambda x: type(x) is tuple}  # Int8 is a named tuple
     count = len(jax.tree.leaves(leaves, **apart)[0])
     layers = (
         jax.tree.map(lambda leaf: leaf[index], leaves, **apart)  # noqa: B023  used at once
@@ -633,7 +638,7 @@ def _stop_ids(path: Path) -> tuple[int, ...]:
 
 
 def _of(number: int, clips: Sequence[Any], warning: str) -> str:
-    """The warning, with its clip's number where there are several."""
+    """The warning, with the number of its clip if there are several."""
     return f"clip {number}: {warning}" if len(clips) > 1 else warning
 
 

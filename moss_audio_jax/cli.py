@@ -7,34 +7,40 @@ import sys
 
 from moss_audio_jax import __version__, runtime
 
-TYPE_CHECKING = False  # typing takes its time to import, and Ctrl-C may come
+TYPE_CHECKING = False  # not imported from typing, which is slow to import
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
 # verb -> (module with a `main(argv) -> exit code`, what it does)
 VERBS = {
-    "demo": ("moss_audio_jax.demo", "a small model asked about clips of sound: a table, a page"),
+    "demo": ("moss_audio_jax.demo", "ask a small model about clips of sound: a table, a page"),
     "generate": ("moss_audio_jax.generate.__main__", "ask a model about sound"),
     "transcribe": ("moss_audio_jax.transcribe", "speech to text, with times: SRT, VTT, TextGrid"),
     "convert": ("moss_audio_jax.convert", "official checkpoint <-> native checkpoint"),
     "world": (
         "moss_audio_jax.world.__main__",
-        "clips of procedural sound with exact labels and rows",
+        "make synthetic clips with exact labels and training rows",
     ),
     "annotate": (
         "moss_audio_jax.annotate.__main__",
-        "sound to records, captions and training rows",
+        "annotate audio: events, transcripts, captions, training rows",
     ),
     "evaluate": ("moss_audio_jax.evaluate.__main__", "benchmarks: infer, score, judge, report"),
-    "train": ("moss_audio_jax.train.__main__", "train, fine-tune, LoRA; continues by itself"),
-    "plan": ("moss_audio_jax.plan.__main__", "does a run fit a TPU slice; how fast would it be"),
+    "train": (
+        "moss_audio_jax.train.__main__",
+        "train, fine-tune, LoRA; continues an interrupted run",
+    ),
+    "plan": (
+        "moss_audio_jax.plan.__main__",
+        "whether a run fits a TPU slice, and how fast it would be",
+    ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb and returns its exit code; without `argv` it is the command line of this process,
-    which it ends."""
+    """Runs a verb and returns its exit code; without `argv` the one on this process's command line,
+    and then ends the process."""
     if argv is None:
         run_verb()
     from moss_audio_jax import command
@@ -57,7 +63,7 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def run_verb(*verb: str) -> NoReturn:
-    """Runs this process as `moss-audio-jax VERB ...`, with the rest of its own command line."""
+    """Runs this process as `moss-audio-jax VERB ...`, with the rest of its command line."""
     runtime.run_as_process(lambda: main([*verb, *sys.argv[1:]]))
 
 

@@ -1,6 +1,6 @@
-"""What the verbs of the command line share: a model's options, errors as one line, exit codes.
+"""Shared by the verbs of the command line: a model's options, one-line errors, exit codes.
 
-Exit codes: 0 done; 1 some input could not be used (a line names each); 2 bad use.
+Exit codes: 0 done; 1 some input could not be used (a line names each); 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 SMALL_MODEL = (
-    "note: the bundled small model answers; it knows synthetic sound only, and is fluent about any "
-    "(--checkpoint names another)"
+    "note: the bundled small model answers; it knows only synthetic sound, but answers fluently "
+    "about any (use another with --checkpoint)"
 )
 
 
@@ -39,9 +39,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(verb: str, doc: str) -> argparse.ArgumentParser:
-    """A parser whose --help is the module's docstring, example included.
+    """A parser whose --help shows the module's docstring, including the example.
 
-    Its `parse_args` raises UsageError for bad use.
+    Its `parse_args` raises UsageError for wrong options.
     """
     return _Parser(
         prog=f"moss-audio-jax {verb}",
@@ -59,11 +59,11 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="checkpoint folder, official or native; default the bundled small model",
     )
-    group.add_argument("--lora", type=Path, metavar="DIR", help="LoRA adapters to fold in")
+    group.add_argument("--lora", type=Path, metavar="DIR", help="LoRA adapters to merge")
     group.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),
-        help="weights and compute; default bfloat16, on CPUs float32",
+        help="of weights and compute; default bfloat16, on CPUs float32",
     )
     group.add_argument(
         "--mesh",
@@ -74,26 +74,27 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--encoder-attention",
         choices=("chunked", "full", "sliding"),
-        help="default chunked, as the official code",
+        help="default chunked, as in the official code",
     )
     group.add_argument(
         "--quantize",
         choices=QUANTIZE,
         default="none",
-        help="int8 weights of the decoder, and int8 keys and values: half the "
+        help="store the decoder's weights, or also keys and values, as int8: half the "
         "memory, answers may differ; default none",
     )
 
 
 def load_model(args: argparse.Namespace, mesh: Any = None) -> MossAudio:
-    """The model that `add_model_options` describes. Prints a note if its answers are worth little:
-    from the small model, or from random weights.
+    """Loads the model that the options of `add_model_options` select.
+
+    Prints a note if its answers mean little, which is so for the small model and random weights.
 
     Args:
       mesh: replaces args.mesh, if several processes had to agree on one.
 
     Raises:
-      InputError: a checkpoint that cannot be used, or has no tokenizer: every verb needs text.
+      InputError: the checkpoint cannot be used, or has no tokenizer, which every verb needs.
     """
     import jax
 
@@ -123,7 +124,7 @@ def load_model(args: argparse.Namespace, mesh: Any = None) -> MossAudio:
             "or a SentencePiece *.model into it"
         )
     if model.random_weights and jax.process_index() == 0:
-        say("note: this checkpoint has random weights; whatever it answers is noise")
+        say("note: this checkpoint has random weights; its answers are noise")
     return model
 
 
@@ -181,14 +182,15 @@ def positive(text: str) -> int:
 
 
 def say(message: str) -> None:
-    """Prints to stderr, for people, so that stdout holds nothing but the answer."""
+    """Prints a message to stderr, so that stdout contains only the answer."""
     print(message, file=sys.stderr)
 
 
 def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
-    """Runs a verb. An error that the user can mend becomes one line on stderr and an exit code.
+    """Runs a verb. An error that the user can correct becomes a line on stderr and an exit code.
 
-    Without `argv` it is the command line of this process, which ends with the exit code.
+    Without `argv` the verb gets this process's command line, and the process ends with the exit
+    code.
     """
     if argv is None:
         run_as_process(lambda: run(main, sys.argv[1:]))
@@ -209,7 +211,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
             _not_written(error)
             return 1
         except (InputError, OSError) as error:
-            if _flushed():  # or that was the error
+            if _flushed():  # if not, the failed flush was the error
                 say(_line("error", error))
             return 1
         except KeyboardInterrupt:
@@ -229,7 +231,7 @@ class _Say(logging.Handler):
 
 @contextlib.contextmanager
 def _progress() -> Iterator[None]:
-    """Prints what this package logs, line by line. As a library it prints nothing."""
+    """Prints the log messages of this package. As a library the package prints nothing."""
     log, handler = logging.getLogger("moss_audio_jax"), _Say()
     before = log.level, log.propagate
     log.addHandler(handler)
@@ -254,18 +256,20 @@ def _flushed() -> bool:
 
 
 def _not_written(error: OSError) -> None:
-    """Prints why stdout was not written, unless its reader has ended (`| head`). Python does not
-    try again when it ends."""
+    """Prints why stdout was not written, unless its reader has ended (`| head`).
+
+    Afterwards Python does not try again when it ends.
+    """
     if not isinstance(error, BrokenPipeError):
         say(f"error: stdout: not written: {reason(error)}")
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def collect(items: Sequence[Any], prepare: Callable[[Any], Any]) -> tuple[list[Any], int]:
-    """prepare(item) for each item. If it raises InputError, None and a line on stderr.
+    """prepare(item) for each item; if it raises InputError, None, and a line on stderr.
 
     Returns:
-      (results, how many failed).
+      (results, number of failures).
     """
     results: list[Any] = []
     for item in items:
@@ -278,9 +282,9 @@ def collect(items: Sequence[Any], prepare: Callable[[Any], Any]) -> tuple[list[A
 
 
 def look(files: Sequence[str]) -> dict[str, str]:
-    """Faults of sound files that show in their first seconds: {file: the line about it}.
+    """Faults in the first seconds of sound files: {file: message}.
 
-    For verbs that would load a model first, which may take minutes.
+    For verbs that then load a model, which may take minutes.
     """
     from moss_audio_jax.audio.io import audio_blocks
 
@@ -295,7 +299,7 @@ def look(files: Sequence[str]) -> dict[str, str]:
 
 
 def warn(problems: Iterable[str], name: str | None = None) -> None:
-    """Prints a line for each warning. `name` is what they are about, if they do not say so."""
+    """Prints a line for each warning. `name` says what they are about, if they do not."""
     for problem in problems:
         say(_line("warning", problem if name is None else f"{name}: {problem}"))
 

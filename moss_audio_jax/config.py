@@ -1,7 +1,10 @@
-"""What MOSS-Audio is made of: frozen dataclasses, the released sizes, config.json in and out.
+"""The configuration of MOSS-Audio: frozen dataclasses, released sizes, config.json in and out.
 
-A `ModelConfig` is hashable, so it can be a static argument of a jitted function. Nothing here
-imports JAX.
+A `ModelConfig` is hashable, so it can be a static argument of a jitted function. This file does not
+import JAX.
+
+A tap is an encoder layer whose output also reaches the decoder. DeepStack is how: a merger projects
+each tap's output, and the result is added after one of the decoder's first layers.
 """
 
 from __future__ import annotations
@@ -16,13 +19,13 @@ from moss_audio_jax import files
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import quoted, shown
 
-# The small model of this project, which it trained itself (docs/small_model.md).
+# The small model, which this project trained (docs/small_model.md).
 DEFAULT_CHECKPOINT = Path(__file__).parent / "assets" / "small"
 
 EncoderAttention = Literal["chunked", "full", "sliding"]
 
-# config.json values that change what the model computes and that this code does not implement.
-# A released file has these; any other value is refused rather than silently ignored.
+# Keys of config.json that change what the model computes, with the only values that this code
+# implements, which are those of the released files. Other values are refused, not ignored.
 _ONLY_AUDIO = {"activation_function": "gelu", "downsample_rate": 8}
 _ONLY_LANGUAGE = {
     "model_type": "qwen3",
@@ -46,10 +49,10 @@ class EncoderConfig:
     output_dim: int = 1280
     mel_bins: int = 128
     tap_layers: tuple[int, ...] = (8, 16, 24)  # 0-based; their outputs feed the mergers
-    norm_eps: float = 1e-5  # of the final norm; the layers' own is Whisper's 1e-5
+    norm_eps: float = 1e-5  # of the final norm; the layers use Whisper's 1e-5
     attention: EncoderAttention = "chunked"
-    chunk_frames: int = 400  # 4 s: what one independent chunk holds ("chunked")
-    window: int = 100  # tokens a query may see ("sliding")
+    chunk_frames: int = 400  # mel frames of an independent chunk, 4 s ("chunked")
+    window: int = 100  # tokens that a query may attend to ("sliding")
     causal_window: bool = False  # sliding: False sees i-50..i+49, True sees i-99..i
 
     @property
@@ -89,7 +92,7 @@ class ModelConfig:
         return dataclasses.replace(self, encoder=encoder).validate()
 
     def validate(self) -> ModelConfig:
-        """Returns self, or raises InputError naming the first key that cannot be."""
+        """Returns self, or raises InputError naming the first key with an impossible value."""
         enc, dec = self.encoder, self.decoder
         for owner, prefix in ((enc, "encoder"), (dec, "decoder"), (self, "model")):
             for field in dataclasses.fields(owner):
@@ -122,7 +125,7 @@ class ModelConfig:
         taps = enc.tap_layers
         if list(taps) != sorted(set(taps)) or any(not 0 <= t < enc.layers for t in taps):
             raise InputError(
-                f"encoder.tap_layers {list(taps)} must rise and lie within 0..{enc.layers - 1}"
+                f"encoder.tap_layers {list(taps)} must be increasing and within 0..{enc.layers - 1}"
             )
         if dec.heads % dec.kv_heads:
             raise InputError(
@@ -155,14 +158,14 @@ QUANTIZE: tuple[Quantize, ...] = get_args(Quantize)
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How a model is computed; none of it changes what is computed, beyond rounding."""
+    """How a model is computed. Results differ only by rounding, except with `quantize`."""
 
     dtype: str = "bfloat16"  # of activations; softmax, norms, rotary and logits stay float32
     attention: str = "auto"  # see ops.attention
     remat: str = "none"  # see models.remat
-    encoder_chunks: int = 32  # chunks the encoder takes at a time: bounds its memory
-    quantize: Quantize = "none"  # of generation: int8 decoder weights, and keys and values
-    loss_chunk: int = 1024  # labelled positions that meet the output head at a time, a device
+    encoder_chunks: int = 32  # chunks that the encoder processes together; limits its memory
+    quantize: Quantize = "none"  # in generation: int8 decoder weights, or also keys and values
+    loss_chunk: int = 1024  # labelled positions per device whose logits exist at a time
 
 
 RELEASED = {
@@ -171,14 +174,14 @@ RELEASED = {
 }
 
 
-# Where the official checkpoints are: ids on the Hugging Face hub.
+# Ids of the official checkpoints on the Hugging Face hub.
 OFFICIAL = tuple(
     f"OpenMOSS-Team/MOSS-Audio-{size}-{kind}"
     for size in ("4B", "8B")
     for kind in ("Instruct", "Thinking")
 )
 
-# Larger values are no model's; they would only exhaust memory before anything is compared.
+# No model has larger values; they would exhaust memory before the weights are compared.
 _MOST = {"layers": 4096, "chunk_frames": 1_000_000, "window": 1_000_000}
 _MOST_OTHERS = 2**31 - 1
 
@@ -202,7 +205,7 @@ def from_official(raw: dict[str, Any], where: str = "config.json") -> ModelConfi
       where: the file's name, for error messages.
 
     Raises:
-      InputError: a value that this code does not implement, or that cannot be.
+      InputError: a value is impossible, or this code does not implement it.
     """
     if raw.get("model_type", "moss_audio") != "moss_audio":
         raise InputError(
@@ -231,7 +234,7 @@ def from_official(raw: dict[str, Any], where: str = "config.json") -> ModelConfi
         window=_take(audio, "encoder_attention_window_size", 100, where),
     )
     decoder = decoder_from_qwen3(language, f"{where}: language_config")
-    # The top-level key is the one transformers obeys when it ties; it defaults to untied here.
+    # transformers obeys the top-level key; here it defaults to untied.
     decoder = dataclasses.replace(decoder, tie_embeddings=_flag(raw, "tie_word_embeddings", where))
     taps = len(encoder.tap_layers)
     inject = _take(raw, "deepstack_num_inject_layers", taps, where)
@@ -327,7 +330,7 @@ def to_official(config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Any]:
 def processor_from_official(
     raw: dict[str, Any], where: str = "processor_config.json"
 ) -> ProcessorConfig:
-    """Reads processor_config.json; keys it lacks take the released models' values."""
+    """Reads processor_config.json; missing keys get the values of the released models."""
     for key, only in (
         ("mel_sr", 16000),
         ("mel_dim", 128),
@@ -366,7 +369,7 @@ def processor_to_official(config: ProcessorConfig) -> dict[str, Any]:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON object from a file; InputError names the file when it is missing or broken."""
+    """A JSON object from a file. Raises InputError, naming the file, if it is missing or broken."""
     value = files.read_json(path)
     if not isinstance(value, dict):
         raise InputError(f"{shown(path)}: expected a JSON object, found {type(value).__name__}")
@@ -377,7 +380,7 @@ def read_config_json(folder: str | Path) -> tuple[dict[str, Any], str]:
     """A checkpoint's config.json, and its path for messages.
 
     Raises:
-      InputError: no such folder, or a file that is missing or broken.
+      InputError: there is no such folder, or the file is missing or broken.
     """
     if not Path(folder).exists():
         raise InputError(f"{folder}: no such file or folder{hub_advice(folder)}")
@@ -386,8 +389,8 @@ def read_config_json(folder: str | Path) -> tuple[dict[str, Any], str]:
 
 
 def hub_advice(folder: str | Path) -> str:
-    """How to download a checkpoint, where the name of a folder that is not there looks like its id
-    on the hub; else ""."""
+    """How to download a checkpoint, if the name of a missing folder looks like an id on the hub;
+    else ""."""
     name = os.fspath(folder)
     for known in OFFICIAL:
         if name.lower() in (known.lower(), known.split("/")[1].lower()):
@@ -396,7 +399,7 @@ def hub_advice(folder: str | Path) -> str:
         return ""
     return (
         f"; if {name} is a model on the Hugging Face hub, download it (hf download {name} "
-        f"--local-dir {name.split('/')[1]}) and name that folder"
+        f"--local-dir {name.split('/')[1]}) and give that folder"
     )
 
 
@@ -431,7 +434,7 @@ def _refuse_quantized(raw: dict[str, Any], where: str) -> None:
         method = settings.get("quant_method") if isinstance(settings, dict) else settings
         raise InputError(
             f"{where}: {key} says that the weights are quantised ({quoted(method)}); such weights "
-            "are not read: take the unquantised checkpoint (--quantize makes int8 of it)"
+            "are not read: use the unquantised checkpoint (--quantize converts it to int8)"
         )
 
 

@@ -1,6 +1,6 @@
 """Reads a run's config: a Python file with `get_config()`, and overrides of its keys.
 
-The files of configs/ travel with the package and are known by name: `sft` is configs/sft.py.
+The files of configs/ are part of the package and have short names: `sft` is configs/sft.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 _PACKAGE = Path(__file__).parent
-# In a wheel they lie in the package (setup.py puts them there), in a clone beside it.
+# In a wheel they are in the package (setup.py puts them there), in a clone beside it.
 FOLDER = next(
     (folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()),
     _PACKAGE / "configs",
@@ -27,7 +27,7 @@ FOLDER = next(
 
 
 def names() -> list[str]:
-    """Names of the packaged configs that are runs: their docstrings hold a launch command."""
+    """Names of the packaged configs that are runs, whose docstrings have a launch command."""
     found = []
     for file in sorted(FOLDER.rglob("*.py")):
         name = file.relative_to(FOLDER).with_suffix("").as_posix()
@@ -37,15 +37,15 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Path:
-    """The config file of a path, or else of a packaged config: sft, small/sft, configs/sft.py.
+    """The config file at a path, or else of a packaged config: sft, small/sft, configs/sft.py.
 
     Raises:
-      InputError: neither is there.
+      InputError: neither exists.
     """
     if (file := Path(name)).is_file():
         return file
     packaged = FOLDER / f"{name.removeprefix('configs/').removesuffix('.py')}.py"
-    # A path that leads elsewhere is no name: it must not find something of that name here.
+    # A path to another place is not a name, and must not match a packaged config.
     if ".." not in packaged.parts and packaged.is_relative_to(FOLDER) and packaged.is_file():
         return packaged
     raise InputError(
@@ -54,7 +54,7 @@ def find(name: str) -> Path:
 
 
 def _unknown(keys: Sequence[str], words: Sequence[str]) -> str | None:
-    """Which key the config of `words` does not have, as a message; None where it has them all."""
+    """A message about the first of `keys` that the config does not have; None if it has all."""
     from absl import flags
     from ml_collections import ConfigDict, config_flags
 
@@ -62,7 +62,7 @@ def _unknown(keys: Sequence[str], words: Sequence[str]) -> str | None:
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(words))
     try:
         values(list(words))
-    except Exception:  # so it is the file's own fault
+    except Exception:  # the error is in the file itself
         return None
     for key in keys:
         inside, at = values.config, ""
@@ -79,16 +79,15 @@ def _unknown(keys: Sequence[str], words: Sequence[str]) -> str | None:
 def read_config_file(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """The config of FILE[:ARG] or NAME[:ARG] with overrides like --config.train.steps=5.
 
-    The file may import its neighbours and the packaged configs. Which keys a verb knows is for the
-    verb to check.
+    The file may import its neighbours and the packaged configs. Each verb checks the keys itself.
 
     Raises:
       InputError: no such file.
-      UsageError: a file that fails, an option that overrides nothing, a value of the wrong type.
+      UsageError: the file fails, an option overrides no key, or a value has the wrong type.
     """
     path, colon, argument = name.partition(":")
     file = find(path).resolve()
-    given = {}  # of a key that is given twice, the last value: ml_collections would join two tuples
+    given = {}  # the last value of each key, because ml_collections would join two tuples
     for option in overrides:
         key, equals, _ = option.removeprefix("--config.").partition("=")
         if not (option.startswith("--config.") and key and equals):
@@ -109,11 +108,11 @@ def read_config_file(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
         unknown = _unknown(list(given), words[:2])
         text = unknown or brief(f"{error} ({type(error).__name__})", 300)
         raise UsageError(f"{name}: {redact(text)}") from None
-    except Exception as error:  # whatever a user's Python file may raise
+    except Exception as error:  # a user's Python file may raise anything
         text = f"{error} ({type(error).__name__})"
-        if "Traceback (most recent call last)" in text:  # of get_config: what it raised comes last
+        if "Traceback (most recent call last)" in text:  # the error of get_config is the last line
             text = str(error).strip().splitlines()[-1]
-        # KeyErrors hold the repr of a message of two lines.
+        # A KeyError holds the repr of a message with two lines.
         text = " ".join(text.replace("\\n", " ").replace("\\'", "'").split())[:300]
         raise UsageError(f"{name}: {redact(text)}") from None
     finally:

@@ -3,8 +3,8 @@
 example:
   moss-audio-jax convert --input DIR --output DIR --format native
 
-A new model: --decoder takes the decoder from a plain Qwen3 folder; encoder and adapters start
-fresh, with the sizes of --input (4b, 8b, or a folder with a config.json).
+To make a new model, --decoder takes the decoder from a plain Qwen3 folder; encoder and adapters are
+initialised, with the sizes of --input (4b, 8b, or a folder with a config.json).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--format", required=True, choices=("native", "official"))
     options.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: unchanged")
     options.add_argument("--decoder", metavar="DIR", help="a Qwen3 checkpoint to start from")
-    options.add_argument("--merge-lora", metavar="DIR", help="LoRA adapters to fold into kernels")
+    options.add_argument("--merge-lora", metavar="DIR", help="LoRA adapters to merge into kernels")
     options.add_argument("--overwrite", action="store_true", help="replace --output")
     args = options.parse_args(argv)
 
@@ -46,6 +46,6 @@ def main(argv: Sequence[str]) -> int:
         progress=sys.stderr.isatty(),
     )
     if args.merge_lora is not None:
-        command.say(f"folded in {describe(args.merge_lora, read_config(args.output))}")
+        command.say(f"merged {describe(args.merge_lora, read_config(args.output))}")
     command.say(f"wrote {args.output} ({args.format})")
     return 0

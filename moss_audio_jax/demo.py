@@ -1,20 +1,21 @@
-"""Asks a model about five short clips of sound, and holds its answers against the truth.
+"""Asks a model about five short clips of sound, and compares its answers with the truth.
 
 example:
   moss-audio-jax demo
 
-What is heard, the words and the events with their times, a question of time, one that takes
-thought. Prints a table; writes demo.html: players, spectrograms, words and events of truth and
-model along the time axis. The clips lie in the package and no training has seen them, but they are
-synthetic, as all sound is that the small model learnt from: they say nothing of recordings. The
-model is the bundled small one unless --checkpoint names another. Nothing is downloaded.
+For each clip it asks what is heard, for words and events with their times, about a time, and a
+question that needs reasoning. Prints a table, and writes demo.html: players, spectrograms, and the
+words and events of truth and model along the time axis. The clips are part of the package and were
+not used in training. They are synthetic, like all sound that the small model was trained on, so the
+result says nothing about recordings. The model is the bundled small one unless --checkpoint names
+another. Nothing is downloaded.
 
 right, partly, wrong: by the strict rules of `moss-audio-jax evaluate` for the benchmark `world`.
   words     partly: some of the words, or not within 0.2 s on average
-  events    partly: some of the events, or some too many. The onset of an event counts within 0.2 s,
-            the offset within 0.2 s or half of its length
+  events    partly: some of the events, or too many events. The onset must be right within 0.2 s,
+            the offset within 0.2 s or half of the event's length
   times     right: start and end within 0.2 s
-  others    right: the same. Captions are yours to judge
+  others    right: the same answer. Captions are not judged
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ if TYPE_CHECKING:
 
 SYNTHETIC = "All sound here is synthetic, voices too."  # at most 60 columns
 CLIPS = Path(__file__).parent / "assets" / "demo"
-# Tokens an answer may have: more than half as many again as the longest true answer of its kind.
+# The most tokens of an answer: over 1.5 times those of the longest true answer of its kind.
 LIMITS = {"caption": 192, "words": 256, "events": 128, "time": 48, "reason": 128}
 
 
 class Question(NamedTuple):
-    """`kind`: a key of LIMITS. `truth`: the answer; `thinking`: the steps to it, or None."""
+    """`kind`: a key of LIMITS. `truth`: the answer; `thinking`: the steps towards it, or None."""
 
     kind: str
     task: str
@@ -68,7 +69,7 @@ class Question(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """wav float32 [n], 16 kHz; labels as `world.scenes` has them, without single notes."""
+    """wav float32 [n], 16 kHz; labels as in `world.scenes`, without single notes."""
 
     name: str
     wav: np.ndarray
@@ -77,9 +78,9 @@ class Clip(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """`verdict`: right, partly, wrong, or "" where no rule can tell; `detail`: in figures.
+    """`verdict`: right, partly, wrong, or "" if no rule applies; `detail`: the figures behind it.
 
-    `off`: indices of the answer's segments that are not where the truth has them.
+    `off`: indices of the answer's segments that the truth does not have at that time.
     """
 
     verdict: str
@@ -106,7 +107,7 @@ def _question(kind: str, task: str, prompt: str, answer: str) -> Question:
     return Question(kind, task, prompt, truth.strip(), thinking)
 
 
-# --- right or wrong ------------------------------------------------------------------------------
+# --- marks ---------------------------------------------------------------------------------------
 
 
 def judge(kind: str, answer: str, truth: str) -> Mark:
@@ -135,7 +136,7 @@ _MOST = 420  # characters of an answer in the table; the page has them all
 def table(
     clips: Sequence[Clip], replies: Sequence[Reply], marks: Sequence[Mark], columns: int
 ) -> str:
-    """Plain text of lines up to so many columns (at least 60)."""
+    """Plain text in lines of up to `columns` columns (at least 60)."""
     columns = max(columns, 60)
     first, last = min(24, max(14, columns // 5)), 14
     middle = (columns - first - last - 6) // 2
@@ -152,7 +153,7 @@ def table(
 
 
 def said(reply: Reply) -> str:
-    """The answer; where it is none or is malformed, what came instead."""
+    """The answer; if it is missing or malformed, the output that came instead."""
     words = reply.text or "(nothing)"
     if not reply.text and reply.thinking:
         words = f"(no answer, only thinking) {reply.thinking}"
@@ -177,7 +178,7 @@ def summary(marks: Sequence[Mark], seconds: float) -> str:
     count = {v: sum(mark.verdict == v for mark in marks) for v in ("right", "partly", "wrong", "")}
     return (
         f"{count['right']} of {len(marks) - count['']} right, {count['partly']} partly, "
-        f"{count['wrong']} wrong; {count['']} captions are yours to judge. {seconds:.0f} s."
+        f"{count['wrong']} wrong; {count['']} captions not judged. {seconds:.0f} s."
     )
 
 
@@ -195,7 +196,7 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Lines of at most so many columns, cut at spaces and behind `]` where that can be done."""
+    """Lines of at most `width` columns, broken at spaces and after `]` if possible."""
     if len(text) > _MOST:
         text = text[:_MOST] + " ..."
     lines = []
@@ -215,12 +216,12 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _printable(text: str) -> str:
-    """A model may say anything, and a terminal obeys some of it."""
+    """Removes control characters, which a model may write and a terminal would obey."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def _width(text: str) -> int:
-    """Columns in a terminal: wide letters take two, combining marks none."""
+    """Columns of a text in a terminal: wide letters take two, combining marks none."""
     return sum(
         0
         if unicodedata.combining(letter)
@@ -245,12 +246,12 @@ th:last-child { width: 14%; }
 
 
 def page(clips: Sequence[Clip], replies: Sequence[Reply], marks: Sequence[Mark], note: str) -> str:
-    """One HTML file that needs nothing else. `note`: a line under the heading."""
+    """One HTML file that needs no other files. `note`: a line under the heading."""
     sections = [
-        f"<p><b>{SYNTHETIC}</b> It comes from this project's procedural world, and so did all that "
-        "the small model learnt from: what is right here says nothing of recordings.</p>"
-        f"<p>{escape(note)}</p><p>Click into a spectrogram to play from there. Red bars are not "
-        "where the truth has them.</p>"
+        f"<p><b>{SYNTHETIC}</b> This project's <code>world</code> made it, and all sound that the "
+        "small model was trained on: right answers here say nothing about recordings.</p>"
+        f"<p>{escape(note)}</p><p>Click on a spectrogram to play from that point. Red bars are "
+        "not in the truth at that time.</p>"
     ]
     for clip, answers in grouped(clips, replies, marks):
         lanes = []
@@ -262,7 +263,7 @@ def page(clips: Sequence[Clip], replies: Sequence[Reply], marks: Sequence[Mark],
                 lanes.append(timeline.Lane(f"{kind}, model", heard, colour, mark.off))
         rows = []
         for question, reply, mark in answers:
-            # Without an answer `said` shows what it thought.
+            # Without an answer, `said` shows the thinking.
             answer = _thought(reply.thinking if reply.text else None) + escape(said(reply))
             true = _thought(question.thinking) + escape(question.truth)
             verdict = escape("\n".join(filter(None, mark[:2])))
@@ -297,22 +298,22 @@ def main(argv: Sequence[str]) -> int:
         help="the page; default demo.html",
     )
     options.add_argument(
-        "--json", action="store_true", help="one JSON object a line for each answer, no table"
+        "--json", action="store_true", help="print a JSON object per answer instead of the table"
     )
     args = options.parse_args(argv)
-    if args.output.is_dir() or not args.output.parent.is_dir():  # now, not after the answers
+    if args.output.is_dir() or not args.output.parent.is_dir():  # checked before the work
         raise InputError(f"{args.output}: expected a file in a folder that exists; see --output")
 
     started = time.perf_counter()
     clips = load_clips()
     asked = [(clip, question) for clip in clips for question in clip.questions]
     model = command.load_model(args)
-    command.say(f"{len(asked)} questions about {len(clips)} clips; compiling comes first")
+    command.say(f"{len(asked)} questions about {len(clips)} clips; first JAX compiles")
     from moss_audio_jax.api import Request, Sampling
 
     replies = model.generate_batch(
         [Request(q.prompt, [c.wav], Sampling(max_new_tokens=LIMITS[q.kind])) for c, q in asked],
-        batch_size=len(asked),  # one prefill and one decode loop: little to compile
+        batch_size=len(asked),  # one prefill and one decode loop, so that little is compiled
         progress=sys.stderr.isatty(),
     )
     marks = [judge(q.kind, r.text, q.truth) for (_, q), r in zip(asked, replies, strict=True)]
@@ -331,5 +332,5 @@ def main(argv: Sequence[str]) -> int:
     else:
         print(table(clips, replies, marks, shutil.get_terminal_size((100, 24)).columns))
         print(line)
-    command.say(f"look and listen: {args.output}")
+    command.say(f"page: {args.output}")
     return 0

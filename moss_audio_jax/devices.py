@@ -1,6 +1,6 @@
-"""The one table of accelerators: how fast a device is and what it holds.
+"""A table of accelerators: speed and memory of a device.
 
-A device is what JAX calls one: a chip, or on tpu7x one of a chip's two chiplets. Needs no JAX.
+A device is one of JAX's: a chip, or on tpu7x one of a chip's two chiplets. Needs no JAX.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """One kind of device; every number is that of one device.
+    """One kind of device; all numbers are for one device.
 
     Attributes:
-      kinds: how `jax.Device.device_kind` begins.
+      kinds: possible beginnings of `jax.Device.device_kind`.
       peak: bfloat16 FLOP/s.
-      hbm_bandwidth: bytes/s of its memory; None where cards of this name differ.
+      hbm_bandwidth: bytes/s of its memory; None if cards of this name differ.
     """
 
     kinds: tuple[str, ...]
@@ -31,11 +31,11 @@ class Tpu(Device):
 
     Attributes:
       hbm: bytes of memory by the data sheet.
-      usable: bytes that the compiler lets a program have.
+      usable: bytes that the compiler lets a program use.
       clock: Hz of the TensorCore, for cycles of the compiler's cost model.
-      link: bytes/s of one interconnect link, one way.
-      links: links of a device.
-      dimensions: of a slice's name.
+      link: bytes/s of one interconnect link in one direction.
+      links: number of links of a device.
+      dimensions: number of sides in a slice's name.
       devices_per_chip: 2 on tpu7x.
     """
 
@@ -49,7 +49,7 @@ class Tpu(Device):
 
     @property
     def interconnect(self) -> float:
-        """Bytes/s that leave a device over all its links: collectives over a whole slice."""
+        """Bytes/s that leave a device over all its links, as in collectives over a whole slice."""
         return self.link * self.links
 
 
@@ -59,11 +59,12 @@ def _tpu(kinds: tuple[str, ...], hbm: float, usable: float, **numbers: float) ->
 
 
 # hbm, peak, hbm_bandwidth and links: the system tables of docs.cloud.google.com/tpu/docs/v4, /v5e,
-# /v5p, /v6e and /tpu7x. The interconnect stands there for all links of a chip and both ways (v5e
-# 400 GB/s, v5p 1200, v6e 800, tpu7x 1200 for two devices; v4 2400 Gbit/s one way), over 4 links in
-# a 2D torus and 6 in a 3D one. usable: what libtpu 0.0.42 names as available HBM when it refuses a
-# program. clock: v4 1.05 GHz (arXiv 2304.01433); the others as peak = 2 * multipliers * clock gives
-# it (v5e 4 units of 128 x 128, v5p 8 of them, v6e and a tpu7x device 4 * 256 x 256 multipliers).
+# /v5p, /v6e and /tpu7x. They give the interconnect for all links of a chip in both directions (v5e
+# 400 GB/s, v5p 1200, v6e 800, tpu7x 1200 for two devices; v4 2400 Gbit/s in one direction), over 4
+# links in a 2D torus and 6 in a 3D one. usable: the available HBM that libtpu 0.0.42 names when it
+# refuses a program. clock: v4 1.05 GHz (arXiv 2304.01433); the others follow from
+# peak = 2 * multipliers * clock (v5e has 4 units of 128 x 128 multipliers, v5p 8 of them, v6e and a
+# tpu7x device 4 units of 256 x 256).
 TPUS = {
     "v4": _tpu(("TPU v4",), 32, 30.75, peak=275e12, hbm_bandwidth=1.2e12, clock=1.05e9,
                link=50e9, links=6, dimensions=3),
@@ -88,7 +89,7 @@ GPUS = (
 
 
 def of(device_kind: str) -> Device | None:
-    """The device of a `jax.Device.device_kind`; None where it is not in the table (a CPU)."""
+    """The device of a `jax.Device.device_kind`; None if it is not in the table, like a CPU."""
     found = [
         (len(kind), device)
         for device in (*TPUS.values(), *GPUS)

@@ -1,7 +1,7 @@
-"""Random draws that are the same on every machine, and the hash behind the splits.
+"""Random draws that are the same on every machine, and the hash that defines the splits.
 
-Streams come from BLAKE2 and the raw bits of PCG64, both fixed for good; NumPy may change what its
-distributions make of those bits, so the few that a scene needs are written here.
+Streams come from BLAKE2 and the raw bits of PCG64, which never change. NumPy may change how its
+distributions use those bits, so the few distributions that are needed are implemented here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def bucket(*key: object) -> int:
-    """0 to 99, evenly, from any key: what decides which split a content belongs to."""
+    """A number from 0 to 99, evenly distributed over keys; decides the split of content."""
     return _digest(key) % 100
 
 
@@ -29,7 +29,7 @@ class Draw:
         self._bits = np.random.PCG64(_digest(key))
 
     def child(self, *key: object) -> Draw:
-        """A stream of its own, which no draw from this one moves."""
+        """A separate stream; draws from this one do not change it."""
         return Draw(*self._key, *key)
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
@@ -39,7 +39,7 @@ class Draw:
         return math.exp(self.uniform(math.log(low), math.log(high)))
 
     def integer(self, low: int, high: int) -> int:
-        """low to high, both included."""
+        """An integer from `low` to `high`, both included."""
         return low + self._bits.random_raw() % (high - low + 1)
 
     def chance(self, probability: float) -> bool:
@@ -49,7 +49,7 @@ class Draw:
         return items[self._bits.random_raw() % len(items)]
 
     def weighted(self, weights: dict[T, float]) -> T:
-        """A key, as likely as its weight."""
+        """A key, drawn in proportion to its weight."""
         at = self.uniform(0.0, sum(weights.values()))
         for key, weight in weights.items():
             at -= weight

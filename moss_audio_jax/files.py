@@ -32,7 +32,7 @@ def open_regular(path: str | os.PathLike[str], what: str = "a file") -> BinaryIO
       what: what was expected, for the message: "an audio file".
 
     Raises:
-      InputError: no such file, a folder, no regular file, or one that may not be read.
+      InputError: no such file, a folder, not a regular file, or no permission to read it.
     """
     name = os.fspath(path)
     try:
@@ -80,7 +80,7 @@ def parse_json(
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
         return json.loads(text, object_pairs_hook=pairs_hook)
-    except InputError:  # of the hook
+    except InputError:  # from the hook
         raise
     except RecursionError:
         raise InputError(f"{where}: not usable JSON (it nests too deeply)") from None
@@ -90,7 +90,7 @@ def parse_json(
         ) from None
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not valid JSON ({error})") from None
-    except ValueError:  # Python's limit of digits
+    except ValueError:  # Python's limit on digits
         raise InputError(f"{where}: not usable JSON (an integer of thousands of digits)") from None
 
 
@@ -142,13 +142,13 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def writing(
     path: str | os.PathLike[str], mode: str = "w", need: int | None = None
 ) -> Iterator[IO[Any]]:
-    """Writes a file that appears under its name when all of it is on disk, or not at all.
+    """Writes a file that appears under its name only when all of it is on disk.
 
-    Until then an older file of that name stays as it was. Folders above it are made.
+    Until then an older file of that name stays unchanged. Missing parent folders are made.
 
     Args:
       mode: "w" (UTF-8 text) or "wb".
-      need: bytes of all that is being written, for the message if the disk is full.
+      need: total bytes to be written, for the message if the disk is full.
 
     Raises:
       InputError: it cannot be written; the message says if the disk is full.
@@ -196,12 +196,12 @@ def append(path: str | os.PathLike[str], text: str) -> None:
 def not_written(
     path: str | os.PathLike[str], error: BaseException, need: int | None = None
 ) -> InputError:
-    """The error, in one line, for a file that could not be written. For a full disk it says how
-    much is free.
+    """A one-line error for a file that could not be written. For a full disk it says how much is
+    free.
 
     Args:
-      error: as raised by the system, or by a library that hides the system's error in text.
-      need: bytes of the whole, for the message.
+      error: from the system, or from a library that only quotes the system's error in its text.
+      need: total bytes to be written, for the message.
     """
     if disk_is_full(error):
         with contextlib.suppress(OSError):
@@ -210,7 +210,7 @@ def not_written(
             needed = "" if need is None else f", up to {megabytes(need)} needed"
             return InputError(
                 f"{shown(path)}: not written: the disk is full ({megabytes(free)} free in "
-                f"{folder}{needed}); make room or name another folder"
+                f"{folder}{needed}); make room or use another folder"
             )
     return InputError(f"{shown(path)}: not written: {reason(error)}")
 
@@ -229,13 +229,13 @@ Share = tuple[int, int]  # (k, n): the k-th of n processes; each file belongs to
 
 
 def checksums(folder: Path, share: Share = (0, 1), names: Iterable[str] | None = None) -> dict:
-    """{name: [bytes, CRC-32]} of the files below a folder, which it also flushes to the disk.
+    """{name: [bytes, CRC-32]} of the files below a folder; it also flushes them to the disk.
 
     Args:
-      names: of these files; default all.
+      names: only these files; default all.
 
     Raises:
-      InputError, OSError: one cannot be read.
+      InputError, OSError: a file cannot be read.
     """
     if names is None:
         names = [str(f.relative_to(folder)) for f in sorted(folder.rglob("*")) if f.is_file()]
@@ -246,8 +246,7 @@ def checksums(folder: Path, share: Share = (0, 1), names: Iterable[str] | None =
 
 
 def damage(folder: Path, expected: Mapping[str, list[int]], share: Share = (0, 1)) -> str | None:
-    """The first difference of the files below a folder from their `checksums`; None if there is
-    none."""
+    """The first difference between the files below a folder and their `checksums`, or None."""
 
     def look(name: str) -> str | None:
         try:
@@ -286,7 +285,7 @@ def _checksum(path: Path, keep: bool = False) -> list[int]:
 
 
 def sync(file: int | Path) -> None:
-    """Waits until a file, or the names in a folder, would survive a loss of power."""
+    """Flushes a file, or a folder's list of names, so that it survives a loss of power."""
     number = os.open(file, os.O_RDONLY) if isinstance(file, Path) else file
     try:
         os.fsync(number)
@@ -302,18 +301,18 @@ def sync(file: int | Path) -> None:
 
 
 class Lock:
-    """A lock: one process owns a folder, or with `file` one file in it, as long as it lives.
+    """A lock with which one process owns a folder, or with `file` one file in it.
 
-    The kernel holds the lock (`flock` on a file in the folder) and drops it when the process ends,
-    however it ends; so neither a crash nor a reboot leaves a folder locked. Use it as a context.
+    It is a context manager. The kernel holds the lock (`flock` on a file in the folder) and drops
+    it when the process ends for any reason, so neither a crash nor a reboot leaves a folder locked.
 
     Args:
-      file: its name in the folder.
-      shared: others may share it too, but nobody may own it.
+      file: the file's name in the folder.
+      shared: other processes may share the lock, but none may own it.
 
     Raises:
-      UsageError: on entry, where another process owns the folder (exit code 2): it is named.
-      InputError: on entry, where nothing can be written there.
+      UsageError: on entry, if another process, which is named, owns the folder (exit code 2).
+      InputError: on entry, if the folder cannot be written to.
     """
 
     def __init__(
@@ -342,7 +341,7 @@ class Lock:
                 owner = brief(self._file.read(200)) or "another process"
                 self._file.close()
                 raise UsageError(
-                    f"{shown(self._owned)}: in use by {owner}; wait for it, stop it, or name "
+                    f"{shown(self._owned)}: in use by {owner}; wait for it, stop it, or use "
                     f"another {'folder' if self._owned == self._path.parent else 'file'}"
                 ) from None
             except OSError as error:  # Lustre mounted without `flock`, some FUSE file systems
@@ -352,7 +351,7 @@ class Lock:
                     stacklevel=3,
                 )
                 break
-            # An owner that ended between the two steps has removed the file that was opened.
+            # An owner that ended between the two steps removed the opened file.
             with contextlib.suppress(OSError):
                 if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
                     break
@@ -363,34 +362,34 @@ class Lock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._kind == fcntl.LOCK_EX:  # others may share the file
+        if self._kind == fcntl.LOCK_EX:  # a shared lock's file stays for the others
             with contextlib.suppress(OSError):
                 self._path.unlink()
         self._file.close()
 
 
-# --- words ---------------------------------------------------------------------------------------
+# --- parts of messages ---------------------------------------------------------------------------
 
 
 def shown(path: object) -> str:
-    """A path for a message: one line, even if the name holds line ends or broken bytes."""
+    """A path for a message, on one line, even if it contains line ends or broken bytes."""
     text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def reason(error: BaseException) -> str:
-    """The system's reason for an error: "Permission denied"."""
+    """The system's reason for an error, such as "Permission denied"."""
     return getattr(error, "strerror", None) or brief(error)
 
 
 def megabytes(count: int) -> str:
-    """Bytes for people: "0.3 MB", "52,310.0 MB"."""
+    """A number of bytes as text: "0.3 MB", "52,310.0 MB"."""
     return f"{count / 1e6:,.1f} MB"
 
 
 def quoted(value: object) -> str:
-    """A value from a foreign file for a message: its repr, on one line and short."""
+    """A value from a foreign file for a message: a short repr on one line."""
     return brief(_short.repr(value))
 
 

@@ -1,4 +1,4 @@
-"""JSONL files that are written row by row and survive whatever ends the process."""
+"""JSONL files that are written row by row, and whose rows survive the end of the process."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from moss_audio_jax.files import brief, not_written, writing
 
 
 class Journal:
-    """Appends rows to a file, each as a whole line; use it as a context.
+    """Appends rows to a file, each as a whole line. It is a context manager.
 
-    The file is there once something is written. A line that a killed process left half-written is
-    cut off first. Without a path nothing is written, for a process whose peer writes.
+    The file is made at the first row. A line that a killed process left half-written is removed
+    first. Without a path nothing is written, for processes that leave writing to another.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -31,7 +31,7 @@ class Journal:
             self._file.close()
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Appends a row; if the process is killed after this, it is in the file."""
+        """Appends a row. It stays in the file if the process is killed afterwards."""
         if self._path is None:
             return
         if self._file is None:
@@ -43,7 +43,7 @@ class Journal:
             raise not_written(self._path, error) from error
 
     def sync(self) -> None:
-        """After this, what was written also survives a crash of the machine."""
+        """Flushes all rows, so that they also survive a crash of the machine."""
         if self._file:
             try:
                 os.fsync(self._file.fileno())
@@ -62,8 +62,7 @@ class Journal:
 
 
 def line(row: Mapping[str, Any]) -> bytes:
-    """A row as JSON in UTF-8. A lone surrogate (from a file name) is written as an escape of
-    JSON."""
+    """A row as JSON in UTF-8. A lone surrogate, such as in a file name, is escaped."""
     try:
         return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
     except RecursionError:
@@ -71,6 +70,6 @@ def line(row: Mapping[str, Any]) -> bytes:
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes the whole file, or leaves the old one as it was."""
+    """Writes the whole file, or leaves the old one unchanged."""
     with writing(path, "wb") as file:
         file.writelines(map(line, rows))

@@ -1,7 +1,7 @@
-"""libtpu, which comes with the extra `plan`, on machines that have no TPU.
+"""libtpu, which the extra `plan` installs, on machines without a TPU.
 
-Where it is installed JAX looks for a TPU whenever it starts. Without one that prints errors, and
-takes a lock that keeps other processes from libtpu.
+If it is installed, JAX looks for a TPU whenever it starts. Without a TPU this prints errors, and
+takes a lock that keeps other processes from using libtpu.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import glob
 import importlib.util
 import os
 
-# For libtpu: ask no metadata server, be one host, load beside other processes. The type only saves
-# a warning: which chips `plan` compiles for, its topology says.
+# For libtpu: ask no metadata server, be one host, load beside other processes. The type only avoids
+# a warning; the topology of `plan` determines the chips that it compiles for.
 _ALONE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -26,15 +26,16 @@ def installed() -> bool:
 
 
 def set_environment() -> None:
-    """Before JAX's first use: libtpu is quiet and shared. What the environment says already stays.
+    """Makes libtpu quiet and shared; call it before JAX's first use.
 
-    On a machine with TPUs only for those who leave them alone (JAX_PLATFORMS=cpu).
+    Variables that are already set stay. On a machine with TPUs, call it only for processes that do
+    not use them (JAX_PLATFORMS=cpu).
     """
     for name, value in _ALONE.items():
         os.environ.setdefault(name, value)
 
 
 def quieten() -> None:
-    """`set_environment` where libtpu is installed and the machine has no TPU."""
+    """Calls `set_environment` if libtpu is installed and the machine has no TPU."""
     if installed() and not any(map(glob.glob, _DEVICES)):
         set_environment()

@@ -1,7 +1,7 @@
-"""The one HTTP client for models behind OpenAI's API, and `redact`, which hides secrets.
+"""An HTTP client for models behind OpenAI's API, and `redact`, which hides secrets.
 
-A server may redirect, send slowly, send too much or answer nonsense. Whatever it does, a question
-takes no more than its limits of time and bytes, and ends in an answer or in one InputError.
+A server may redirect, send slowly, send too much or answer nonsense. In every case a question keeps
+its limits of time and bytes, and ends with an answer or one InputError.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from typing import Any, ClassVar
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.files import brief, parse_json
 
-REPLY_BYTES = 1 << 22  # that a whole reply may take, its head included
-_CONNECT_SECONDS = 10.0  # for one address to take a connection
-_POLL_SECONDS = 0.5  # how soon `stop` is noticed
+REPLY_BYTES = 1 << 22  # the most bytes of a reply, including its head
+_CONNECT_SECONDS = 10.0  # timeout of a connection attempt to one address
+_POLL_SECONDS = 0.5  # `stop` is noticed within this time
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 # --- secrets -------------------------------------------------------------------------------------
 
 HIDDEN = "***"
-# Names whose values are secrets: at the end of a name, or anywhere in it.
+# Names whose values are secrets, if found at the end of a name or anywhere in it.
 _NAME = (
     r"[\w.-]*(?:api[-_.]?key|[-_.a-z]key|token|signature|auth|authorization|cookie|[-_.]sig)"
     r"|[\w.-]*(?:secret|passw|passphrase|credential)[\w.-]*"
     r"|x-(?:amz|goog)-[\w-]+|pwd"
 )
-_SHORT = "key|sig|pass|jwt|sas"  # secrets where something is assigned to them by "="
+_SHORT = "key|sig|pass|jwt|sas"  # names of secrets if "=" follows them
 _QUERY = f"{_SHORT}|code|session"  # secrets in a URL's query
 _VALUE = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\s&"'<>,;)}\]]*[^\s&"'<>,;:.)}\]])"""
 _KEY_LIKE = re.compile(rf"(?:{_NAME}|{_QUERY})", re.IGNORECASE)
@@ -51,7 +51,7 @@ _OPTION = re.compile(rf"--?(?:{_NAME}|{_QUERY}|u|user)", re.IGNORECASE)
 _RULES = [
     (re.compile(pattern, re.IGNORECASE), put)
     for pattern, put in (
-        # user:password@ of a URL; a slash is allowed behind the colon, as people forget to quote it
+        # user:password@ of a URL; a slash is allowed in the password, if somebody did not quote it
         (
             r"(:/{1,3})(?:[^\s/@\"'<>,]{0,99}:[^\s@\"'<>,]{0,299}|[^\s/?#@\"'<>,]{1,299})@",
             rf"\1{HIDDEN}@",
@@ -64,7 +64,7 @@ _RULES = [
         ),
         (rf"((?<![\w.-])(?:{_SHORT})=){_VALUE}", rf"\1{HIDDEN}"),
         (r"(\bBearer\s+)[\w.~+/=-]{4,}", rf"\1{HIDDEN}"),
-        # tokens that are known by their form
+        # tokens that have a known form
         (
             r"\b(?:sk|pk|hf|ghp|gho|glpat|xox[bp])[-_][\w-]{16,}|\bAKIA[0-9A-Z]{16}\b"
             r"|\beyJ[\w-]{10,}\.[\w-]+\.[\w-]*",
@@ -75,11 +75,11 @@ _RULES = [
 
 
 def redact(value: Any, secrets: Iterable[str] = ()) -> Any:
-    """A value, as JSON has them, without the secrets in it: for whatever is written or shown.
+    """A JSON value without the secrets in it, for everything that is written or shown.
 
-    "***" stands for user:password@ of URLs, for what is assigned to names like api_key, token,
-    signature or password (in queries, headers, mappings, KEY=VALUE and command arguments,
-    `--api-key X` in one string or in two), and for each of `secrets`.
+    "***" replaces user:password@ in URLs, values of names like api_key, token, signature or
+    password (in queries, headers, mappings, KEY=VALUE and command arguments, with `--api-key X` in
+    one string or in two), and each of `secrets`.
     """
     if isinstance(value, str):
         value = _without(value, secrets)
@@ -108,13 +108,13 @@ def redact(value: Any, secrets: Iterable[str] = ()) -> Any:
 
 def _without(text: str, secrets: Iterable[str]) -> str:
     for secret in secrets:
-        if len(secret) >= 3:  # shorter ones would hide half of every text
+        if len(secret) >= 3:  # shorter ones would match in most texts
             text = text.replace(secret, HIDDEN)
     return text
 
 
 def secrets_of(words: Sequence[str]) -> tuple[str, ...]:
-    """The secrets in a command's words, to be hidden wherever it repeats them."""
+    """The secrets in a command's words, which are hidden in its output."""
     found = []
     for word, shown in zip(words, redact(list(words)), strict=True):
         name, _, assigned = word.partition("=")
@@ -125,15 +125,14 @@ def secrets_of(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def variable(name: str) -> str:
-    """Checks the name of an environment variable. Raises UsageError, which does not show the name.
+    """Checks the name of an environment variable. Raises UsageError, which does not show the name:
 
-    Somebody may give the key itself instead of the variable's name, and it must not be written
-    anywhere.
+    somebody may give the key itself instead of the variable's name, and a key must not be printed.
     """
     if not _VARIABLE.fullmatch(name) or redact(name) != name:
         raise UsageError(
-            "key-from is no name of an environment variable; expected one like OPENAI_API_KEY, "
-            "which holds the key"
+            "key-from is not the name of an environment variable; expected one like "
+            "OPENAI_API_KEY, which holds the key"
         )
     return name
 
@@ -146,13 +145,13 @@ class Chat:
     """A model behind an OpenAI-compatible endpoint.
 
     Attributes:
-      url: what comes before /chat/completions; user:password@ in it is sent as Basic authorization.
-      model: its name there.
-      key: sent to that server alone, as a bearer token; never written anywhere.
-      timeout: seconds that one question may take, all attempts and waits together.
-      attempts: how often it is asked if the endpoint is busy (408, 429, 5xx) or unreachable.
-      wait: seconds before the second attempt, doubled before each further one. If the server says
-        how long to wait, that counts.
+      url: the part before /chat/completions; user:password@ in it is sent as Basic authorization.
+      model: the model's name at the endpoint.
+      key: sent as a bearer token, only to that server; never written anywhere.
+      timeout: seconds for one question, including all attempts and waits.
+      attempts: the most attempts if the endpoint is busy (408, 429, 5xx) or unreachable.
+      wait: seconds before the second attempt, doubled before each further one. A waiting time from
+        the server takes precedence.
     """
 
     url: str = dataclasses.field(repr=False)
@@ -164,7 +163,7 @@ class Chat:
     _stop: threading.Event = dataclasses.field(
         default_factory=threading.Event, repr=False, compare=False
     )
-    role: ClassVar[str] = "model"  # what messages call it
+    role: ClassVar[str] = "model"  # its name in messages
 
     def __post_init__(self) -> None:
         shown = redact(self.url)
@@ -176,13 +175,13 @@ class Chat:
         if not fine or not self.url.isascii() or re.search(r"[\s\x00-\x20\x7f]", self.url):
             raise UsageError(f"{self.role} url {shown!r}: expected http://... or https://...")
         if self.key and not re.fullmatch(r"[\x21-\x7e]+", self.key.strip()):
-            raise UsageError(f"the key for {shown} holds spaces or characters that no key has")
+            raise UsageError(f"the key for {shown} contains spaces or characters that no key has")
         if not 0 < self.timeout < float("inf"):
             raise UsageError(f"{self.role} timeout {self.timeout}: expected seconds above 0")
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """Every text that must be hidden, as it stands and decoded."""
+        """Every text that must be hidden, both as given and decoded."""
         parts = urllib.parse.urlsplit(self.url)
         found = [self.key.strip() if self.key else "", parts.password or "", self._basic]
         found += [v for n, v in urllib.parse.parse_qsl(parts.query) if _KEY_LIKE.fullmatch(n)]
@@ -191,22 +190,21 @@ class Chat:
 
     @property
     def _basic(self) -> str:
-        """user:password of the URL in the form of HTTP's Basic authorization; "" if there is
-        none."""
+        """The header value of HTTP's Basic authorization from the URL's user:password, or ""."""
         user = urllib.parse.urlsplit(self.url).netloc.rpartition("@")[0]
         return base64.b64encode(urllib.parse.unquote_to_bytes(user)).decode()
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The name of what answers, without secrets."""
+        """Names the endpoint and its model, without secrets."""
         return {"url": redact(self.url, self.secrets), "model": self.model, "temperature": 0}
 
     def stop(self) -> None:
-        """Ends all running questions, in any thread, soon and with CancelledError."""
+        """Soon ends all running questions, in all threads, with CancelledError."""
         self._stop.set()
 
     def ask(self, prompt: str) -> str:
-        """The model's answer at temperature 0. Secrets that it repeats are hidden.
+        """The model's answer at temperature 0. Secrets in it are hidden.
 
         Raises:
           InputError: the server refused, answered nonsense, or could not be reached in time.
@@ -228,7 +226,7 @@ class Chat:
         raise InputError(brief(redact(f"{where}: {problem}", self.secrets), 400))
 
     def _posted(self, prompt: str, until: float) -> bytes:
-        """The body of the reply. Raises _Failure for everything else that a server may do."""
+        """The body of the reply. Raises _Failure for anything else from the server."""
         parts = urllib.parse.urlsplit(self.url)
         body = {
             "model": self.model,
@@ -246,7 +244,7 @@ class Chat:
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         try:
             with _opener(until, self._stop).open(request) as response:
-                body = response.read(REPLY_BYTES + 1)  # the reader ends it before that
+                body = response.read(REPLY_BYTES + 1)  # the reader raises before that
                 if response.length:
                     raise _Failure(f"the reply ends early: {response.length} bytes are missing")
                 return body
@@ -254,7 +252,7 @@ class Chat:
             raise _refused(error) from None
         except (_Failure, CancelledError):
             raise
-        except Exception as error:  # whatever a server can make Python's client raise
+        except Exception as error:  # a server can make Python's client raise many types
             cause = getattr(error, "reason", error)
             if isinstance(cause, TimeoutError) and time.monotonic() >= until:
                 raise _Failure(f"took longer than {self.timeout:g} s") from None
@@ -265,7 +263,7 @@ class Chat:
 
 
 class _Failure(Exception):
-    """An attempt without an answer. `again`: another attempt may get one, `after` seconds."""
+    """An attempt without an answer. `again`: whether another may get one, `after` seconds."""
 
     def __init__(self, problem: str, again: bool = False, after: float | None = None):
         super().__init__(problem)
@@ -281,14 +279,13 @@ def _content(body: bytes) -> str:
     except (InputError, KeyError, IndexError, TypeError) as error:
         why = f" ({error})" if isinstance(error, InputError) else ""
         said = body[:100].decode(errors="replace")
-        raise _Failure(f"the reply is no chat completion{why}: {said}") from None
+        raise _Failure(f"the reply is not a chat completion{why}: {said}") from None
 
 
 def _refused(error: urllib.error.HTTPError) -> _Failure:
-    """The failure for a status other than success. Redirections are failures; they are not
-    followed."""
+    """The failure for a status other than success. Redirections are not followed but fail."""
     said = ""
-    with contextlib.suppress(Exception), error:  # the status is what counts
+    with contextlib.suppress(Exception), error:  # only the status matters
         said = error.read(300).decode(errors="replace")
     if 300 <= error.code < 400:
         target = error.headers.get("Location", "nowhere")
@@ -311,8 +308,7 @@ def _after(error: urllib.error.HTTPError) -> float | None:
 
 
 class _Reader(io.RawIOBase):
-    """Reads from a socket up to a deadline and a size. A timeout for each `recv` ensures
-    neither."""
+    """Reads from a socket up to a deadline and a size; a timeout per `recv` would limit neither."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket, until: float, stop: threading.Event):
         self._raw, self._sock, self._until, self._stop = raw, sock, until, stop
@@ -336,7 +332,7 @@ class _Reader(io.RawIOBase):
             return count
 
     def close(self) -> None:
-        self._raw.close()  # the socket itself, once its connection is closed too
+        self._raw.close()  # closes the socket when its connection is closed too
         super().close()
 
 
@@ -348,8 +344,10 @@ def _left(until: float) -> float:
 
 
 def _opener(until: float, stop: threading.Event) -> urllib.request.OpenerDirector:
-    """Opens HTTP and HTTPS, by the proxies of the environment. It follows no redirections, because
-    their target may be anyone."""
+    """Opens HTTP and HTTPS through the environment's proxies.
+
+    It does not follow redirections, because their target may be anyone.
+    """
 
     class Bounded:
         def connect(self):

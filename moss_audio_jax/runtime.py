@@ -1,6 +1,6 @@
-"""The process around a verb: its streams, Ctrl-C, JAX's cache of programs, the code's version.
+"""The process of a verb: its streams, Ctrl-C, JAX's cache of programs, the code's version.
 
-It imports little, because Ctrl-C works properly only once this file is imported.
+It imports little, because Ctrl-C works properly only after this file is imported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, NoReturn
 
-INTERRUPTED = 130  # what a shell says of a process that Ctrl-C ended: 128 + SIGINT
+INTERRUPTED = 130  # a shell's exit code for a process that Ctrl-C ended: 128 + SIGINT
 _GRACE = 10.0  # seconds that a verb has to clean up after Ctrl-C
 
 
@@ -27,12 +27,12 @@ def run_as_process(main: Callable[[], int]) -> NoReturn:
     """Runs `main`, and ends this process with the exit code that it returns.
 
     Ctrl-C (SIGINT) raises KeyboardInterrupt in `main`, so that it can clean up. The process then
-    ends with 130: when `main` is done, at a second Ctrl-C, or after ten seconds in any case (a
+    ends with 130: when `main` is done, at a second Ctrl-C, or at the latest after ten seconds (a
     program may be compiling).
     """
     _open_streams()
-    # Python's tracker of semaphores outlives a process that Ctrl-C ended, frees what it left, and
-    # would warn of each.
+    # Python's resource tracker outlives a process that Ctrl-C ended and frees its semaphores, but
+    # would print a warning for each.
     quiet = "ignore:resource_tracker:UserWarning"
     given = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = f"{given},{quiet}" if given else quiet
@@ -54,40 +54,42 @@ class _Interrupts:
                 self._watch()
             code = main()
         except BaseException as error:
-            # Libraries turn it into other exceptions: an interrupted import fails.
+            # Libraries turn KeyboardInterrupt into other exceptions: an interrupted import fails.
             if not self._asked and not isinstance(error, KeyboardInterrupt):
                 raise
             code = INTERRUPTED
         if self._asked or code == INTERRUPTED:
             _leave()
-        # The work is done, so nothing needs an exception to clean up any more.
+        # The work is done, so no exception is needed for cleaning up.
         if signal.getsignal(signal.SIGINT) == self._interrupt:
             signal.signal(signal.SIGINT, _leave)
-        # Ends as Python ends a process of `multiprocessing`: threads first, then exit handlers.
-        # Python's usual end takes modules apart one by one; Ctrl-C would crash it there.
+        # Ends like a process of `multiprocessing`: threads first, then exit handlers. Python's
+        # usual end destroys modules one by one, and Ctrl-C would crash it there.
         threading._shutdown()
         atexit._run_exitfuncs()
         _flush()
         os._exit(code)
 
     def _interrupt(self, _: int, frame: types.FrameType | None) -> None:
-        # Modules written in C++, JAX's among them, call Python while they are imported, and an
-        # exception that comes out of it aborts the process (SIGABRT, SIGSEGV).
+        # C++ modules such as JAX's call Python while they are imported, and an exception from such
+        # a call aborts the process (SIGABRT, SIGSEGV).
         if self._asked or _importing(frame):
             _leave()
         self._asked = True
         raise KeyboardInterrupt
 
     def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
-        """Called where Python would print an exception and go on, for example in a destructor."""
+        """Called if Python would print an exception and continue, for example in a destructor."""
         if unraisable.exc_type is KeyboardInterrupt:
             _leave()
         if not self._asked:
             sys.__unraisablehook__(unraisable)
 
     def _watch(self) -> None:
-        """A thread that learns of signals at once. Python itself handles them between two of its
-        instructions, and there may be none for minutes."""
+        """Starts a thread that notices signals at once.
+
+        Python itself handles them between two of its instructions, which may take minutes.
+        """
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -110,9 +112,9 @@ def _importing(frame: types.FrameType | None) -> bool:
 
 
 def _leave(*_: object) -> NoReturn:
-    """Ends the process with 130, without what Python does at a usual end.
+    """Ends the process with 130, without Python's usual shutdown.
 
-    Threads may still compute or compile. They would crash or hang while the interpreter takes apart
+    Threads may still compute or compile. They would crash or hang while the interpreter destroys
     what they use.
     """
     if threading.current_thread() is threading.main_thread():
@@ -126,13 +128,13 @@ def _leave(*_: object) -> NoReturn:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # such as: it was being flushed when Ctrl-C came
+        with contextlib.suppress(Exception):  # for example, Ctrl-C interrupted a flush
             stream.flush()
 
 
 @contextlib.contextmanager
 def deaf_workers() -> Iterator[None]:
-    """Processes started in this context ignore Ctrl-C; their parent hears it and ends them.
+    """Processes started in this context ignore Ctrl-C; their parent handles it and ends them.
 
     A terminal sends SIGINT to all processes at once, and each would print a traceback.
     """
@@ -146,13 +148,13 @@ def deaf_workers() -> Iterator[None]:
 def _open_streams() -> None:
     """Opens a replacement for stdin, stdout or stderr if it was closed (`>&-`).
 
-    Otherwise the next opened file would get the stream's number and what is written to the stream.
-    The replacement of stdin is empty, writing to that of stdout fails (an answer would be lost),
-    and that of stderr drops everything.
+    Otherwise the next opened file would get the stream's number, and with it the stream's output.
+    The replacement of stdin is empty; writing to that of stdout fails, because an answer would be
+    lost; that of stderr discards everything.
     """
     for number, name, how in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
-            with contextlib.suppress(OSError):  # open all the same
+            with contextlib.suppress(OSError):  # the stream is open after all
                 os.fstat(number)
                 continue
             opened = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
@@ -165,11 +167,11 @@ def _open_streams() -> None:
 
 
 def keep_compiled() -> None:
-    """Keeps the programs that JAX compiles on disk, for the next process.
+    """Keeps the programs that JAX compiles on disk, for later processes.
 
-    They lie in ~/.cache/moss_audio_jax/xla ($XDG_CACHE_HOME). Settings of JAX take precedence
-    (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE and the like in jax.config). The
-    environment variable MOSS_AUDIO_JAX_CACHE=off keeps nothing.
+    They are in ~/.cache/moss_audio_jax/xla ($XDG_CACHE_HOME). JAX's own settings take precedence
+    (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE and similar ones in jax.config). With
+    MOSS_AUDIO_JAX_CACHE=off in the environment nothing is kept.
     """
     import jax
     from jax.experimental.compilation_cache.compilation_cache import reset_cache
@@ -179,17 +181,16 @@ def keep_compiled() -> None:
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = os.path.join(caches, "moss_audio_jax", "xla")
     jax.config.update("jax_compilation_cache_dir", folder)
-    # Programs that compile in less than JAX's limit of one second are kept, too: generation has
-    # dozens of them.
+    # JAX's default limit is one second; generation has dozens of programs that compile faster.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    reset_cache()  # JAX looks for a folder once, when it compiles for the first time
+    reset_cache()  # JAX reads the folder only once, at its first compilation
 
 
 @functools.cache
 def code_version() -> str:
     """The package's version and a hash of its code: "0.1.0+3f2a90c1b7de".
 
-    The configs that travel in a wheel do not count.
+    The configs in a wheel do not count.
     """
     import hashlib
     from pathlib import Path
@@ -206,7 +207,7 @@ def code_version() -> str:
 
 
 def from_all(value: Any) -> list[Any]:
-    """The JSON values of all processes, in their order. All processes must call it."""
+    """The JSON values of all processes, in order. All processes must call it."""
     import jax
 
     if jax.process_count() == 1:

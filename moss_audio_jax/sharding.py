@@ -1,4 +1,4 @@
-"""Where every array lives: the mesh, one table for parameters, one for activations.
+"""The placement of all arrays: the mesh, a table for parameters, a table for activations.
 
 Mesh axes: `data` (replicas), `fsdp` (parameters and batch split), `tensor` (heads, hidden units
 and vocabulary split), `sequence` (tokens of a row split).
@@ -24,12 +24,12 @@ from moss_audio_jax.tree import path_name
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 
-# Several CPU devices share a few threads: two programs in flight, each waiting in a collective
-# for a thread that the other holds, would wait for ever. Takes effect before JAX's first use.
+# CPU devices share a few threads. Two running programs, each waiting in a collective for a thread
+# that the other holds, would wait for ever. This only takes effect before JAX's first use.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 # Path of a parameter -> mesh axes of its dimensions. First match wins; no match = replicated.
-# Stacked layers have their layer axis first, never split: a scan walks along it.
+# The layer axis of stacked layers comes first and is never split, because a scan runs along it.
 PARAMETERS = (
     (r"language_model/embed_tokens/embedding", ("tensor", "fsdp")),
     (r"lm_head/kernel", ("fsdp", "tensor")),
@@ -65,14 +65,14 @@ def make_mesh(
     *,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """A mesh of the given axis sizes; one of them may be -1 (all devices that are left).
+    """A mesh of the given axis sizes; one of them may be -1 (all remaining devices).
 
     Args:
       data, fsdp, tensor, sequence: axis sizes.
-      devices: default all. Fewer than given are used if the sizes ask for fewer.
+      devices: default all; only as many as the sizes need are used.
 
     Raises:
-      UsageError: sizes that the devices cannot fill.
+      UsageError: the devices cannot fill the sizes.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = dict(zip(AXES, (data, fsdp, tensor, sequence), strict=True))
@@ -93,13 +93,14 @@ def make_mesh(
 
 
 def lay_out(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
-    """All devices as an array of these axis sizes; neighbours in it are neighbours in the machine.
+    """All devices as an array of these axis sizes; neighbours in it are neighbours in hardware.
 
-    Where they are several slices (of TPUs; with GPUs, hosts), `data` reaches across them, whose
-    gradients cross the slow network once a step, and `fsdp` if it must; the others stay within.
+    If there are several slices of TPUs, or hosts with GPUs, `data` spans them, because its
+    gradients cross the slow network only once per step. `fsdp` spans them only if necessary; the
+    other axes stay within one.
 
     Raises:
-      UsageError: axes that cannot be cut at the slices.
+      UsageError: the axes cannot be divided among the slices.
     """
     slices = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
     left, across = len(slices), []
@@ -113,7 +114,7 @@ def lay_out(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
             "number"
         )
     within = [size // n for size, n in zip(sizes.values(), across, strict=True)]
-    # A v5e's two physical axes may be shared by more logical ones; elsewhere JAX advises against.
+    # On v5e more logical axes may share the two physical ones; for others JAX advises against it.
     split = {"allow_split_physical_axes": devices[0].device_kind in ("TPU v5 lite", "TPU v5e")}
     if len(slices) == 1:
         return mesh_utils.create_device_mesh(within, devices, **split)
@@ -121,7 +122,7 @@ def lay_out(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
 
 
 def as_mesh(mesh: Mesh | Mapping[str, int] | Sequence[int] | None) -> Mesh:
-    """A Mesh from what a user may give: a Mesh, {"tensor": 4}, (2, 2, 2, 1), None (one device)."""
+    """A Mesh from a user's value: a Mesh, {"tensor": 4}, (2, 2, 2, 1) or None (one device)."""
     if mesh is None:
         return make_mesh(devices=jax.local_devices()[:1])
     if isinstance(mesh, Mesh):
@@ -136,10 +137,10 @@ def as_mesh(mesh: Mesh | Mapping[str, int] | Sequence[int] | None) -> Mesh:
 
 
 def serving_mesh(mesh: Mesh) -> Mesh:
-    """The same devices with `fsdp` folded into `tensor`.
+    """A mesh of the same devices in which `tensor` also takes the devices of `fsdp`.
 
-    In decoding, weights split along a contracted axis would be gathered at every token; split
-    along heads and hidden units they stay where they are.
+    In decoding, weights that are split along a contracted axis would be gathered at every token;
+    weights that are split along heads and hidden units stay where they are.
     """
     data, fsdp, tensor, sequence = mesh.devices.shape
     return Mesh(
@@ -152,8 +153,8 @@ def serving_mesh(mesh: Mesh) -> Mesh:
 def param_specs(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
     """A PartitionSpec for each leaf of a parameter tree (arrays or ShapeDtypeStructs).
 
-    An axis that does not divide its dimension is left out, and the encoder's attention is
-    tensor-split only where its heads divide.
+    An axis that does not divide its dimension is left out, and the encoder's attention is split
+    over `tensor` only if that divides its heads.
     """
     whole_heads = config.encoder.heads % mesh.shape["tensor"] == 0
 
@@ -197,9 +198,9 @@ def constrain(x: jax.Array, *dimensions: str | None) -> jax.Array:
 
 
 def splits_whole(query: jax.Array, key: jax.Array) -> bool:
-    """Does the mesh in context leave each device whole rows, and whole groups of heads, of these?
+    """Whether the mesh in context gives each device whole rows and whole groups of heads.
 
-    [B, T, N, H] and [B, S, KV, H], as attention takes them.
+    query [B, T, N, H] and key [B, S, KV, H] are those of attention.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -216,8 +217,10 @@ def on_each_device(
     value: jax.Array,
     *of_rows: jax.Array,
 ) -> jax.Array:
-    """attend(query, key, value, *of_rows) on every device's own rows and heads, for kernels that
-    the compiler cannot split. `of_rows`: arrays [B, ...]."""
+    """Calls attend(query, key, value, *of_rows) on each device with its rows and heads.
+
+    For kernels that the compiler cannot split. `of_rows` are arrays [B, ...].
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return attend(query, key, value, *of_rows)
@@ -232,13 +235,13 @@ def on_each_device(
 
 
 def platform() -> str:
-    """What a program is compiled for, "tpu", "gpu" or "cpu": by the mesh in context, if any."""
+    """The platform of compilation, "tpu", "gpu" or "cpu"; that of the mesh in context, if any."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device is not None else jax.default_backend()
 
 
 def ways(shape: Sequence[int], *dimensions: str | None) -> int:
-    """Over how many devices `constrain` would split an array of this shape."""
+    """The number of devices over which `constrain` would split an array of this shape."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1

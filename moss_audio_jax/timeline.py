@@ -1,6 +1,6 @@
-"""Pages that show sound: players, spectrograms, and lanes of bars that say what is heard when.
+"""Pages about sound: players, spectrograms, and lanes of bars that show what is heard when.
 
-One HTML file that needs nothing else: sound as FLAC and pictures as PNG are written into it.
+A page is one HTML file that needs no other files: it embeds sound as FLAC and pictures as PNG.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from moss_audio_jax.text.timestamps import Segment
 
 WORDS, EVENTS, MUSIC, CHORDS = "#2f6fb3", "#b3572f", "#3f8a4d", "#7a6aa8"  # colours of lanes
 _OFF = "#d01030"
-_WIDTH, _ROW, _GAP = 1000, 20, 5  # of the time axis, of a row of bars, between lanes: SVG units
-_LAP = 0.08  # seconds by which bars of one row may overlap, as words of a model often do
-_ROWS = 8  # of one lane; bars that would need more lie on each other in the last
+_WIDTH, _ROW, _GAP = 1000, 20, 5  # SVG units: width of the time axis, row height, lane distance
+_LAP = 0.08  # bars in one row may overlap by this many seconds, as a model's words often do
+_ROWS = 8  # the most rows of a lane; further bars overlap in the last one
 _LETTER, _WIDE_LETTER = 6.2, 11.0  # estimated widths in the font below
-# Dark to light, seven steps; the rest is interpolated.
+# Dark to light in seven steps; colours between them are interpolated.
 _COLOURS = np.array(
     [
         [8, 8, 30],
@@ -81,9 +81,9 @@ document.querySelectorAll('.clip').forEach(function (part) {
 
 
 class Lane(NamedTuple):
-    """Bars along the time axis under one name; bars that overlap get a row each.
+    """Bars along the time axis under one name; overlapping bars are in separate rows.
 
-    `off`: numbers of the bars that are drawn in red, as being wrong.
+    `off`: numbers of the bars that are drawn in red, because they are wrong.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Lane(NamedTuple):
 
 
 def document(title: str, body: Iterable[str], style: str = "") -> str:
-    """A whole page. `title` is text; `body` and `style` are HTML and CSS as they stand."""
+    """A whole page. `title` is text; `body` and `style` are HTML and CSS."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
@@ -105,7 +105,7 @@ def document(title: str, body: Iterable[str], style: str = "") -> str:
 
 
 def player(source: str | None, lanes: Sequence[Lane]) -> str:
-    """Lanes of bars, and a player of the file at an address if there is one: HTML."""
+    """HTML of lanes of bars, and of a player if there is an address of a file."""
     seconds = 1.02 * max([1.0, *(bar.end for lane in lanes for bar in lane.bars)])
     sound = f'<audio controls preload="none" src="{html.escape(source)}"></audio>' if source else ""
     head = '<div class="head"></div>' if source else ""
@@ -116,13 +116,13 @@ def player(source: str | None, lanes: Sequence[Lane]) -> str:
 
 
 def clip(wav: np.ndarray, lanes: Sequence[Lane]) -> str:
-    """A player, a spectrogram (a click plays from there) and lanes of bars: HTML.
+    """HTML of a player, a spectrogram (a click plays from that point) and lanes of bars.
 
     Args:
       wav: float32 [n] in -1..1, 16 kHz.
 
     Raises:
-      InputError: a clip too short for a spectrogram.
+      InputError: the clip is too short for a spectrogram.
     """
     seconds = len(wav) / SAMPLE_RATE
     return (
@@ -153,7 +153,7 @@ def _png(pixels: np.ndarray) -> bytes:
         return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
 
     height, width, _ = pixels.shape
-    lines = b"".join(b"\0" + line.tobytes() for line in pixels)  # each line unfiltered
+    lines = b"".join(b"\0" + line.tobytes() for line in pixels)  # filter type 0 for each line
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
@@ -163,7 +163,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def _drawn(lanes: Sequence[Lane], seconds: float) -> str:
-    """Lanes, one under the other, over an axis of seconds: SVG."""
+    """SVG of lanes, one below the other, above an axis in seconds."""
     scale = _WIDTH / seconds
     drawn, top = [], 0
     for lane in lanes:
@@ -185,7 +185,7 @@ def _drawn(lanes: Sequence[Lane], seconds: float) -> str:
 
 
 def _rows(bars: Sequence[Segment]) -> list[int]:
-    """The row of each bar: the first one in which nothing much is still going on."""
+    """The row of each bar: the first whose last bar has ended, up to _LAP."""
     ends: list[float] = []
     rows = [0] * len(bars)
     for number in sorted(range(len(bars)), key=lambda i: bars[i].start):
@@ -200,7 +200,7 @@ def _rows(bars: Sequence[Segment]) -> list[int]:
 
 
 def _bar(bar: Segment, top: int, scale: float, colour: str) -> str:
-    # A model may name times that the clip does not have.
+    # A model may give times beyond the clip.
     x = min(bar.start * scale, _WIDTH - 1)
     width = max(min(bar.end * scale, _WIDTH) - x, 1.0)
     label = html.escape(bar.text)
@@ -209,9 +209,9 @@ def _bar(bar: Segment, top: int, scale: float, colour: str) -> str:
         for letter in bar.text
     )
     squeezed = ""
-    if width - 4 < needed:  # down to half its width a word can still be read; then it is cut
+    if width - 4 < needed:  # a word can be read down to half its width; below that it is cut
         squeezed = f' textLength="{max(width - 4, needed / 2):.1f}" lengthAdjust="spacingAndGlyphs"'
-    # The inner <svg> cuts what sticks out; <title> tells all of it under the pointer.
+    # The inner <svg> clips the text; <title> shows all of it under the pointer.
     return (
         f'<svg x="{x:.1f}" y="{top + 2}" width="{width:.1f}" height="{_ROW - 4}">'
         f"<title>{bar.start:.2f} - {bar.end:.2f}: {label}</title>"

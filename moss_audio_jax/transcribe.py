@@ -50,13 +50,13 @@ FORMATS: dict[str, tuple[str, Callable[[Sequence[Segment]], str]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Transcript:
-    """What was said.
+    """The transcript of a file.
 
     Attributes:
-      text: all of it, without times.
+      text: the whole text, without times.
       segments: with times in seconds of the whole file; without timestamps one for each window.
-      seconds: how long the file is.
-      problems: what a reader should know: answers cut short, times that could not be read.
+      seconds: the length of the file.
+      problems: messages for the reader, such as answers cut short and times that cannot be read.
     """
 
     text: str
@@ -66,7 +66,7 @@ class Transcript:
 
 
 class Window(NamedTuple):
-    """A piece of a waveform, start and end in seconds, and what the model is asked about it."""
+    """A part of a waveform: start and end in seconds, and the prompt about it."""
 
     start: float
     end: float
@@ -94,7 +94,7 @@ def transcribe(
     batch_size: int = BATCH_SIZE,
     progress: bool = False,
 ) -> Transcript | list[Transcript]:
-    """Transcribes sound of any length, and names what was not heard or is doubtful.
+    """Transcribes audio of any length, and names parts that are missing or doubtful.
 
     Args:
       audio: a file, a 16 kHz mono waveform, or samples with their rate (`api.Audio`), or a list of
@@ -104,11 +104,11 @@ def transcribe(
       sampling: default greedy.
 
     Returns:
-      A Transcript, or for a list a list of them. `problems` names what a reader should know.
+      A Transcript, or for a list a list of them.
 
     Raises:
-      InputError: a file that cannot be read, a window that does not fit the model's positions, or
-        samples that are not finite; it names the file or, in a list of waveforms, its number.
+      InputError: a file cannot be read, a window does not fit the model's positions, or samples are
+        not finite. The file is named or, in a list of waveforms, its number.
       UsageError: window_seconds is below 1, or timestamps is not one of the three.
     """
     if timestamps not in TRANSCRIBE:
@@ -134,7 +134,7 @@ def cut_windows(
     window_seconds: float = WINDOW_SECONDS,
     sampling: Sampling | None = None,
 ) -> list[Window]:
-    """The first half of `transcribe`, for one waveform."""
+    """The first half of `transcribe`, for one waveform: its windows with their prompts."""
     windows = []
     for first, last in quiet_windows(wav, window_seconds):
         if mel_frames(last - first) == 0:
@@ -147,7 +147,7 @@ def cut_windows(
             raise InputError(f"{start:.2f}-{end:.2f} s: {error}") from None
         windows.append(Window(start, end, prompt))
     if not windows:
-        raise InputError("holds no sound: a clip needs at least 10 ms")
+        raise InputError("has no sound: a clip needs at least 10 ms")
     return windows
 
 
@@ -170,7 +170,7 @@ def _joined(answered: Sequence[tuple[Window, Reply]], timestamps: Timestamps) ->
         duration = window.end - window.start
         text, found, wrong = _read(reply.text, timestamps, duration)
         if reply.finish_reason != "stop":
-            wrong.append(f"the answer did not end by itself ({reply.finish_reason})")
+            wrong.append(f"the answer was cut short ({reply.finish_reason})")
         place = f"{window.start:.2f}-{window.end:.2f} s"
         texts += [text] if text else []
         segments += shift(found, window.start)
@@ -195,10 +195,10 @@ def _read(
     segments = []
     for segment in parsed.segments:
         if segment.end > duration + 0.1:
-            problems.append(f"time {segment.end:.2f} lies beyond the end ({duration:.2f} s)")
+            problems.append(f"time {segment.end:.2f} is after the end ({duration:.2f} s)")
         start, end = min(segment.start, duration), min(segment.end, duration)
         segments.append(Segment(start, end, segment.text))
-    if not segments and answer:  # the words are worth keeping, even without their times
+    if not segments and answer:  # keep the words, even without times
         segments = [Segment(0.0, duration, answer)]
     return " ".join(s.text for s in segments if s.text), segments, problems
 
@@ -215,14 +215,14 @@ def main(argv: Sequence[str]) -> int:
         "--out",
         type=Path,
         metavar="DIR",
-        help="write one file for each input into DIR; default: stdout",
+        help="write one file per input into DIR; default: stdout",
     )
     options.add_argument(
         "--window-seconds",
         type=float,
         default=WINDOW_SECONDS,
         metavar="S",
-        help=f"cut longer audio; default {WINDOW_SECONDS:g}",
+        help=f"cut longer audio into such windows; default {WINDOW_SECONDS:g}",
     )
     options.add_argument("--batch-size", type=command.positive, default=BATCH_SIZE, metavar="N")
     sampling_options(options)
@@ -279,18 +279,18 @@ def _written(transcript: Transcript, form: str, timestamps: Timestamps) -> str:
 
 
 def _targets(files: Sequence[str], out: Path | None, form: str) -> list[Path] | None:
-    """Where each transcript goes; two inputs must not overwrite each other."""
+    """The output file of each transcript. Raises UsageError if two inputs have the same one."""
     if out is None:
         return None
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"--out {out}: {there} is not a folder that can be written to")
+        raise InputError(f"--out {out}: {there} is not a writable folder")
     suffix = ".txt" if form == "text" else FORMATS[form][0]
     targets = [out / (Path(file).stem + suffix) for file in files]
     for i, target in enumerate(targets):
         if target in targets[:i]:
             raise UsageError(
                 f"{files[i]} and {files[targets.index(target)]} would both be written to "
-                f"{target}; rename one, or run them apart"
+                f"{target}; rename one, or run them separately"
             )
     return targets

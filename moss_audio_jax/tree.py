@@ -1,4 +1,4 @@
-"""Nested dicts of arrays, and the paths of their leaves: 'lm_head/kernel'."""
+"""Nested dicts of arrays, and paths of their leaves such as 'lm_head/kernel'."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Eight CPU devices and one cache of programs for all tests; where the shared golden data lies."""
+"""Eight CPU devices and one cache of programs for all tests; the folder of shared golden data."""
 
 import atexit
 import os
@@ -40,7 +40,7 @@ def programs():
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of shared golden data beside the checkout; a user's clone has none."""
+    """The folder of shared golden data beside the checkout; a user's clone has none of it."""
     if not (SHARED / "golden").is_dir():
         pytest.skip("no shared golden data beside this checkout (tests/golden covers the same)")
     return SHARED

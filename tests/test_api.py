@@ -1,4 +1,4 @@
-"""The Python face: its names and signatures, and what they mean."""
+"""The Python interface: its names and signatures, and what they do."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ SIGNATURES = {
 
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_signatures_are_kept(name):
-    """Code outside the project calls these; what follows the listed parameters is optional."""
+    """Code outside the project calls these; parameters after the listed ones are optional."""
     found = mj
     for part in name.split("."):
         found = getattr(found, part)
@@ -98,7 +98,7 @@ def test_signatures_are_kept(name):
 
 
 def test_one_set_of_defaults():
-    """In every signature and on the command line; `generate_ids` alone is short by default."""
+    """In every signature and on the command line; only `generate_ids` is short by default."""
     options = {field.name: field.default for field in dataclasses.fields(mj.Sampling)}
     for call, own in (
         (mj.MossAudio.generate, {}),
@@ -447,7 +447,7 @@ def test_answers(model, mel, prompt):
     assert replies[1] == reply
     assert len({tuple(r.ids) for r in replies}) == 3
     assert model.generate_batch([]) == []
-    # One that cannot be used loses none of the others.
+    # An unusable request does not affect the others.
     requests[1:1] = [mj.Request("x", "none.wav", few), mj.Request(AUDIO_SPAN, wav, few, "system")]
     mixed = model.generate_batch(requests)
     assert [mixed[0], *mixed[3:]] == replies
@@ -458,18 +458,18 @@ def test_answers(model, mel, prompt):
 
 
 def test_a_stream_leaves_the_mesh_to_its_reader(model):
-    """Between two pieces the reader's own JAX code runs as outside."""
+    """Between two pieces the reader's own JAX code runs as it does outside."""
     outside = jax.sharding.get_abstract_mesh()
     stream = model.stream("hi", **FEW)
     next(stream)
     assert jax.sharding.get_abstract_mesh() == outside
-    other = model.generate("What?", **FEW)  # nor does it disturb what comes between
+    other = model.generate("What?", **FEW)  # nor does it affect those between
     assert list(model.stream("hi", **FEW))[1:] == list(stream)
     assert model.generate("What?", **FEW) == other
 
 
 def test_warnings_reach_the_reply(model):
-    """Those of the sound: by themselves for one clip, with the clip's name for several."""
+    """Warnings about the sound; with several clips they name the clip."""
     silent, heard = np.zeros(16_000, np.float32), tone(1.0)
     said = "every sample is 0: what the answer says was not heard"
     one, two, none = model.generate_batch(
@@ -507,7 +507,7 @@ def test_streams_end_where_the_text_does(pieces, stops):
         until.push(piece)
         said = "".join(pieces[: i + 1])
         found = [said.index(stop) for stop in stops if stop in said]
-        # Nothing is said too much; nothing is held back that no stop string could begin with.
+        # No text is given too early, and none is held back that cannot begin a stop string.
         assert said.startswith("".join(got))
         if found:
             break

@@ -1,4 +1,4 @@
-"""The command line: what it answers, how it refuses, and what it leaves behind."""
+"""The command line: its answers, its errors, and the files that it leaves."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tools.make.toy import write_byte_tokenizer
 
 ROOT = Path(__file__).parents[1]
 NOISE = "(random weights: this answer is noise)\n"
-NOTE = "note: this checkpoint has random weights; whatever it answers is noise"
+NOTE = "note: this checkpoint has random weights; its answers are noise"
 FEW = ("--max-new-tokens", "6", "--no-loop-guard")
 
 
@@ -131,7 +131,7 @@ def test_several_files_alone_and_together(run, toy):
 def test_text_only_and_stop(run, toy):
     row = json.loads(run(*generate(toy, "--json")).out)
     assert row["audio"] == []
-    # Stop at the first character of the answer that stands there once only.
+    # Stop at the first character that occurs only once in the answer.
     text = row["text"]
     stop = next(c for c in text[1:] if text.count(c) == 1 and c != "�")
     stopped = json.loads(run(*generate(toy, "--json", "--stop", stop)).out)
@@ -207,7 +207,7 @@ def test_bad_sound_is_named_and_the_good_answered(run, toy):
     for file, words in expected.items():
         (line,) = [line for line in errors if line.startswith(f"error: {file}: ")]
         assert words in line
-    # What the beginning of a file tells is said before the model is loaded.
+    # Faults at the beginning of a file are reported before the model is loaded.
     early = result.lines[: result.lines.index(NOTE)]
     assert {line.split(": ")[1] for line in early} >= {"missing.wav", "empty.wav", "text.wav", "."}
     refused(run(*generate(toy, "--audio", "text.wav", "--stream")), 1, "text.wav")
@@ -254,7 +254,7 @@ def test_who_answers_is_said_where_nobody_chose(capsys, monkeypatch):
         command.add_model_options(options)
         assert command.load_model(options.parse_args(argv)) is small
         assert capsys.readouterr().err.splitlines() == lines
-    assert "synthetic sound only" in command.SMALL_MODEL
+    assert "only synthetic sound" in command.SMALL_MODEL
 
 
 def test_windows_too_long_for_the_model_spare_the_other_files(run, toy):
@@ -326,7 +326,7 @@ WEIGHTS = {
     "missing": (tensors(lambda t: t.pop(NORM) is None or t), NORM, "missing"),
     "extra": (tensors(lambda t: t | {"extra.weight": t[NORM]}), "extra.weight", "unexpected"),
     "misshapen": (tensors(lambda t: t | {NORM: t[NORM][:-1]}), NORM, "[31]", "[32]"),
-    "twice": (header(lambda h: h.rstrip()[:-1] + "," + h.rstrip()[1:]), "is there twice"),
+    "twice": (header(lambda h: h.rstrip()[:-1] + "," + h.rstrip()[1:]), "is repeated"),
     "dtype": (header(lambda h: h.replace('"F32"', '"F64"', 1)), "dtype F64"),
     "truncated": (truncated, "model.safetensors", "truncated"),
     "pickle": (pickled, "pytorch_model.bin", "pickle"),
@@ -338,7 +338,7 @@ WEIGHTS = {
     "no number": (config("audio_config", "d_model", "wide"), "d_model is 'wide'"),
     "other model": (config(None, "model_type", "whisper"), "model_type is 'whisper'"),
 }
-# What the weights do not depend on, and a conversion carries along as it is.
+# Files on which the weights do not depend, and which a conversion copies unchanged.
 FILES = {
     "vocabulary": (
         lambda f: write_byte_tokenizer(f) or _more_pieces(f, 500),
@@ -360,7 +360,7 @@ FILES = {
 
 @pytest.mark.parametrize("verb", ["generate", "transcribe"])
 def test_adapters_of_another_model_are_named(run, toy, verb):
-    """Before the weights are read. tests/evaluate folds in some that fit."""
+    """Before the weights are read. tests/evaluate merges adapters that fit."""
     config = read_config(toy)
     wider = dataclasses.replace(config.decoder, hidden_size=48)
     shapes = {"a": (wider.layers, 48, 2), "b": (wider.layers, 2, wider.heads * wider.head_dim)}
@@ -369,7 +369,7 @@ def test_adapters_of_another_model_are_named(run, toy, verb):
     save_adapters("lora", adapters, 4.0, dataclasses.replace(config, decoder=wider))
     options = ["--prompt", "hi"] if verb == "generate" else []
     options += ["--checkpoint", toy, "--audio", "a.wav", "--lora"]
-    refused(run(verb, *options, "lora"), 1, "lora_A.weight has shape [2, 48]", "call for [2, 32]")
+    refused(run(verb, *options, "lora"), 1, "lora_A.weight has shape [2, 48]", "require [2, 32]")
     refused(run(verb, *options, "a.wav"), 1, "a.wav: not a folder of LoRA adapters")
 
 
@@ -442,7 +442,7 @@ def test_bad_use_of_transcribe(run, toy):
     os.mkdir("c")
     shutil.copy("a.wav", "c/a.wav")
     refused(run(*argv, "c/a.wav", "--out", "o"), 2, "a.wav", "c/a.wav", "o/a.txt")
-    refused(run(*argv, "--out", "b.wav"), 1, "b.wav", "not a folder")
+    refused(run(*argv, "--out", "b.wav"), 1, "b.wav", "not a writable folder")
     assert not Path("o").exists()
 
 
@@ -465,7 +465,7 @@ def test_verbs(run):
 def test_an_output_that_exists(run, toy):
     convert = ("convert", "--input", toy, "--format", "native", "--output")
     shutil.copytree(toy, "old")
-    refused(run(*convert, "old"), 1, "old", "exists already")
+    refused(run(*convert, "old"), 1, "old", "already exists")
     assert {f.name for f in Path("old").iterdir()} == {f.name for f in toy.iterdir()}
     assert run(*convert, "old", "--overwrite").code == 0
     assert not Path("old/model.safetensors").exists()
@@ -514,7 +514,7 @@ def process(*argv: object, **how) -> subprocess.CompletedProcess:
 
 
 def test_the_console_script_says_nothing_but_its_own(toy, tmp_path):
-    """No line of a library's on stderr: of the mp3 decoder, of JAX, of Orbax."""
+    """stderr has no lines from libraries: the mp3 decoder, JAX, Orbax."""
     (entry,) = importlib.metadata.entry_points(group="console_scripts", name="moss-audio-jax")
     assert entry.load() is cli.main
     soundfile.write(tmp_path / "whole.mp3", tone(4.0), 16_000)

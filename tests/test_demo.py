@@ -1,4 +1,4 @@
-"""The verb `demo`: its clips, its rules of right and wrong, its table, its page, one whole run."""
+"""The verb `demo`: its clips, its marks, its table, its page, one whole run."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def clips():
 
 
 def test_clips(clips):
-    """Small, held out, unlike one another; every truth is right by the rules."""
+    """Small, held out, different; every truth is right by the rules."""
     assert sum(file.stat().st_size for file in demo.CLIPS.iterdir()) < 1_000_000
     assert len({clip.labels["content"] for clip in clips}) == len(clips) == 5
     for clip in clips:
@@ -69,23 +69,23 @@ def test_clips_are_of_the_world(clips):
             EVENTS,
             EVENTS.replace("0.50 ", "0.65 "),
             "right",
-            "F1 1.00, 2 of 2, 0 not there",
+            "F1 1.00, 2 of 2, 0 extra",
         ),
         (
             "events",
             EVENTS,
             EVENTS.replace("0.50 ", "0.75 "),
             "partly",
-            "F1 0.50, 1 of 2, 1 not there",
+            "F1 0.50, 1 of 2, 1 extra",
         ),
         (
             "events",
             EVENTS,
             EVENTS + "\n0.00 - 3.00: rain falling",
             "partly",
-            "F1 0.80, 2 of 2, 1 not there",
+            "F1 0.80, 2 of 2, 1 extra",
         ),
-        ("events", EVENTS, "a bell", "wrong", "F1 0.00, 0 of 2, 0 not there"),
+        ("events", EVENTS, "a bell", "wrong", "F1 0.00, 0 of 2, 0 extra"),
         ("time", "1.08 - 2.70", "0.88 - 2.70", "right", ""),
         ("time", "1.08 - 2.70", "1.60 - 2.70", "wrong", ""),
         ("time", "1.08 - 2.70", "soon", "wrong", ""),
@@ -180,7 +180,7 @@ def test_lanes_stay_in_the_picture():
     assert all(x >= 0 and w > 0 and x + w <= 1000 for x, _, w in boxes)
     assert boxes[0] == (200.0, boxes[0][1], 300.0)
     assert boxes[0][1] != boxes[1][1]  # they overlap
-    assert len({y for _, y, _ in boxes}) == 8  # no more rows, whatever a model says
+    assert len({y for _, y, _ in boxes}) == 8  # rows are limited, even for a long answer
     assert drawn.count("#d01030") == 2  # one bar: its fill and its stroke
     assert "b &amp; c" in drawn
 
@@ -196,7 +196,7 @@ def test_whole_run(tmp_path, capsys, monkeypatch):
     assert page.count("<tr>") == 5 * 6
     assert not re.search(r"(https?:|src=\"[^d])", page)  # needs nothing else
     last = out.splitlines()[-1]
-    counts = r"0 of 20 right, \d+ partly, \d+ wrong; 5 captions are yours to judge. \d+ s."
+    counts = r"0 of 20 right, \d+ partly, \d+ wrong; 5 captions not judged. \d+ s."
     assert re.fullmatch(counts, last)
     assert last in page
     assert "random weights" in err

@@ -1,4 +1,4 @@
-"""The table of accelerators against itself and against JAX's own."""
+"""The table of accelerators is consistent in itself and with JAX's."""
 
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ def test_numbers_of_a_generation_agree_with_one_another(name):
     assert units == pytest.approx(round(units), rel=0.01)
 
 
-# What JAX calls each device, and how many of a chip's TensorCores are one.
+# JAX's name of each device, and the number of a chip's TensorCores in it.
 @pytest.mark.parametrize(
     ("kind", "name", "cores"),
     [

@@ -1,6 +1,6 @@
-"""The commands of README, guides and helps: each parses, and what it names is there.
+"""The commands in README, guides and helps: each parses, and the files that it names exist.
 
-What they print is not looked at here: the verbs' own tests do that.
+Their output is not tested here; the verbs' own tests do that.
 """
 
 import ast
@@ -16,7 +16,7 @@ from moss_audio_jax.train.__main__ import load_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
-# Where a command of ours begins: after a prompt of its venv, settings, or another command.
+# The start of one of our commands: after a prompt, variables, or another command.
 _OURS = re.compile(
     r"(?:\.venv/bin/)?(moss-audio-jax|launch/\w"
     r"|python3? (?:-m moss_audio_jax|(?:tools|launch|examples)/))"
@@ -109,7 +109,7 @@ def test_examples_of_a_help_parse(verb, parse, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     doc = __import__(cli.VERBS[verb][0], fromlist=["main"]).__doc__.replace("\\\n", " ")
     lines = [line.strip() for line in doc.splitlines() if line.startswith("  moss-audio-jax ")]
-    assert lines or verb == "evaluate"  # its parts have examples of their own
+    assert lines or verb == "evaluate"  # its parts have their own examples
     for line in lines:
         parse(shlex.split(line)[1:])
 

@@ -1,4 +1,4 @@
-"""Errors that are not ours to begin with: memory that ends, missing extras; what libraries log."""
+"""Errors from outside: memory that runs out, missing extras; log messages of libraries."""
 
 import logging
 import re
@@ -51,7 +51,7 @@ def test_out_of_memory_is_one_line_that_names_what_to_lower(fail, capsys):
 
 def test_other_errors_stay_what_they_are():
     for error in (
-        ValueError("Out of memory"),  # somebody's words, no allocator's
+        ValueError("Out of memory"),  # not an allocator's message
         jax.errors.JaxRuntimeError("INVALID_ARGUMENT: no such flag"),
     ):
         assert out_of_memory(error) is None
@@ -61,7 +61,7 @@ def test_other_errors_stay_what_they_are():
 
 def test_an_extra_is_installed_from_the_clone():
     assert extra("plan") == "pip install -e '.[plan]'"
-    # The project is on no index: what says how to install its extras asks `extra`.
+    # The project is not on an index, so messages about extras use `extra`.
     for file in (*ROOT.glob("moss_audio_jax/**/*.py"), *ROOT.glob("docs/*.md"), ROOT / "README.md"):
         if file.name != "errors.py":
             assert not re.search(r"pip install '?moss[_-]audio", file.read_text()), file

@@ -1,5 +1,5 @@
-"""Every example runs to its end, with small numbers; what it prints is looked at, not how well a
-model does after a step or two."""
+"""Every example runs to its end, with small numbers; tests its output, not the quality of a model
+after a step or two."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Files of strangers are read with care; what is written is whole or absent; one owner a folder."""
+"""Foreign files are read safely; files are written whole or not at all; a folder has one owner."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ from moss_audio_jax.errors import InputError, UsageError
 
 
 def test_only_regular_files_are_opened(tmp_path):
-    """At once: a FIFO or a device would block, or never end."""
+    """They are refused at once, because a FIFO or a device would block or never end."""
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "good").write_bytes(b"abc")
     (tmp_path / "link").symlink_to(tmp_path / "good")
@@ -88,7 +88,7 @@ def test_checksums_find_every_damage(tmp_path):
     assert {name: size for name, (size, _) in sums.items()} == {
         name: len(held) for name, held in names.items()
     }
-    # Each file is one process's, whatever each of them sees.
+    # Each file belongs to one process, also if processes see different files.
     shares = [files.checksums(tmp_path, (k, 3)) for k in range(3)]
     assert sum(map(len, shares)) == len(sums)
     assert shares[0] | shares[1] | shares[2] == sums
@@ -131,7 +131,7 @@ def test_one_process_owns_a_folder_until_it_ends(tmp_path):
     assert owner.stdout.readline() == b"held\n"
     with pytest.raises(UsageError, match=rf"work: in use by train \(process {owner.pid} on "):
         files.Lock(folder, "world").__enter__()
-    owner.kill()  # as in a crash: nothing is tidied up
+    owner.kill()  # as in a crash, without cleanup
     owner.wait()
     assert str(owner.pid) in (folder / ".lock").read_text()
     with files.Lock(folder, "world"):

@@ -1,5 +1,5 @@
-"""A bounded run of tools/fuzz.py. What it does not cover: the 20,000 inputs that the tool is for,
-and checkpoints and adapters, whose readers start JAX in a process of their own."""
+"""A bounded run of tools/fuzz.py. Not covered: the 20,000 inputs of a full run, and checkpoints and
+adapters, whose readers start JAX in a separate process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fuzzer():
 
 @pytest.mark.parametrize("kind", COUNTS)
 def test_hostile_inputs_are_named_or_read(fuzzer, kind, tmp_path):
-    """In this process: spawned ones, which also find crashes, would cost seconds each."""
+    """In this process, because spawned ones, which also find crashes, take seconds each."""
     from fuzz_kinds import KINDS
 
     seeds, mutate, read = KINDS[kind].setup(tmp_path)

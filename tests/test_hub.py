@@ -1,4 +1,4 @@
-"""A hub's id in place of a folder: how to download it, at every door that opens a checkpoint."""
+"""A hub's id instead of a folder: everything that opens a checkpoint says how to download it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The files of launch/: they parse, and do what they say beside stand-ins of the real commands."""
+"""The files of launch/: they parse, and work with stand-ins of the real commands."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ def stand_ins(tmp_path, monkeypatch):
 
 
 def until(file: Path, text: str) -> None:
-    """Waits for a line of a stand-in; a minute at most, for busy machines."""
+    """Waits for a line of a stand-in, at most a minute, because machines may be busy."""
     deadline = time.monotonic() + 60
     while not (file.exists() and text in file.read_text()):
         assert time.monotonic() < deadline, f"{text!r} never came"
@@ -104,7 +104,7 @@ def test_an_unknown_chip_is_refused(argv):
 
 
 def test_this_jaxlib_knows_the_flags_for_gpus():
-    """XLA ends a process at a flag that it does not know, whatever the backend."""
+    """XLA ends a process at an unknown flag, with every backend."""
     export = xla_flags("gpu").stdout.splitlines()[-1]
     flags = export.partition('"')[2].partition(" $")[0]
     command = [sys.executable, "-c", "import jax; jax.devices()"]
@@ -204,7 +204,7 @@ def test_tpu_vm_says_what_it_lacks(options, message, stand_ins):
 
 # --- gke_jobset.yaml -----------------------------------------------------------------------------
 
-# What JobSet and GKE ask of a TPU job: path -> type, or the value itself.
+# What JobSet and GKE require of a TPU job: path -> type, or the value itself.
 POD = "spec.replicatedJobs.0.template.spec.template.spec"
 JOB = "spec.replicatedJobs.0.template.spec"
 SCHEMA = {

@@ -1,4 +1,4 @@
-"""The client of models over HTTP, against servers on this machine that misbehave; and `redact`."""
+"""The HTTP client, with servers on this machine that misbehave; and `redact`."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ NESTED = b'{"choices": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
         (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 500 + b"\r\n", "no valid HTTP"),
         (b"HTTP/1.1 200 OK\r\nx: " + b"y" * 100_000 + b"\r\n\r\n", "no valid HTTP"),
         (head(CHAT, length=len(CHAT) + 9), "ends early: 9 bytes are missing"),
-        (head(CHAT, length=9), "no chat completion"),
+        (head(CHAT, length=9), "not a chat completion"),
         (head(CHAT, length=10**18), "ends early"),
         (chunked(b"zz\r\n"), "no valid HTTP"),
         (chunked(b"ff\r\nabc"), "no valid HTTP"),
@@ -121,14 +121,14 @@ NESTED = b'{"choices": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
         (flood(b"HTTP/1.1 200 OK\r\n\r\n"), f"longer than {REPLY_BYTES} bytes"),
         (flood(head(b"", length=10**12)), f"longer than {REPLY_BYTES} bytes"),
         (head(b"\xff\xfe{}"), "not valid UTF-8"),
-        (head(b"<html>"), "no chat completion .*not valid JSON"),
+        (head(b"<html>"), "not a chat completion .*not valid JSON"),
         (head(NESTED), "nests too deeply"),
         (head(b"[" + b"9" * 5000 + b"]"), "not usable JSON"),
-        (head(b'{"choices": []}'), "no chat completion"),
-        (head(b'{"choices": {"0": 1}}'), "no chat completion"),
-        (head(b'{"choices": [{"message": {"content": null}}]}'), "no chat completion"),
+        (head(b'{"choices": []}'), "not a chat completion"),
+        (head(b'{"choices": {"0": 1}}'), "not a chat completion"),
+        (head(b'{"choices": [{"message": {"content": null}}]}'), "not a chat completion"),
         (head(b"no key", "401 Unauthorized"), "HTTP 401 no key"),
-        (head(b"", "204 No Content"), "no chat completion"),
+        (head(b"", "204 No Content"), "not a chat completion"),
         (b"HTTP/1.1 401 No\r\nContent-Length: 99\r\n\r\n", "HTTP 401"),
     ],
 )
@@ -161,7 +161,7 @@ def test_what_is_asked_again(serve):
     url, asked = serve(head(b"", "503 Busy"), head(b"", "429 Slow", "Retry-After: 0"), head(CHAT))
     assert Chat(url, "m", wait=0).ask("hello") == "hi"
     assert len(asked) == 3
-    # A wait beyond the time that is left is not begun.
+    # A wait that exceeds the remaining time is not begun.
     for later in ("999999", "Fri, 31 Dec 2999 23:59:59 GMT"):
         url, asked = serve(head(b"", "429 Slow", f"Retry-After: {later}"), head(CHAT))
         with pytest.raises(InputError, match="HTTP 429"):

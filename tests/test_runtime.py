@@ -1,4 +1,4 @@
-"""The process around a verb: how Ctrl-C ends it, at any moment, and what its end leaves behind.
+"""The process of a verb: how Ctrl-C ends it at any moment, and what remains afterwards.
 
 Each case is a process without JAX; tools/check_interrupts.py interrupts the verbs themselves.
 """
@@ -98,7 +98,7 @@ def test_ctrl_c(case, tmp_path):
 
 
 def test_deaf_workers():
-    """A process that is started within hears no Ctrl-C; its parent does."""
+    """A process that is started within the context ignores Ctrl-C; its parent does not."""
     with runtime.deaf_workers():
         worker = subprocess.Popen(
             [sys.executable, "-c", "print(input())"],

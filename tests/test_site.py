@@ -1,5 +1,5 @@
-"""The site: it builds strictly and fetches nothing; tables are what docs/results/ says; the
-reference names what there is. That a page reads well is not looked at."""
+"""The site builds strictly and fetches nothing; tables match docs/results/; the reference names
+what exists. Whether a page reads well is not tested."""
 
 import importlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""Transcription: windows, their times in the whole file, and what is written."""
+"""Transcription: windows, their times in the whole file, and output files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RATE = 16_000
 
 
 class Canned:
-    """A model that answers window after window from a list, and remembers what it was asked."""
+    """A model that answers windows from a list, and records its prompts."""
 
     def __init__(self, *answers: str | Reply) -> None:
         self.answers = [a if isinstance(a, Reply) else Reply(a, None, [], "stop") for a in answers]
@@ -39,7 +39,7 @@ class Canned:
 
 
 def speech(seconds: float, *pauses: float) -> np.ndarray:
-    """Noise with 0.5 s of silence from each of `pauses` on."""
+    """Noise with 0.5 s of silence at each of `pauses`."""
     wav = 0.3 * np.random.default_rng(0).standard_normal(int(seconds * RATE)).astype("f4")
     for pause in pauses:
         wav[int(pause * RATE) : int((pause + 0.5) * RATE)] = 0
@@ -84,11 +84,11 @@ def test_what_went_wrong_is_said_with_its_place():
     places = [f"0.00-{cuts[0]:.2f} s", f"{cuts[0]:.2f}-{cuts[0] + cuts[1]:.2f} s"]
     assert transcript.problems[:3] == [
         f"{places[0]}: no times in 'lost words'",
-        f"{places[0]}: the answer did not end by itself (length)",
-        f"{places[1]}: time 99.00 lies beyond the end ({cuts[1]:.2f} s)",
+        f"{places[0]}: the answer was cut short (length)",
+        f"{places[1]}: time 99.00 is after the end ({cuts[1]:.2f} s)",
     ]
     assert "no times in 'no times at all'" in transcript.problems[3]
-    # A time beyond the window ends with it; words without times keep their window's.
+    # A time after the window is moved to its end; words without times get those of their window.
     assert transcript.segments[1].end == pytest.approx(cuts[0] + cuts[1])
     last = transcript.segments[2]
     assert (last.start, last.end) == pytest.approx((cuts[0] + cuts[1], 24))
@@ -116,7 +116,7 @@ def test_one_sound_in_any_form(tmp_path):
 
 
 def test_warnings_of_windows_are_joined():
-    """What an hour's windows all have in common is said once, with its first place."""
+    """A warning of all windows is reported once, with its first window."""
     unfamiliar = Reply("a", None, [], "stop", ("unlike what the model knows",))
     model = Canned(unfamiliar, "b", unfamiliar)
     transcript = transcribe(model, speech(24, 8.5, 17.0), window_seconds=10)
@@ -152,7 +152,7 @@ def test_windows_that_cannot_be():
     with pytest.raises(InputError, match=r"^clip 1: 0\.00-2\.00 s: too long"):
         transcribe(model, [speech(2), speech(3)])
     for nothing in (np.zeros(0, "f4"), np.zeros(100, "f4")):
-        with pytest.raises(InputError, match="holds no sound"):
+        with pytest.raises(InputError, match="has no sound"):
             transcribe(Canned(), nothing)
 
 
@@ -162,7 +162,7 @@ def files(tmp_path_factory):
 
 
 def test_end_to_end_in_windows(files):
-    """The toy hears each window as it would hear it alone."""
+    """The toy model gives the same answer for each window as alone."""
     model = MossAudio.load(files, dtype="float32")
     wav = np.concatenate([tone(2.0), np.zeros(RATE, "f4"), tone(2.0, 300)])
     sampling = Sampling(max_new_tokens=8)

@@ -1,4 +1,4 @@
-"""What a wheel holds, and that it needs no clone beside it."""
+"""The contents of a wheel, which works without a clone."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ print(read_config_file("configs/lora.py:8b,encoder").lora.rank, *config_file.nam
 
 
 def test_a_wheel_holds_all_that_the_verbs_need(tmp_path):
-    """Its files as setuptools lays them out, in place of the whole build; run without the clone."""
+    """Tests the files that setuptools lays out, instead of a whole build, without the clone."""
     pytest.importorskip("setuptools")
     built, empty = tmp_path / "built", tmp_path / "empty"
     empty.mkdir()

@@ -1,11 +1,11 @@
-"""Does an evaluation's outcome depend on how it was run? Asks the same items four ways; compares.
+"""Checks that an evaluation does not depend on how it was run: asks the same items in four ways.
 
     python tools/check_infer.py --workdir check [--scenes 500] [--per-scene 2] [--checkpoint DIR]
 
-Items of held-out world scenes, asked by one process, by one process with 8 devices (batches spread
-over them), by 2 processes of 4 devices, and by one process that is killed 5 times and started
-again. Predictions must be the same in all but time fields; what differs is printed, and one JSON
-line at the end. Exit code 1: something differs. Needs the extras `world` and `evaluate`.
+Items of held-out scenes are asked by one process, by one process with 8 devices (which share the
+batches), by 2 processes with 4 devices each, and by one process that is killed 5 times and started
+again. Predictions must be equal except for time fields. Differences are printed, and one JSON line
+at the end. Exit code 1: something differs. Needs the extras `world` and `evaluate`.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def run(words: list, env: dict[str, str] | None = None) -> None:
 
 
 def run_killed(words: list[str], output: Path) -> None:
-    """Kills the run each time a sixth more of its answers is there; the last start goes on."""
+    """Kills the run each time another sixth of its answers is written; the last run finishes."""
     whole = len((output.parent / "one.jsonl").read_text(encoding="utf-8").splitlines())
     partial = output.with_name(output.name + ".partial.jsonl")
     for kill in range(1, KILLS + 1):

@@ -1,14 +1,14 @@
-"""Does Ctrl-C end every verb with 130, whenever it comes? Starts them, interrupts them, counts.
+"""Checks that Ctrl-C always ends every verb with exit code 130: starts verbs and interrupts them.
 
     python tools/check_interrupts.py --workdir check [--tries 60] [--seed 0] [--verbs demo,plan]
 
-Each verb runs to its end once, which fills the cache of programs and says how long it takes. Then
-verbs take turns: SIGINT goes to the whole process group, as a terminal sends it, at a moment drawn
-from 0.2 s to that time (at most --longest); every third try sends a second one 0.01 to 0.5 s later.
-A try that ended before its signal is drawn again. What a try must give: exit code 130, no line
-"Traceback" or "Exception ignored" on stderr, no process of the group left. One line a try, and one
-JSON line at the end. Exit code 1: a try was otherwise. A verb whose extra is missing is named and
-left out.
+First each verb runs to its end once, which fills the cache of programs and measures its time. Then
+the verbs take turns. SIGINT goes to the whole process group, as from a terminal, at a random moment
+between 0.2 s and that time (at most --longest); every third try sends a second one 0.01 to 0.5 s
+later. If a verb ends before its signal, the try is repeated. A try passes if the exit code is 130,
+stderr has no line with "Traceback" or "Exception ignored", and no process of the group is left.
+Prints one line per try, and one JSON line at the end. Exit code 1: a try failed. A verb whose extra
+is missing is named and left out.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ import soundfile
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "moss_audio_jax" / "assets" / "demo"
 SMALL = ROOT / "moss_audio_jax" / "assets" / "small"
-FIRST = 0.2  # seconds, or more where Python itself takes longer until a line of ours can run
-PATIENCE = 120  # seconds until a try counts as hanging
+FIRST = 0.2  # seconds; later if Python takes longer until it runs the first line of the package
+PATIENCE = 120  # seconds after which a try counts as hanging
 
 
 def main() -> int:
@@ -40,9 +40,13 @@ def main() -> int:
     options.add_argument("--workdir", type=Path, required=True, metavar="DIR")
     options.add_argument("--tries", type=int, default=60)
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--verbs", help="some of them, like demo,plan; default all")
+    options.add_argument("--verbs", help="only these verbs, like demo,plan; default all")
     options.add_argument(
-        "--longest", type=float, default=20.0, metavar="S", help="the latest moment; default 20"
+        "--longest",
+        type=float,
+        default=20.0,
+        metavar="S",
+        help="latest moment of the signal; default 20",
     )
     args = options.parse_args()
     work = args.workdir.resolve()
@@ -57,7 +61,7 @@ def main() -> int:
         times[name] = min(time.time() - start, args.longest)
         last = (done.stderr.splitlines() or [""])[-1]
         print(f"{name}: {times[name]:.1f} s, exit code {done.returncode}: {last}", flush=True)
-        if done.returncode not in (0, 1, 3):  # 3: plan says that a run does not fit
+        if done.returncode not in (0, 1, 3):  # 3: `plan` found that a run does not fit
             del times[name]
     start = time.time()
     subprocess.run([sys.executable, "-c", "import moss_audio_jax"], check=True)
@@ -97,7 +101,7 @@ def main() -> int:
 
 
 def commands(work: Path) -> dict[str, list[object]]:
-    """Verb -> words of a command that takes some seconds, on files that are made here."""
+    """Verb -> a command that takes some seconds; makes the files that it reads."""
     (work / "out").mkdir(parents=True, exist_ok=True)
     clips = sorted(DEMO.glob("*.flac"))
     long = work / "long.wav"
@@ -181,7 +185,7 @@ _fresh = 0
 
 
 def started(work: Path, name: str, words: list[object]) -> list[str]:
-    """The command line of one try; {fresh} in it is a name that no other try has."""
+    """The command line of one try; {fresh} becomes a name that no other try has."""
     global _fresh
     _fresh += 1
     fresh = str(work / "out" / f"{name}-{os.getpid()}-{_fresh}")
@@ -192,7 +196,7 @@ def started(work: Path, name: str, words: list[object]) -> list[str]:
 def interrupted(
     command: list[str], work: Path, moment: float, again: float | None
 ) -> tuple[int, float, str] | None:
-    """(exit code, seconds from signal to end, what is wrong or ""); None: it ended before."""
+    """(exit code, seconds from signal to end, what is wrong or ""); None: it ended earlier."""
     process = subprocess.Popen(
         command,
         cwd=work,
@@ -223,13 +227,13 @@ def interrupted(
         return process.returncode, time.time() - sent, f"still there after {PATIENCE} s"
     seconds = time.time() - sent
     if process.returncode == 0 and seconds < 0.5:
-        return None  # it was at its very end
+        return None  # the verb was about to end
     wrong = [
         line for line in errors.splitlines() if "Traceback" in line or "Exception ignored" in line
     ]
     if process.returncode != 130 or wrong:
         return process.returncode, seconds, f"stderr ends {errors[-2000:]!r}"
-    for _ in range(50):  # those that end because their parent did
+    for _ in range(50):  # waits for processes that end after their parent
         try:
             os.killpg(process.pid, 0)
         except ProcessLookupError:

@@ -1,14 +1,14 @@
-"""Feeds damaged and hostile inputs to everything that reads what others made.
+"""Feeds damaged and hostile inputs to all readers of foreign files.
 
 example:
   python tools/fuzz.py --inputs 20000 --seed 1 --output fuzz
   python tools/fuzz.py --kinds audio --seed 1 --only 417     # one input again, with its traceback
 
-Input number i of a kind and a seed is always the same. An input passes where its reader gives a
-finite result or raises InputError or UsageError, within --seconds of processor time and --megabytes
-of memory beyond what the process held before. Each kind runs in a process of its own, so that a
-crash or a hang of native code is found too. What fails is written to --output, made as small as it
-still fails the same way, with its traceback beside it. Exit code 1 where something failed.
+Input i of a kind and a seed is always the same. An input passes if its reader gives a finite result
+or raises InputError or UsageError, within --seconds of processor time and --megabytes of memory
+beyond those that the process held before. Each kind runs in a separate process, so that crashes and
+hangs of native code are found too. A failing input is reduced as far as it still fails in the same
+way, and written to --output with its traceback. Exit code 1: something failed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from moss_audio_jax.errors import InputError, UsageError
 
 
 class Failure(NamedTuple):
-    """What went wrong with input `number`: `signature` is the same for the same fault."""
+    """The failure of input `number`; equal faults have the same `signature`."""
 
     number: int
     signature: str
@@ -44,9 +44,9 @@ class Failure(NamedTuple):
     data: bytes
 
 
-# --- one kind in a process of its own ------------------------------------------------------------
+# --- one kind in a separate process --------------------------------------------------------------
 
-_HEADROOM = 8 << 30  # bytes of address space beyond what a kind begins with
+_HEADROOM = 8 << 30  # bytes of address space beyond those that a kind starts with
 
 
 class _SlowError(Exception):
@@ -58,7 +58,7 @@ def _alarm(*_: object) -> None:
 
 
 def _peak_reset() -> int:
-    """Bytes that this process holds now; its peak counts from here on (Linux)."""
+    """Bytes that this process holds now; also resets the peak (Linux)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
@@ -75,9 +75,9 @@ def _status(key: str) -> int:
 def attempt(
     read: Callable[[bytes], None], data: bytes, seconds: float, megabytes: float
 ) -> tuple[str, str] | None:
-    """None where the input passes; else (signature, detail)."""
+    """None if the input passes; else (signature, detail)."""
     before = _peak_reset()
-    handler = signal.signal(signal.SIGPROF, _alarm)  # without one the signal ends the process
+    handler = signal.signal(signal.SIGPROF, _alarm)  # without a handler the signal ends the process
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         read(data)
@@ -103,14 +103,14 @@ def attempt(
 
 
 def _worker(pipe, name: str, seed: int, numbers: Sequence[int], seconds: float, megabytes: float):
-    """Reads inputs one after the other; tells before and after each."""
+    """Reads inputs one after the other; reports before and after each."""
     warnings.simplefilter("ignore")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         seeds, mutate, read = KINDS[name].setup(Path(folder))
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders complain there
-        for index, each in enumerate(seeds[:3]):  # what is whole is read, and warms up
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders print complaints to stderr
+        for index, each in enumerate(seeds[:3]):  # reads undamaged inputs first, as a warm-up
             failed = attempt(read, each, 60, 1e6)
             if failed and name != "overrides":
                 pipe.send(("done", -1 - index, Failure(-1 - index, *failed, each)))
@@ -156,7 +156,7 @@ def _smaller(
 def fuzz(
     name: str, seed: int, numbers: Sequence[int], seconds: float = 5.0, megabytes: float = 1000.0
 ) -> Iterator[Failure]:
-    """The failures of one kind; a process that dies or hangs costs one input and goes on."""
+    """The failures of one kind; a process that dies or hangs is replaced for the next input."""
     context = multiprocessing.get_context("spawn")
     left = list(numbers)
     while left:
@@ -169,7 +169,7 @@ def fuzz(
         current: tuple[int, bytes] | None = None
         ended = False
         try:
-            # A machine may be busy: by the clock much more time than by the processor.
+            # On a busy machine wall time may be much longer than processor time.
             while here.poll(300 if current is None else max(20 * seconds, 60)):
                 word, number, value = here.recv()
                 if word == "end":
@@ -202,10 +202,12 @@ def main(argv: Sequence[str]) -> int:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--inputs", type=int, default=2000, help="over all kinds; default 2000")
+    options.add_argument(
+        "--inputs", type=int, default=2000, help="total over all kinds; default 2000"
+    )
     options.add_argument("--seed", type=int, default=int(time.time()) % 100_000)
     options.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    options.add_argument("--only", type=int, help="this input of the (one) kind")
+    options.add_argument("--only", type=int, help="only this input of the one kind")
     options.add_argument("--output", type=Path, default=Path("fuzz"), metavar="DIR")
     options.add_argument("--seconds", type=float, default=5.0)
     options.add_argument("--megabytes", type=float, default=1000.0)

@@ -1,4 +1,4 @@
-"""What `tools/fuzz.py` feeds to what: mutators of bytes, JSON and text, and the readers."""
+"""The kinds of `tools/fuzz.py`: mutators of bytes, JSON and text, and the readers under test."""
 
 # ruff: noqa: SIM905  words in one string are shorter than a list of words
 
@@ -21,16 +21,16 @@ from moss_audio_jax.errors import InputError
 Rng = np.random.Generator
 Mutator = Callable[[Rng, Sequence[bytes]], bytes]
 Reader = Callable[[bytes], None]
-Setup = tuple[Sequence[bytes], Mutator, Reader]  # seeds that inputs grow from, mutate, read
+Setup = tuple[Sequence[bytes], Mutator, Reader]  # seeds from which inputs are made, mutate, read
 TOYS = Path(__file__).parents[1] / "tests" / "golden" / "tiny"
 
 
 class Kind(NamedTuple):
-    """`setup(folder)` prepares a kind in an empty folder; `read(data)` is what is under test."""
+    """`setup(folder)` prepares a kind in an empty folder; `read(data)` is under test."""
 
     setup: Callable[[Path], Setup]
-    share: float  # of the inputs
-    suffix: str  # of the files that failures are written to
+    share: float  # of all inputs
+    suffix: str  # of the files with failing inputs
 
 
 # --- mutators ------------------------------------------------------------------------------------
@@ -39,7 +39,7 @@ _INTEGERS = [*(2**n + d for n in (0, 7, 8, 15, 16, 31, 32, 63) for d in (-1, 0))
 
 
 def mutate_bytes(rng: Rng, seeds: Sequence[bytes]) -> bytes:
-    """A seed with one to four faults: flipped, cut, doubled, spliced, or odd integers within."""
+    """A seed with one to four faults: bits flipped, parts cut, doubled or spliced, odd integers."""
     data = bytearray(seeds[rng.integers(len(seeds))])
     for _ in range(rng.integers(1, 5)):
         if not data:
@@ -73,7 +73,7 @@ def mutate_bytes(rng: Rng, seeds: Sequence[bytes]) -> bytes:
     return bytes(data)
 
 
-# JSON texts, not values: some are no values of Python.
+# JSON texts instead of values, because some are not values of Python.
 _HOSTILE = [
     *"null true false 0 -1 1 1e308 -1e308 1e999 NaN -Infinity 0.5 1.5e-320 1.0 65536".split(),
     *"18446744073709551616 2147483648 -2147483649".split(),
@@ -87,7 +87,7 @@ _HOSTILE = [
 
 
 def mutate_json(rng: Rng, seeds: Sequence[bytes]) -> bytes:
-    """A seed's JSON with one to three values replaced, dropped, renamed or doubled."""
+    """A seed's JSON with one to three values replaced, dropped, renamed or repeated."""
     text = seeds[rng.integers(len(seeds))]
     lines = text.decode().splitlines() if text.count(b"\n") > 1 and text[:1] != b"[" else None
     try:
@@ -135,7 +135,7 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def mutate_text(rng: Rng, seeds: Sequence[bytes]) -> bytes:
-    """Pieces of seeds and hostile pieces in any order, then perhaps damaged bytes."""
+    """Pieces of seeds and hostile pieces in any order, sometimes with damaged bytes."""
     pieces = [p for seed in seeds for p in re.findall(r"\[[^\]]*\]|\s+|[^\s\[]+", seed.decode())]
     odd = [
         *"[ ] [1e308] [-1] [nan] --> <think> </think> { } : 1.5e+00 \x00 \u2028 \ud7ff".split(" "),
@@ -153,7 +153,7 @@ def mutate_text(rng: Rng, seeds: Sequence[bytes]) -> bytes:
     return mutate_bytes(rng, [data]) if rng.random() < 0.2 else data
 
 
-# --- kinds: what is read -------------------------------------------------------------------------
+# --- kinds ---------------------------------------------------------------------------------------
 
 
 def _finite(value: Any) -> None:

@@ -1,11 +1,12 @@
-"""Stage 2 of the small model: adapter, mergers and decoder learn to read the frozen encoder.
+"""Stage 2 of the small model: adapter, mergers and decoder train on the frozen encoder's output.
 
     moss-audio-jax train --config configs/small/adapter.py --workdir DIR \
         --config.init_from=encoder/export
 
-The paper trains adapter and mergers alone here, under a decoder that knows language. Ours knows
-nothing yet, so it learns along: above all to read words off the audio, from many clips with two
-questions each. The adapter is also told which piece each audio token should look like, and when.
+In this stage the paper trains only adapter and mergers, with a trained language model as decoder.
+Here the decoder is untrained and trains too, above all to read words from the audio, from many
+clips with two questions each. Helper losses also teach the adapter which piece is said at each
+audio token, and the token's time.
 """
 
 import small

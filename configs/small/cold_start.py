@@ -1,9 +1,9 @@
-"""Stage 5 of the small model: answers that come after a chain of thought, beside all others.
+"""Stage 5 of the small model: answers after a chain of thought, beside all other answers.
 
     moss-audio-jax train --config configs/small/cold_start.py --workdir DIR \
         --config.init_from=sft/export
 
-The last stage: its learning rate falls to nothing.
+In this last stage the learning rate falls to 0.
 """
 
 import small

@@ -1,11 +1,11 @@
-"""Stage 1 of the small model: the encoder from scratch, under heads for words, tags and place.
+"""Stage 1 of the small model: the encoder from scratch, with heads for words, tags and position.
 
     moss-audio-jax train --config configs/small/encoder.py --workdir DIR
 
-in the folder where `tools/small/train.py` made tokenizer/ and joined/ (scenes end to end): of five
-clips two of all scenes, two with speech alone, which takes longest to learn, one with sounds alone.
-The decoder does not run: the words, in order and at their known times, and what sounds when teach
-the encoder directly.
+Run it in the folder where `tools/small/train.py` made tokenizer/ and joined/ (scenes joined end to
+end). Of five clips, two are of all scenes, two only have speech, which takes longest to learn, and
+one only has sounds. The decoder does not run. Helper losses train the encoder directly on the
+words, their times, and the tags of what sounds when.
 """
 
 import small

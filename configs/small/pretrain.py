@@ -1,7 +1,7 @@
-"""Stage 3 of the small model: everything, on transcripts, timestamps, timelines and captions.
+"""Stage 3 of the small model: all weights, on transcripts, timestamps, timelines and captions.
 
-Beside single scenes, rows joined end to end: speech, with long transcripts; speech that is asked
-for the times of all its words; sounds that are asked for theirs.
+Besides single scenes there are rows joined end to end: speech with long transcripts, speech with
+the times of all words, and sounds with the times of all events.
 
     moss-audio-jax train --config configs/small/pretrain.py --workdir DIR \
         --config.init_from=adapter/export

@@ -1,7 +1,7 @@
-"""Stage 4 of the small model: every task that a scene can be asked about.
+"""Stage 4 of the small model: all tasks.
 
-Beside scenes, rows of speech and of sounds joined to 16 s that are asked for the times of all their
-words or events: times are learned from how many are seen, and a scene has ten.
+Besides scenes there are rows of speech and of sounds, joined to 16 s, with the times of all their
+words or events. A model learns times from many examples, and a scene only has about ten.
 
     moss-audio-jax train --config configs/small/sft.py --workdir DIR \
         --config.init_from=pretrain/export

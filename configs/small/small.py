@@ -1,16 +1,16 @@
-"""What the stages of the small model share: its sizes, its data, and what differs by machine.
+"""Shared by the stages of the small model: its sizes, its data, and the settings of each machine.
 
-Not a run by itself: `tools/small/train.py` runs encoder, adapter, pretrain, sft and cold_start.
-Each config takes the machine as its argument: `encoder.py` is for two CPU cores, `encoder.py:gpu`
-for one GPU with a dozen cores beside it.
+This is not a run: `tools/small/train.py` runs encoder, adapter, pretrain, sft and cold_start. The
+argument of each config is the machine: `encoder.py` is for two CPU cores, `encoder.py:gpu` for one
+GPU with a dozen CPU cores.
 """
 
 from moss_audio_jax.config import DecoderConfig, EncoderConfig, ModelConfig
 from moss_audio_jax.train import defaults
 from moss_audio_jax.world import TAGS
 
-# How often a scene's branches are taken, by task, and the weight of their words where it is not 1:
-# an answer of one word teaches little beside forty words with their times.
+# By task: how often a scene's branches (questions about one clip) are drawn, and the weight of
+# their tokens if it is not 1, because one word teaches little beside forty words with times.
 READING = (
     ("^asr$", 6.0), ("asr_words", 1.0), ("events", 1.0), ("caption", 0.5), ("reason", 0.0),
     (".*", 0.05),
@@ -26,8 +26,8 @@ SFT = (
 )  # fmt: skip
 REASONING = (("reason", 4.0), *(rule for rule in SFT if rule[0] != "reason"))
 
-# On a GPU, in steps of 16 rows: (steps, warmup) of each stage, those of the shipped model; its last
-# stage ran on CPUs.
+# On a GPU, with 16 rows per step: (steps, warmup) of each stage, as for the bundled model, except
+# that its last stage ran on CPUs.
 GPU = {
     "encoder": (2500, 133),
     "adapter": (500, 60),
@@ -65,7 +65,7 @@ def get_config():
 
 
 def on(machine, stage, c):
-    """The stage for a machine; its learning rate stays."""
+    """The stage's config for a machine; the learning rate stays."""
     if machine == "gpu":
         c.train.steps, c.optimizer.warmup = GPU[stage]
         c.data.batch = 16
@@ -80,7 +80,7 @@ def on(machine, stage, c):
 
 
 def answers(c):
-    """Several questions share a clip, and rows hold one clip or two with theirs."""
+    """Sets rows of one or two clips, each with several questions."""
     c.data.length = 768
     c.data.chunks = 4
     c.data.batch = 4
@@ -91,7 +91,7 @@ def answers(c):
 
 
 def listen(c):
-    """Helper losses stay on, lightly: they keep the encoder's words and times where they are."""
+    """Keeps the helper losses, with small weights, so that the encoder keeps words and times."""
     c.helpers.ctc = 0.05
     c.helpers.frames = 0.5
     c.helpers.tags = 0.2
@@ -103,7 +103,7 @@ def listen(c):
 
 
 def asked(c):
-    """Scenes and joined rows with all of their questions, ten at a visit."""
+    """Sets scenes and joined rows with all their questions, ten each time a row is drawn."""
     c.data.train = ()
     c.data.mixture.scenes = {"weight": 0.5, "paths": ("scenes/train-*.array_record",)}
     c.data.mixture.timed = {"weight": 0.3, "paths": ("joined/timed-*.array_record",)}

@@ -1,9 +1,9 @@
-"""Figures that stand in several pages stand once, in docs/results/*.json; this writes the tables.
+"""Writes the tables of all pages from docs/results/*.json, which store every figure once.
 
-    python docs/results/tables.py            # writes every table of README.md and docs/ anew
+    python docs/results/tables.py            # writes every table of README.md and docs/
     python docs/results/tables.py --check    # says which page is out of date; exit code 1
 
-A page holds a table between two marks, which name a file, a table in it and the columns wanted:
+A page has a table between two marks, which name a file, a table in it and its columns:
 
     <!-- table: small_model/scores what found interval -->
     <!-- /table -->
@@ -30,10 +30,10 @@ def pages() -> list[Path]:
 
 
 def written(text: str) -> str:
-    """A page's text with its tables made anew.
+    """A page's text with its tables written again.
 
     Raises:
-      KeyError: a table or a column that the results do not have.
+      KeyError: the results do not have a table or a column.
     """
 
     def table(match: re.Match) -> str:
@@ -46,7 +46,7 @@ def written(text: str) -> str:
 
 
 def markdown(table: dict[str, Any], columns: list[str]) -> str:
-    """The rows of a table that have any value in these columns, as Markdown."""
+    """The rows of a table as Markdown, without those that have no value in these columns."""
     lines = [[table["columns"][key] for key in columns], ["---"] * len(columns)]
     for row in table["rows"]:
         cells = [_cell(row.get(key)) for key in columns]

@@ -1,2 +1,1 @@
-"""Annotation: cuts raw audio at its events, describes it by measurement, and makes training
-rows."""
+"""Annotation: cuts raw audio at its events, measures it, and makes training rows."""

@@ -1,4 +1,4 @@
-"""Turns raw audio into records of what is heard when, captions and training rows.
+"""Annotates raw audio: what is heard when, captions and training rows.
 
 example:
   moss-audio-jax annotate --input recordings --output annotated
@@ -8,8 +8,8 @@ transcripts (if two systems agree) with times of words, speakers, music, events 
 holds segments.jsonl (the records, docs/annotate.md), rows.jsonl (training rows; if --output ends in
 .jsonl, they are written to that file), dropped.jsonl (what was left out, and why) and index.html.
 --config FILE plugs in stronger models (configs/annotate.py is an example); --config.KEY=VALUE
-overrides one of its keys. The same command again continues. Needs the extra: pip install -e
-'.[annotate]'.
+overrides one of its keys. To continue an interrupted run, run the same command again. Needs an
+extra: pip install -e '.[annotate]'.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ def main(argv: Sequence[str]) -> int:
         "--shard",
         default="0/1",
         metavar="I/N",
-        help="every N-th file from the I-th on; the same command without it joins the shards",
+        help="I/N: every N-th file from the I-th on; without it, the same command joins the shards",
     )
     options.add_argument(
         "--workers",
         type=command.positive,
         default=1,
         metavar="N",
-        help="processes; default 1, which uses several cores where it can",
+        help="number of processes; default 1 (one process can use several cores)",
     )
     options.add_argument(
         "--keep-doubtful",
         action="store_true",
-        help="keep rows that rest on the small model where it does not know the sound",
+        help="keep rows from the small model even if it does not know the sound",
     )
     args, rest = options.parse_known_args(argv)
 

@@ -15,21 +15,21 @@ from moss_audio_jax.errors import InputError
 
 
 class Aligned(NamedTuple):
-    """spans: (first token, last token + 1) of each piece. score: mean log-probability a token."""
+    """spans: (first token, last token + 1) of each piece. score: mean log-probability per token."""
 
     spans: list[tuple[int, int]]
     score: float
 
 
 def greedy(log_probs: np.ndarray) -> tuple[list[int], list[tuple[int, int]], float]:
-    """The likeliest column of each token, without repeats and blanks.
+    """The likeliest piece at each token, without repeats and blanks.
 
     Args:
       log_probs: float [T, V + 1].
 
     Returns:
       (pieces, (first token, last token + 1) of each, mean probability of the tokens that are not
-      blank; 0 where all are).
+      blank, or 0 if all are).
     """
     blank = log_probs.shape[1] - 1
     best = log_probs.argmax(axis=1)
@@ -50,10 +50,10 @@ def align(log_probs: np.ndarray, pieces: Sequence[int]) -> Aligned:
 
     Args:
       log_probs: float [T, V + 1].
-      pieces: ids below V; between two that are the same a blank is needed.
+      pieces: ids below V; equal neighbours need a blank between them.
 
     Raises:
-      InputError: no path: more pieces than tokens, or an id that is no column.
+      InputError: there are more pieces than tokens, or an id is not below V.
     """
     tokens, columns = log_probs.shape
     if not len(pieces):
@@ -69,11 +69,11 @@ def align(log_probs: np.ndarray, pieces: Sequence[int]) -> Aligned:
     # States: blank, piece, blank, piece, ..., blank.
     states = np.full(2 * len(pieces) + 1, columns - 1)
     states[1::2] = pieces
-    skip = np.zeros(len(states), bool)  # may be entered from two states before
+    skip = np.zeros(len(states), bool)  # whether a path may skip the state before
     skip[3::2] = states[3::2] != states[1:-2:2]
     score = np.full(len(states), -np.inf)
     score[:2] = log_probs[0, states[:2]]
-    came = np.zeros((tokens, len(states)), np.int8)  # 0, 1 or 2 states before
+    came = np.zeros((tokens, len(states)), np.int8)  # how many states back
     for at in range(1, tokens):
         options = np.full((3, len(states)), -np.inf)
         options[0] = score

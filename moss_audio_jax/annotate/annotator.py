@@ -1,5 +1,7 @@
-"""Turns one file into its records, which are written whole or not at all, and kept by later runs
-with the same inputs."""
+"""Makes the records of one file.
+
+They are written completely or not at all; later runs with the same inputs keep them.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,7 @@ from moss_audio_jax.remote import redact
 from moss_audio_jax.weights.helpers import load_helpers
 from moss_audio_jax.weights.opening import read_config
 
-_GROUP_SECONDS = 256.0  # of sound that goes through the branches at once
+_GROUP_SECONDS = 256.0  # of sound that the branches process together
 _CLIPPED = 0.001  # share of samples at full scale from which a file is called clipped
 Done = dict[str, Any]
 
@@ -61,8 +63,7 @@ class _Needed(NamedTuple):
 
 
 def run_fingerprint(config: ConfigDict) -> str:
-    """A hash of everything that decides a record except its source: config, code, model,
-    replays."""
+    """A hash of what decides a record besides its source: config, code, model, replays."""
     digest = hashlib.blake2b(digest_size=12)
     shown = {
         k: v
@@ -136,7 +137,7 @@ class Annotator:
         """The result for a file (see `_write`), or why it could not be used.
 
         Raises:
-          InputError: the model cannot be loaded, or the disk is full: no file could be used.
+          InputError: the model cannot be loaded, or the disk is full, so every file would fail.
         """
         made = self._guarded(self._look, source)
         if isinstance(made, _Needed):
@@ -150,7 +151,7 @@ class Annotator:
         except Exception as error:  # one file must not end a run over a million
             full = error if isinstance(error, OSError) else error.__cause__
             if isinstance(full, OSError) and disk_is_full(full):
-                # No other file could be written, either.
+                # Other files could not be written either.
                 raise not_written(self._out, full) from None
             known = isinstance(error, InputError | OSError)
             why = str(error) if known else f"{type(error).__name__}: {error}"
@@ -203,7 +204,7 @@ class Annotator:
         if clipped.share >= _CLIPPED:
             warnings.append(f"clipped: {100 * clipped.share:.1f}% of its samples at full scale")
         if all(work.silent for work in works):
-            warnings.append("silent from end to end")
+            warnings.append("silent throughout")
         return self._write(source, needed, features.seconds, works, warnings)
 
     def _given(self, source: Source) -> tuple[Posteriors | None, str]:
@@ -247,7 +248,7 @@ class Annotator:
             at = {"audio": source.path, "start": work.start, "end": work.end}
             notes += [{**at, "field": field, "reason": why} for field, why in work.notes]
             problems = merge.check(work.record)
-            if problems:  # a bug: the segment stays, its evidence is dropped
+            if problems:  # a bug; the segment stays, without its evidence
                 notes.append({**at, "field": "record", "reason": f"dropped: {problems[0]}"})
                 work.record = _bare(work.record)
             records.append(work.record)
@@ -262,13 +263,13 @@ class Annotator:
         }
         folder = self._out / "records"
         write_lines(folder / f"{source.id}.jsonl", records)
-        # Written last: it shows that everything is there.
+        # Written last, because it shows that the result is complete.
         write_lines(folder / f"{source.id}.json", [done])
         return done
 
 
 class _Clipped:
-    """Share of samples at full scale among blocks that pass."""
+    """Counts the share of samples at full scale in blocks that it passes on."""
 
     def __init__(self) -> None:
         self.full = self.total = 0

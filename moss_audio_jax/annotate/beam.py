@@ -4,11 +4,11 @@ example:
   python -m moss_audio_jax.annotate.beam --shards 100 --input recordings --output annotated \\
       -- --runner=FlinkRunner --flink_master=HOST:8081
 
-Every shard is an element: a process `moss-audio-jax annotate --shard I/N` on a machine that Beam
-chooses. All machines must see the paths --input and --output. Beam tries a failed shard again,
-which continues with the missing files. At the end this process joins the shards. Options before
-`--` are those of `moss-audio-jax annotate`, those after it Beam's. Needs apache-beam here and on
-the workers.
+Every shard is a Beam element: a process `moss-audio-jax annotate --shard I/N` on a machine that
+Beam chooses. All machines must see the paths --input and --output. Beam repeats a failed shard,
+which then continues with the missing files. At the end this process joins the shards. Options
+before `--` are those of `moss-audio-jax annotate`; options after it are Beam's. Needs apache-beam
+here and on the workers.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _DONE = (0, 1)  # 1: some files could not be used; dropped-*.jsonl names them
 
 
 def run_shard(shard: str, words: Sequence[str]) -> tuple[str, int]:
-    """Annotates one shard, "3/100", in a process of its own; returns (shard, exit code).
+    """Annotates one shard, such as "3/100", in a new process; returns (shard, exit code).
 
     Raises:
-      RuntimeError: it neither finished nor refused some files; Beam tries again.
+      RuntimeError: the process failed for another reason than unusable files; Beam tries again.
     """
     ended = subprocess.run([*COMMAND, *words, "--shard", shard], capture_output=True, text=True)
     if ended.returncode not in _DONE:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--shards", type=command.positive, required=True, metavar="N")
     args, words = options.parse_known_args(here)
     if any(word.split("=")[0] == "--shard" for word in words):
-        raise UsageError("--shard is for Beam to choose: give --shards alone")
+        raise UsageError("Beam chooses --shard: give only --shards")
     try:
         import apache_beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -58,10 +58,10 @@ def main(argv: Sequence[str]) -> int:
         _ = (
             pipeline
             | apache_beam.Create(shards)
-            | apache_beam.Reshuffle()  # or one worker would take them all
+            | apache_beam.Reshuffle()  # otherwise one worker would get all shards
             | apache_beam.Map(run_shard, words)
         )
-    return annotate(words)  # finds every record there, and joins them
+    return annotate(words)  # every record exists, so this only joins them
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from moss_audio_jax.annotate.tags import Sources
 
 NETWORKS = Path(__file__).parents[1] / "assets" / "boundary.npz"
-_CONTEXT = 8 * COARSE  # coarse frames looked at on either side of a cut
-_MEMO = 4096  # sides remembered
-# Measures of each side alone; the lesser and the greater of the two are evidence.
+_CONTEXT = 8 * COARSE  # coarse frames examined on each side of a cut
+_MEMO = 4096  # cached sides
+# Measures of one side; the smaller and the larger of the two sides' values are evidence.
 OF_SIDE = (
     "harmonicity",
     "voiced",
@@ -64,10 +64,10 @@ EVIDENCE = (
 
 
 class Judge(NamedTuple):
-    """A network of one hidden layer, H tanh units, over E pieces of evidence.
+    """A network with one hidden layer of H tanh units over E pieces of evidence.
 
-    mean, deviation: float32 [E], of the evidence it was fitted to; kernel [E, H]; bias [H];
-    weights [H]; offset [1].
+    mean, deviation: float32 [E], of the evidence in training; kernel [E, H]; bias [H]; weights [H];
+    offset [1].
     """
 
     mean: np.ndarray
@@ -78,16 +78,17 @@ class Judge(NamedTuple):
     offset: np.ndarray
 
     def log_odds(self, evidence: np.ndarray) -> np.ndarray:
-        """[..., E] -> [...], of a true boundary."""
+        """[..., E] -> [...]: the log-odds of a true boundary."""
         z = np.clip((evidence - self.mean) / self.deviation, -4, 4)
         return np.tanh(z @ self.kernel + self.bias) @ self.weights + self.offset[0]
 
 
 @functools.cache
 def judges() -> dict[str, Judge]:
-    """The judge "signal" reads EVIDENCE alone, "sources" a model's tags too.
+    """The judge "signal" reads only EVIDENCE, "sources" also a model's tags.
 
-    tools/small/fit_segment.py fits both."""
+    tools/small/fit_segment.py fits both.
+    """
     with np.load(NETWORKS) as stored:
         return {
             name: Judge(*(stored[f"{name}/{field}"] for field in Judge._fields))
@@ -113,14 +114,14 @@ class Sides:
         self._memo: dict[tuple[int, int], dict[str, Any]] = {}
 
     def evidence(self, before: int, at: int, after: int) -> np.ndarray:
-        """float64 [E] of a cut at a fine frame between those before and after it.
+        """float64 [E] for a cut at fine frame `at`, between the cuts `before` and `after`.
 
-        Named by EVIDENCE, and `tags.EVIDENCE` where there are tags.
+        EVIDENCE names the entries, and `tags.EVIDENCE` those after them if there are tags.
         """
         middle, count = at // GROUP, len(self.bands)
         a, b = max(before // GROUP, middle - _CONTEXT), min(after // GROUP, middle + _CONTEXT)
         left, right = slice(min(a, middle - 1), middle), slice(middle, max(b, middle + 1))
-        # As far as the sound goes, across other cuts, because music returns to its chords.
+        # Across other cuts too, because music returns to its chords.
         wide_left = slice(max(middle - _CONTEXT, 0), middle)
         wide_right = slice(middle, max(min(middle + _CONTEXT, count), middle + 1))
         one, two = self._side(left), self._side(right)
@@ -159,7 +160,7 @@ class Sides:
         ]
 
     def _pause(self, before: int, at: int, after: int) -> list[float]:
-        """How deep and how long a dip the cut lies in."""
+        """The depth and the length of the dip in level at the cut."""
         near = self.energy[max(at - 10, 0) : at + 10].min()
         tops = [
             float(self.energy[max(at - FINE, before) : max(at, before + 1)].max()),
@@ -220,9 +221,9 @@ class Sides:
         }
 
     def _novelty(self, left: slice, right: slice) -> list[float]:
-        """Mean distance of a loud frame to the nearest on the other side, for either side.
+        """For each side, the mean distance of its loud frames to the nearest on the other side.
 
-        The lesser and the greater of the two; with the level, and without it.
+        Returns the smaller and the larger of the two, with level and without it.
         """
         x, y = (self._loud(span, 20) for span in (left, right))
         top = max(x.max(), y.max()) - 50
@@ -242,7 +243,7 @@ class Sides:
         return self.bands[span][level > level.max() - depth]
 
     def _local(self, span: slice, way: int) -> np.ndarray:
-        """Mean bands of the loud frames of the second next to the cut, at their own level."""
+        """Mean bands of the loud frames within a second of the cut, relative to their level."""
         near = slice(-COARSE, None) if way < 0 else slice(0, COARSE)
         bands, level = self.bands[span][near], self.level[span][near]
         mean = bands[level > level.max() - 20].mean(axis=0)

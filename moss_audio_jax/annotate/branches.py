@@ -35,14 +35,14 @@ from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import shown
 from moss_audio_jax.text.tasks import NO_SPEECH
 
-_DECODER_SECONDS = 20.0  # seconds of sound that the small model's decoder gets at a time
+_DECODER_SECONDS = 20.0  # of sound in one prompt of the small model's decoder
 _FULL_SCALE = 0.999
-# Times in a template, which a language model does not see.
+# Times in a template; a language model does not get them.
 _TIMES = re.compile(r" \([\d., and-]* s\)")
 
 
 class Branches:
-    """The steps with their experts, made once a process.
+    """The steps with their experts; made once per process.
 
     Args:
       ears: the small model, or None.
@@ -118,8 +118,8 @@ class Branches:
         if record["doubt"] and not self._warned:
             self._warned = True
             self._warn(
-                f"{shown(record['audio'])}, from {record['start']:.2f} s: {record['doubt']}. What "
-                "the small model says of such sound is a guess, and gives no rows "
+                f"{shown(record['audio'])}, from {record['start']:.2f} s: {record['doubt']}. The "
+                "small model only guesses about such sound, so its evidence gives no rows "
                 "(--keep-doubtful keeps them)"
             )
 
@@ -277,8 +277,7 @@ class Branches:
                 work.told("words", "ctc")
 
     def _voices(self, works: Sequence[Work], features: ClipFeatures) -> None:
-        """Fills in sentences, and the speakers of the sentences or, without any, of the
-        utterances."""
+        """Fills in sentences and their speakers; without sentences, the speakers of utterances."""
         voiced = []
         for work in works:
             if not work.silent and (spans := self._spoken(work, features)):
@@ -296,7 +295,7 @@ class Branches:
             work.told("speakers", told[id(work)])
 
     def _spoken(self, work: Work, features: ClipFeatures) -> list[tuple[float, float]]:
-        """(start, end) of each sentence, which the record gets, or else of the utterances."""
+        """(start, end) of each sentence, which is also recorded; without any, of utterances."""
         record = work.record
         record["sentences"] = speech.sentences(record["words"], self.config.speech.pause)
         spans = [(s["start"], s["end"]) for s in record["sentences"]]
@@ -405,7 +404,7 @@ class Branches:
         branches: Callable[[Record], list[str]],
         template: Callable[[Record], str],
     ) -> None:
-        """A language model's caption, if it reports all of the evidence and nothing else."""
+        """Takes a language model's caption if it reports all of the evidence and nothing else."""
         facts = {id(work): merge.slots(work.record, branches(work.record)) for work in works}
         for work, reply in self._ask(
             name,

@@ -24,7 +24,7 @@ BUNDLED = "bundled"
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.checkpoint = BUNDLED  # a checkpoint with helpers; "" = no model at all
-    # Posteriors of another detector, if a file lies there: {folder}, {stem}, {name} of the audio.
+    # Path of another detector's posteriors, with {folder}, {stem}, {name} of the audio file.
     c.posteriors = ""  # e.g. "{folder}/{stem}.frames.npz"
     # Its labels -> the nine classes, as pairs: (("Bark", "animal"), ("Speech", "speech"))
     c.classes = ()
@@ -36,35 +36,35 @@ def get_config() -> ConfigDict:
     for name, field in SegmentOptions.__dataclass_fields__.items():
         s[name] = field.default
 
-    c.silence_dbfs = -70.0  # a segment whose loudest 50 ms lies below is silent
+    c.silence_dbfs = -70.0  # a segment whose loudest 50 ms is below this is silent
 
     s = c.speech = ConfigDict()
-    s.systems = ("decoder", "ctc")  # or names of experts; of two the first counts
-    s.min_systems = 2  # transcripts that must be there
-    s.threshold = 0.3  # of the WER (zh: CER) between them
-    s.doubt = 0.75  # WER between decoder and ctc from which the model does not know the segment
-    s.gate = 0.25  # systems are asked from this score of speech or human voice in the profile
-    s.present = 0.5  # ... from this score there is a voice, even without words
-    s.align = "ctc"  # or an expert, or "": no word times
-    s.align_score = -2.0  # mean log-probability of a token that the text must reach
+    s.systems = ("decoder", "ctc")  # or names of experts; with two, the first is used
+    s.min_systems = 2  # the fewest transcripts
+    s.threshold = 0.3  # the largest WER (zh: CER) between them
+    s.doubt = 0.75  # from this WER between decoder and ctc, the model does not know the segment
+    s.gate = 0.25  # transcribe from this score of speech or human voice in the profile
+    s.present = 0.5  # from this score there is a voice, even without words
+    s.align = "ctc"  # or an expert; "" = no word times
+    s.align_score = -2.0  # the lowest mean log-probability per token of a text that fits
     s.pause = 0.5  # seconds between sentences
     s.diarise = "measured"  # by pitch and spectrum; or an expert
 
     s = c.music = ConfigDict()
-    s.present = 0.5  # there is music from this score in the profile
-    s.key_score = 0.6  # a key is named from this correlation
-    s.instruments = 0.5  # of the tags; 0 = none are named by the tags
+    s.present = 0.5  # from this score in the profile there is music
+    s.key_score = 0.6  # the lowest correlation of a key that is named
+    s.instruments = 0.5  # the lowest tag score of an instrument that is named; 0 = none
     s.expert = ""
 
     s = c.sound = ConfigDict()
-    s.events = "tags"  # of the small model or of `posteriors`; or an expert; or "": none
+    s.events = "tags"  # of the small model or of `posteriors`; or an expert; "" = no events
     s.on, s.off = 0.8, 0.8  # hysteresis of the tags
-    # Replaces `on` where there is a voice, because the tags take much of it for other sounds.
+    # Replaces `on` where there is a voice, because the tags mistake voices for other sounds.
     s.over_speech = 0.95
     s.event_seconds = 0.2
-    s.absent = 0.02  # a label whose score stays below is absent
+    s.absent = 0.02  # a label whose score stays below this is absent
     s.caption = "template"  # or an expert
-    s.judge = ""  # an expert; captions below `judge_score` give way to the template
+    s.judge = ""  # an expert; a caption scored below `judge_score` is replaced by the template
     s.judge_score = 3
 
     c.unified = "template"  # or an expert
@@ -72,7 +72,7 @@ def get_config() -> ConfigDict:
     s = c.rows = ConfigDict()
     s.min_seconds = 0.5  # shorter segments give no rows
     s.skip = ()  # tasks that are left out
-    # Keep rows that rest on the small model alone, for sound that it does not know.
+    # Keep rows that come only from the small model, for sound that it does not know.
     s.keep_doubtful = False
 
     c.page_clips = 24  # files shown in index.html
@@ -117,7 +117,7 @@ def check(config: ConfigDict) -> None:
     for module in ("ruptures", "librosa", "whisper_normalizer"):
         if importlib.util.find_spec(module) is None:
             raise InputError(f"annotate needs {module}: {extra('annotate')}")
-    SegmentOptions(**config.segment)  # UsageError where they contradict each other
+    SegmentOptions(**config.segment)  # raises UsageError if they contradict each other
 
 
 def _same_keys(config: Any, default: Any, at: str) -> None:

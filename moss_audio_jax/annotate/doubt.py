@@ -1,4 +1,4 @@
-"""Finds evidence that rests on the small model alone, for sound that this model does not know.
+"""Finds evidence that comes only from the small model, for sound that this model does not know.
 
 The small model answers fluently about anything. A segment is doubtful if the encoder finds the
 sound unlike its training world (`generate.familiarity`), or if the model's two transcripts have
@@ -11,15 +11,15 @@ from collections.abc import Iterable
 
 from moss_audio_jax.annotate.record import Record
 
-OWN = ("decoder", "ctc")  # the small model's systems of speech
-_MIXED = "signal, tags"  # a profile of both
+OWN = ("decoder", "ctc")  # the small model's two transcription systems
+_MIXED = "signal, tags"  # the system of a profile made from both
 
 
 def why(record: Record, most: float) -> str | None:
     """Why the small model cannot be trusted with a segment; None if it can.
 
     Args:
-      most: the WER between its own transcripts from which they have nothing in common.
+      most: from this WER on, its two transcripts count as having nothing in common.
     """
     heard = record["familiarity"]
     if heard and heard["unfamiliar"]:
@@ -32,10 +32,10 @@ def why(record: Record, most: float) -> str | None:
 
 
 def doubtful(record: Record) -> list[str]:
-    """The fields of a record that rest on the small model alone."""
+    """The fields of a record that come only from the small model."""
     told = {each["field"]: each["system"] for each in record["provenance"]}  # the last one counts
     systems = {one["system"] for one in record["asr"]}
-    gated = told.get("profile") == _MIXED  # it decides what there is at all
+    gated = told.get("profile") == _MIXED  # the profile decides which branches run
     experts_heard = bool(record["transcript"]) and not systems <= {*OWN}
     words = told.get("words") == "ctc"
     own = {

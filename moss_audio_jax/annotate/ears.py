@@ -1,5 +1,4 @@
-"""Hears with the small model: the word piece that is said and the tags that hold, for each 80
-ms."""
+"""Runs the small model on sound: the word piece that is said and the tags, for each 80 ms."""
 
 from __future__ import annotations
 
@@ -26,19 +25,19 @@ from moss_audio_jax.text.tasks import TRANSCRIBE
 from moss_audio_jax.weights.helpers import load_helpers
 
 TOKEN = FRAMES_PER_TOKEN * HOP / SAMPLE_RATE  # seconds
-GRID = 25.0  # frames a second of the posteriors
-_BUCKETS = (1, 4, 16, 64)  # chunks encoded at a time
+GRID = 25.0  # frames per second of the posteriors
+_BUCKETS = (1, 4, 16, 64)  # chunks encoded together
 
 
 class Heard(NamedTuple):
     """The small model's output for one clip.
 
-    starts: float64 [T], when each token begins, seconds; chunks are cut where it is quiet, so that
-      tokens are not a grid.
+    starts: float64 [T], the start of each token in seconds. Tokens are not evenly spaced, because
+      chunks are cut at quiet places.
     log_probs: float32 [T, V + 1] of pieces, the blank last; None without that head.
     tags: float32 [T, K] probabilities; None without that head.
-    entropy: float32 [T] of the pieces, nats; states: float32 [T, D] of the layer that tells whether
-      the sound is familiar; None where the checkpoint has no measures of that.
+    entropy: float32 [T] of the pieces, nats; states: float32 [T, D] of the layer by which
+      familiarity is judged; None if the checkpoint has no data for that.
     """
 
     starts: np.ndarray
@@ -81,7 +80,7 @@ class Ears:
         return frozenset(self._projections)
 
     def familiarity(self, heard: Heard) -> Familiarity | None:
-        """Whether the model knows such sound; None if clip or checkpoint allow no verdict."""
+        """Whether the model knows such sound; None if clip or checkpoint do not allow to say."""
         if heard.states is None or len(heard.states) * TOKEN < 0.5:
             return None
         mean, spread = heard.states.mean(axis=0), heard.states.std(axis=0)
@@ -89,10 +88,10 @@ class Ears:
         return self._gauge.judge(Measures(doubt, np.concatenate([mean, spread])))
 
     def hear(self, wavs: Sequence[np.ndarray]) -> list[Heard]:
-        """Hears clips, float32 [n] at 16 kHz each. A clip shorter than 10 ms has no token.
+        """Runs the encoder and its heads on clips, each float32 [n] at 16 kHz.
 
-        Chunks of all clips are encoded 64 at a time; a clip's result does not depend on the others
-        but for rounding.
+        A clip shorter than 10 ms has no token. Chunks of all clips are encoded 64 at a time; except
+        for rounding, a clip's result does not depend on the others.
         """
         if not self._projections:
             raise InputError("this checkpoint has no helper projections (its folder `helpers`)")
@@ -155,8 +154,7 @@ class Ears:
         return Posteriors(frames.astype(np.float32), GRID, self.tags)
 
     def transcribe(self, wavs: Sequence[np.ndarray], batch: int = 16) -> list[str]:
-        """The decoder's answers to "Transcribe the audio."; "" for one that does not end by
-        itself."""
+        """The decoder's answers to "Transcribe the audio."; "" for an answer that does not end."""
         prompts, places = [], []
         for number, wav in enumerate(wavs):
             if len(wav) < HOP:
@@ -176,7 +174,7 @@ class Ears:
 
 
 def fingerprint(checkpoint: str | Path) -> str:
-    """A hash of the files of a checkpoint that decide what it says."""
+    """A hash of the checkpoint's files that decide its output."""
     digest = hashlib.blake2b(digest_size=12)
     folder = Path(checkpoint)
     for file in sorted([*folder.glob("*.*"), *folder.glob("helpers/*")]):
@@ -200,7 +198,7 @@ def _batches(chunks: Sequence) -> Iterator[Sequence]:
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _heads(params, heads, mels, frames, config, compute, tap) -> dict[str, jax.Array]:
-    # Each chunk is padded to itself, as a clip of its own would be.
+    # Each chunk is padded to its own length, as if it were a clip.
     features, taps = encode(params, config, compute, mels, frames, frames)
     out = {}
     for name, (kernel, bias) in heads.items():

@@ -46,14 +46,14 @@ from moss_audio_jax.remote import Chat, redact, secrets_of, variable
 from moss_audio_jax.text.prompt import split_thinking
 
 STEPS = ("transcribe", "align", "diarise", "events", "music", "caption", "unify", "judge")
-GROUP = "moss_audio_jax.annotate"  # of entry points
-_REPLY_BYTES = 1 << 18  # that one reply may take
+GROUP = "moss_audio_jax.annotate"  # the group of entry points
+_REPLY_BYTES = 1 << 18  # the most bytes of one reply
 
 
 class Expert(Protocol):
     """Answers requests in order. For a request that it cannot answer, the list holds an InputError.
 
-    It may have `secrets`: texts that are hidden in everything that is written about it.
+    It may have `secrets`: texts that are hidden in all messages about it.
     """
 
     def answer(self, requests: Sequence[Request]) -> list[Reply | InputError]: ...
@@ -64,7 +64,7 @@ class Expert(Protocol):
 
 @dataclasses.dataclass
 class Function:
-    """A Python function Request -> Reply, called for each."""
+    """A Python function Request -> Reply, called for each request."""
 
     call: Callable[[Request], Reply]
 
@@ -73,7 +73,7 @@ class Function:
         for request in requests:
             try:
                 replies.append(self.call(request))
-            except (Exception, SystemExit) as error:  # whatever a user's function may raise
+            except (Exception, SystemExit) as error:  # a user's function may raise anything
                 replies.append(InputError(f"{type(error).__name__}: {brief(error)}"))
         return replies
 
@@ -106,8 +106,7 @@ class Command:
         return [found.get(request["id"], InputError(why)) for request in requests]
 
     def _run(self, requests: Sequence[Request]) -> tuple[bytes, str]:
-        """(what it wrote, what went wrong). Ends it when it exceeds its time or the size of its
-        output."""
+        """(output, what went wrong). Kills a command that takes or writes too much."""
         limit, until = _REPLY_BYTES * (1 + len(requests)), time.monotonic() + self.timeout
         with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as complaints:
             for request in requests:
@@ -225,8 +224,8 @@ def make(name: str, spec: Mapping[str, Any]) -> Expert:
 
     Args:
       spec: "kind" entry_point, command, endpoint or replay; "target": a name of the entry-point
-        group or "package.module:function", the words of a command, a URL, a path. Besides
-        "timeout" seconds, and for an endpoint "model" and "key_from" (an environment variable).
+        group or "package.module:function", the words of a command, a URL, a path. Optional:
+        "timeout" in seconds; for an endpoint "model" and "key_from" (an environment variable).
 
     Raises:
       UsageError: a kind or key that does not exist.
@@ -276,7 +275,7 @@ def _imported(name: str, target: str) -> Callable[[Request], Reply]:
             f"entry-point group {GROUP}"
         ) from None
     if not callable(found):
-        raise InputError(f"expert {name!r}: {target!r} is no function")
+        raise InputError(f"expert {name!r}: {target!r} is not a function")
     return found
 
 
@@ -308,10 +307,9 @@ def _prompt(request: Request) -> str:
 def ask(
     expert: Expert, step: str, requests: Sequence[Request]
 ) -> list[tuple[Reply | None, str | None]]:
-    """(checked reply, None) or (None, what was wrong) for each request, whatever the expert does.
+    """(checked reply, None) or (None, what was wrong) for each request.
 
-    Raises:
-      Nothing of the expert's.
+    Errors of the expert are never raised.
     """
     if not requests:
         return []
@@ -333,6 +331,6 @@ def ask(
             found.append((checked(step, reply, request), None))
         except InputError as error:
             found.append((None, hidden(error)))
-        except Exception as error:  # of a user's own classes in a reply
+        except Exception as error:  # raised by a user's classes in a reply
             found.append((None, hidden(f"the reply cannot be read ({type(error).__name__})")))
     return found

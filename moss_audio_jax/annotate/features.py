@@ -1,6 +1,6 @@
 """Frame features of a clip, computed once and shared by segmentation, profile and speakers.
 
-One pass over blocks of samples. A second of sound takes 3.5 kB (two hours 25 MB).
+One pass over blocks of samples. Features of a second of sound take 3.5 kB (of two hours, 25 MB).
 """
 
 from __future__ import annotations
@@ -17,32 +17,33 @@ from moss_audio_jax.audio.features import N_FFT, hann_window, mel_filters
 from moss_audio_jax.audio.lengths import HOP, SAMPLE_RATE
 from moss_audio_jax.errors import InputError
 
-FINE = SAMPLE_RATE // HOP  # 100 fine frames a second
-GROUP = 5  # fine frames a coarse frame
-COARSE = FINE // GROUP  # 20 coarse frames a second
+FINE = SAMPLE_RATE // HOP  # 100 fine frames per second
+GROUP = 5  # fine frames per coarse frame
+COARSE = FINE // GROUP  # 20 coarse frames per second
 BANDS = 32  # groups of four of the encoder's 128 mel filters
 FLOOR_DB = -100.0  # of full scale: digital silence
 PITCH_RANGE = (60.0, 500.0)  # Hz
 _PITCH_WINDOW = 1024  # samples: 64 ms, nearly four periods of the lowest pitch
-_STEP = GROUP * HOP  # samples a coarse frame
-_BATCH = 256  # coarse frames worked on at a time: 12.8 s
+_STEP = GROUP * HOP  # samples per coarse frame
+_BATCH = 256  # coarse frames processed together: 12.8 s
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipFeatures:
     """Features of one clip of `samples` samples at 16 kHz.
 
-    A fine frame is 10 ms and a coarse one 50 ms; frame i covers i .. i + 1 of them. T fine frames
-    are ceil(samples / 160), C coarse ones ceil(samples / 800). Levels are dB of full scale.
+    Fine frames last 10 ms and coarse ones 50 ms; frame i starts at i times that. There are
+    T = ceil(samples / 160) fine and C = ceil(samples / 800) coarse frames. Levels are dB relative
+    to full scale.
 
     Attributes:
       samples: length of the clip.
       peak: the largest absolute sample.
-      energy: float32 [T], the samples' mean power without what lies below 40 Hz.
-      onset: float32 [T], mean rise of the bands from the frame before, dB.
+      energy: float32 [T], mean power of the samples above 40 Hz.
+      onset: float32 [T], mean rise of the bands since the frame before, dB.
       bands: float32 [C, 32], power of mel bands from 0 to 8 kHz.
-      harmonicity: float32 [C], 0..1, the largest normalised autocorrelation at a pitch's lag.
-      pitch: float32 [C], Hz, of that lag; meaningful where harmonicity is high.
+      harmonicity: float32 [C], 0..1, the largest normalised autocorrelation at the lag of a pitch.
+      pitch: float32 [C], Hz, of that lag; meaningful if harmonicity is high.
       flatness: float32 [C], 0..1, geometric over arithmetic mean of the bands' power per Hz.
     """
 
@@ -60,7 +61,7 @@ class ClipFeatures:
         return self.samples / SAMPLE_RATE
 
     def span(self, start: float, end: float) -> ClipFeatures:
-        """The frames between two times in seconds, at least one of them."""
+        """The frames between two times in seconds; at least one."""
         first = min(int(start * COARSE), max(len(self.bands) - 1, 0))
         last = max(min(round(end * COARSE), len(self.bands)), first + 1)
         fine, coarse = slice(first * GROUP, last * GROUP), slice(first, last)
@@ -77,7 +78,7 @@ class ClipFeatures:
 
 
 def clip_features(wav: np.ndarray | Iterable[np.ndarray]) -> ClipFeatures:
-    """Features of a waveform, or of one that arrives in blocks.
+    """Features of a waveform, whole or in blocks.
 
     Args:
       wav: floating [n], 16 kHz mono, samples in about -1..1; or consecutive pieces of it, of any
@@ -90,7 +91,7 @@ def clip_features(wav: np.ndarray | Iterable[np.ndarray]) -> ClipFeatures:
     counter = _Counter(pieces)
     rows = [_block(block) for block in _framed(counter)]
     if not counter.samples:
-        raise InputError("annotate: the waveform holds no sample; expected at least one")
+        raise InputError("annotate: the waveform has no sample; expected at least one")
     fine, coarse = -(-counter.samples // HOP), -(-counter.samples // _STEP)
     energy, bands, harmonicity, pitch, flatness, onset = (
         np.concatenate(column) for column in zip(*rows, strict=True)
@@ -109,7 +110,7 @@ def clip_features(wav: np.ndarray | Iterable[np.ndarray]) -> ClipFeatures:
 
 
 class _Counter:
-    """Pieces passed on as float32, checked and counted."""
+    """Passes pieces on as float32; checks them and counts their samples."""
 
     def __init__(self, pieces: Iterable[np.ndarray]):
         self._source = pieces
@@ -127,7 +128,7 @@ class _Counter:
             piece = piece.astype(np.float32, copy=False)
             if len(piece):
                 peak = float(np.abs(piece).max())
-                if not peak < 1e6:  # a comparison that NaN fails, too
+                if not peak < 1e6:  # also true of NaN
                     raise InputError(
                         f"annotate: the waveform's samples reach {peak}; expected finite values "
                         "in about -1..1"
@@ -139,7 +140,7 @@ class _Counter:
 
 def _pieces(wav: np.ndarray) -> Iterator[np.ndarray]:
     if wav.ndim != 1:
-        yield wav  # named by the check
+        yield wav  # the check reports it
         return
     for start in range(0, len(wav), 1 << 19):
         yield wav[start : start + (1 << 19)]
@@ -167,7 +168,7 @@ def _framed(pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 def _block(block: np.ndarray) -> tuple[np.ndarray, ...]:
     count = (len(block) - _BEFORE - _AFTER) // _STEP
-    # One fine frame before the block's own for the first rise; frames are centred on their hop.
+    # Starts one fine frame early, for the first rise; frames are centred on their hop.
     first = _BEFORE - HOP + HOP // 2 - N_FFT // 2
     frames = sliding_window_view(block, N_FFT)[first::HOP][: count * GROUP + 1]
     spectrum = scipy.fft.rfft(frames * _hann(N_FFT), axis=1)
@@ -185,7 +186,7 @@ def _block(block: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _pitch(block: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(harmonicity, pitch) of each coarse frame: autocorrelation over that of the window."""
+    """(harmonicity, pitch) of each coarse frame: autocorrelation divided by the window's."""
     first = _BEFORE + _STEP // 2 - _PITCH_WINDOW // 2
     frames = sliding_window_view(block, _PITCH_WINDOW)[first::_STEP][:count]
     frames = (frames - frames.mean(axis=1, keepdims=True)) * _hann(_PITCH_WINDOW)
@@ -196,7 +197,7 @@ def _pitch(block: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     normal = acf[:, : high + 2] / (acf[:, :1] + np.float32(1e-9)) / _window_acf()[: high + 2]
     inner = normal[:, low : high + 1]
     peaks = (inner >= normal[:, low - 1 : high]) & (inner >= normal[:, low + 1 : high + 2])
-    # A period's multiples repeat well too: the shortest of the nearly best is taken.
+    # Multiples of a period correlate as well, so take the shortest lag that is nearly the best.
     best = np.where(peaks, inner, 0).max(axis=1, keepdims=True)
     at = np.argmax(peaks & (inner >= 0.93 * best), axis=1)
     rows = np.arange(count)
@@ -227,7 +228,7 @@ def _window_acf() -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _bank() -> np.ndarray:
-    """float32 [201, 32]: shares of a bin's power, so that the bands add up to the whole."""
+    """float32 [201, 32]: each bin's power is shared among bands, so that they sum to the total."""
     bank = mel_filters() / mel_filters().sum(axis=1, keepdims=True)
     grouped = bank.reshape(BANDS, -1, bank.shape[1]).sum(axis=1)
     grouped /= np.maximum(grouped.sum(axis=0), 1e-9)
@@ -236,5 +237,5 @@ def _bank() -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _widths() -> np.ndarray:
-    """Bins of each band, float32 [32]."""
+    """The number of bins in each band, float32 [32]."""
     return np.maximum(_bank().sum(axis=0), np.float32(0.25))

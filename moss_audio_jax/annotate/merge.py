@@ -1,7 +1,7 @@
 """Makes captions from evidence, and checks every word of them against the record.
 
-In captions only times have two decimals, such as 3.20; code copies them. A language model writes
-placeholders such as [1], which code fills.
+Only times have two decimals in captions, such as 3.20. A language model writes no times but
+placeholders such as [1], which code replaces.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def music_caption(record: Record) -> str | None:
 
 
 def sound_caption(record: Record) -> str | None:
-    """Events in the order of their starts; neighbours with the same label are joined."""
+    """Events in order of start; neighbours with the same label are joined."""
     groups: list[list[dict[str, Any]]] = []
     for event in record["events"]:
         if groups and groups[-1][0]["label"] == event["label"]:
@@ -141,7 +141,7 @@ def slots(record: Record, branches: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def filled(text: str, facts: Sequence[Mapping[str, Any]], record: Record) -> tuple[str, list[str]]:
-    """(the text with its slots' times, what is wrong with it)."""
+    """(the text with placeholders replaced by times, what is wrong with it)."""
     known = {fact["slot"]: fact["item"] for fact in facts}
     problems = []
     outside = _QUOTE.sub('""', text)
@@ -151,9 +151,9 @@ def filled(text: str, facts: Sequence[Mapping[str, Any]], record: Record) -> tup
     allowed = {str(round(tempo))} if tempo else set()
     for number in _NUMBER.findall(bare):
         if number not in allowed:
-            problems.append(f"a number of its own, {number}")
-    problems += [f"the slot {slot} that stands for nothing" for slot in sorted(used - set(known))]
-    problems += [f"nothing of {slot}, which was heard" for slot in known if slot not in used]
+            problems.append(f"the number {number}, which is not in the evidence")
+    problems += [f"the slot {slot}, which does not exist" for slot in sorted(used - set(known))]
+    problems += [f"the slot {slot} is missing" for slot in known if slot not in used]
     if problems:
         return text, problems
     done = _outside_quotes(text, lambda part: _SLOT.sub(lambda m: f"{span(known[m[0]])} s", part))
@@ -207,10 +207,10 @@ def _contradictions(record: Record) -> Iterator[str]:
             yield f"words and {name} differ"
     known = {speaker["speaker"] for speaker in record["speakers"]}
     if any(sentence["speaker"] not in known for sentence in record["sentences"]):
-        yield "a sentence has a speaker that is not there"
+        yield "a sentence has a speaker that is not listed"
     silent = record["level"]["silent"]
     if silent and (record["words"] or record["events"] or record["music"] or record["speakers"]):
-        yield "something is heard in silence"
+        yield "a silent segment has evidence"
     evidence = {
         "speech": bool(record["speakers"]),
         "music": bool(record["music"]),
@@ -218,7 +218,7 @@ def _contradictions(record: Record) -> Iterator[str]:
     }
     for branch, there in evidence.items():
         if bool(record["captions"][branch]) != there:
-            yield f"the {branch} caption {'is missing' if there else 'has nothing to tell of'}"
+            yield f"the {branch} caption {'is missing' if there else 'has no evidence'}"
     here = {event["label"] for event in record["events"]}
     if here & set(record["absent"]):
         yield "a label is both heard and absent"
@@ -228,7 +228,7 @@ def _contradictions(record: Record) -> Iterator[str]:
 
 
 def caption_problems(text: str, record: Record) -> Iterator[str]:
-    """Times, numbers, quotes, sounds, speech and music that a caption has and the record lacks."""
+    """Times, numbers, quotes, sounds, speech and music in a caption that the record lacks."""
     known = {f"{time:.2f}" for time in times(record)}
     tempo = record["music"].get("tempo")
     counts = {str(round(tempo))} if tempo else set()
@@ -249,7 +249,7 @@ def caption_problems(text: str, record: Record) -> Iterator[str]:
 def _invented(text: str, record: Record) -> Iterator[str]:
     labels = [event["label"] for event in record["events"]]
     instruments = record["music"].get("instruments", [])
-    # Words of measured labels are allowed: "piano music" has both of them.
+    # Words of measured labels are allowed: "piano music" allows "piano" and "music".
     own = " ".join([*labels, *map(clause, labels), *instruments, *_LITERAL]).lower()
     for label, kind in kinds_by_label().items():
         for name in {label, kind.clause, label.split()[0]}:
@@ -269,12 +269,12 @@ def _invented(text: str, record: Record) -> Iterator[str]:
             yield f"{found[0]!r}, but there is no music"
 
 
-# First words of labels that say nothing by themselves.
+# First words of labels that name no sound by themselves.
 _LITERAL = ("person", "crowd", "hands", "water", "heart", "typing", "glass", "car")
 
 
 def _profiled(text: str) -> str:
-    """Text without the template's own word for the profile."""
+    """The text without the template's sentence about the profile."""
     return re.sub(r"most like [a-z -]+\.", "", text)
 
 
@@ -289,7 +289,7 @@ def repair(record: Record, silent: Callable[[float, float], bool]) -> list[tuple
     """Removes impossible evidence from a record, in place, before captions are made.
 
     Args:
-      silent: whether nothing at all sounds between two times.
+      silent: whether there is no sound between two times.
 
     Returns:
       (field, reason) of everything that was moved or dropped.
@@ -305,7 +305,7 @@ def repair(record: Record, silent: Callable[[float, float], bool]) -> list[tuple
         if (first, last) != (event["start"], event["end"]):
             notes.append(("events", f"repaired: {event['label']} reached beyond its segment"))
         if silent(first, last):
-            notes.append(("events", f"dropped: {event['label']} where nothing sounds"))
+            notes.append(("events", f"dropped: {event['label']} during silence"))
         else:
             kept.append({**event, "start": first, "end": last})
     record["events"] = sorted(kept, key=lambda e: (e["start"], e["end"], e["label"]))
@@ -314,7 +314,7 @@ def repair(record: Record, silent: Callable[[float, float], bool]) -> list[tuple
         notes.append(("words", "dropped: words outside their segment"))
         words = []
     if words and any(silent(w["start"], w["end"]) for w in words):
-        notes.append(("words", "dropped: words where nothing sounds"))
+        notes.append(("words", "dropped: words during silence"))
         words = []
     if record["level"]["silent"] and (record["transcript"] or record["speakers"]):
         notes.append(("speech", "dropped: speech in silence"))

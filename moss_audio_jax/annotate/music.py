@@ -1,4 +1,4 @@
-"""Tempo, beats, key, chroma and structure of a stretch of music, by librosa (extra `annotate`)."""
+"""Tempo, beats, key, chroma and sections of music, by librosa (extra `annotate`)."""
 
 from __future__ import annotations
 
@@ -13,31 +13,30 @@ from moss_audio_jax.errors import InputError, extra
 
 PITCHES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 _HOP = 512  # samples: 32 ms
-# C. Krumhansl and E. Kessler (1982): how well each degree fits a key, by listeners' ratings.
+# C. Krumhansl and E. Kessler (1982): listeners' ratings of how well each degree fits a key.
 _MAJOR = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
 _MINOR = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
 
 
 @dataclasses.dataclass(frozen=True)
 class MusicOptions:
-    """section_seconds: the shortest section. max_seconds: how much of a long stretch is
-    analysed."""
+    """section_seconds: the shortest section. max_seconds: how much is analysed."""
 
     section_seconds: float = 8.0
     max_seconds: float = 300.0
 
 
 def describe_music(wav: np.ndarray, options: MusicOptions = MusicOptions()) -> dict[str, Any]:
-    """Measures a stretch of music.
+    """Measures music.
 
     Args:
-      wav: floating [n], 16 kHz mono; only its first `max_seconds` are looked at.
+      wav: floating [n], 16 kHz mono; only its first `max_seconds` are analysed.
 
     Returns:
-      {"tempo" beats a minute or None, "beats" [seconds], "key" as "C major" or None,
+      {"tempo" beats per minute or None, "beats" [seconds], "key" such as "C major" or None,
       "key_score" -1..1 (correlation with the key's profile), "chroma" [12 shares from C up],
-      "sections" [{"start", "end", "label"}], alike sections under one label A, B, ...}; times
-      from the start of `wav`, rounded to ms. A silent or very short stretch has no tempo and no
+      "sections" [{"start", "end", "label"}]}. Similar sections share a label A, B, ... Times count
+      from the start of `wav`, rounded to ms. Silence and very short clips have no tempo and no
       key.
 
     Raises:
@@ -91,7 +90,7 @@ def _key(share: np.ndarray) -> tuple[str, float]:
 def _sections(
     librosa: ModuleType, wav: np.ndarray, chroma: np.ndarray, seconds: float, options: MusicOptions
 ) -> list[dict[str, Any]]:
-    """Sections by clustering timbre and chroma in time; alike ones share a label."""
+    """Sections by clustering timbre and chroma in time; similar ones share a label."""
     count = int(seconds // options.section_seconds)
     edges = np.array([0.0])
     timbre = librosa.feature.mfcc(y=wav, sr=SAMPLE_RATE, hop_length=_HOP, n_mfcc=13)
@@ -100,7 +99,7 @@ def _sections(
         [timbre[:, :n] / 40, chroma[:, :n] / (chroma[:, :n].max(axis=0) + 1e-9)]
     )
     if count >= 2:
-        # About half-second steps: sections are long, and the clustering's cost grows fast.
+        # Steps of about half a second: sections are long, and the cost of clustering grows fast.
         step = 16
         coarse = stacked[:, : n // step * step].reshape(len(stacked), -1, step).mean(axis=2)
         found = librosa.segment.agglomerative(coarse, min(count, 12))

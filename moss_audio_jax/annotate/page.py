@@ -1,4 +1,4 @@
-"""A page to look at annotations: player, spectrogram and lanes of each file, captions below."""
+"""A page of annotations: player, spectrogram and lanes of each file, captions below."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def page(
     rows: Callable[[Record], Sequence[Row]],
     warnings: Sequence[str] = (),
 ) -> str:
-    """The HTML of files given by their records; of each its first `seconds`, more or less.
+    """The HTML for files, given by their records; about the first `seconds` of each are shown.
 
     Args:
       out: the folder that the records' clips are relative to.
       rows: the training rows of a record.
       warnings: about the whole run, shown first.
     """
-    intro = "<p>Click into a spectrogram to play from there.</p>"
+    intro = "<p>Click on a spectrogram to play from that point.</p>"
     intro += "".join(f"<p><b>Warning:</b> {html.escape(each)}</p>" for each in warnings)
     parts = [_section(records, out, seconds, rows) for records in clips if records]
     return timeline.document(f"{len(parts)} annotated files", [intro, *parts], _STYLE)
@@ -48,7 +48,7 @@ def _section(
     rows: Callable[[Record], Sequence[Row]],
 ) -> str:
     shown = [record for record in records if record["end"] <= seconds] or [records[0]]
-    # Segments follow one another without a gap: their files make the clip.
+    # Segments follow one another without gaps, so their files make up the clip.
     wav = np.concatenate(
         [soundfile.read(out / record["clip"], dtype="float32")[0] for record in shown]
     )

@@ -1,13 +1,12 @@
-"""Turns files into records and records into rows. Each stage writes files, each whole or not at
-all.
+"""Turns files into records, and records into rows. Output files are written whole or not at all.
 
 OUT/audio/ID/0000.flac        the segments' sound, 16 kHz
-OUT/records/ID.jsonl          the records of one source; ID.json says of what they were made
+OUT/records/ID.jsonl          the records of one source; ID.json says what they were made from
 OUT/segments.jsonl            all records in order
 OUT/rows.jsonl                training rows
 OUT/dropped.jsonl             what was dropped, repaired or replaced by a default, and why
 OUT/manifest.json             config, counts, versions
-OUT/index.html                a page to look at it
+OUT/index.html                a page that shows and plays it
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ from moss_audio_jax.journal import write_lines
 from moss_audio_jax.remote import redact
 from moss_audio_jax.runtime import deaf_workers
 
-_SPOKEN = 4  # segments with speech, before the agreement of systems is judged
+_SPOKEN = 4  # agreement is judged only with this many segments with speech
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +76,9 @@ def annotate(
     """Annotates files into a folder. Existing results with the same inputs are kept.
 
     Args:
-      sources: of this shard.
-      shard: (i, n): with n > 1 the files that tell of many sources carry it in their names. The
-        same call on all sources as one shard joins them: it finds every record there.
+      sources: those of this shard.
+      shard: (i, n). With n > 1, the names of files about several sources contain it. The same call
+        with all sources and one shard joins the shards, because it finds all records.
 
     Raises:
       InputError: an expert, a checkpoint or the folder cannot be used.
@@ -87,7 +86,7 @@ def annotate(
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(Lock(out, "annotate", shared=shard[1] > 1))
-        if shard[1] > 1:  # shards may run side by side, but each once, and none beside a whole run
+        if shard[1] > 1:  # shards may run together, but each only once, and not during a whole run
             stack.enter_context(Lock(out, "annotate", _named("shard", shard)))
         done, failed = _annotated(sources, out, config, workers, progress)
         return _gathered(sources, done, failed, out, config, rows_name, shard)
@@ -96,7 +95,7 @@ def annotate(
 def _annotated(
     sources: Sequence[Source], out: Path, config: ConfigDict, workers: int, progress: bool
 ) -> tuple[dict[str, Done], list[tuple[str, str]]]:
-    """(what became of each source that could be used, (path, why) of the others)."""
+    """(results of the sources that could be used, (path, why) of the others)."""
     try:
         (out / "records").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -139,14 +138,14 @@ def _annotated(
 
 # --- processes -----------------------------------------------------------------------------------
 
-_annotator: Annotator | None = None  # of a worker process
+_annotator: Annotator | None = None  # in a worker process
 
 
 def _start(config: str, out: Path, key: str, alive: Connection, told: Any) -> None:
-    """Of a worker process.
+    """Prepares a worker process.
 
     Args:
-      alive: its other end is the run's; when that closes, however the run ends, this process does.
+      alive: the main process holds the other end; when that closes, this process ends.
       told: a shared byte: whether a worker has warned.
     """
     global _annotator
@@ -158,7 +157,7 @@ def _start(config: str, out: Path, key: str, alive: Connection, told: Any) -> No
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    # Ctrl-C is for the run to hear; a handler, as commands inherit what is ignored.
+    # The main process handles Ctrl-C. Not SIG_IGN, which commands would inherit.
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
@@ -175,13 +174,13 @@ def _one(source: Source) -> Done | str:
 
 
 class _Pool:
-    """`map` over so many processes, or here where it is one; results in order."""
+    """`map` over `workers` processes, with one in this process; results in order."""
 
     def __init__(self, workers: int, config: ConfigDict, out: Path, tick: Callable[[float], None]):
         key = run_fingerprint(config)
         self._pool = None
         if workers > 1:
-            context = multiprocessing.get_context("spawn")  # not forked: JAX holds threads
+            context = multiprocessing.get_context("spawn")  # not forked, because JAX has threads
             self._alive, self._run = context.Pipe(duplex=False)
             told = context.RawValue("b", 0)
             self._pool = concurrent.futures.ProcessPoolExecutor(
@@ -199,7 +198,7 @@ class _Pool:
     def __exit__(self, kind: type | None, *_: object) -> None:
         if self._pool:
             if kind is not None:
-                self._run.close()  # the workers end where they are
+                self._run.close()  # the workers end at once
             self._pool.shutdown(cancel_futures=True)
             self._run.close()
             self._alive.close()
@@ -209,15 +208,15 @@ class _Pool:
             for source in sources:
                 yield source, self._own.file(source)
             return
-        with deaf_workers():  # until `_start` has made a worker ready for Ctrl-C
+        with deaf_workers():  # until `_start` has set a worker's handler
             found = [self._pool.submit(_one, source) for source in sources]
         try:
             for source, result in zip(sources, found, strict=True):
                 yield source, result.result()
         except concurrent.futures.process.BrokenProcessPool:
             raise InputError(
-                "a worker process was ended from outside, perhaps for want of memory; the same "
-                "command with fewer --workers goes on from here"
+                "a worker process was killed, perhaps because memory ran out; run the same "
+                "command with fewer --workers, it continues from here"
             ) from None
 
 
@@ -311,19 +310,19 @@ def _gathered(
     write_lines(out / _named("segments.jsonl", shard), segments())
     if counts["doubtful segments"]:
         kept = config.rows.keep_doubtful
-        rests = "row(s) that rest on it are left out (--keep-doubtful keeps them)"
-        what = "rows on them are kept" if kept else f"{counts['doubtful rows']} {rests}"
+        rests = "row(s) that depend on it are left out (--keep-doubtful keeps them)"
+        what = "their rows are kept" if kept else f"{counts['doubtful rows']} {rests}"
         told.append(
             f"{counts['doubtful segments']} of {counts['segments']} segments are foreign to the "
-            f"small model, which knows synthetic sound only: {what}. Name experts that know such "
+            f"small model, which knows only synthetic sound: {what}. Use experts that know such "
             "sound (docs/annotate.md)"
         )
     elif counts["spoken"] >= _SPOKEN and counts["agreed"] < counts["spoken"] / 2:
         told.append(
             f"only {counts['agreed']} of {counts['spoken']} segments with speech have a transcript "
-            "that the systems agree on: this may be sound that they do not know, and what they say "
-            "of its sounds and music a guess. Name experts that know it: experts and "
-            "speech.systems of the config (docs/annotate.md)"
+            "that the systems agree on. They may not know this kind of sound, and may only guess "
+            "its events and music. Use experts that know it: set experts and speech.systems in the "
+            "config (docs/annotate.md)"
         )
     write_lines(out / _named(rows_name, shard), rows())
     write_lines(out / _named("dropped.jsonl", shard), notes)
@@ -358,7 +357,7 @@ def _gathered(
 
 
 def _kind(field: str, reason: str) -> str:
-    """A reason without what is particular to one case, so that it can be counted."""
+    """A reason without the details of one case, so that equal reasons can be counted."""
     if field == "source":
         return "source: failed"
     field = field.split()[0]

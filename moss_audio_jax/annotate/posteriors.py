@@ -1,4 +1,5 @@
-"""Frame posteriors of any detector: read from `frames.npz`, made into events and segments."""
+"""A detector's probabilities per frame (posteriors): read from `frames.npz`, turned into events
+and segments."""
 
 from __future__ import annotations
 
@@ -11,12 +12,12 @@ import numpy as np
 from moss_audio_jax.annotate.spans import DEFAULT, SegmentOptions, cover
 from moss_audio_jax.errors import InputError
 
-SPEECH_LABELS = ("speech", "human voice", "singing")  # long ones set boundaries all the same
+SPEECH_LABELS = ("speech", "human voice", "singing")  # long events of these set boundaries too
 
 
 @dataclasses.dataclass(frozen=True)
 class Posteriors:
-    """float [T, C] probabilities, frames a second, and C names."""
+    """Probabilities float [T, C], frames per second, and C names."""
 
     frames: np.ndarray
     fps: float
@@ -27,7 +28,7 @@ def load_posteriors(path: str | Path) -> Posteriors:
     """Reads `frames.npz`: arrays `frames` float [T, C] in 0..1, `fps` scalar, `labels` [C].
 
     Raises:
-      InputError: one line naming the file and the array that is missing or of a wrong shape.
+      InputError: an array is missing or has a wrong shape; names it and the file.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -42,7 +43,7 @@ def load_posteriors(path: str | Path) -> Posteriors:
     if frames.ndim != 2 or frames.shape[1] != len(labels) or not frames.shape[0]:
         raise InputError(
             f"{path}: frames has shape {list(frames.shape)} and there are {len(labels)} labels; "
-            "expected [T, C] with T >= 1 and a label for each of C"
+            "expected [T, C] with T >= 1 and C labels"
         )
     if len(set(labels)) < len(labels):
         raise InputError(f"{path}: a label appears twice; expected a name for each class")
@@ -61,10 +62,10 @@ def events(
     """Events {"label", "start", "end", "score"} by hysteresis; seconds rounded to ms, in order.
 
     Args:
-      thresholds: label -> (on, off) where they differ from the options'.
+      thresholds: label -> (on, off), for labels that do not use those of `options`.
 
     Raises:
-      InputError: thresholds name a class that the posteriors lack.
+      InputError: `thresholds` names a class that the posteriors lack.
     """
     for name in thresholds or {}:
         if name not in posteriors.labels:
@@ -102,10 +103,10 @@ def segment_posteriors(
     options: SegmentOptions = DEFAULT,
     thresholds: dict[str, tuple[float, float]] | None = None,
 ) -> list[dict[str, float]]:
-    """Segments of a clip of `seconds` at its events' edges: in order, no gap, no overlap.
+    """Segments of a clip of `seconds`, cut at the edges of events: in order, no gap, no overlap.
 
-    Events that overlap are one; a gap shorter than `min_seconds` is cut in its middle. An event
-    that is not speech and longer than `long_seconds` sets no boundary: those within it do.
+    Overlapping events are joined; a gap shorter than `min_seconds` is cut in its middle. An event
+    that is longer than `long_seconds` and not speech sets no boundary, but events within it do.
     """
     blocks: list[list[float]] = []
     for event in events(posteriors, options, thresholds):

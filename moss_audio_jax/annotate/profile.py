@@ -1,4 +1,4 @@
-"""Which of nine coarse classes a segment holds: a multi-label profile of scores from 0 to 1."""
+"""Which of nine coarse classes a segment contains: scores from 0 to 1, several may be high."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ EVIDENCE = (
     "spectral change",
     "longest voice",
 )
-# Logistic weights: bias, then one for each piece of EVIDENCE.
+# Logistic weights: a bias, then a weight for each entry of EVIDENCE.
 WEIGHTS: dict[str, tuple[float, tuple[float, ...]]] = {
     "speech": (
         -5.483,
@@ -193,7 +193,7 @@ WEIGHTS: dict[str, tuple[float, tuple[float, ...]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class ProfileOptions:
-    """silence_dbfs: a segment whose loudest 50 ms lies below holds nothing (environment alone)."""
+    """silence_dbfs: a segment whose loudest 50 ms is below this is only "environment"."""
 
     silence_dbfs: float = -70.0
 
@@ -201,11 +201,12 @@ class ProfileOptions:
 def profile(
     features: ClipFeatures, start: float, end: float, options: ProfileOptions = ProfileOptions()
 ) -> dict[str, float]:
-    """Scores of the nine CLASSES for start..end (seconds), each a probability of its own.
+    """Scores of the nine CLASSES between two times in seconds; each is an independent probability.
 
-    Measured, not learnt from recordings: logistic weights on signal statistics, fitted to the
-    procedural world, which has no singing; singing is voice over music that holds its pitch, and
-    source-ambiguous is what no other class claims. Posteriors of a real tagger are far better.
+    Logistic weights on signal statistics, fitted to synthetic scenes, not to recordings. The scenes
+    have no singing: the score of singing is that of a voice that holds its pitch, with music. A
+    sound that no other class claims is source-ambiguous. The posteriors of a real tagger are far
+    better.
     """
     span = features.span(start, end)
     if span.bands.max() < options.silence_dbfs:
@@ -225,13 +226,13 @@ def profile(
 def profile_posteriors(
     posteriors: Posteriors, classes: dict[str, str], start: float, end: float
 ) -> dict[str, float]:
-    """Scores from a detector: for each class, the 90th percentile of its best label's frames.
+    """Scores from a detector: for each class, the 90th percentile over frames of its best label.
 
     Args:
-      classes: the detector's label -> one of CLASSES; labels that it lacks are left out.
+      classes: the detector's label -> one of CLASSES; labels that are not in it are ignored.
 
     Raises:
-      InputError: a class that is none of the nine.
+      InputError: a class is not one of the nine.
     """
     scores = dict.fromkeys(CLASSES, 0.0)
     first = int(start * posteriors.fps)
@@ -251,7 +252,7 @@ def profile_posteriors(
 
 
 def evidence(span: ClipFeatures) -> np.ndarray:
-    """Statistics of a stretch of sound, float64 [len(EVIDENCE)], each of about unit size."""
+    """Statistics of a span, float64 [len(EVIDENCE)], each of about unit size."""
     power = np.exp(span.bands.astype(np.float64) * (np.log(10) / 10))
     level = 10 * np.log10(power.sum(axis=1) + 1e-10)
     loud = level > level.max() - 25

@@ -1,6 +1,6 @@
-"""The record of a segment, its schema, and the small validator that holds one against the other.
+"""The record of a segment, its JSON schema, and a small validator.
 
-All times are seconds of the source file and multiples of 10 ms, but for the file's own end.
+All times are seconds of the source file and multiples of 10 ms, except the file's end.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ SCHEMA: dict[str, Any] = {
 def schema_problems(
     value: Any, schema: Mapping[str, Any] = SCHEMA, at: str = "record"
 ) -> list[str]:
-    """What of a value its JSON schema forbids, one line each; the keywords that SCHEMA uses."""
+    """Violations of a JSON schema, one line each; knows the keywords that SCHEMA uses."""
     return list(_problems(value, schema, at))
 
 
@@ -168,7 +168,7 @@ def _problems(value: Any, schema: Mapping[str, Any], at: str) -> Iterator[str]:
 
 
 def centi(time: float) -> float:
-    """A time as records hold it: rounded to 10 ms."""
+    """A time rounded to 10 ms, as in records."""
     return round(round(time * 100) / 100, 2)
 
 
@@ -187,7 +187,7 @@ def spans(record: Record) -> Iterator[tuple[str, Mapping[str, float]]]:
 
 
 def times(record: Record) -> list[float]:
-    """Every time that a record knows, its own edges included."""
+    """Every time in a record, including its own edges."""
     found = [record["start"], record["end"], *record["music"].get("beats", ())]
     for _, item in spans(record):
         found += [item["start"], item["end"]]

@@ -1,4 +1,4 @@
-"""What a plug-in says, held against its step before anything is done with it (see experts.py)."""
+"""Checks the reply of a plug-in before it is used (see experts.py)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from moss_audio_jax.errors import InputError
 
 Request = dict[str, Any]
 Reply = dict[str, Any]
-_SLACK = 0.05  # seconds by which a time may lie outside the clip: it is moved to its edge
+_SLACK = 0.05  # a time this many seconds outside the clip is moved to its edge
 
 
 def checked(step: str, reply: Any, request: Request) -> Reply:
-    """The parts of a reply that its step has, in their own types.
+    """The parts of a reply that belong to its step, converted to their types.
 
     Raises:
-      InputError: what is wrong with it.
+      InputError: says what is wrong with the reply.
     """
     if not isinstance(reply, Mapping):
         raise InputError(f"the reply is a {type(reply).__name__}; expected a JSON object")
@@ -45,7 +45,7 @@ def checked(step: str, reply: Any, request: Request) -> Reply:
     if step == "diarise":
         turns = [_span(t, "speaker", duration) for t in _list(reply, "turns", 1000)]
         if not turns:
-            raise InputError("no turns, though there is a voice")
+            raise InputError("no turns, although there is a voice")
         turns = [{**turn, "speaker": _short(turn["speaker"])} for turn in turns]
         return {"turns": sorted(turns, key=lambda turn: turn["start"])}
     if step == "events":
@@ -88,7 +88,7 @@ def _text(reply: Mapping[str, Any], longest: int, empty: bool) -> str:
     if not text and not empty:
         raise InputError("the text is empty")
     if len(text) > longest:
-        raise InputError(f"the text has {len(text)} characters; at most {longest} make sense here")
+        raise InputError(f"the text has {len(text)} characters; expected at most {longest}")
     if not _plain(text):
         raise InputError("the text holds control characters")
     return text
@@ -99,14 +99,14 @@ def _list(reply: Mapping[str, Any], key: str, most: int) -> list[Any]:
     if not isinstance(value, list):
         raise InputError(f"{key} is {_brief(value)}; expected a list")
     if len(value) > most:
-        raise InputError(f"{key} holds {len(value)} items; at most {most} make sense here")
+        raise InputError(f"{key} holds {len(value)} items; expected at most {most}")
     return value
 
 
 def _name(value: Any) -> str:
     name = _short(value)
     if any(c.isdigit() or c in "[]" for c in name):
-        raise InputError(f"{value!r}: a name without digits is expected")
+        raise InputError(f"{value!r}: expected a name without digits")
     return name
 
 
@@ -114,7 +114,7 @@ def _short(value: Any) -> str:
     if not isinstance(value, str) or not value.strip() or len(value) > 80 or '"' in value:
         raise InputError(f"{_brief(value)}; expected a short name")
     if not _plain(name := " ".join(value.split())):
-        raise InputError(f"{value!r}: a name without control characters is expected")
+        raise InputError(f"{value!r}: expected a name without control characters")
     return name
 
 
@@ -132,7 +132,7 @@ def _span(item: Any, name: str, duration: float) -> Reply:
     start, end = item.get("start"), item.get("end")
     if not _number(start) or not _number(end) or not start <= end:
         raise InputError(
-            f"{_brief(item[name])} from {_brief(start)} to {_brief(end)}: no span of time"
+            f"{_brief(item[name])} from {_brief(start)} to {_brief(end)}: not a span of time"
         )
     if start < -_SLACK or end > duration + _SLACK:
         raise InputError(
@@ -156,5 +156,5 @@ def _plain(text: str) -> bool:
 
 
 def _brief(value: Any) -> str:
-    """A value's repr, short however deep or long it is."""
+    """A short repr of a value, however deep or long it is."""
     return reprlib.repr(value)

@@ -1,9 +1,9 @@
-"""Cutting a clip where one coherent event ends and another begins, never at fixed windows.
+"""Cuts a clip where one coherent event ends and another begins, not at fixed windows.
 
-Places to cut are proposed generously (change points of 5 Hz band statistics, and pauses); each is
-weighed by how much what lies on its two sides differs, and the weakest are struck out one by one,
-the sides growing as they go. So a sentence's pauses and a clock's silences vanish, for both their
-sides are the same, and a change of source stays.
+Many cuts are proposed: change points of band statistics at 5 Hz, and pauses. Each is scored by how
+much its two sides differ, and the weakest are removed one by one, which makes the sides of the
+others longer. Pauses within a sentence and between ticks of a clock are removed, because their two
+sides are alike; a change of source stays.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from moss_audio_jax.errors import InputError, extra
 if TYPE_CHECKING:
     from moss_audio_jax.annotate.tags import Sources
 
-_LONG_PAUSE = 1.0  # seconds: a pause as long is a segment of its own
+_LONG_PAUSE = 1.0  # seconds; such a pause is a segment
 _PAUSE = 0.2
-_NOISE_LEFT = np.float32(0.02)  # of the power of steady noise
+_NOISE_LEFT = np.float32(0.02)  # share of the power of steady noise that is kept
 
 
 def segment(
@@ -36,7 +36,7 @@ def segment(
 ) -> list[dict[str, float]]:
     """Segments {"start", "end"} in seconds, rounded to ms: in order, no gap, no overlap.
 
-    `sources`: what a model hears in the clip; without it the signal alone decides.
+    `sources`: a model's tags of the clip; without them only the signal decides.
     """
     cuts = change_points(features, options, sources)
     edges = [0.0, *cuts, features.seconds]
@@ -52,16 +52,16 @@ def segment(
 def change_points(
     features: ClipFeatures, options: SegmentOptions = DEFAULT, sources: Sources | None = None
 ) -> list[float]:
-    """Times of the cuts between coherent events, seconds, before any limit on length."""
+    """Times of the cuts between coherent events in seconds, before limits on length."""
     features = without_noise(features)
     places = proposals(features, options, sources)
     return [at / FINE for at in kept(Sides(features, sources), places, options)]
 
 
 def without_noise(features: ClipFeatures) -> ClipFeatures:
-    """Features whose levels lack the clip's steady noise, the 5th percentile of each band.
+    """Features without the clip's steady noise, which is the 5th percentile of each band.
 
-    What is left of it lies _NOISE_LEFT below or lower: pauses are as deep as in a quiet room.
+    At most _NOISE_LEFT of its power stays, so that pauses are as deep as in a quiet room.
     """
 
     def less(level: np.ndarray) -> np.ndarray:
@@ -80,7 +80,7 @@ def without_noise(features: ClipFeatures) -> ClipFeatures:
 def proposals(
     features: ClipFeatures, options: SegmentOptions, sources: Sources | None = None
 ) -> list[int]:
-    """Fine frames where a cut might be: pauses, change points outside them, sources' edges."""
+    """Possible cuts, as fine frames: pauses, change points outside them, edges of sources."""
     places = []
     pauses = quiet_runs(features)
     for start, stop in pauses:
@@ -103,7 +103,7 @@ def proposals(
 
 
 def quiet_runs(features: ClipFeatures) -> list[tuple[int, int]]:
-    """Pauses: runs of 0.2 s and more of fine frames near the level of the quietest around them."""
+    """Pauses: runs of fine frames, 0.2 s or longer, near the level of the quietest around them."""
     energy = scipy.ndimage.uniform_filter1d(features.energy, 5)
     reach = 4 * FINE + 1
     low = scipy.ndimage.minimum_filter1d(energy, reach)
@@ -119,7 +119,7 @@ def quiet_runs(features: ClipFeatures) -> list[tuple[int, int]]:
 
 
 def _changes(features: ClipFeatures, penalty: float) -> list[int]:
-    """Change points of the bands' means, in coarse frames; blocks of ten minutes."""
+    """Change points of the bands' means, in coarse frames; searched in blocks of ten minutes."""
     try:
         import ruptures
     except ImportError as error:
@@ -129,7 +129,7 @@ def _changes(features: ClipFeatures, penalty: float) -> list[int]:
     if count < 10:
         return []
     x = features.bands[: count * group].reshape(count, group, -1).mean(axis=1)
-    # What lies 70 dB below the loudest is not heard; (10 dB)^2 is the unit of the cost.
+    # Levels 70 dB below the loudest are not heard; the unit of the cost is (10 dB)^2.
     x = np.maximum(x, x.max(initial=-100.0) - 70) / 10
     found, start = [], 0
     while count - start >= 10:
@@ -155,7 +155,7 @@ def _refined(features: ClipFeatures, coarse: int) -> int:
         right = bands[at : at + width].mean(axis=0)
         if (gap := float(np.abs(left - right).sum())) > best:
             best, where = gap, at
-    # A dip within 0.2 s is where one sound ends; without one, the steepest 10 ms is.
+    # One sound ends at a dip within 0.2 s or, without a dip, at the steepest 10 ms.
     middle = where * GROUP
     first = max(middle - FINE // 5, 0)
     smooth = scipy.ndimage.uniform_filter1d(features.energy[first : middle + FINE // 5], 3)
@@ -166,11 +166,11 @@ def _refined(features: ClipFeatures, coarse: int) -> int:
     return first + int(np.argmax(np.abs(np.diff(features.energy[first : middle + GROUP + 1])))) + 1
 
 
-# --- weighing ------------------------------------------------------------------------------------
+# --- scoring -------------------------------------------------------------------------------------
 
 
 def kept(sides: Sides, places: list[int], options: SegmentOptions) -> list[int]:
-    """Proposals left when the weakest have been struck out until all are likely enough."""
+    """Removes the weakest proposal until all that remain are likely enough; returns those."""
     total = len(sides.energy)
     before = dict(zip(places, [0, *places], strict=False))
     after = dict(zip(places, [*places[1:], total], strict=False))
@@ -182,7 +182,7 @@ def kept(sides: Sides, places: list[int], options: SegmentOptions) -> list[int]:
     def weigh(at: int) -> None:
         score = sides.log_odds(before[at], at, after[at])
         if min(at - before[at], after[at] - at) < least:
-            score -= 100.0  # too short a segment: the weaker of its two edges goes
+            score -= 100.0  # a segment is too short: the weaker of its two edges is removed
         scores[at] = score
         heapq.heappush(heap, (score, at))
 

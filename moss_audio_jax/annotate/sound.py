@@ -1,4 +1,4 @@
-"""The general-sound branch: events with times, what dominates, what is surely absent."""
+"""The branch of general sound: events with times, the dominant sound, absent sounds."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from moss_audio_jax.text.labels import KINDS, Kind
 Event = dict[str, Any]
 _SOUND, _INSTRUMENT = "sound:", "instrument:"
 _CATEGORY = {kind.category: kind.category for kind in KINDS.values()} | {
-    "human sound": "sounds of things"  # claps and steps are no voices
+    "human sound": "sounds of things"  # claps and steps are not voices
 }
-SPOKEN = ("speech", "human voice", "singing", "music")  # these have branches of their own
+SPOKEN = ("speech", "human voice", "singing", "music")  # other branches handle these
 
 
 @functools.cache
@@ -29,13 +29,13 @@ def kinds_by_label() -> dict[str, Kind]:
 
 
 def clause(label: str) -> str:
-    """ "a dog barks" where the label is one of the world's, else "LABEL is heard"."""
+    """ "a dog barks" if the label is a known kind of sound, else "LABEL is heard"."""
     kind = kinds_by_label().get(label)
     return kind.clause if kind else f"{label} is heard"
 
 
 def tag_events(given: Posteriors) -> Posteriors:
-    """The columns of the small model's tags that are sound events, under their labels."""
+    """The columns of the small model's tags that are sound events, named by their labels."""
     columns = [
         i
         for i, name in enumerate(given.labels)
@@ -46,7 +46,7 @@ def tag_events(given: Posteriors) -> Posteriors:
 
 
 def tag_classes(given: Posteriors) -> dict[str, str]:
-    """label -> coarse class, for `profile_posteriors`, of the small model's tags."""
+    """label -> coarse class of the small model's tags, for `profile_posteriors`."""
     found = {"speech": "speech", "music": "music"}
     for name in given.labels:
         kind = KINDS.get(name.removeprefix(_SOUND)) if name.startswith(_SOUND) else None
@@ -58,7 +58,7 @@ def tag_classes(given: Posteriors) -> dict[str, str]:
 
 
 def tag_instruments(given: Posteriors, least: float) -> list[str]:
-    """Instruments whose tag reaches `least` at a tenth of the frames, the surest first."""
+    """Instruments whose tag reaches `least` in a tenth of the frames, the likeliest first."""
     found = {}
     for name, column in zip(given.labels, given.frames.T, strict=True):
         if name.startswith(_INSTRUMENT):
@@ -67,7 +67,7 @@ def tag_instruments(given: Posteriors, least: float) -> list[str]:
 
 
 def tag_sex(given: Posteriors, spans: Sequence[tuple[float, float]]) -> str | None:
-    """ "female" or "male", where the tags are sure of it over a speaker's turns; else None.
+    """ "female" or "male" if the tags are sure about it in a speaker's turns; else None.
 
     Args:
       spans: seconds from the first frame.
@@ -84,14 +84,14 @@ def tag_sex(given: Posteriors, spans: Sequence[tuple[float, float]]) -> str | No
 
 
 def without_branches(given: Posteriors, classes: Mapping[str, str]) -> Posteriors:
-    """A detector's columns but for speech, voices and music, which have branches of their own."""
+    """A detector's columns except speech, voices and music, which other branches handle."""
     columns = [i for i, name in enumerate(given.labels) if classes.get(name) not in SPOKEN]
     labels = tuple(given.labels[i] for i in columns)
     return Posteriors(given.frames[:, columns], given.fps, labels)
 
 
 def events(given: Posteriors, start: float, end: float, options: SegmentOptions) -> list[Event]:
-    """Events of posteriors whose first frame lies at `start`, in seconds of the file, in order."""
+    """Events of posteriors, in order, in seconds of the file; the first frame is at `start`."""
     found = []
     for event in posteriors.events(given, options):
         first, last = centi(start + event["start"]), centi(min(start + event["end"], end))
@@ -101,14 +101,14 @@ def events(given: Posteriors, start: float, end: float, options: SegmentOptions)
 
 
 def absent(given: Posteriors, heard: Sequence[Event], most: float) -> list[str]:
-    """Labels whose score stays below `most` all along, the least likely first."""
+    """Labels whose score always stays below `most`, the least likely first."""
     top = dict(zip(given.labels, given.frames.max(axis=0).tolist(), strict=True))
     here = {event["label"] for event in heard}
     return [n for n in sorted(top, key=lambda n: (top[n], n)) if top[n] < most and n not in here]
 
 
 def anchor(record: Mapping[str, Any]) -> str | None:
-    """What dominates: the evidence with the most seconds times score; None without evidence."""
+    """The dominant sound: the largest product of seconds and score; None without evidence."""
     seconds: dict[str, float] = {}
     for event in record["events"]:
         length = (event["end"] - event["start"]) * event["score"]
@@ -125,14 +125,14 @@ def anchor(record: Mapping[str, Any]) -> str | None:
 
 
 def mixed(signal: Mapping[str, float], tags: Mapping[str, float]) -> dict[str, float]:
-    """A profile of the tags' scores and the signal's, which knows nothing of what was learnt.
+    """A profile that combines the scores of the tags and of the signal statistics.
 
-    On the world's scenes the tags are never wrong about speech and music where the signal often is;
-    of real voices and music they know less.
+    On synthetic scenes the tags are reliable about speech and music, and the signal statistics are
+    not. The tags know less about real voices and music.
     """
     known = ("speech", "music", "animal", "natural sound", "sounds of things", "environment")
     scores = {n: (_TAGS * tags[n] + (1 - _TAGS) * signal[n]) for n in known}
-    # Noise in the background of something else is not what the segment is about.
+    # Background noise under another sound is not the subject of the segment.
     scores["environment"] *= 1 - max(scores[n] for n in known if n != "environment") / 2
     scores["singing"] = signal["singing"]
     scores["human voice"] = max(scores["speech"], scores["singing"])
@@ -140,5 +140,5 @@ def mixed(signal: Mapping[str, float], tags: Mapping[str, float]) -> dict[str, f
     return {name: round(scores[name], 3) for name in CLASSES}
 
 
-_TAGS = 0.75  # their weight
-_SURE = 0.6  # mean of the tag over all turns, pauses included
+_TAGS = 0.75  # weight of the tags in a mixed profile
+_SURE = 0.6  # from this mean over all turns, pauses included, a tag counts as sure

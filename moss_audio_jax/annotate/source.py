@@ -1,7 +1,7 @@
-"""What to annotate: files of a folder or a manifest, and the sound of one, kept on disk.
+"""The files to annotate, from a folder or a manifest, and the decoded sound of one file.
 
-Memory does not grow with a file's length: it is decoded block by block into a nameless file of
-float32 samples, from which the branches read their segments.
+Memory does not grow with a file's length: it is decoded block by block into an unnamed temporary
+file of float32 samples, from which the branches read their segments.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ _KEYS = ("audio", "path", "file", "wav", "audio_path", "audio_filepath", "filena
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """An audio file: absolute path, and an id that is a file name and unlike any other's.
+    """An audio file: its absolute path, and a unique id that can be a file name.
 
-    `problem` says why there is none: a row of a manifest that is broken, or names no local file.
+    `problem` says why there is no file: the manifest's row is broken or names no local file.
     """
 
     path: str
@@ -64,13 +64,13 @@ def find(given: str | Path) -> list[Source]:
     """Audio files in a fixed order.
 
     Args:
-      given: a folder (looked through recursively, sorted), a manifest (.txt: a path a line; .jsonl
-        or .csv: its key or column "audio"; relative to the manifest), or one audio file. Manifests
-        are UTF-8, UTF-16 or, where they are neither, the bytes of file names or Latin-1. A row that
-        is broken, or names what cannot be a file, is a source with a problem.
+      given: a folder (searched recursively, sorted), a manifest (.txt: a path per line; .jsonl or
+        .csv: its key or column "audio"; relative to the manifest), or one audio file. Manifests are
+        UTF-8 or UTF-16, otherwise the bytes of file names or Latin-1. A row that is broken, or
+        that does not name a file, becomes a source with a problem.
 
     Raises:
-      InputError: it does not exist, or names no audio; a row of a manifest has none of its keys.
+      InputError: `given` does not exist or names no audio, or a manifest's row has no known key.
     """
     given = Path(given)
     broken: list[Source] = []
@@ -104,7 +104,7 @@ def find(given: str | Path) -> list[Source]:
             if parts:
                 warnings.warn(
                     f"{shown(given)}: rows name parts of files (offset, duration); every file is "
-                    "annotated whole, once",
+                    "annotated once, as a whole",
                     stacklevel=2,
                 )
         if not paths:
@@ -142,10 +142,10 @@ def read_shard(text: str) -> tuple[int, int]:
 
 
 def _id(path: str, root: str) -> str:
-    """Readable, and with a hash: two names that differ in what is left out stay apart."""
+    """A readable id with a hash, so that names that differ only in dropped characters differ."""
     name = os.path.relpath(path, root) if root else path
     plain = re.sub(r"[^\w.-]+", "_", os.path.splitext(name)[0]).strip("._")[-60:] or "audio"
-    while len(plain.encode()) > 160:  # with what is written behind it, a file name has 255 bytes
+    while len(plain.encode()) > 160:  # with a suffix, a file name may have 255 bytes
         plain = plain[1:]
     raw = name.encode("utf-8", "surrogatepass")
     return f"{plain}-{hashlib.blake2b(raw, digest_size=4).hexdigest()}"
@@ -155,11 +155,11 @@ def _id(path: str, root: str) -> str:
 
 
 def _text(path: Path) -> str:
-    """A manifest's text, where bytes that are no UTF-8 stay as they are in file names."""
+    """A manifest's text; bytes that are not UTF-8 are kept as Python keeps them in file names."""
     raw = read_bytes(path, "a manifest")
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         text = raw.decode("utf-16", "replace")
-    elif b"\0" in raw[:200] and len(raw) % 2 == 0:  # UTF-16 without a mark; a path holds no zero
+    elif b"\0" in raw[:200] and len(raw) % 2 == 0:  # UTF-16 without a mark; a path has no zero byte
         text = raw.decode("utf-16-be" if raw[0] == 0 else "utf-16-le", "replace")
     else:
         text = raw.decode("utf-8-sig", "surrogateescape")
@@ -167,13 +167,13 @@ def _text(path: Path) -> str:
 
 
 def _there(root: Path, name: str) -> str:
-    """The path of a name; where there is none, and the manifest is Latin-1, that of its letters."""
+    """The path of a name; if no such file exists, its bytes are also tried as Latin-1."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
-        raise InputError(f"{brief(redact(name))}: is a URL; download it, and name the file")
+        raise InputError(f"{brief(redact(name))}: is a URL; download it and give the file's path")
     path = os.path.join(root, name)
     if os.path.lexists(path) or not any(0xDC80 <= ord(c) < 0xDD00 for c in name):
         return path
-    with contextlib.suppress(UnicodeEncodeError):  # another surrogate, out of JSON
+    with contextlib.suppress(UnicodeEncodeError):  # a surrogate from JSON
         letters = name.encode("utf-8", "surrogateescape").decode("latin-1")
         if os.path.lexists(os.path.join(root, letters)):
             return os.path.join(root, letters)
@@ -181,7 +181,7 @@ def _there(root: Path, name: str) -> str:
 
 
 def _lines(text: str) -> Iterator[tuple[str, Any]]:
-    # Not splitlines(): it also splits at characters that a file name may hold.
+    # Not splitlines(), which also splits at characters that file names may contain.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip() and not line.startswith("#"):
             yield f"line {number}", {"audio": line.strip()}
@@ -217,7 +217,7 @@ def _named(row: Any) -> str:
         raise InputError(f"the row is a {type(row).__name__}; expected an object")
     name = next(row[key] for key in _KEYS if row.get(key))
     if not isinstance(name, str) or "\0" in name or len(name) > 4096:
-        raise InputError(f"{brief(reprlib.repr(name))} is no path")
+        raise InputError(f"{brief(reprlib.repr(name))} is not a path")
     return name
 
 
@@ -225,7 +225,7 @@ def _named(row: Any) -> str:
 
 
 class Sound:
-    """A file's samples on disk, written while its blocks pass by. A context.
+    """A file's decoded samples, kept on disk. A context manager.
 
     with Sound(path, folder) as sound:
         for block in sound.blocks(): ...      # once, to the end
@@ -235,7 +235,7 @@ class Sound:
     def __init__(self, path: str, folder: Path):
         self.path = path
         self.samples = 0
-        # It has no name: nothing is left of it, however this process ends.
+        # Without a name, so that nothing is left of it, however this process ends.
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
 
     def __enter__(self) -> Sound:
@@ -245,10 +245,10 @@ class Sound:
         self._file.close()
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Decodes the file: float32 blocks at 16 kHz mono, as `load_audio` would make them.
+        """Decodes the file as `load_audio` does: yields float32 blocks, 16 kHz mono.
 
         Raises:
-          InputError: what `load_audio` raises.
+          InputError: as `load_audio`.
         """
         for block in audio_blocks(self.path):
             self._file.write(block.tobytes())

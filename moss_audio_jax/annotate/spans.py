@@ -1,4 +1,4 @@
-"""How a clip is cut, and its segments from the cuts."""
+"""Options for cutting a clip, and segments from cuts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class SegmentOptions:
 
     Attributes:
       min_seconds: no segment is shorter, unless the clip is.
-      max_seconds: a longer segment is cut again where it is quietest in its second half.
-      penalty: of a change point, times dimensions times ln(frames), in units of (10 dB)^2.
-      threshold: the probability from which a proposed cut is kept; higher means fewer segments.
+      max_seconds: a longer segment is cut again at the quietest place in its second half.
+      penalty: cost of a change point, times dimensions times ln(frames), in units of (10 dB)^2.
+      threshold: the lowest probability of a cut that is kept; higher means fewer segments.
       on, off: hysteresis of posteriors: an event begins at `on` and lasts while above `off`.
-      merge_seconds: two events of a class closer than this are one.
+      merge_seconds: two events of a class that are closer than this are joined.
       event_seconds: shorter events of posteriors are dropped.
       long_seconds: a longer event that is not speech sets no boundary.
     """
@@ -49,7 +49,7 @@ DEFAULT = SegmentOptions()
 
 
 def cover(cuts: list[float], seconds: float, options: SegmentOptions) -> list[dict[str, float]]:
-    """Segments from one cut to the next; a cut that leaves less than `min_seconds` is left out."""
+    """Segments from one cut to the next; cuts that leave less than `min_seconds` are ignored."""
     edges = [0.0]
     for cut in sorted(cuts):
         if cut - edges[-1] >= options.min_seconds and seconds - cut >= options.min_seconds:

@@ -1,4 +1,4 @@
-"""Voices described by measurement: pitch, rate and loudness of a span, and speakers' turns."""
+"""Measures voices: pitch, rate and loudness of a span, and which speaker speaks when."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 
 from moss_audio_jax.annotate.features import COARSE, FINE, ClipFeatures
 
-# Mean pitch in Hz from which a voice is called so. Men talk at about 85-155 Hz, women at 165-255.
+# Lowest mean pitch in Hz of each class. Men speak at about 85-155 Hz, women at 165-255.
 PITCH_WORDS = ((0.0, "low-pitched"), (130.0, "medium-pitched"), (220.0, "high-pitched"))
-# Syllables a second where no words are known, words a minute where they are.
+# Lowest words per minute of each class.
 RATE_WORDS = ((0.0, "slow"), (140.0, "normal"), (205.0, "fast"))
 LOUDNESS_WORDS = ((-200.0, "quiet"), (-35.0, "normal"), (-17.0, "loud"))  # dBFS
 
 
 @dataclasses.dataclass(frozen=True)
 class SpeakerOptions:
-    """harmonicity: of frames that count as voiced. turn_distance: between two speakers' voices."""
+    """harmonicity: the lowest of a voiced frame. turn_distance: the least between two speakers."""
 
     harmonicity: float = 0.6
     turn_distance: float = 1.0
@@ -32,14 +32,14 @@ def describe_voice(
     words: int | None = None,
     options: SpeakerOptions = SpeakerOptions(),
 ) -> dict[str, Any]:
-    """What can be measured of a voice between two times, seconds.
+    """Measures a voice between two times in seconds.
 
     Args:
-      words: how many were said, where a transcript tells.
+      words: the number of words, if a transcript gives it.
 
     Returns:
       {"pitch_hz", "pitch_range_semitones", "words_per_minute", "syllables_per_second",
-      "level_dbfs", "pitch", "rate", "loudness"}: numbers, then the words for them; None where
+      "level_dbfs", "pitch", "rate", "loudness"}: numbers, then words for them. A value is None if
       there is nothing to measure (whispering has no pitch).
     """
     span = features.span(start, end)
@@ -64,7 +64,7 @@ def describe_voice(
         "syllables_per_second": syllables,
         "level_dbfs": loudness,
         "pitch": _word(pitch, PITCH_WORDS),
-        # English has about 1.4 syllables a word.
+        # English has about 1.4 syllables per word.
         "rate": None if silent else _word(per_minute or 60 * syllables / 1.4, RATE_WORDS),
         "loudness": _word(loudness, LOUDNESS_WORDS),
     }
@@ -77,9 +77,9 @@ def measured_speakers(
 ) -> list[int]:
     """The speaker of each sentence, numbered in the order in which they first speak.
 
-    Sentences, (start, end) in seconds, are grouped by the distance of their voices: pitch in
-    octaves, and the mean spectrum of their voiced frames. A sentence joins the nearest speaker
-    nearer than `turn_distance`, else it is a new one.
+    Sentences, (start, end) in seconds, are grouped by the distance between their voices: pitch in
+    octaves, and the mean spectrum of voiced frames. A sentence belongs to the nearest speaker; if
+    none is nearer than `turn_distance`, to a new one.
     """
     speakers: list[list[np.ndarray]] = []
     who = []
@@ -97,13 +97,13 @@ def measured_speakers(
 def told_speakers(
     turns: Sequence[Mapping[str, Any]], sentences: Sequence[tuple[float, float]]
 ) -> list[int]:
-    """The speaker of each sentence by the turns of a plug-in, numbered as they first speak.
+    """The speaker of each sentence by a plug-in's turns, numbered in order of first speaking.
 
-    A sentence belongs to the speaker who talks the longest within it; without one, to the speaker
+    A sentence belongs to the speaker who speaks longest during it; if nobody does, to the speaker
     of the nearest turn.
 
     Args:
-      turns: {"speaker", "start", "end"}, on the sentences' clock; at least one.
+      turns: {"speaker", "start", "end"} on the sentences' clock; at least one.
     """
     who: list[str] = []
     for start, end in sentences:
@@ -119,7 +119,7 @@ def told_speakers(
 
 
 def _voice(span: ClipFeatures, options: SpeakerOptions) -> np.ndarray:
-    """A vector in which speakers lie about 1 apart: log pitch, and the spectrum's shape."""
+    """A vector of log pitch and the spectrum's shape; those of two speakers are about 1 apart."""
     level = span.bands.max(axis=1)
     loud = level > level.max() - 25
     voiced = loud & (span.harmonicity > options.harmonicity)
@@ -127,13 +127,13 @@ def _voice(span: ClipFeatures, options: SpeakerOptions) -> np.ndarray:
     octave = float(np.median(np.log2(span.pitch[voiced]))) if voiced.sum() >= 4 else 0.0
     mean = span.bands[chosen].mean(axis=0)
     mean = np.maximum(mean, mean.max() - 45)
-    # Four broad bands: finer ones tell what is said rather than who says it.
+    # Four broad bands, because finer ones depend on what is said rather than on who says it.
     shape = (mean - mean.mean())[:28].reshape(4, 7).mean(axis=1) / 25
     return np.array([2.2 * octave, *shape])
 
 
 def _syllables(span: ClipFeatures) -> int:
-    """Peaks of the smoothed energy that stand 2 dB out of the dips about them."""
+    """Number of peaks of the smoothed energy that rise 2 dB above the dips around them."""
     if len(span.energy) < 10:
         return 0
     window = np.hanning(13)

@@ -1,4 +1,4 @@
-"""The speech branch: transcripts that systems agree on, times of words, sentences, voices."""
+"""The branch of speech: transcripts on which systems agree, times of words, sentences, voices."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _STOPS = "，。！？、；：…"
 _UNIT = re.compile(rf"[{_HAN}]|[{_STOPS}]+|[^\s{_HAN}{_STOPS}]+")
 _ENDS = tuple(".!?。！？…")
-_REACH = 3  # frames of 10 ms that an edge of a word may move
+_REACH = 3  # frames of 10 ms by which the edge of a word may move
 
 
 def heard_text(heard: Heard, tokenizer: Tokenizer) -> tuple[str, float]:
-    """(text, confidence 0..1) of the best path. Pieces are whole words but for single letters."""
+    """(text, confidence 0..1) of the best path. Pieces are whole words or single letters."""
     pieces, _, sure = greedy(heard.log_probs)
     texts = [tokenizer.decode([piece]).strip() for piece in pieces]
     return joined(_glued([text for text in texts if text])), sure
 
 
 def _glued(texts: Sequence[str]) -> list[str]:
-    """Runs of single Latin letters are spelt words; all else stands alone."""
+    """Joins runs of single Latin letters into words; everything else is unchanged."""
     words: list[str] = []
     letters = False
     for text in texts:
@@ -52,7 +52,7 @@ def _glued(texts: Sequence[str]) -> list[str]:
 
 
 def units(text: str) -> list[str]:
-    """What gets a time: words between spaces, Chinese characters; punctuation stays at its word."""
+    """The units that get times: words between spaces, with punctuation; Chinese characters."""
     found: list[str] = []
     for unit in _UNIT.findall(text):
         if found and not any(c.isalnum() for c in unit):
@@ -69,7 +69,7 @@ def joined(words: Sequence[str]) -> str:
 
 
 def language(text: str) -> str | None:
-    """ "zh" where there are Chinese characters, "en" where all letters are Latin, else None."""
+    """ "zh" if there are Chinese characters, "en" if all letters are Latin, else None."""
     if re.search(f"[{_HAN}]", text):
         return "zh"
     letters = [c for c in text if c.isalpha()]
@@ -78,9 +78,9 @@ def language(text: str) -> str | None:
 
 
 def agreement(texts: Sequence[str], spoken: str | None = None) -> float | None:
-    """Mean WER (CER of Chinese) over pairs of transcripts, the longer one as reference.
+    """Mean WER (Chinese: CER) over pairs of transcripts, with the longer one as reference.
 
-    None for fewer than two texts. An empty text against another is 1.
+    None for fewer than two texts. For an empty text and another one it is 1.
     """
     rates = []
     for one, two in itertools.combinations(texts, 2):
@@ -93,9 +93,9 @@ def agreement(texts: Sequence[str], spoken: str | None = None) -> float | None:
 def choose(
     asr: Sequence[dict[str, Any]], spoken: str | None, threshold: float, min_systems: int
 ) -> tuple[str | None, float | None, str | None]:
-    """(transcript, agreement, why there is none) of what the systems wrote.
+    """(transcript, agreement, why there is none) from the systems' transcripts.
 
-    The transcript is the first system's of two, and the one nearest to all others of more.
+    With two systems, the first one's; with more, the transcript that is nearest to all others.
     """
     texts = [one["text"] for one in asr]
     rate = agreement(texts, spoken)
@@ -120,8 +120,8 @@ def aligned(
     """Words of a text with times in seconds of the file, by forced alignment.
 
     Args:
-      start: where the clip that was heard begins in the file.
-      least: mean log-probability of a token below which the text is not what was said.
+      start: where the clip begins in the file.
+      least: the lowest mean log-probability per token of a text that was said.
 
     Raises:
       InputError: the text does not fit the sound.
@@ -137,7 +137,7 @@ def aligned(
         if not of_word:
             raise InputError(f"alignment: {word!r} has no piece in this tokenizer")
         first, last = found.spans[at][0], found.spans[at + len(of_word) - 1][1]
-        # A chunk may be cut short: a token never reaches beyond the next one's start.
+        # Chunks may be cut short, so a token ends at the latest where the next one starts.
         end = min(edges[last - 1] + TOKEN, edges[last])
         timed.append(
             {"text": word, "start": centi(start + edges[first]), "end": centi(start + end)}
@@ -147,14 +147,14 @@ def aligned(
 
 
 def at_changes(words: Sequence[Word], wav: np.ndarray, start: float) -> list[Word]:
-    """Words whose edges lie where the spectrum changes most, at most 30 ms from where they were.
+    """Moves the edges of words by up to 30 ms, to where the spectrum changes most.
 
-    Tokens are 80 ms apart, so that aligned edges are up to 40 ms off. Two words that meet still do.
+    Tokens are 80 ms apart, so aligned edges are up to 40 ms wrong. Words that touch stay touching.
 
     Args:
-      wav: float32 at 16 kHz, from `start` of the file on.
+      wav: float32 at 16 kHz, starting at `start` of the file.
     """
-    mel = log_mel(wav).T  # [F, 128], 100 a second
+    mel = log_mel(wav).T  # [F, 128], 100 frames per second
     side = 2  # frames compared before and after an edge
 
     def moved(time: float) -> float:
@@ -165,7 +165,7 @@ def at_changes(words: Sequence[Word], wav: np.ndarray, start: float) -> list[Wor
             if at + step < side or len(after) < side:
                 continue
             change = np.abs(after.mean(axis=0) - before.mean(axis=0)).mean()
-            # The aligner counts, too: a move of 30 ms must change 0.06 of log_mel's scale more.
+            # Prefers the aligned edge: a move of 30 ms needs 0.06 more change of log_mel.
             score = change - 0.1 * (step / 4) ** 2
             if score > most:
                 best, most = centi(time + step / 100), score
@@ -181,7 +181,7 @@ def at_changes(words: Sequence[Word], wav: np.ndarray, start: float) -> list[Wor
 
 
 def sentences(words: Sequence[Word], pause: float) -> list[Word]:
-    """Words joined up to a full stop, or to a pause in seconds."""
+    """Joins words into sentences, which end at a full stop or at a pause of `pause` seconds."""
     groups: list[list[Word]] = []
     for word in words:
         last = groups[-1][-1] if groups else None
@@ -199,7 +199,7 @@ def sentences(words: Sequence[Word], pause: float) -> list[Word]:
 
 
 def utterances(features: ClipFeatures, start: float, end: float) -> list[tuple[float, float]]:
-    """Where there is sound between two times: what lies between pauses of 0.2 s and more."""
+    """The spans of sound between two times, separated by pauses of 0.2 s or more."""
     span = features.span(start, end)
     edges, at = [], 0
     for first, last in [*quiet_runs(span), (len(span.energy), len(span.energy))]:
@@ -215,11 +215,11 @@ def voices(
     who: Sequence[int],
     words: Callable[[float, float], int],
 ) -> list[dict[str, Any]]:
-    """Speakers with their turns and what can be measured of them.
+    """Speakers with their turns and the measurements of their voices.
 
     Args:
       spans, who: (start, end) of sentences or utterances in seconds, and the speaker of each.
-      words: how many are said between two times.
+      words: the number of words between two times.
     """
     speakers = []
     for speaker in sorted(set(who)):

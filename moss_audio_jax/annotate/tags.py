@@ -1,4 +1,4 @@
-"""What a model's tags say of a cut: which sources sound before it, after it and across it."""
+"""Evidence about a cut from a model's tags: which sources sound before, after and across it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from moss_audio_jax.annotate.posteriors import Posteriors, segment_posteriors
 from moss_audio_jax.annotate.spans import SegmentOptions
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 
-_PIECE = 256.0  # seconds heard at a time
-_CONTEXT = 8 * COARSE  # coarse frames looked at on either side of a cut
+_PIECE = 256.0  # seconds that the model gets at a time
+_CONTEXT = 8 * COARSE  # coarse frames examined on each side of a cut
 _NEAR, _CLOSE, _AT = COARSE, COARSE // 2, 3  # coarse frames next to a cut
 _SOURCES = ("sound:", "speech", "music")
 _SURROUNDINGS = {
@@ -22,7 +22,7 @@ _SURROUNDINGS = {
     "instruments": ("instrument:",),
     "voice": ("sex:", "pitch:", "speed:", "accent:", "intonation:", "whispered"),
 }
-# on, off and shortest event of the hysteresis whose edges are proposed
+# Hysteresis whose edges are proposed as cuts: on, off, seconds of the shortest event.
 _LEVELS = ((0.35, 0.2, 0.15), (0.5, 0.3, 0.2), (0.8, 0.3, 0.3))
 EVIDENCE = (
     *(f"{which} {what}" for what in ("mean", "top", "near") for which in ("most apart", "apart")),
@@ -44,7 +44,7 @@ class Sources:
     """Probabilities of tags along a clip, on the coarse frames of its `ClipFeatures`.
 
     Attributes:
-      edges: for each of three thresholds where events begin and end, seconds.
+      edges: for each of three thresholds, the times in seconds where events begin and end.
     """
 
     def __init__(self, tags: np.ndarray, labels: Sequence[str]):
@@ -66,7 +66,7 @@ class Sources:
             self.edges.append(np.array([each["start"] for each in cut[1:]]))
 
     def places(self) -> list[int]:
-        """Fine frames where a cut might be: edges, and where one source gives way to another."""
+        """Possible cuts, as fine frames: edges, and changes from one source to another."""
         found = {round(edge * FINE) for edges in self.edges for edge in edges}
         best = self._sounding.argmax(axis=1)
         for at in np.flatnonzero(np.diff(best)) + 1:
@@ -77,9 +77,9 @@ class Sources:
         return sorted(found)
 
     def evidence(self, before: int, at: int, after: int) -> list[float]:
-        """[len(EVIDENCE)] of a cut at a fine frame between those before and after it.
+        """[len(EVIDENCE)] for a cut at fine frame `at`, between the cuts `before` and `after`.
 
-        The cut lies 0.1 s or more within the clip.
+        The cut is at least 0.1 s from the ends of the clip.
         """
         middle = at // GROUP
         first = min(max(before // GROUP, middle - _CONTEXT), middle - 1)
@@ -113,7 +113,7 @@ class Sources:
         ]
 
     def _beside(self, middle: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """The sources' tags of up to so many frames before and after a frame."""
+        """The sources' tags in up to `width` frames before and after a frame."""
         return self._sounding[max(middle - width, 0) : middle], self._sounding[middle:][:width]
 
     def _side(self, first: int, last: int) -> tuple[np.ndarray, ...]:
@@ -136,7 +136,7 @@ class Sources:
 def hear_sources(
     ears: Ears, read: Callable[[float, float], np.ndarray], samples: int
 ) -> Sources | None:
-    """Tags of a clip of so many samples; None where the model has no head for them.
+    """Tags of a clip of `samples` samples; None if the model has no head for tags.
 
     Args:
       read: samples between two times in seconds, float32 at 16 kHz.

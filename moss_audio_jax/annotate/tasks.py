@@ -1,7 +1,7 @@
-"""Training rows of a record, in the official fine-tuning form; each says which field it is of.
+"""Training rows of a record in the official fine-tuning form; each names the field it came from.
 
-Times in rows count from the start of the segment's own file and are the record's, to the 10 ms. A
-question may ask about a time of its own; it has one decimal then, the record's have two.
+Times in rows count from the start of the segment's file and are the record's, with two decimals.
+Other times that a question asks about have one decimal.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from moss_audio_jax.text.tasks import MULTIPLE_CHOICE, NO_SPEECH, PROMPTS, Quest
 
 Row = dict[str, Any]
 _PERSONS = {"female": "woman", "male": "man", None: "person"}
-_EDGE = 0.15  # seconds about a time that is asked for in which nothing may begin or end
-# Answers of these tasks are balanced: none more often than 3 to 2 against the next.
+_EDGE = 0.15  # nothing may begin or end within these seconds of a time in a question
+# Answers of these tasks are balanced: an answer is at most 1.5 times as frequent as the next.
 BALANCED = {
     "present": "presence",
     "absent": "presence",
@@ -36,15 +36,15 @@ BALANCED = {
 
 class Made(NamedTuple):
     task: str
-    field: str  # of the record
+    field: str  # field of the record
     prompt: str
     answer: str
 
 
 def rows(record: Record) -> list[Row]:
-    """Every row of a record; the same for the same record. [] where nothing at all is known.
+    """Every row of a record; the same for the same record. [] if nothing is known.
 
-    Rows hold "provenance": {"audio", "start", "end", "field"}, besides what `data.records` reads.
+    Besides what `data.records` reads, rows hold "provenance": {"audio", "start", "end", "field"}.
     """
     local = _local(record)
     draw = Draw("annotate", record["id"], record["start"])
@@ -74,7 +74,7 @@ def rows(record: Record) -> list[Row]:
 
 
 def _local(record: Record) -> Record:
-    """The record on the clock of its own clip."""
+    """The record with times that count from the start of its clip."""
     start = record["start"]
 
     def moved(value: Any) -> Any:
@@ -87,13 +87,13 @@ def _local(record: Record) -> Record:
         return value
 
     keys = ("words", "sentences", "speakers", "music", "events")
-    # Ends are rounded down: a file's own end need not lie on the grid.
+    # Ends are rounded down, because a file's end need not be a multiple of 10 ms.
     seconds = int(100 * (record["end"] - start) + 1e-6) / 100
     return record | {key: moved(record[key]) for key in keys} | {"start": 0.0, "end": seconds}
 
 
 def sources(record: Record) -> list[tuple[str, dict[str, Any]]]:
-    """(what a timeline says, span) of all that is known to sound, in order of start."""
+    """(name in a timeline, span) of everything that is known to sound, in order of start."""
     found = [(event["label"], event) for event in record["events"]]
     voices = {s["speaker"]: f"{_PERSONS[s['sex']]} speaking" for s in record["speakers"]}
     if record["sentences"]:
@@ -108,7 +108,7 @@ def sources(record: Record) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _fields(record: Record) -> str:
-    """The fields that `sources` reads, of those that hold something."""
+    """The non-empty fields that `sources` reads."""
     spoken = "sentences" if record["sentences"] else "speakers"
     return "+".join(field for field in ("events", spoken, "music") if record[field])
 
@@ -291,7 +291,7 @@ def _presence(local: Record, draw: Draw) -> Iterator[tuple[str, Question]]:
     for what in ("speech", "music"):
         there = bool(local["speakers" if what == "speech" else "music"])
         scores = [local["profile"][name] for name in merge.BRANCHES[what]]
-        if there or max(scores) < 0.1:  # between the two nobody knows
+        if there or max(scores) < 0.1:  # between the two it is uncertain
             yield (
                 "profile",
                 Question(f"any_{what}", f"Is there any {what}?", "yes" if there else "no"),
@@ -338,7 +338,7 @@ _TIME = re.compile(r"(?<![\d.])\d+\.\d\d(?![\d.])")
 
 
 def check_row(row: Mapping[str, Any], record: Record) -> list[str]:
-    """What a row says that its record does not: times, clip, field; [] for a good one."""
+    """Contradictions between a row and its record (times, clip, field); [] if there are none."""
     problems = []
     audio, prompt, answer = (message["content"] for message in row["conversation"])
     if audio != record["clip"]:
@@ -350,7 +350,7 @@ def check_row(row: Mapping[str, Any], record: Record) -> list[str]:
         for key in field.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         if not value:
-            problems.append(f"its field {field} holds nothing")
+            problems.append(f"its field {field} is empty")
     known = {f"{max(centi(t - record['start']), 0):.2f}" for t in times(record)}
     if row["task"] not in ("asr", "word_what"):
         text = re.sub(r'"[^"]*"', '""', f"{prompt}\n{answer}")
@@ -358,7 +358,7 @@ def check_row(row: Mapping[str, Any], record: Record) -> list[str]:
             found = re.findall(r"\[(\d+\.\d\d)\]", text)
         else:
             found = _TIME.findall(text)
-        problems += [f"{time} is no time of its record" for time in found if time not in known]
+        problems += [f"{time} is not a time of its record" for time in found if time not in known]
     if not answer.strip():
         problems.append("its answer is empty")
     return problems
@@ -368,7 +368,7 @@ def check_row(row: Mapping[str, Any], record: Record) -> list[str]:
 
 
 class Balance:
-    """Keeps rows of all records even: `count` every row first, then `keeps` says which stay."""
+    """Balances the answers over all records: first `count` every row, then ask `keeps`."""
 
     def __init__(self) -> None:
         self._answers: dict[str, Counter[str]] = {}
@@ -380,10 +380,10 @@ class Balance:
                 self._answers.setdefault(group[0], Counter())[group[1]] += 1
 
     def keeps(self, row: Row, digest: str) -> str | None:
-        """None where a row stays, else why it does not.
+        """None if a row stays, else why it does not.
 
         Args:
-          digest: of the source's content: two files that are the same file give their rows once.
+          digest: hash of the source's content; identical files give their rows only once.
         """
         source = row["provenance"]
         first = self._first.setdefault((digest, source["start"], source["end"]), source["audio"])
@@ -392,7 +392,7 @@ class Balance:
         if group := _group(row):
             task, said = group
             answers = self._answers[task]
-            if task == "asr":  # no more than one in ten says that there is nothing to transcribe
+            if task == "asr":  # at most one in ten answers that there is nothing to transcribe
                 most = answers["said"] / 9 if said == "none" else answers[said]
             else:
                 others = [n for other, n in answers.items() if other != said]

@@ -1,4 +1,4 @@
-"""A segment on its way to a record."""
+"""A segment while its record is being made."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from moss_audio_jax.annotate.record import Record, centi
 
 @dataclasses.dataclass
 class Work:
-    """A segment on its way to a record."""
+    """A segment, its sound and its evidence, while its record is being made."""
 
     wav: np.ndarray
     record: Record
-    path: str  # of its clip
+    path: str  # of the clip's file
     heard: Heard | None = None
-    tags: Posteriors | None = None  # of the small model, or of the detector given, from `start` on
+    tags: Posteriors | None = None  # of the small model or the given detector, starting at `start`
     notes: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
     @property
@@ -50,11 +50,11 @@ class Work:
         self.record["provenance"].append({"field": field, "system": system})
 
     def last(self) -> float:
-        """The latest time on the grid within the segment."""
+        """The last multiple of 10 ms within the segment."""
         return int(100 * self.end + 1e-6) / 100
 
     def span(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        """An item on the clip's clock as one on the file's."""
+        """An item with times of the clip, converted to times of the file."""
         start = min(centi(self.start + item["start"]), self.last())
         return {
             **item,
@@ -93,7 +93,7 @@ def new_record(name: str, audio: str, clip: str, start: float, end: float) -> Re
 
 
 def part(given: Posteriors, start: float, end: float) -> Posteriors:
-    """A detector's frames from one time to another, at least one of them."""
+    """A detector's frames between two times; at least one."""
     first = min(round(start * given.fps), len(given.frames) - 1)
     last = max(min(round(end * given.fps), len(given.frames)), first + 1)
     return Posteriors(given.frames[first:last], given.fps, given.labels)

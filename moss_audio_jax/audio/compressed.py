@@ -32,7 +32,7 @@ _BARE = {"mp3": 2048, "aac": 8192}
 _SYNC = re.compile(rb"\xff[\xe0-\xfe]")  # how their frames start
 _SLACK = 0.1  # seconds: a header may count the decoder's delay, and may round
 _PLANES = (
-    8  # from so many channels on PyAV reads beyond a frame's planes, so they are interleaved first
+    8  # from this many channels on, PyAV reads beyond a frame's planes; they are interleaved first
 )
 _TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICS", b"3DI")
 _OGG_HEADERS = {"vorbis": 3, "opus": 2}  # packets

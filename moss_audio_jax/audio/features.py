@@ -14,14 +14,14 @@ from numpy.lib.stride_tricks import sliding_window_view
 from moss_audio_jax.audio.lengths import HOP, SAMPLE_RATE, mel_frames
 from moss_audio_jax.errors import InputError
 
-N_FFT = 400  # samples a frame: 25 ms
+N_FFT = 400  # samples per frame: 25 ms
 MEL_BINS = 128
-POWER_FLOOR = 1e-10  # of a mel bin, before the logarithm
+POWER_FLOOR = 1e-10  # the least power of a mel bin, before the logarithm
 DYNAMIC_RANGE = 8.0  # decades kept below the clip's own maximum
 _HALF = N_FFT // 2  # frames are centred: frame t covers samples 160 t - 200 .. 160 t + 199
 _PEAK_LIMIT = 1e12  # larger samples could overflow the power spectrum in float32
-_BLOCK = 256  # frames at a time, so that their spectra stay in the processor's cache
-_BANK_PARTS = 8  # products this small stay on one thread, which is faster here
+_BLOCK = 256  # frames processed together; their spectra fit into the processor's cache
+_BANK_PARTS = 8  # such small products stay on one thread, which is faster here
 
 
 def log_mel(wav: np.ndarray) -> np.ndarray:
@@ -54,7 +54,7 @@ def log_mel(wav: np.ndarray) -> np.ndarray:
             f"log_mel: the waveform holds {len(wav)} samples; expected at least {HOP} (one frame)"
         )
     peak = max(-float(wav.min()), float(wav.max()))
-    if not peak <= _PEAK_LIMIT:  # NaN fails this comparison, too
+    if not peak <= _PEAK_LIMIT:  # also true of NaN
         raise InputError(
             f"log_mel: the waveform's samples reach {peak}; expected finite values in about -1..1"
         )
@@ -126,8 +126,8 @@ def mel_filters() -> np.ndarray:
 def _bank_parts() -> tuple[tuple[slice, slice, np.ndarray], ...]:
     """The filter bank in groups of neighbours: (filters, bins they touch, float32 [bins, filters]).
 
-    98% of the bank is zeros; eight products over the bins a group touches cost a fifth of one
-    over all bins.
+    98% of the bank is zeros. Eight products, each over the bins of one group, cost a fifth of one
+    product over all bins.
     """
     parts = []
     size = MEL_BINS // _BANK_PARTS

@@ -27,11 +27,11 @@ from moss_audio_jax.files import brief, open_regular, reason, shown
 
 MAX_SECONDS = 12 * 3600.0  # of sound, unless the caller or the environment sets another limit
 _LIMIT_KEY = "MOSS_AUDIO_JAX_MAX_SECONDS"
-_BLOCK = 1 << 18  # samples of an array that are converted at a time
+_BLOCK = 1 << 18  # samples of an array that are converted together
 _READ = 1 << 20
 _MOST_BYTES = 4 << 30  # the largest file object that is held in memory
 _RATES = range(1_000, 768_001)
-_MOST_CHANNELS = 32  # of an array: a longer axis is time
+_MOST_CHANNELS = 32  # of an array; a longer axis is time
 _OPPOSED = 1e-3  # below this share of the channels' power, their average counts as cancelled
 
 Source = str | Path | BinaryIO | Mapping[str, Any] | tuple[Any, int]
@@ -42,9 +42,9 @@ def load_audio(source: Source, max_seconds: float | None = None) -> np.ndarray:
 
     Args:
       source: one of
-        - the path of a regular file, or a file opened in binary mode (anything with `read`; read
-          from its start where it can seek, left open): wav, aiff, caf, au, flac, mp3, ogg, opus,
-          m4a, mp4, aac, webm, and other formats that FFmpeg decodes;
+        - the path of a regular file, or a file opened in binary mode (anything with `read`; it is
+          read from its start if it can seek, and left open): wav, aiff, caf, au, flac, mp3, ogg,
+          opus, m4a, mp4, aac, webm, and other formats that FFmpeg decodes;
         - `{"array": samples, "sampling_rate": rate}` or `(samples, rate)`: samples [n],
           [channels, n] or [n, channels] (at most 32 channels and more samples than that), floating
           in about -1..1, or integers of 8, 16 or 32 bits.
@@ -58,9 +58,9 @@ def load_audio(source: Source, max_seconds: float | None = None) -> np.ndarray:
       n = ceil(m * 16000 / rate). A long file needs little more memory than the result.
 
     Raises:
-      InputError: one line that names the file: missing, a directory, no regular file, empty, not
+      InputError: names the file, which is missing, a directory, not a regular file, empty, not
         audio, cut short or damaged, longer than the limit, without samples, shorter than one mel
-        frame (10 ms), or with samples that are NaN, infinite or too large to resample.
+        frame (10 ms), or has samples that are NaN, infinite or too large to resample.
 
     Warns:
       UserWarning: one of several tracks is used, channels in opposite phase cancel in their
@@ -77,7 +77,7 @@ def audio_blocks(source: Source, max_seconds: float | None = None) -> Iterator[n
     """The samples of `load_audio`, in order, some seconds at a time: float32 [n] each.
 
     Raises:
-      InputError: what `load_audio` raises; some faults show only at the end of a file.
+      InputError: as `load_audio`; some faults are only found at the end of a file.
     """
     limit, name = _limit(max_seconds), "audio"
 
@@ -195,6 +195,8 @@ def _decoded(file: BinaryIO, allow, note) -> Iterator[tuple[int, np.ndarray]]:
     if all(sound.coding.code for sound in sounds):
         allow(sum((s.samples[1] - s.samples[0]) / s.coding.bytes_a_second for s in sounds))
     for sound in sounds or [None]:
+        if sound and sound.more:
+            note("holds several chunks of samples; only the first one is read")
         if sound and sound.coding.code:
             yield from pcm.blocks(file, sound)
             continue

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 SAMPLE_RATE = 16_000
-HOP = 160  # samples a mel frame
+HOP = 160  # samples per mel frame
 FRAMES_PER_TOKEN = 8  # three stride-2 convolutions
-MARKER_SECONDS = 2  # a time marker stands after every two seconds
-MARKER_TOKENS = 25  # ... that is, after every 25 audio tokens
+MARKER_SECONDS = 2  # a time marker (the seconds as text) follows every two seconds of audio,
+MARKER_TOKENS = 25  # which are 25 audio tokens
 
 
 def mel_frames(n_samples: int) -> int:
@@ -35,7 +35,7 @@ def chunk_frames(frames: int, chunk: int) -> list[int]:
 
 
 def padded_frames(clips: Sequence[int], chunk: int | None) -> int:
-    """P, the length that the official code pads the chunks of one prompt to.
+    """P, the length to which the official code pads the chunks of one prompt.
 
     Args:
       clips: mel frames of each clip of the prompt.
@@ -49,6 +49,6 @@ def padded_frames(clips: Sequence[int], chunk: int | None) -> int:
 
 
 def marker_seconds(n_tokens: int) -> range:
-    """The seconds at which a clip of `n_tokens` audio tokens carries a time marker: 2, 4, 6, ..."""
+    """The times, in seconds, of the time markers in a clip of `n_tokens` audio tokens: 2, 4, ..."""
     # 2 * tokens // 25 is int(tokens / 12.5) without floating point.
     return range(MARKER_SECONDS, 2 * n_tokens // MARKER_TOKENS + 1, MARKER_SECONDS)

@@ -59,6 +59,7 @@ class Sound(NamedTuple):
     stop: int
     samples: tuple[int, int]  # start and stop
     coding: Coding
+    more: bool = False  # another chunk of samples follows, which is not read
 
 
 class _Layout(NamedTuple):
@@ -158,7 +159,7 @@ def _chunked(file: BinaryIO, start: int, size: int) -> Sound:
             coding = _CODINGS[kind](read_at(file, body, min(max(length, 0), 64)), layout.head[0])
         elif kind == b"ds64":
             (long_size,) = struct.unpack("<Q", read_at(file, body + 8, 8))
-        elif kind in (b"data", b"SSND"):
+        elif kind in _SAMPLES:
             unknown = _UNKNOWN_64 if layout.own or layout.head[-1] == "q" else _UNKNOWN_32
             if long_size is not None and length >= _UNKNOWN_32:
                 length, unknown = long_size, _UNKNOWN_64
@@ -174,11 +175,12 @@ def _chunked(file: BinaryIO, start: int, size: int) -> Sound:
         stop = data
     else:
         stop = _stop(file, data, size, promised, unknown, coding)
-    end = stop
+    end, more = stop, False
     if not _layout(read_at(file, stop, 24)):  # other chunks follow the samples
         padded = stop + -(stop - start) % layout.align
         end, _ = _end_of_chunks(file, layout, start, padded, size)
-    return Sound(start, end, (data, stop), coding)
+        more = any(kind in _SAMPLES for kind, *_ in _chunks(file, layout, start, padded, size))
+    return Sound(start, end, (data, stop), coding, more)
 
 
 def _chunks(
@@ -281,3 +283,4 @@ def _caf(data: bytes, _: str) -> Coding:
 
 
 _CODINGS = {b"fmt ": _wav, b"COMM": _aiff, b"desc": _caf}
+_SAMPLES = (b"data", b"SSND")

@@ -70,7 +70,7 @@ def read_at(file: BinaryIO, pos: int, count: int) -> bytes:
 
 
 def _flac_links(file: BinaryIO, start: int, size: int) -> list[Link]:
-    # How a file starts; the mark alone may also stand in its data.
+    # The start of a file; the four-byte mark alone may also occur in the data.
     described = (b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22")
     starts = [p for p in _find_all(file, b"fLaC", start + 4) if read_at(file, p, 8) in described]
     starts.insert(0, start)
@@ -128,7 +128,7 @@ def _ogg_links(file: BinaryIO, size: int) -> list[Link]:
         elif serial in numbers:
             numbers[serial] = number
         if len(serials) > 1:
-            link.last_granule = None  # it depends on the track which stream counts
+            link.last_granule = None  # which stream counts depends on the track
         link.ended = bool(flags & 4)
     return found
 
@@ -158,9 +158,10 @@ def _ogg_pages(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes, bytes]]:
 
 
 def cut(file: BinaryIO) -> str | None:
-    """Says how a file is cut short, as the predicate of a message; None if it does not show.
+    """Says how a file is cut short, as the predicate of a message; None if that cannot be seen.
 
-    It shows in MP4, Matroska, AVI, FLV, IFF, VOC and NIST files, whose parts state their lengths.
+    It can be seen in MP4, Matroska, AVI, FLV, IFF, VOC and NIST files, whose parts state their
+    lengths.
     """
     size, head = file.seek(0, os.SEEK_END), read_at(file, 0, 1024)
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp", b"moof"):
@@ -223,7 +224,7 @@ def _flv_tags(file: BinaryIO, pos: int) -> Iterator[int]:
 
 
 def _voc_blocks(file: BinaryIO, pos: int, size: int) -> Iterator[int]:
-    # Some writers state a block eight bytes too short, so fewer bytes than this are no block.
+    # Some writers state a block eight bytes too short, so a rest this small is not a block.
     while size - pos > 16 and (head := read_at(file, pos, 4))[0]:
         pos += 4 + int.from_bytes(head[1:], "little")
         yield pos

@@ -1,1 +1,1 @@
-"""Evaluation: ask a model the questions of a benchmark, score its answers. Starts no JAX."""
+"""Evaluation: asks a model the questions of a benchmark, and scores its answers. Imports no JAX."""

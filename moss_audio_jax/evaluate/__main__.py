@@ -1,4 +1,4 @@
-"""Evaluates a model: asks it the questions of a benchmark, and scores what it answered.
+"""Evaluates a model: asks it the questions of a benchmark, and scores its answers.
 
 example:
   moss-audio-jax evaluate infer --benchmark mmau-mini --data mmau-test-mini.json \\
@@ -6,11 +6,11 @@ example:
   moss-audio-jax evaluate score --benchmark mmau-mini --data mmau-test-mini.json \\
       --predictions predictions.jsonl --output score.json
 
-infer    writes a model's predictions, one JSON line each; the same command again continues
-score    predictions against the references: the official rule and a strict one
-judge    captions and open answers as another model judges them, over an OpenAI-compatible endpoint
-export   predictions in the form that a benchmark's official script reads
-report   score files as one page, HTML and Markdown
+infer    writes a model's predictions, one JSON line each; run it again to continue
+score    scores predictions by the official rule and by a strict one
+judge    asks a model behind an OpenAI-compatible endpoint to judge captions and open answers
+export   writes predictions in the form that a benchmark's official script reads
+report   writes score files as one page, in HTML and Markdown
 
 moss-audio-jax evaluate VERB --help explains one with an example.
 """

@@ -1,7 +1,7 @@
 """The benchmarks by name. Each is read from the files of its authors into a list of `Item`.
 
-`infer` asks the items' prompts, `score` compares with their references: both read the same data
-file through `load_benchmark`, so no reference travels with a prediction.
+`infer` asks the items' prompts, and `score` compares answers with their references. Both read the
+same data file with `load_benchmark`, so predictions need not contain references.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CAPTION_FIELDS = (
 SPEECH_CAPTION = (
     "Describe the speech in this audio as JSON with the keys " + ", ".join(CAPTION_FIELDS) + "."
 )
-# The groups by which the authors break results down, under the names in their files.
+# The groups of the authors' breakdowns, under the names in their files.
 _GROUPS = (
     "task",
     "task_name",
@@ -63,7 +63,7 @@ _GROUPS = (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that select items, so that infer and score mean the same ones."""
+    """Adds the options that select items, which are the same for infer and score."""
     group = parser.add_argument_group("benchmark")
     group.add_argument(
         "--benchmark",
@@ -73,39 +73,42 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=", ".join(FORMATS),
     )
     group.add_argument(
-        "--data", required=True, type=Path, metavar="FILE|DIR", help="as its authors release it"
+        "--data", required=True, type=Path, metavar="FILE|DIR", help="as released by its authors"
     )
     group.add_argument(
         "--audio-root",
         type=Path,
         metavar="DIR",
-        help="where audio paths count from, and which they may not leave; "
+        help="folder of the audio: paths are relative to it and may not leave it; "
         "default: the data's folder",
     )
     group.add_argument(
         "--allow-outside",
         action="store_true",
-        help="audio paths may leave --audio-root (absolute ones, '..')",
+        help="allow audio paths outside --audio-root (absolute paths, '..')",
     )
     group.add_argument(
         "--split",
         choices=("train", "dev", "test"),
         default="test",
-        help="of AISHELL-1 and FLEURS; default test",
+        help="split of AISHELL-1 and FLEURS; default test",
     )
     group.add_argument(
-        "--level", choices=("word", "sentence"), default="word", help="of timestamps; default word"
+        "--level",
+        choices=("word", "sentence"),
+        default="word",
+        help="level of timestamps; default word",
     )
-    group.add_argument("--tier", metavar="NAME", help="of a TextGrid")
-    group.add_argument("--tasks", default="", metavar="A,B,...", help="of the world; default all")
+    group.add_argument("--tier", metavar="NAME", help="tier of a TextGrid")
+    group.add_argument("--tasks", default="", metavar="A,B,...", help="tasks of world; default all")
     group.add_argument(
-        "--per-scene", type=int, metavar="N", help="rows of each scene of the world; default all"
+        "--per-scene", type=int, metavar="N", help="rows per scene of world; default all"
     )
-    group.add_argument("--limit", type=int, metavar="N", help="the first N items only")
+    group.add_argument("--limit", type=int, metavar="N", help="only the first N items")
 
 
 def from_args(args: argparse.Namespace, prompt: str | None = None) -> Benchmark:
-    """The benchmark that parsed `add_options` name."""
+    """The benchmark that the parsed options of `add_options` select."""
     return load_benchmark(
         args.benchmark,
         args.data,
@@ -128,14 +131,15 @@ def load_benchmark(
 
     Args:
       name: mmau, mmau-mini, mmau-pro, mmar, mmsu, asr, timestamps, events, caption or world.
-      data: the file its authors release; for asr and timestamps see `manifests`; for world a folder
-        that `moss-audio-jax world` wrote.
-      audio_root: the folder that audio paths are relative to and must stay in. Default: the folder
-        of the data, which they may leave.
+      data: the file that its authors released; for asr and timestamps see `manifests`; for world a
+        folder that `moss-audio-jax world` wrote.
+      audio_root: the folder to which audio paths are relative, and which they may not leave.
+        Default: the folder of the data, which they may leave.
       **options: fields of `Options`.
 
     Raises:
-      InputError: data that cannot be read, a row without what it needs, one id twice, no rows.
+      InputError: the data cannot be read, a row lacks a key, an id is repeated, or there are no
+        rows.
       UsageError: no such benchmark, or an option that the benchmark does not have.
     """
     if name not in FORMATS:
@@ -145,7 +149,7 @@ def load_benchmark(
         if (value := getattr(chosen, option)) is not None and value < 1:
             raise UsageError(f"{option} is {value}; expected a number above 0")
     if not FORMATS[name].scenes and (chosen.tasks or chosen.per_scene):
-        raise UsageError(f"tasks and per_scene are of the world; this is {name}")
+        raise UsageError(f"tasks and per_scene are options of world; this is {name}")
     root = None if audio_root is None else Path(audio_root)
     items, problems = FORMATS[name].load(Path(data), root, chosen)
     if not items:
@@ -154,7 +158,7 @@ def load_benchmark(
     for number, item in enumerate(items, 1):
         if item.id in seen:
             raise InputError(
-                f"{data}: id {item.id!r} stands twice, at item {seen[item.id]} and {number}"
+                f"{data}: items {seen[item.id]} and {number} have the same id {item.id!r}"
             )
         seen[item.id] = number
     return Benchmark(name, items[: chosen.limit], problems)
@@ -199,7 +203,7 @@ def _choices(
             audio = _audio(first_of(row, audio_keys, where), folder, where)
             group = group_of(row, _GROUPS, where)
             answer = row.get(answer_key)
-            # MMAU does not publish those of its test set.
+            # MMAU does not publish the answers of its test set.
             answer = None if answer in (None, "") else text_of(answer, where, "the answer")
             if row.get("category") in without:
                 reference = {"answer": answer}
@@ -216,9 +220,11 @@ def _choices(
             if not 2 <= len(choices) <= len(string.ascii_uppercase):
                 raise InputError(f"{where}: {len(choices)} choice(s); expected 2 to 26")
             if answer is not None and answer not in choices:
-                problems.append(f"{where}: {name}: the answer {answer!r} is none of the choices")
+                problems.append(f"{where}: {name}: the answer {answer!r} is not among the choices")
             elif choices.count(answer) > 1:
-                problems.append(f"{where}: {name}: the answer {answer!r} is two of the choices")
+                problems.append(
+                    f"{where}: {name}: the answer {answer!r} is among the choices twice"
+                )
             prompt = choice_prompt(question, choices, options.prompt)
             reference = {"choices": choices, "answer": answer}
             items.append(Item(name, "choice", prompt, audio, reference, group))
@@ -228,7 +234,7 @@ def _choices(
 
 
 def _instruction(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """The form that the answer must have: MMAU-Pro's `task_identifier` and `kwargs`."""
+    """The required form of the answer: MMAU-Pro's `task_identifier` and `kwargs`."""
     given = row.get("kwargs") or {}
     if isinstance(given, str):
         given = parse_json(given, f"{where}: kwargs") if given.strip() else {}
@@ -253,7 +259,7 @@ def _audio(value: Any, root: Root, where: str) -> tuple[str, ...]:
 
 def _file(data: Path) -> Path:
     if data.is_dir():
-        raise InputError(f"{shown(data)}: is a folder; name the file of questions in it")
+        raise InputError(f"{shown(data)}: is a folder; give the file of questions in it")
     return data
 
 
@@ -294,7 +300,7 @@ def _caption(data: Path, root: Path | None, options: Options) -> Loaded:
         given = row["caption"] if isinstance(row.get("caption"), dict) else row
         fields = {field: given[field] for field in CAPTION_FIELDS if given.get(field) is not None}
         if not fields:
-            raise InputError(f"{where}: none of the fields {', '.join(CAPTION_FIELDS)}")
+            raise InputError(f"{where}: has none of the fields {', '.join(CAPTION_FIELDS)}")
         clip = manifests.row_clip(row, where, folder, fields)
         if missing := [field for field in CAPTION_FIELDS if field not in fields]:
             problems.append(f"{where}: {clip.id}: no {', '.join(missing)}")
@@ -306,10 +312,10 @@ class Format(NamedTuple):
     """How to read a benchmark's data, and its special features.
 
     Attributes:
-      load: (data, audio root, options) -> its items and problems.
-      scenes: rows belong to scenes; the options `tasks` and `per_scene` select among them.
-      closed: an open question has one right answer (a time, a number or a word). Each of these
-        forms, and multiple choice, has an accuracy of its own.
+      load: (data, audio root, options) -> items and problems.
+      scenes: whether rows belong to scenes, and the options `tasks` and `per_scene` select rows.
+      closed: whether an open question has one right answer: a time, a number or a word. The score
+        then has a separate accuracy for each of these forms and for multiple choice.
     """
 
     load: Loader

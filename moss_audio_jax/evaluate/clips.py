@@ -21,10 +21,8 @@ if TYPE_CHECKING:
     from moss_audio_jax.api import MossAudio
     from moss_audio_jax.generate.request import Prepared
 
-_UNREAD_BYTES_PER_SECOND = (
-    16_000  # of a file whose header soundfile cannot read; used for sorting only
-)
-_OVERSHOOT = 0.5  # seconds by which a part may end after its file, as in Kaldi's extract-segments
+_UNREAD_BYTES_PER_SECOND = 16_000  # if soundfile cannot read a file's header; only used for sorting
+_OVERSHOOT = 0.5  # seconds that a part may end after its file, as in Kaldi's extract-segments
 
 
 def missing_audio(items: Sequence[Item], root: Path) -> dict[str, None]:
@@ -34,20 +32,20 @@ def missing_audio(items: Sequence[Item], root: Path) -> dict[str, None]:
       root: the folder where they were searched, for the message.
 
     Raises:
-      InputError: none of them is there.
+      InputError: all clips are missing.
     """
     paths = dict.fromkeys(path for item in items for path in item.audio)
     missing = dict.fromkeys(path for path in paths if not os.path.exists(path))
     if missing and len(missing) == len(paths):
         raise InputError(
-            f"none of the {len(paths):,} audio file(s) under {shown(root)} is there, such as "
+            f"none of the {len(paths):,} audio file(s) under {shown(root)} exists, such as "
             f"{shown(next(iter(missing)))}; see --audio-root"
         )
     return missing
 
 
 def file_seconds(items: Sequence[Item]) -> list[float]:
-    """Seconds of sound of each item by the headers of its files; 0 for a missing file."""
+    """Seconds of sound of each item, from the headers of its files; 0 for a missing file."""
     known: dict[str, float] = {}
     for path in {path for item in items for path in item.audio}:
         known[path] = _header_seconds(path)
@@ -75,7 +73,7 @@ def part_seconds(cut: Cut | None, whole: float) -> float:
 def prepared_ahead(
     model: MossAudio, groups: Iterator[list[list[Item]]]
 ) -> Iterator[tuple[list[Item], list[Prepared | InputError]]]:
-    """Yields each group with its prompts, which threads make while the group before is answered."""
+    """Yields each group with its prompts; threads prepare them while the last group is answered."""
     pool = concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
     def ready(group: list[tuple[list[Item], concurrent.futures.Future]]) -> tuple[list, list]:
@@ -91,12 +89,12 @@ def prepared_ahead(
         for group in ahead:
             yield ready(group)
     finally:
-        # A thread that still decodes while the interpreter ends may crash it.
+        # A thread that still decodes when the interpreter ends may crash it.
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _prepare(model: MossAudio, run: Sequence[Item]) -> list[Prepared | InputError]:
-    """The prompts of items of the same files. Each part of a file is one clip for all of them."""
+    """The prompts of items with the same files; items with the same part share its clip."""
     from moss_audio_jax.api import Clip, Request
 
     prompts: list[Prepared | InputError] = []
@@ -124,7 +122,7 @@ def part(wav: np.ndarray, cut: Cut, path: str) -> np.ndarray:
     if start >= seconds or (end is not None and end > seconds + _OVERSHOOT):
         until = "the end" if end is None else f"{end:g} s"
         raise InputError(
-            f"{shown(path)}: it holds {seconds:.2f} s; the part from {start:g} s to {until} is not "
+            f"{shown(path)}: holds {seconds:.2f} s; the part from {start:g} s to {until} is not "
             "in it"
         )
     return wav[round(start * SAMPLE_RATE) : None if end is None else round(end * SAMPLE_RATE)]

@@ -4,10 +4,10 @@ example:
   moss-audio-jax evaluate infer --benchmark mmau-mini --data mmau-test-mini.json \\
       --checkpoint DIR --output predictions.jsonl
 
-Answers are written to FILE.partial.jsonl as they arrive; the same command again continues from
-there. At the end they are merged into FILE, in the order of the data. Several processes (launch/)
-share the work; all of them must be able to write to the folder of --output. Answers do not depend
-on --batch-size, --mesh or the number of processes.
+Answers are written to FILE.partial.jsonl as they arrive; to continue, run the same command again.
+At the end they are merged into FILE, in the order of the data. Several processes (launch/) share
+the work; all of them must be able to write to the folder of --output. Answers do not depend on
+--batch-size, --mesh or the number of processes.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ _GROUP_BATCHES = 8
 _GROUP_SECONDS = 7200.0
 # Questions about one clip that stay together: the clip is loaded and prefilled once for them.
 _TOGETHER = 16
-_NAMED = 20  # failures that are printed; the file has all of them
+_NAMED = 20  # failures that are printed; the file contains all
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The settings that decide an answer, besides its item. Every prediction contains them."""
+    """The settings, besides the item, that determine an answer. Every prediction has them."""
 
     model: str
     lora: str | None
@@ -95,16 +95,16 @@ def infer(
 ) -> list[Prediction]:
     """Predictions of all items, in their order; `output` holds them when this returns.
 
-    What `output` and its partial files hold already is kept, except for failed items: those are
+    Predictions in `output` and its partial files are kept, except those of failed items, which are
     tried again. Every process of the crew calls this; the first one writes `output`.
 
     Args:
-      sampling: of every answer; its seed is mixed with each item's id.
+      sampling: for every answer; its seed is mixed with each item's id.
       limit: the number of items, if they are only the first ones of their data. Each prediction
         contains it, so that a score counts no other items.
 
     Raises:
-      InputError: `output` holds predictions of other settings or prompts, or cannot be written.
+      InputError: `output` has predictions with other settings or prompts, or cannot be written.
     """
     meta = settings.meta() | ({} if limit is None else {"limit": limit})
     done = read_all(output)
@@ -148,7 +148,7 @@ def answer_group(
     journal: Journal,
     bar: _Bar,
 ) -> None:
-    """One call of the engine; each prediction goes to the journal as it is made."""
+    """Answers a group in one call of the engine; each prediction goes to the journal at once."""
     started = time.perf_counter()
     asked = []
     for item, prompt in zip(items, prompts, strict=True):
@@ -170,7 +170,7 @@ def answer_group(
 
 
 def item_seed(seed: int, name: str) -> int:
-    """The seed of one item's answer: its own, wherever in the benchmark it stands."""
+    """The seed of one item's answer; it does not depend on the item's position."""
     return int.from_bytes(hashlib.sha256(f"{seed}\0{name}".encode()).digest()[:4]) >> 1
 
 
@@ -206,7 +206,7 @@ def _prediction(
     return row if error is None else row | {"error": error}
 
 
-# --- what to do when -----------------------------------------------------------------------------
+# --- order of the work ---------------------------------------------------------------------------
 
 
 def _runs(items: Sequence[Item]) -> list[list[Item]]:
@@ -226,7 +226,7 @@ def _groups(
     group: list[list[Item]] = []
     count, seconds = 0, 0.0
     for run in runs:
-        cost = costs[run[0].id]  # all of them share the sound
+        cost = costs[run[0].id]  # all items of a run have the same audio
         long = seconds + cost > _GROUP_SECONDS and count >= batch_size
         if group and (long or count + len(run) > _GROUP_BATCHES * batch_size):
             yield group
@@ -238,7 +238,7 @@ def _groups(
 
 
 class _Bar:
-    """A progress bar in seconds of sound, which the time for the work depends on."""
+    """A progress bar in seconds of audio, which determine the time of the work."""
 
     def __init__(self, items: Sequence[Item], costs: Mapping[str, float], shown: bool) -> None:
         self._costs, self._items, self._done = costs, len(items), 0
@@ -293,14 +293,14 @@ def main(argv: Sequence[str]) -> int:
         "--prompt",
         default="official",
         metavar="official|TEXT",
-        help="default official; of multiple choice the words before the question",
+        help="default: the official one; for multiple choice, the text before the question",
     )
     options.add_argument(
         "--output",
         type=Path,
         required=True,
         metavar="FILE|DIR",
-        help="a .jsonl file, or a folder for NAME.jsonl",
+        help="a .jsonl file, or a folder, which gets NAME.jsonl",
     )
     command.add_model_options(options)
     options.add_argument("--batch-size", type=command.positive, default=16, metavar="N")
@@ -358,7 +358,7 @@ def _some(kind: str, problems: Sequence[str], most: int, file: Path | None) -> N
     for problem in problems[:most]:
         command.say(f"{kind}: {brief(problem, 500)}")
     if (more := len(problems) - most) > 0:
-        command.say(f"{kind}: and {more:,} more like this" + (f"; see {file}" if file else ""))
+        command.say(f"{kind}: {more:,} more like this" + (f"; see {file}" if file else ""))
 
 
 def _announce(benchmark: benchmarks.Benchmark) -> None:

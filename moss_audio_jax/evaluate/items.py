@@ -21,12 +21,12 @@ class Item:
       kind: the form of the answer, which decides how it is scored.
       prompt: the exact text that goes to the model.
       audio: paths of its clips, in order.
-      reference: by kind: choice {"choices": [...], "answer": text or None where it is not
-        published}, asr {"text"}, timestamps {"slots": [{"text", "start", "end"}, ...], "level":
+      reference: depends on the kind: choice {"choices": [...], "answer": text, or None if it is
+        not published}, asr {"text"}, timestamps {"slots": [{"text", "start", "end"}, ...], "level":
         "word" | "sentence"}, events {"events": [{"start", "end", "text"}, ...]}, caption {field:
-        value} or, in the world, {"sources": [[name, other name, ...], ...]}, open {"answer"} (of
+        value} or, in world, {"sources": [[name, other name, ...], ...]}, open {"answer"} (for
         MMAU-Pro's instructions {"answer", "task_identifier", "kwargs"}).
-      group: what results are broken down by: task, category (a list is allowed), dimension, ...
+      group: keys of the breakdowns: task, category (a list is allowed), dimension, ...
       cut: the part of its one clip that it asks about, in seconds; None for the whole clip.
     """
 
@@ -41,7 +41,7 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """Items in the order of the data. `problems` describes oddities of the data, one each."""
+    """Items in the order of the data. `problems` has a message for each oddity of the data."""
 
     name: str
     items: list[Item]
@@ -50,7 +50,7 @@ class Benchmark:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Which part of the data, and how it is asked.
+    """Which part of the data is used, and how it is asked.
 
     Attributes:
       prompt: replaces the official prompt; for multiple choice, the instruction before the
@@ -58,10 +58,10 @@ class Options:
       split: train, dev or test of AISHELL-1 and FLEURS.
       level: word or sentence, for timestamps.
       tier: the TextGrid tier's name, if it has an unusual one.
-      tasks: of the world: only these; empty for all.
-      per_scene: of the world: how many rows of each scene, drawn by a hash of their ids.
-      limit: only the first so many items.
-      allow_outside: audio paths may leave a given audio root: absolute ones, and "..".
+      tasks: of world: only these; empty for all.
+      per_scene: of world: the number of rows per scene, drawn by a hash of their ids.
+      limit: only this many items, the first ones.
+      allow_outside: whether audio paths may leave a given audio root (absolute paths, "..").
     """
 
     prompt: str | None = None

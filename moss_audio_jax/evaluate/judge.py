@@ -1,4 +1,4 @@
-"""Lets a model behind an OpenAI-compatible endpoint judge captions and open answers from 1 to 5.
+"""Asks a model behind an OpenAI-compatible endpoint to judge captions and open answers (1 to 5).
 
 example:
   moss-audio-jax evaluate judge --benchmark caption --data captions.jsonl \\
@@ -6,8 +6,8 @@ example:
       --url http://localhost:8000/v1 --model NAME
 
 A caption is judged field by field. Each line of --output holds the judge, a hash of the question,
-the judge's answer and the scores read from it. The same command again asks for what is missing or
-failed. --key-from names the environment variable that holds the key for the endpoint.
+the judge's answer and the scores read from it. The same command again asks only for scores that
+are missing or failed. --key-from names the environment variable with the endpoint's key.
 """
 
 from __future__ import annotations
@@ -67,16 +67,16 @@ _ANSWER = "answer"  # the one field of an open question
 
 
 class Judge(Chat):
-    """A model behind an OpenAI-compatible endpoint that gives scores; see `remote.Chat`."""
+    """A model behind an OpenAI-compatible endpoint, used as a judge; see `remote.Chat`."""
 
     role = "judge"
 
 
 def question(item: Item, answer: str) -> tuple[str, tuple[str, ...]]:
-    """The question to the judge about an answer, and the fields that it must score.
+    """The judge's question about an answer, and the fields that it must score.
 
     Raises:
-      UsageError: an item that needs no judge.
+      UsageError: items of this kind need no judge.
     """
     if item.kind == "caption" and "sources" not in item.reference:
         fields = tuple(item.reference)
@@ -94,7 +94,7 @@ def read_scores(raw: str, fields: Sequence[str]) -> dict[str, int]:
     """The scores in a judge's answer: one JSON object, with or without a code fence or thinking.
 
     Raises:
-      InputError: no such object, a field that is missing or has no integer from 1 to 5.
+      InputError: there is no such object, or a field is missing or is no integer from 1 to 5.
     """
     said = split_thinking(raw)[1]
     try:
@@ -123,17 +123,17 @@ def judge(
     workers: int = 8,
     progress: bool = False,
 ) -> list[Judgement]:
-    """Judgements of all items that a judge is for, in their order; `output` holds them too.
+    """Judges all items that need a judge, in their order, and writes the judgements to `output`.
 
-    An empty or missing answer gets the lowest score without a question. Judgements that `output`
-    already has from this judge for the same question are kept.
+    An empty or missing answer gets the lowest score without asking. Judgements in `output` by this
+    judge for the same question are kept.
 
     Args:
       answers: by item id, without thinking.
 
     Returns:
-      {"id", "judge", "prompt_hash", "raw_judgement", "scores": {field: 1-5}} of each; where no
-      scores could be had, "scores" is None and "error" says why.
+      {"id", "judge", "prompt_hash", "raw_judgement", "scores": {field: 1-5}} for each item; if
+      there are no scores, "scores" is None and "error" says why.
     """
     kept: dict[tuple[str, str], Judgement] = {}
     for row in read_predictions(output)[0] if output.exists() else ():
@@ -165,7 +165,7 @@ def judge(
         try:
             made = pool.map(one, items)
             judgements = list(tqdm(made, total=len(items), unit="answer", disable=not progress))
-        except BaseException:  # Ctrl-C or a full disk: nobody waits for the running questions
+        except BaseException:  # Ctrl-C or a full disk: do not wait for running requests
             by.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -174,7 +174,7 @@ def judge(
 
 
 def summary(judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """{"n", "failed", "mean", "fields": {field: mean}}: 1 to 5, over what could be judged.
+    """{"n", "failed", "mean", "fields": {field: mean}}: 1 to 5, over the items that were judged.
 
     `mean` is the mean of the fields' means, as in the official table; None if nothing was judged.
     """
@@ -198,26 +198,26 @@ def main(argv: Sequence[str]) -> int:
     benchmarks.add_options(options)
     options.add_argument("--predictions", type=Path, required=True, metavar="FILE")
     options.add_argument("--output", type=Path, required=True, metavar="FILE")
-    options.add_argument("--url", required=True, help="what comes before /chat/completions")
+    options.add_argument("--url", required=True, help="the part before /chat/completions")
     options.add_argument("--model", required=True, metavar="NAME")
     options.add_argument(
         "--key-from",
         default="OPENAI_API_KEY",
         metavar="VARIABLE",
-        help="default OPENAI_API_KEY; may be unset",
+        help="environment variable; default OPENAI_API_KEY, which may be unset",
     )
     options.add_argument(
         "--workers",
         type=command.positive,
         default=8,
         metavar="N",
-        help="requests at a time; default 8",
+        help="concurrent requests; default 8",
     )
     args = options.parse_args(argv)
     by = Judge(args.url, args.model, os.environ.get(variable(args.key_from)))
     benchmark = benchmarks.from_args(args)
     if not any(map(_judged, benchmark.items)):
-        raise UsageError(f"{args.benchmark} needs no judge: evaluate score knows what is right")
+        raise UsageError(f"{args.benchmark} needs no judge; use evaluate score alone")
     rows, problems = read_predictions(args.predictions)
     for problem in problems:
         command.say(f"warning: {problem}")
@@ -228,7 +228,7 @@ def main(argv: Sequence[str]) -> int:
     if len(missing) == len(asked):
         raise InputError(
             f"{args.predictions}: no predictions at all for the {len(asked)} items of "
-            f"{args.benchmark} that are judged"
+            f"{args.benchmark} that need a judge"
         )
     if missing:
         command.say(

@@ -1,7 +1,7 @@
 """Reads speech data in its usual layouts: LibriSpeech, AISHELL-1, FLEURS, Kaldi, JSONL, TextGrid,
 CTM.
 
-Nothing here opens audio, because scoring needs the references alone.
+This does not open audio files, because scoring only needs the references.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from moss_audio_jax.files import brief, shown
 from moss_audio_jax.text import textgrid
 
 Level = Literal["word", "sentence"]
-Cut = tuple[float, float | None]  # from, to in seconds; None is the end of the file
+Cut = tuple[float, float | None]  # start, end in seconds; None is the end of the file
 
 AUDIO_KEYS = ("audio", "audio_path", "audio_filepath")
 _AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm", ".mp4"}
@@ -38,13 +38,13 @@ _TIERS: dict[Level, tuple[str, ...]] = {
     "word": ("words", "word"),
     "sentence": ("sentences", "sentence", "segments", "utterances", "utterance"),
 }
-_NO_SPEECH = {"", "<eps>", "sil", "sp", "<sil>"}  # labels of pauses by forced aligners
+_NO_SPEECH = {"", "<eps>", "sil", "sp", "<sil>"}  # forced aligners' labels of pauses
 
 
 class Clip(NamedTuple):
     """A recording and its reference.
 
-    `reference` is {"text"} or {"slots", "level"}; `cut` is the part of the recording.
+    `reference` is {"text"} or {"slots", "level"}; `cut` is a part of the recording.
     """
 
     id: str
@@ -55,7 +55,7 @@ class Clip(NamedTuple):
 
 
 class Root(NamedTuple):
-    """The folder that audio paths count from.
+    """The folder to which audio paths are relative.
 
     Paths may not leave a closed root: absolute paths and ".." are refused. Symbolic links inside it
     are followed.
@@ -70,19 +70,18 @@ class Root(NamedTuple):
         return cls(otherwise if given is None else given, given is not None and not allow_outside)
 
     def place(self, name: str, where: str) -> str:
-        """The path of a file that a manifest names. Raises InputError if it may not leave the
-        root."""
+        """The path of a file in a manifest. Raises InputError if it leaves a closed root."""
         if self.closed and (os.path.isabs(name) or ".." in PurePath(name).parts):
             raise InputError(
                 f"{where}: {brief(name)!r} lies outside of --audio-root {shown(self.folder)}; "
-                "expected a path relative to it without '..' (--allow-outside takes it as it is)"
+                "expected a path relative to it without '..' (--allow-outside allows others)"
             )
         if not name or "\0" in name:
-            raise InputError(f"{where}: {brief(repr(name))} is no path of a file")
+            raise InputError(f"{where}: {brief(repr(name))} is not a path of a file")
         return str(self.folder / name)
 
 
-Clips = tuple[list[Clip], list[str]]  # and what is odd about them, one line each
+Clips = tuple[list[Clip], list[str]]  # clips, and a message for each oddity
 
 
 # --- transcripts ---------------------------------------------------------------------------------
@@ -94,19 +93,19 @@ def read_transcripts(
     split: str = "test",
     allow_outside: bool = False,
 ) -> Clips:
-    """Clips with {"text"}, whatever the layout of `data`.
+    """Clips with {"text"} from data in any of these layouts.
 
     Args:
-      data: a JSONL or JSON manifest ("audio", "text", and where known "id", "dimension",
-        "language", and "offset" and "duration" in seconds of a part of the file); a Kaldi folder
-        (text, wav.scp, segments); LibriSpeech or one of its parts; AISHELL-1's data_aishell; a
-        language's folder of FLEURS, or its .tsv.
-      audio_root: replaces the folder that audio paths count from; they may not leave it.
-      split: train, dev or test, of AISHELL-1 and FLEURS.
-      allow_outside: they may.
+      data: a JSONL or JSON manifest ("audio", "text"; optional: "id", "dimension", "language", and
+        "offset" and "duration" in seconds for a part of the file); a Kaldi folder (text, wav.scp,
+        segments); LibriSpeech or one of its parts; AISHELL-1's data_aishell; a language's folder
+        of FLEURS, or its .tsv.
+      audio_root: replaces the folder to which audio paths are relative; they may not leave it.
+      split: train, dev or test, for AISHELL-1 and FLEURS.
+      allow_outside: audio paths may leave `audio_root`.
 
     Raises:
-      InputError: no such layout, or a line that cannot be read.
+      InputError: no known layout, or a line that cannot be read.
     """
 
     def root(otherwise: Path) -> Root:
@@ -143,7 +142,7 @@ def _manifest(data: Path, root: Root) -> Clips:
 
 
 def row_clip(row: dict[str, Any], where: str, root: Root, reference: dict[str, Any]) -> Clip:
-    """A clip from a JSONL row. Without an "id" its name is its audio path and its cut."""
+    """A clip from a JSONL row. If it has no "id", its id is made of its audio path and cut."""
     audio = first_of(row, AUDIO_KEYS, where)
     paths = [audio] if isinstance(audio, str) else audio
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
@@ -155,7 +154,7 @@ def row_clip(row: dict[str, Any], where: str, root: Root, reference: dict[str, A
     if start is not None or row.get("duration") is not None:
         if len(paths) != 1:
             raise InputError(
-                f"{where}: offset and duration are of one file; {len(paths)} are named"
+                f"{where}: offset and duration need exactly one audio file; there are {len(paths)}"
             )
         cut = _cut(start, row.get("duration"), where)
     name = name_of(row, " ".join(paths) + (f"@{start}" if start is not None else ""), where)
@@ -166,13 +165,13 @@ def row_clip(row: dict[str, Any], where: str, root: Root, reference: dict[str, A
 def _cut(offset: Any, duration: Any, where: str) -> Cut:
     times = [0 if offset is None else offset, 0 if duration is None else duration]
     for name, time in zip(("offset", "duration"), times, strict=True):
-        # Neither infinite nor an integer too large for a float.
+        # Excludes infinity and integers that are too large for a float.
         if isinstance(time, bool) or not isinstance(time, int | float) or not 0 <= time < 1e9:
             what = json_kind(time) if isinstance(time, str | dict | list) else brief(time, 40)
             raise InputError(f"{where}: the {name} is {what}; expected seconds, 0 or more")
     start, length = map(float, times)
     if duration is not None and length == 0:
-        raise InputError(f"{where}: the duration is 0; expected more")
+        raise InputError(f"{where}: the duration is 0; expected more than 0")
     return start, None if duration is None else start + length
 
 
@@ -198,19 +197,24 @@ def _aishell(file: Path, root: Root, split: str) -> Clips:
     for where, name, text in read_keyed(file):
         speaker = re.fullmatch(r"BAC\d{3}(S(\d{4}))W\d{4}", name)
         if not speaker:
-            raise InputError(f"{where}: {name!r} is no AISHELL-1 utterance (BAC009S0764W0121)")
+            raise InputError(
+                f"{where}: {name!r} is not an AISHELL-1 utterance (like BAC009S0764W0121)"
+            )
         if not first <= int(speaker[2]) <= last:
             continue
         audio = root.place(f"{split}/{speaker[1]}/{name}.wav", where)
         reference = {
             "text": text.replace(" ", "")
-        }  # the words there are split as in no usual writing
+        }  # AISHELL-1 puts spaces between words, unlike Chinese writing
         clips.append(Clip(name, (audio,), reference, {"dimension": "AISHELL-1", "language": "zh"}))
     return _noted(clips)
 
 
 def _fleurs(file: Path, root: Root) -> Clips:
-    """id, file name, raw text, normalised text, letters, samples, gender; ids repeat, files not."""
+    """Columns: id, file name, raw text, normalised text, letters, samples, gender.
+
+    Ids repeat, file names do not.
+    """
     language = file.resolve().parent.name
     code = {"cmn": "zh", "yue": "zh"}.get(language.split("_")[0], language.split("_")[0])
     clips = []
@@ -227,14 +231,17 @@ def _fleurs(file: Path, root: Root) -> Clips:
 
 
 def _kaldi(folder: Path, root: Root) -> Clips:
-    """text: one line for each utterance. Utterances are recordings, or `segments` of them."""
+    """`text` has a line for each utterance. Utterances are recordings, or `segments` of them."""
     if not (folder / "text").exists():
         raise InputError(f"{folder / 'text'}: no such file; a Kaldi folder has text and wav.scp")
     known: dict[str, tuple[str, Cut | None]] = {}
-    # Names of files need not be UTF-8.
+    # File names need not be UTF-8.
     for where, name, path in read_keyed(folder / "wav.scp", errors="surrogateescape"):
         if path.endswith("|") or not path:
-            raise InputError(f"{where}: {name} is a command or nothing; expected an audio file")
+            raise InputError(
+                f"{where}: {name} is a command (a pipe), which is never run, or empty; "
+                "expected an audio file"
+            )
         known[name] = (root.place(path, where), None)
     listed = folder / "wav.scp"
     if (folder / "segments").exists():
@@ -288,13 +295,13 @@ def read_timed(
     Args:
       data: a JSONL manifest ("audio" and "words" or "sentences"; with "offset" times count from
         there), a .ctm or .TextGrid file, or a folder of those.
-      audio_root: where the audio lies. That of a TextGrid or CTM has its name, in any subfolder.
-        Manifests may not name what lies outside of it, unless `allow_outside`.
+      audio_root: the folder of the audio. The audio of a TextGrid or CTM has the same name, in any
+        subfolder. Manifests may not name files outside the folder, unless `allow_outside`.
       level: which of a row's lists, or of a TextGrid's tiers, is the reference.
-      tier: the TextGrid tier's name, where it is none of the usual ones.
+      tier: the name of the TextGrid's tier, if it is unusual.
 
     Raises:
-      InputError: no such data, a line that cannot be read, impossible times.
+      InputError: no such data, a line that cannot be read, or impossible times.
     """
     if data.is_dir():
         files = sorted(file for file in data.rglob("*") if file.suffix in (".TextGrid", ".ctm"))
@@ -336,7 +343,7 @@ def checked_slots(slots: Any, where: str) -> list[dict[str, Any]]:
     """[{"text", "start", "end"}, ...] in order of time.
 
     Raises:
-      InputError: anything else, or 0 <= start <= end does not hold.
+      InputError: `slots` is something else, or 0 <= start <= end does not hold.
     """
     try:
         found = [
@@ -391,6 +398,8 @@ def _finder(root: Root) -> Callable[[str, str], str]:
     for path in sorted(root.folder.rglob("*")) if root.folder.is_dir() else ():
         if path.suffix.lower() in _AUDIO_SUFFIXES:
             if path.stem in found:
-                raise InputError(f"{path} and {found[path.stem]} have one name; which is meant?")
+                raise InputError(
+                    f"{path} and {found[path.stem]} have one name; expected one audio file per name"
+                )
             found[path.stem] = path
     return lambda name, where: str(found.get(name) or root.place(f"{name}.wav", where))

@@ -106,7 +106,7 @@ def write(benchmark: str, rows: Sequence[dict[str, Any]], output: Path) -> None:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), table)
         except (ValueError, OverflowError, pyarrow.ArrowException) as error:
             raise InputError(
-                f"{output}: no table can be made of the rows: {brief(error)}"
+                f"{output}: the rows cannot be written as a table: {brief(error)}"
             ) from None
         write_whole(output, table.getvalue())
     elif benchmark in ("mmau", "mmau-mini"):

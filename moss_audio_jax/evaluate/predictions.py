@@ -33,19 +33,19 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def read_predictions(path: str | Path) -> tuple[list[Prediction], list[str]]:
-    """The rows of a prediction file, and descriptions of the rows that could not be read.
+    """The rows of a prediction file, and a message for each row that could not be read.
 
-    The file may be JSON lines, a JSON list or a parquet table. A row of an official script's file,
-    one with `model_output`, `answer_prediction` or `response` and without `raw_output`, gets
-    `raw_output` (None where it is null), `thinking` where it has `thinking_prediction`, and
-    `official_key`: the name that its answer had. Such files hold the right answers under "answer";
-    here "answer" is the model's in every row, or missing. Rows of MMAU-Pro's table, which has no
-    ids, are named by their number, from 1.
+    The file may be JSON lines, a JSON list or a parquet table. It may be the file of an official
+    script, whose rows have `model_output`, `answer_prediction` or `response` and no `raw_output`.
+    Such a row gets `raw_output` (None for null), `thinking` if it has `thinking_prediction`, and
+    `official_key`, the key of its answer. Official files have the right answer under "answer";
+    here "answer" is always the model's, or missing. Rows of MMAU-Pro's table, which has no ids,
+    are named by their number, from 1.
 
     Returns:
-      (rows, problems): rows in the order of the file, each with a string "id"; a line for each row
-      that is no JSON object, has no id, or something of another type than it must be. A line that
-      a killed process left half-written is one.
+      (rows, problems): rows in the order of the file, each with a string "id"; a message for each
+      row that is not a JSON object, has no id, or has a value of a wrong type. A line that a killed
+      process left half-written is such a row.
 
     Raises:
       InputError: no such file, or a JSON list or table that cannot be read.
@@ -88,9 +88,9 @@ def _is(value: Any, types: tuple[type, ...]) -> bool:
 
 
 def read_judgements(path: str | Path) -> tuple[list[Prediction], list[str]]:
-    """The rows of a file of `evaluate judge`, and what could not be read of it.
+    """The rows of a file that `evaluate judge` wrote, and a message for each unreadable row.
 
-    Those with scores have {field: 1 to 5} under "scores".
+    Rows with scores have {field: 1 to 5} under "scores".
     """
     rows, problems = read_predictions(path)
     fit = []
@@ -104,8 +104,8 @@ def read_judgements(path: str | Path) -> tuple[list[Prediction], list[str]]:
             fit.append(row)
         else:
             problems.append(
-                f"{shown(path)}: {brief(row['id'])}: scores are not a number from 1 to 5 for each "
-                "field"
+                f"{shown(path)}: {brief(row['id'])}: scores: expected a number from 1 to 5 for "
+                "each field"
             )
     return fit, problems
 
@@ -114,8 +114,8 @@ def by_id(rows: Iterable[Prediction]) -> tuple[dict[str, Prediction], list[str]]
     """({id: prediction}, a message for each repeated id).
 
     Of several predictions the first one counts, but an output takes precedence over a failure. A
-    row without the key of an answer is no prediction; official files have such rows for items that
-    were not asked.
+    row without the key of an answer is not a prediction; official files have such rows for items
+    that were not asked.
     """
     found: dict[str, Prediction] = {}
     problems = []
@@ -148,7 +148,7 @@ def _rows(path: Path, problems: list[str]) -> Iterable[tuple[str, Any]]:
             row = parse_json(line, where)
         except InputError as error:
             half = number == len(lines)
-            problems.append(f"{where}: the last line, half-written" if half else str(error))
+            problems.append(f"{where}: the last line is half-written" if half else str(error))
         else:
             yield where, row
 
@@ -163,8 +163,7 @@ def partial_file(output: Path, index: int, count: int) -> Path:
 
 
 def _partials(output: Path) -> list[Path]:
-    """The partial files of this run and of earlier ones, which may have had another number of
-    processes."""
+    """The partial files of this and earlier runs, also of runs with more processes."""
     whole, numbered = f"{output.name}.partial.jsonl", f"{output.name}.partial-"
     files = output.parent.glob("*.jsonl")
     return sorted(f for f in files if f.name == whole or f.name.startswith(numbered))
@@ -218,12 +217,11 @@ def check_same(
             )
 
 
-_ADVICE = "name another --output, or remove the old predictions"
+_ADVICE = "give another --output, or remove the old predictions"
 
 
 def merge(output: Path, items: Sequence[Item]) -> None:
-    """Writes `output` from all predictions on disk, in the order of the items, then those of no
-    item."""
+    """Writes all predictions on disk to `output`, in the order of the items; others at the end."""
     found, partials = read_all(output), _partials(output)
     if not partials:
         return  # nothing new

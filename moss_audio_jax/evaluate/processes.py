@@ -42,7 +42,7 @@ def crew_and_mesh(sizes: Mapping[str, int] | None) -> tuple[Crew, Any]:
 
 
 def barrier(name: str) -> None:
-    """Returns once every process of the run has come here."""
+    """Returns when every process of the run has called it."""
     import jax
     from jax.experimental import multihost_utils
 

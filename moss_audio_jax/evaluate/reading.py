@@ -16,7 +16,7 @@ def read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Text is UTF-8, or UTF-16 with a byte order mark.
 
     Raises:
-      InputError: a file that cannot be read, a line that is no JSON object.
+      InputError: the file cannot be read, or a line is not a JSON object.
     """
     if file.suffix == ".parquet":
         rows = _parquet(file)
@@ -111,7 +111,7 @@ def name_of(row: dict[str, Any], otherwise: object, where: str) -> str:
 
 
 def group_of(row: dict[str, Any], keys: tuple[str, ...], where: str) -> dict[str, Any]:
-    """Those of `keys` that the row has, for breakdowns: text or numbers, or lists of them."""
+    """The entries of a row under `keys`, for breakdowns: text or numbers, or lists of them."""
     found = {key: row[key] for key in keys if row.get(key) not in (None, "")}
     for key, value in found.items():
         some = value if isinstance(value, list) else [value]

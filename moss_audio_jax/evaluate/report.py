@@ -1,13 +1,12 @@
-"""Makes one page of score files: tables with published figures beside yours, and all answers with
-their audio.
+"""Makes a page from score files: tables beside published figures, and all answers with audio.
 
 example:
   moss-audio-jax evaluate report --scores mmau.json mmar.json asr.json --output report.html \\
       --markdown report.md
 
-The HTML is one file that needs nothing else, except audio that is not embedded; it links to that.
-Score files of several models and benchmarks may be mixed. The predictions or --names give a model
-its name.
+The HTML file needs no other files, except audio that is linked instead of embedded. Score files of
+several models and benchmarks may be mixed. A model's name comes from --names or from its
+predictions.
 """
 
 from __future__ import annotations
@@ -47,11 +46,11 @@ def write_report(
     """Writes the page and, if wanted, the same tables in Markdown.
 
     Args:
-      scores: as `labelled` gives them.
+      scores: the result of `labelled`.
       audio_root, embed, rows: see `report_page.Answers`.
 
     Returns:
-      What the page leaves out, one item each. The page says so, too.
+      A note for each thing that the page leaves out; the page contains these notes too.
     """
     found, made_from = sections(scores), origins(scores)
     answers = Answers(scores, output, audio_root, embed, rows)
@@ -114,10 +113,10 @@ def _inline(text: str) -> str:
 def main(argv: Sequence[str]) -> int:
     options = command.parser("evaluate report", __doc__)
     options.add_argument(
-        "--scores", type=Path, nargs="+", required=True, metavar="FILE", help="of evaluate score"
+        "--scores", type=Path, nargs="+", required=True, metavar="FILE", help="from evaluate score"
     )
     options.add_argument(
-        "--names", nargs="+", metavar="NAME", help="of the models, one for each score file"
+        "--names", nargs="+", metavar="NAME", help="names of the models, one per score file"
     )
     options.add_argument("--output", type=Path, required=True, metavar="FILE.html")
     options.add_argument(
@@ -127,32 +126,32 @@ def main(argv: Sequence[str]) -> int:
         "--audio-root",
         type=Path,
         metavar="DIR",
-        help="where the audio is, if it is not where it was scored",
+        help="folder of the audio, if it has moved since scoring",
     )
     options.add_argument(
         "--embed-audio",
         type=_count,
         default=24,
         metavar="N",
-        help="clips of up to 30 s that go into the page; default 24",
+        help="number of clips (up to 30 s) in the page; default 24",
     )
     options.add_argument(
         "--rows",
         type=_count,
         default=5000,
         metavar="N",
-        help="answers of each score file, the worst; default 5000",
+        help="answers per score file, the worst ones; default 5000",
     )
     args = options.parse_args(argv)
     if args.names and len(args.names) != len(args.scores):
         raise UsageError(
             f"{len(args.names)} --names for {len(args.scores)} --scores; expected one for each"
         )
-    for file in filter(None, (args.output, args.markdown)):  # now, not after the work
+    for file in filter(None, (args.output, args.markdown)):  # checked before the work
         if file.is_dir() or not file.parent.is_dir():
             raise InputError(f"{file}: expected a file in a folder that exists")
     if args.audio_root is not None and not args.audio_root.is_dir():
-        raise InputError(f"{args.audio_root}: --audio-root is no folder")
+        raise InputError(f"{args.audio_root}: --audio-root is not a folder")
     named = list(zip(args.scores, args.names or [None] * len(args.scores), strict=True))
     read, failed = command.collect(named, lambda one: read_score(*one))
     scores = labelled([score for score in read if score])

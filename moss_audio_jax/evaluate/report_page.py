@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else: its tables, its charts, its answers."""
+"""A report as one HTML file that needs no other files: tables, charts and answers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from moss_audio_jax.evaluate.metrics.verdict import TIMED, off, verdict
 from moss_audio_jax.evaluate.report_tables import Cell, Dots, Score, Section, Table
 from moss_audio_jax.text.timestamps import Segment
 
-LONGEST = 30.0  # seconds of a clip that is written into the page
-_HEAD, _TAIL = 4000, 1000  # characters that are kept of a longer text
+LONGEST = 30.0  # seconds of the longest clip that is embedded in the page
+_HEAD, _TAIL = 4000, 1000  # characters kept at the start and end of a longer text
 _COLOURS = ("#2f6fb3", "#c2571a", "#3f8a4d", "#7a6aa8", "#b03060", "#00838f", "#8a6d00", "#555555")
-_WIDTH, _LEFT, _LINE = 1000, 190, 15  # of a chart, of its names, between dots: SVG units
+_WIDTH, _LEFT, _LINE = 1000, 190, 15  # SVG units: width of a chart, of its names, dot distance
 _ASSETS = Path(__file__).parents[1] / "assets"
 
 
@@ -80,8 +80,8 @@ def _cell(cell: Cell) -> str:
 
 
 def _chart(figure: Dots) -> str:
-    """One line for each dot: filled for the strict rule, hollow for the official one, a diamond for
-    a published value."""
+    """One line for each dot: filled for the strict rule, hollow for the official rule, a diamond
+    for a published value."""
     used = list(dict.fromkeys((d.series, d.rule) for _, dots in figure.rows for d in dots))
     ours = dict.fromkeys(series for series, rule in used if rule != "published")
     colours = dict(zip(ours, itertools.cycle(_COLOURS)))
@@ -144,18 +144,18 @@ class _Answer(NamedTuple):
 class Answers:
     """All questions, answers and references, with filters, search, audio and timelines.
 
-    Each item is there once, with the answers of all models.
+    Each item appears once, with the answers of all models.
 
     Args:
-      output: where the page will lie; links to audio are relative to it.
-      audio_root: looked into for audio first; ends of the paths in the rows count from there.
-      embed: how many clips of up to LONGEST seconds are written into the page: first those of
-        events and timestamps, the worst first.
-      most: items of each score file; the worst are kept.
+      output: the path of the page; links to audio are relative to it.
+      audio_root: the folder in which audio is searched first, by the ends of the rows' paths.
+      embed: the number of clips of up to LONGEST seconds that are embedded in the page: first
+        those of events and timestamps, the worst first.
+      most: the most items of each score file; the worst are kept.
 
     Attributes:
       html: the section.
-      notes: what the section leaves out, one item each.
+      notes: a note for each thing that the section leaves out.
     """
 
     def __init__(
@@ -167,19 +167,19 @@ class Answers:
         items: dict[tuple, list[_Answer]] = {}
         for score in scores:
             if "rows" not in score.content:
-                self.notes.append(f"{score.path} holds no rows: it was scored with --no-rows.")
+                self.notes.append(f"{score.path} has no rows: it was scored with --no-rows.")
                 continue
             said = [_Answer(score.label, r, *verdict(r["sums"])) for r in score.content["rows"]]
             if len(said) > most:
                 kept = sorted(range(len(said)), key=lambda i: (_rank(said[i].credit), i))[:most]
                 self.notes.append(
-                    f"{score.path}: {most:,} of {len(said):,} rows, the worst; see --rows."
+                    f"{score.path}: only the worst {most:,} of {len(said):,} rows; see --rows."
                 )
                 said = [said[i] for i in sorted(kept)]
             data = str((score.content.get("inputs") or {}).get("items_hash", score.path))
             for one in said:
                 items.setdefault((score.benchmark, data, str(one.row["id"])), []).append(one)
-        self._first: dict[str, int] = {}  # the address of what is embedded -> its number
+        self._first: dict[str, int] = {}  # the address of an embedded file -> its number
         self._clips = self._embedded(list(items.values()), embed)
         shown = [self._item(benchmark, name, said) for (benchmark, _, name), said in items.items()]
         if self._lost:
@@ -188,8 +188,8 @@ class Answers:
                 f"{next(iter(self._lost))}; see --audio-root."
             )
         self.html = (
-            '<section id="answers"><h2>Answers</h2><p class="note">A click opens a row. Red is not '
-            'in the reference, or not where the reference has it.</p><div id="controls"></div>'
+            '<section id="answers"><h2>Answers</h2><p class="note">Click on a row to open it. Red '
+            'marks what the reference lacks or has at another time.</p><div id="controls"></div>'
             f'<div id="list">\n{chr(10).join(shown)}\n</div></section>'
         )
 
@@ -221,7 +221,7 @@ class Answers:
         )
 
     def _sound(self, said: Sequence[_Answer]) -> str:
-        """Players of an item's clips; the true and the given times below the first."""
+        """Players of an item's clips; timelines of reference and answers below the first."""
         row = said[0].row
         lanes = []
         if row["kind"] in TIMED:
@@ -243,7 +243,7 @@ class Answers:
         return re.sub(r'\bsrc="(data:[^"]+)"', self._once, "".join(players))
 
     def _once(self, source: re.Match[str]) -> str:
-        """An embedded file where it comes first; later a number, for which report.js puts it."""
+        """An embedded file at its first use; at later uses a number, which report.js replaces."""
         address = source[1]
         if address in self._first:
             return f'data-same="{self._first[address]}"'
@@ -253,7 +253,7 @@ class Answers:
     # --- audio files -----------------------------------------------------------------------------
 
     def _find(self, path: str) -> Path | None:
-        """The file under the root with the longest matching end of its path, or at its own path."""
+        """The file under the root whose path has the longest matching end, or the path itself."""
         if self._root is not None:
             parts = Path(path).relative_to(Path(path).anchor).parts
             for start in range(len(parts)) if ".." not in parts else ():
@@ -275,7 +275,7 @@ class Answers:
         return urllib.parse.quote(os.fsencode(Path(there).as_posix())) + meant
 
     def _embedded(self, items: Sequence[Sequence[_Answer]], count: int) -> dict[tuple, Any]:
-        """{clip: float32 [n]} of the clips that go into the page."""
+        """{clip: float32 [n]} of the clips that are embedded in the page."""
         ranked: dict[str, list] = {}
         for said in items:
             row, sounds = said[0].row, _sounds(said[0].row)
@@ -310,7 +310,7 @@ def _listed(value: Any) -> list:
 
 
 def _sounds(row: Mapping[str, Any]) -> list[tuple[str, tuple | None]]:
-    """(path, the part that is meant in seconds or None) of a row's clips."""
+    """(path, part in seconds or None) of a row's clips."""
     cut = tuple(row["cut"]) if row.get("cut") else None
     return [(path, cut) for path in row.get("audio") or ()]
 
@@ -358,7 +358,7 @@ def _said(one: _Answer) -> str:
 
 
 def _cut(text: str) -> str:
-    """Shortens a long text, because a model may repeat itself without end."""
+    """Shortens a long text, such as an answer that repeats itself."""
     left = len(text) - _HEAD - _TAIL
     if left <= 0:
         return text
@@ -369,7 +369,7 @@ _UNIT = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff
 
 
 def _differing(text: str, other: str) -> str:
-    """HTML of a text whose words (characters of Chinese) are marked where the other lacks them."""
+    """HTML of a text; words (Chinese: characters) that the other text lacks are marked."""
     pieces = _UNIT.findall(text)
     mine = [(i, "".join(text_norm.plain_units(piece))) for i, piece in enumerate(pieces)]
     mine = [(i, unit) for i, unit in mine if unit]

@@ -1,4 +1,7 @@
-"""The content of a report: reads score files and makes sections of tables."""
+"""The content of a report: reads score files and makes sections with tables.
+
+AAS, the accumulated average shift, is the mean error of timestamps (`metrics/timestamps.py`).
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ PUBLISHED_ASR = (("MOSS-Audio-8B-Instruct", 11.30), ("MOSS-Audio-4B-Instruct", 1
 PUBLISHED_TIMESTAMPS = (("AISHELL-1", 35.77), ("LibriSpeech", 131.61))
 PUBLISHED_CAPTION = 3.7252
 
-# Metric -> (title, decimals, the value of a full bar or None), the most telling first.
+# Metric -> (title, decimals, the value of a full bar or None), the most important first.
 MEASURES = {
     "accuracy": ("accuracy, %", 2, 100),
     "choice_accuracy": ("choices, %", 2, 100),
@@ -78,11 +81,11 @@ _EVENTS = [
 _EVENTS += ["any_label/event_f1", "unparsed_share"]
 _COUNTS = ["predicted", "missing", "errors", "empty", "unparsed", "truncated_thinking", "unjudged"]
 _COUNTS += ["without_reference", "unknown_ids", "duplicate_ids", "broken_lines"]
-_LISTED = 100  # problems of one score file
+_LISTED = 100  # problems listed per score file
 
 
 class Cell(NamedTuple):
-    """note: small print below the text. share: of a full bar. bad: a count that should be 0."""
+    """note: small text below. share: length of its bar, 0 to 1. bad: a count that should be 0."""
 
     text: str
     note: str = ""
@@ -91,7 +94,7 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """published: the first rows, which are not ours. folded: opened on demand."""
+    """published: number of first rows with published results. folded: opened on demand."""
 
     title: str
     head: Sequence[str]
@@ -127,7 +130,7 @@ class Section(NamedTuple):
 
 # --- score files ---------------------------------------------------------------------------------
 
-_GROUPS = ("fields?", "judged?", "any_label?")  # metrics that are several
+_GROUPS = ("fields?", "judged?", "any_label?")  # metrics that are dicts of metrics
 _METRICS = {"*": (float, None), **{group: {"*": (float, None)} for group in _GROUPS}}
 _PAIR = ([float, float], None)
 _BOUNDS = {"*": _PAIR, **{group: {"*": _PAIR} for group in _GROUPS}}
@@ -165,8 +168,8 @@ _SHAPE = {
 def _misfit(value: Any, shape: Any) -> str | None:
     """The path at which a value does not fit a shape ("" for the value itself); None if it fits.
 
-    A shape is a type, None, a tuple of alternatives, a list of one shape for all or of a shape for
-    each, or a dict: of a shape for each key ("key?" may be missing), and "*" for all other keys.
+    A shape is a type, None, a tuple of alternatives, a list (of one shape for all entries, or of a
+    shape for each), or a dict of a shape for each key ("key?" may be missing, "*" is any other).
     """
     if isinstance(shape, tuple):
         found = [_misfit(value, one) for one in shape]
@@ -188,7 +191,7 @@ def _misfit(value: Any, shape: Any) -> str | None:
             ]
         paths = ((key, _misfit(one, each)) for key, one, each in inside)
         return next((f"/{key}{path}" for key, path in paths if path is not None), None)
-    if shape is float:  # not NaN or infinite, nor an integer of hundreds of digits
+    if shape is float:  # excludes NaN, infinity, and integers with hundreds of digits
         fits = type(value) in (int, float) and abs(value) < 1e15
     else:
         fits = value is None if shape is None else isinstance(value, shape)
@@ -197,12 +200,12 @@ def _misfit(value: Any, shape: Any) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """A file of `evaluate score`.
+    """A file that `evaluate score` wrote.
 
     Attributes:
-      model: whose answers were scored.
+      model: the model whose answers were scored.
       data: the name of the benchmark's data.
-      label: the model; with the data where one model has several scores of a benchmark.
+      label: the model, and the data if one model has several scores on a benchmark.
     """
 
     path: Path
@@ -220,11 +223,11 @@ class Score:
         return f"{self.content['n']:,}"
 
     def value(self, part: str, name: str) -> Any:
-        """A metric of "official" or "strict"; "a/b" is one of a group. None where there is none."""
+        """A metric of "official" or "strict", or None; "a/b" is metric b of the group a."""
         return inside(self.content[part], name)
 
     def interval(self, part: str, name: str) -> Sequence[float] | None:
-        """Its bounds, in the unit of the metric."""
+        """The bounds of a metric's confidence interval, in its unit; None without one."""
         return inside((self.content.get("confidence") or {}).get(part) or {}, name)
 
     def cell(self, part: str, name: str) -> Cell:
@@ -238,10 +241,10 @@ class Score:
 
 
 def read_score(path: Path, name: str | None = None) -> Score:
-    """A score file under a name, or its model's own.
+    """Reads a score file; without a `name` the model's own is used.
 
     Raises:
-      InputError: it is not what `evaluate score` writes.
+      InputError: `evaluate score` did not write the file.
     """
     content = read_json(path)
     wrong = _misfit(content, _SHAPE)
@@ -258,8 +261,8 @@ def read_score(path: Path, name: str | None = None) -> Score:
             break
     if wrong is not None:
         raise InputError(
-            f"{shown_path(path)}: {wrong[1:80] or 'the whole'} is missing or of another form; "
-            "expected the file that evaluate score wrote"
+            f"{shown_path(path)}: {wrong[1:80] or 'everything'} is missing or has another form; "
+            "expected a file that evaluate score wrote"
         )
     meta, inputs = content.get("meta") or {}, content.get("inputs") or {}
     own = Path(str(meta.get("model") or path.stem)).name
@@ -269,7 +272,7 @@ def read_score(path: Path, name: str | None = None) -> Score:
 
 
 def labelled(scores: Sequence[Score]) -> list[Score]:
-    """The scores with labels that tell those of one benchmark and model apart."""
+    """The scores, with labels that differ for scores of one benchmark and model."""
     found = []
     for score in scores:
         column = column_of(score.benchmark) or score.benchmark
@@ -279,7 +282,7 @@ def labelled(scores: Sequence[Score]) -> list[Score]:
             if s.model == score.model and (column_of(s.benchmark) or s.benchmark) == column
         ]
         label = score.model
-        # Of the four benchmarks the first keeps its label: it stands beside the other three.
+        # In the table of four benchmarks the first score keeps its label, as the row's name.
         if len(same) > 1 and not (column_of(score.benchmark) and score is same[0]):
             ways = (lambda s: s.data, lambda s: s.path.stem, lambda s: str(s.path))
             apart = (w(score) for w in ways if [w(s) for s in same].count(w(score)) == 1)
@@ -289,12 +292,12 @@ def labelled(scores: Sequence[Score]) -> list[Score]:
 
 
 def column_of(benchmark: str) -> str | None:
-    """Which of the four it is."""
+    """The column of a benchmark in the table of four; None for others."""
     return next((name for name, ours in FOUR.items() if benchmark in ours), None)
 
 
 def shown(value: float | None, name: str) -> Cell:
-    """A number as its measure is written, or a dash where there is none."""
+    """A number with the decimals of its metric; a dash for None."""
     if value is None:
         return Cell(NOTHING)
     _, digits, full = MEASURES[name]
@@ -302,14 +305,14 @@ def shown(value: float | None, name: str) -> Cell:
 
 
 def inside(values: Mapping[str, Any], name: str) -> Any:
-    """values[a][b] of "a/b"; None where there is none."""
+    """values[a][b] for the name "a/b"; None if missing."""
     for key in name.split("/"):
         values = values.get(key) if isinstance(values, Mapping) else None
     return values
 
 
 def plain(value: Any, depth: int = 3) -> str:
-    """Names and values in one line; what lies deeper is left out."""
+    """Names and values in one line; deeper levels are left out."""
     if isinstance(value, Mapping) and depth:
         return ", ".join(f"{key} {plain(one, depth - 1)}" for key, one in value.items())
     if isinstance(value, Mapping | list):
@@ -321,7 +324,7 @@ def plain(value: Any, depth: int = 3) -> str:
 
 
 def sections(scores: Sequence[Score]) -> list[Section]:
-    """Everything that a report says, but for the answers and where the numbers come from."""
+    """All sections of a report except the answers and the origins of the numbers."""
 
     def of(benchmark: str) -> list[Score]:
         return [s for s in scores if s.benchmark == benchmark]
@@ -348,8 +351,8 @@ def _overview(scores: Sequence[Score]) -> Section:
         start = _cells(score.benchmark, score.label, count, MEASURES[name][0])
         rows.append([*start, *(score.cell(part, name) for part in PARTS)])
     notes = [
-        "Official: the rule of the benchmark's own script, its quirks included. Strict: every row "
-        "counts, what cannot be read is wrong, nothing is guessed."
+        "Official: the rule of the benchmark's own script, including its quirks. Strict: every row "
+        "counts, an answer that cannot be read is wrong, nothing is guessed."
     ]
     levels = [(s.content.get("confidence") or {}).get("level") for s in scores]
     if level := next(filter(None, levels), None):
@@ -388,7 +391,7 @@ def _four(scores: Sequence[Score]) -> Section:
     titles = ["official", *(MEASURES[n][0] for n in names[1:]), "strict"]
     head = ("benchmark", "model", "items", *titles)
     rules = Table("The official rules in detail", head, detail, folded=True)
-    notes = ["Accuracy in percent and the unweighted mean of the four. A mean needs all four."]
+    notes = ["Accuracy in percent, and the unweighted mean if all four are there."]
     table = Table("", ("model", "rule", *FOUR, "mean"), rows, published=1)
     title = "Audio questions: MMAU, MMAU-Pro, MMAR, MMSU"
     figures = [Dots("accuracy, %", 100, list(dots.items()))]
@@ -413,7 +416,7 @@ def _asr(scores: Sequence[Score]) -> Section:
     dots: dict[str, list[Dot]] = {}
     for model in dict.fromkeys(s.model for s in scores):
         ours = [s for s in scores if s.model == model]
-        # Data without dimensions are one dimension.
+        # Data without dimensions counts as one dimension.
         by = [
             (s, name, group)
             for s in ours
@@ -443,9 +446,9 @@ def _asr(scores: Sequence[Score]) -> Section:
     lines.append(("overall, published", published))
     most = max((dot.interval or [dot.value])[-1] for _, some in lines for dot in some)
     notes = [
-        "Rates over the whole corpus, no row left out: errors of all rows over units of all "
-        "references. The WER counts words, and characters of scripts that put no space between "
-        "words (Chinese, Japanese, Thai and the like)."
+        "Rates over the whole corpus: the errors of all rows divided by the units of all "
+        "references. The WER counts words; in scripts without spaces between words (such as "
+        "Chinese, Japanese and Thai) it counts characters."
     ]
     head = ("model", "dimension", "items", "WER, %", "sub / del / ins", "CER, %", "sub / del / ins")
     tables = [Table("", head, rows, published=len(published))]
@@ -455,7 +458,7 @@ def _asr(scores: Sequence[Score]) -> Section:
 
 
 def _errors(group: Mapping[str, Any]) -> list[Cell]:
-    """Items, and the rate and kinds of errors in words and in characters."""
+    """The number of items; then error rate and kinds of errors for words and for characters."""
     cells, strict = _cells(f"{group['n']:,}"), group["strict"]
     for rate, prefix in (("wer", ""), ("cer", "character_")):
         kinds = [strict.get(f"{prefix}{k}") for k in ("substitutions", "deletions", "insertions")]
@@ -471,10 +474,10 @@ def _timestamps(scores: Sequence[Score]) -> Section:
         for data, value in PUBLISHED_TIMESTAMPS
     ]
     notes = [
-        "AAS is how far the times of matched words are off. Per slot each start and each end is "
-        "one; per token both are summed, which is about twice as much. It alone rewards words left "
-        "out: coverage is the share of the reference's slots that were matched. Bias above 0: the "
-        "answer is late."
+        "AAS (accumulated average shift) is the mean error of the times of matched words. Per "
+        "slot, each start and each end counts once; per token, the errors of both are added, which "
+        "gives about twice as much. Read it with coverage, the share of the reference's slots that "
+        "were matched, because leaving words out can lower AAS. Bias above 0: the answer is late."
     ]
     table = _measures(scores, _TIMES, rows)
     return _section("timestamps", "Timestamps", notes, scores, [table])
@@ -482,14 +485,14 @@ def _timestamps(scores: Sequence[Score]) -> Section:
 
 def _events(scores: Sequence[Score]) -> Section:
     notes = [
-        "F1 of events as sed_eval counts them: onset within 0.2 s, offset within 0.2 s or half of "
-        "the length. IoU and recall (R) are those of the reference's events."
+        "F1 of events as in sed_eval: the onset is right within 0.2 s, the offset within 0.2 s or "
+        "half of the length. IoU and recall (R) are means over the reference's events."
     ]
     return _section("events", "Events", notes, scores, [_measures(scores, _EVENTS, [])])
 
 
 def _measures(scores: Sequence[Score], names: Sequence[str], published: list) -> Table:
-    """A row for each score below the published ones, strict."""
+    """The published rows, then a row for each score by the strict rule."""
     rows = [
         [*_cells(s.model, s.data, s.items), *(s.cell("strict", name) for name in names)]
         for s in scores
@@ -505,7 +508,7 @@ _CAPTIONS = {  # who scores the fields -> title, part, full scale
 
 
 def _fields(score: Score, kind: str) -> dict[str, float]:
-    """What each field got, where three or more got something."""
+    """The score of each field; {} for fewer than three fields."""
     values = score.value(_CAPTIONS[kind][1], kind)
     found = {f: v for f, v in (values or {}).items() if f in CAPTION_FIELDS and v is not None}
     return found if len(found) >= 3 else {}
@@ -534,8 +537,8 @@ def _captions(scores: Sequence[Score]) -> Section:
     ]
     notes = [
         f"Published mean of MOSS-Audio-8B-Instruct by its authors' judge: {PUBLISHED_CAPTION}. "
-        "Another judge has another scale. Offline: the share of words that a field has in common "
-        "with the reference's (F1); a field that is missing is 0.",
+        "Scales of different judges differ. Offline: F1 of the words that a field shares with the "
+        "reference's field; 0 for a missing field.",
         *_same_items(scores),
     ]
     table = Table("", ("field", *(title for title, _ in columns)), rows)
@@ -548,8 +551,8 @@ def _world(scores: Sequence[Score]) -> Section:
         for name in _headlines(scores)
     ]
     notes = [
-        "Procedural sound with exact labels. Choices by the strict rule; times may be 0.2 s off, a "
-        "tempo 5%."
+        "Synthetic sound with exact labels. Choices are scored by the strict rule; times may be "
+        "wrong by 0.2 s, a tempo by 5%."
     ]
     tables = [
         Table("", ("all tasks", *(s.label for s in scores)), whole),
@@ -574,12 +577,12 @@ def _counts(scores: Sequence[Score]) -> Section:
             title = f"{score.benchmark}, {score.label}: {len(problems):,} problem(s)"
             tables.append(Table(title, ("what",), [_cells(one) for one in listed], folded=True))
     head = ("benchmark", "model", "items", *(name.replace("_", " ") for name in _COUNTS))
-    notes = ["Whatever has no answer that could be read is wrong by the strict rule."]
-    return Section("counts", "What was not answered", notes, [Table("", head, rows), *tables])
+    notes = ["By the strict rule, an item without a readable answer is wrong."]
+    return Section("counts", "Missing answers", notes, [Table("", head, rows), *tables])
 
 
 def origins(scores: Sequence[Score]) -> Section:
-    """What the numbers were made from, and what of it differs between the files."""
+    """The files and settings behind the numbers, and which of them differ between score files."""
     rows, notes = [], []
     for score in scores:
         inputs, meta = (score.content.get(key) or {} for key in ("inputs", "meta"))
@@ -601,10 +604,10 @@ def origins(scores: Sequence[Score]) -> Section:
             notes.append(f"These scores were made by different {name}.")
     head = ("score file", "benchmark", "model", "data #hash of items", "predictions #hash")
     head += ("normaliser", "scored by", "answered by")
-    return Section("origins", "What this was made from", notes, [Table("", head, rows)])
+    return Section("origins", "Sources", notes, [Table("", head, rows)])
 
 
-# --- of several sections -------------------------------------------------------------------------
+# --- shared by sections --------------------------------------------------------------------------
 
 
 def _cells(*texts: str) -> list[Cell]:
@@ -617,7 +620,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _headlines(scores: Sequence[Score]) -> list[str]:
-    """What any of the scores has, the most telling first."""
+    """The metrics that any of the scores has, the most important first."""
 
     def has(name: str) -> bool:
         return any(s.value(part, name) is not None for s in scores for part in PARTS)
@@ -634,7 +637,7 @@ def _section(
     figures: Sequence[Dots] = (),
     skip: str = "",
 ) -> Section:
-    """With a folded breakdown by each group of the items, but for the group `skip`."""
+    """A section with a folded breakdown by each group of the items except `skip`."""
     for benchmark in dict.fromkeys(s.benchmark for s in scores):
         same = [s for s in scores if s.benchmark == benchmark]
         for key in dict.fromkeys(key for s in same for key in s.content["by"] if key != skip):
@@ -644,18 +647,18 @@ def _section(
 
 
 def _same_items(scores: Sequence[Score]) -> Iterable[str]:
-    """A note where scores that stand side by side are of different items."""
+    """A note for each benchmark whose scores are of different items."""
     found: dict[str, dict[Any, str]] = {}
     for score in scores:
         key = (score.content.get("inputs") or {}).get("items_hash")
         found.setdefault(score.benchmark, {}).setdefault(plain(key), score.label)
     for benchmark, labels in found.items():
         if len(labels) > 1:
-            yield f"Not the same items of {benchmark}: {', '.join(labels.values())} differ."
+            yield f"{benchmark}: {', '.join(labels.values())} were scored on different items."
 
 
 def _by_group(scores: Sequence[Score], key: str) -> Table:
-    """Values of a group against models, strict; both rules for multiple choice."""
+    """Strict results by the values of a group and by model; both rules for multiple choice."""
     rows = []
     by = [s.content["by"].get(key, {}) for s in scores]
     for value in dict.fromkeys(value for groups in by for value in groups):

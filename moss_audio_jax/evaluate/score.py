@@ -1,15 +1,15 @@
-"""Scores predictions: by the official rule, bug for bug, and by a strict one, where all rows count.
+"""Scores predictions by the official rule, with its bugs, and by a strict rule.
 
 example:
   moss-audio-jax evaluate score --benchmark mmau-mini --data mmau-test-mini.json \\
       --predictions predictions.jsonl --output score.json
 
 --predictions is a file that `evaluate infer` wrote, or one that the benchmark's official script
-reads. The answer to a multiple choice counts by the official rule as that script has it; strictly
-it must name one choice, by letter, text or both. An item without a prediction is wrong; but where
-all answers are of `evaluate infer --limit N`, only the first N items count, and the score says so.
-Captions and open answers take --judgements, a file that `evaluate judge` wrote. Exit code 1:
-something is missing, unknown, twice there or broken; each is named.
+reads. The official rule of multiple choice is that of the script; by the strict rule an answer must
+name exactly one choice, by letter, text or both. An item without a prediction is wrong, except if
+all answers came from `evaluate infer --limit N`: then only the first N items count, and the score
+says so. Captions and open answers need --judgements, a file that `evaluate judge` wrote. Exit code
+1: a prediction is missing, unknown, repeated or broken; each is named.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from moss_audio_jax.evaluate.predictions import (
 from moss_audio_jax.files import brief, read_bytes, write_whole
 from moss_audio_jax.runtime import code_version
 
-Ratio = tuple[str, str, float]  # what is summed, what it is divided by, the factor
+Ratio = tuple[str, str, float]  # column of the numerator, of the denominator, factor
 
-_BOTH: dict[str, Ratio | str] = {  # a ratio of sums, or a sum
+_BOTH: dict[str, Ratio | str] = {  # a ratio of two sums, or a sum
     "wer": ("word_errors", "words", 100),
     "cer": ("character_errors", "characters", 100),
     "substitutions": "substitutions",
     "deletions": "deletions",
     "insertions": "insertions",
     "reference_words": "words",
-    "rows_in_words": "rows_in_words",  # what `wer` counts in each row; see text_norm
+    "rows_in_words": "rows_in_words",  # rows in which `wer` counts words; see text_norm
     "rows_in_characters": "rows_in_characters",
     "character_substitutions": "character_substitutions",
     "character_deletions": "character_deletions",
@@ -93,7 +93,7 @@ METRICS: dict[str, dict[str, Ratio | str]] = {
         **_BOTH,
     },
 }
-NAMED = 20  # problems that go to the screen; the score file has all
+NAMED = 20  # problems that are printed; the score file has all
 
 
 def score_items(
@@ -109,19 +109,19 @@ def score_items(
     """The score of a benchmark's predictions, as a dictionary that JSON can hold.
 
     Args:
-      benchmark: its name; decides the official rule.
+      benchmark: its name; determines the official rule.
       items: with their references; ids are unique.
       predictions: rows of `read_predictions`.
-      problems: lines that could not be read, from there.
+      problems: the messages of `read_predictions`.
       judgements: rows of `evaluate judge`.
-      with_rows: keep a verdict on each item.
+      with_rows: whether the result has a verdict on each item.
       seed: of the bootstrap.
-      processes: that share the work; more than one needs a `__main__` that can be imported.
+      processes: number of processes; more than one needs a `__main__` that can be imported.
 
     Returns:
       {"benchmark", "n", "official", "strict", "by": {group: {value: {"n", "official", "strict"}}},
       "confidence", "counts", "problems", "normaliser", "code_version", "rows"}. Accuracies, wer and
-      cer are in percent, *_ms in milliseconds, judged in 1-5, all else from 0 to 1.
+      cer are in percent, *_ms in milliseconds, judged from 1 to 5, others from 0 to 1.
 
     Raises:
       InputError: no prediction for any of the items.
@@ -189,9 +189,9 @@ def score_items(
 
 
 def asked(items: Sequence[Item], predictions: Iterable[Prediction]) -> Sequence[Item]:
-    """The items that `evaluate infer` was told to ask: the first N, where it had --limit N.
+    """The items that `evaluate infer` was told to ask: with --limit N, the first N.
 
-    Of several runs the largest N counts; predictions without one are of all items.
+    With several runs the largest N counts; predictions without N are those of all items.
     """
     limits = [(row.get("meta") or {}).get("limit") for row in predictions if "raw_output" in row]
     if not limits or not all(type(limit) is int and limit > 0 for limit in limits):
@@ -208,7 +208,7 @@ _STATUS_COUNTS = {
 
 
 class _Table:
-    """What the rows add up, as columns: [rows, names] float64."""
+    """The sums of all rows as a table, float64 [rows, names]."""
 
     def __init__(self, scored: Sequence[Scored]) -> None:
         names = dict.fromkeys(name for row in scored for name in row.sums)
@@ -219,7 +219,7 @@ class _Table:
                 self._values[number, self._column[name]] = value
 
     def values(self, part: str, rows: np.ndarray, benchmark: str) -> dict[str, Any]:
-        """The metrics of some rows that these have anything of; None for 0 / 0."""
+        """The metrics of some rows, without those that no row contributes to; None for 0 / 0."""
         sums = self._values[rows].sum(0)
         result: dict[str, Any] = {}
         for name, metric in METRICS[part].items():
@@ -259,7 +259,10 @@ class _Table:
 
 
 def _put(result: dict[str, Any], name: str, value: Any, benchmark: str) -> None:
-    """result[name], or result[a][b] of "a/b". Where others have a name, so has that of choices."""
+    """Sets result[name], or result[a][b] for "a/b".
+
+    In a benchmark with closed questions, the accuracy of multiple choice is "choice_accuracy".
+    """
     if benchmarks.has_closed_questions(benchmark) and name.startswith("accuracy"):
         name = f"choice_{name}"
     *outer, inner = name.split("/")
@@ -269,7 +272,7 @@ def _put(result: dict[str, Any], name: str, value: Any, benchmark: str) -> None:
 
 
 def _by(items: Sequence[Item], table: _Table, benchmark: str) -> dict[str, Any]:
-    """Breakdown by each key of the items' groups; an item with a list counts for each of it."""
+    """Breakdown by each key of the items' groups; an item with a list counts for each entry."""
     rows: dict[str, dict[str, list[int]]] = {}
     for number, item in enumerate(items):
         for key, value in item.group.items():
@@ -297,7 +300,7 @@ def main(argv: Sequence[str]) -> int:
         "--judgements",
         type=Path,
         metavar="FILE",
-        help="of evaluate judge, for captions and open answers",
+        help="from evaluate judge, for captions and open answers",
     )
     options.add_argument("--no-rows", action="store_true", help="leave out the verdict on each row")
     args = options.parse_args(argv)
@@ -337,7 +340,7 @@ def main(argv: Sequence[str]) -> int:
         result["inputs"]["limit"] = len(items)
         command.say(
             f"note: only the first {len(items):,} of {len(benchmark.items):,} items were asked "
-            f"(evaluate infer --limit); this score is of those"
+            f"(evaluate infer --limit), and only they are scored"
         )
     text = json.dumps(result, ensure_ascii=False, indent=1 if args.no_rows else None)
     write_whole(args.output, text + "\n")
@@ -346,7 +349,7 @@ def main(argv: Sequence[str]) -> int:
     for problem in result["problems"][:NAMED]:
         command.say(f"error: {brief(problem, 500)}")
     if (more := len(result["problems"]) - NAMED) > 0:
-        command.say(f"error: and {more} more; all are in {args.output} under problems")
+        command.say(f"error: {more} more; {args.output} has all of them under problems")
     print("\n".join(_summary(result)))
     return 1 if result["problems"] else 0
 

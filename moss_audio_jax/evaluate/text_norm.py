@@ -1,23 +1,23 @@
-"""Text before it is compared, and what an error rate counts of it.
+"""Normalises text before comparison, and divides it into the units of error rates.
 
     english     Whisper's English normaliser (package whisper-normalizer)
-    chinese     rules of our own, below
+    chinese     our own rules, below
     basic       other languages: Whisper's basic rule, but a combining mark stays with its letter
-    unspaced    the same, for scripts that put no space between words: Japanese, Thai, Lao, Khmer,
-                Burmese, Tibetan and their kin
+    unspaced    the same, for scripts without spaces between words: Japanese, Thai, Lao, Khmer,
+                Burmese, Tibetan and related ones
 
-Whisper's basic rule makes a space of every combining mark, and so tears the words of Hindi, Tamil
-or pointed Hebrew into letters and loses their vowels. Here a mark is part of its letter: a wrong
-vowel sign is a wrong word, and no mark (a point, a tone) is optional. Two spellings that Unicode
-calls the same (composed or decomposed, full width or half) are one; characters that nobody sees
-(joiners, directions, soft hyphens, variation selectors) do not count.
+Whisper's basic rule replaces every combining mark by a space. This splits words of Hindi, Tamil or
+pointed Hebrew into letters and loses their vowels. Here a mark is part of its letter: a wrong vowel
+sign is a wrong word, and no mark (a point, a tone) is optional. Spellings that Unicode treats as
+equal (composed and decomposed, full and half width) are equal. Invisible characters (joiners,
+directions, soft hyphens, variation selectors) do not count.
 
-Chinese: full width and letter case; numerals to Arabic ones, whatever form they have (二十三,
-二三, 3万, 百分之五, 三分之一, 三点五); dates, clocks, percent, signs of money and temperature to
-one form; punctuation off; erhua (花儿) left alone, as it is heard.
+Chinese: width and letter case are unified; numerals of any form (二十三, 二三, 3万, 百分之五,
+三分之一, 三点五) become Arabic ones; dates, times of day, percentages, money and temperatures get
+one form; punctuation is removed; erhua (花儿) is kept, because it is heard.
 
-Error rates count words where the script separates them, and characters (code points) of scripts
-that do not; words of another script among those are words, so that mixed speech is fair to both.
+Error rates count words if the script separates them, else characters (code points). Words of
+another script within such a text count as words, so that mixed speech is counted fairly.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from moss_audio_jax.errors import InputError, extra
 VERSION = "2"
 
 Rules = Literal["english", "chinese", "basic", "unspaced"]
-# What the score file says about its numbers.
+# What the error rates count; the score file contains it.
 COUNTED = {
     "wer": "words; of scripts without spaces between words (Chinese, Japanese, Thai, Lao, Khmer, "
     "Burmese, Tibetan) characters",
@@ -67,9 +67,9 @@ _BY_CODE = {code: rules for rules, codes in _LANGUAGES.items() for code in codes
 
 
 def rules_for(reference: str, language: str | None = None) -> Rules:
-    """Which rules a row is under: by its language, else by the script of its reference.
+    """The rules for a row: by its language, else by the script of its reference.
 
-    A text that is mostly Latin is taken for English where no language is given.
+    Without a language, a text in mostly Latin letters is taken for English.
     """
     if language:
         code = re.split(r"[-_]", language.lower())[0]
@@ -90,15 +90,15 @@ def rules_for(reference: str, language: str | None = None) -> Rules:
 
 
 def unit(rules: Rules) -> Literal["words", "characters"]:
-    """What the word error rate of a row under these rules counts."""
+    """The unit that the word error rate counts under these rules."""
     return "characters" if rules in ("chinese", "unspaced") else "words"
 
 
 def normalise(text: str, rules: Rules) -> str:
-    """The text in the form in which it is compared; words are one space apart.
+    """The text in the form in which it is compared; words are separated by one space.
 
     Raises:
-      InputError: whisper-normalizer is needed and not installed.
+      InputError: whisper-normalizer is needed but not installed.
     """
     if rules == "chinese":
         return chinese(text)
@@ -109,9 +109,9 @@ def normalise(text: str, rules: Rules) -> str:
 
 
 def units(normalised: str, rules: Rules) -> list[str]:
-    """What an error rate counts: characters of scripts without spaces, words of everything else.
+    """The units of an error rate: characters in scripts without spaces between words, else words.
 
-    In a text of such a script a digit is a unit too: it is said as a character.
+    In a text of such a script each digit is a unit too, because it is said as a character.
     """
     if unit(rules) == "characters":
         # "mp3" is one word; "5%" and "2008" are said character by character.
@@ -123,24 +123,27 @@ def units(normalised: str, rules: Rules) -> list[str]:
 
 
 def plain_units(text: str) -> list[str]:
-    """Units of a text with its case and punctuation off, and nothing else changed.
+    """Units of a text without case and punctuation; nothing else is changed.
 
-    For words that carry times: what joins or drops words would lose theirs.
+    For words with times: rules that join or drop words would lose their times.
     """
-    if text.isalpha() and text.isascii():  # most words that carry times
+    if text.isalpha() and text.isascii():  # true of most words with times
         return [text.lower()]
     text = re.sub(r"(?<=\w)['’](?=\w)", "", _folded(text))
     return _UNIT.findall(_words(text))
 
 
 def key(text: str) -> str:
-    """For short answers and names: case, width, spacing, punctuation around it do not count."""
+    """The form in which short answers and names are compared.
+
+    Case, width, spacing and surrounding punctuation do not count.
+    """
     return " ".join(_folded(text).split()).strip(" .,;:!?。，；：！？、\"'`“”‘’*_")
 
 
 @functools.cache
 def identity() -> dict[str, str | None]:
-    """What decides the normalised text: version, hash of these rules, version of Whisper's."""
+    """What determines the normalised text: the hash of these rules, and versions of packages."""
     try:
         whisper = importlib.metadata.version("whisper-normalizer")
     except importlib.metadata.PackageNotFoundError:
@@ -154,7 +157,7 @@ def identity() -> dict[str, str | None]:
 
 
 class _Table(dict):
-    """For str.translate: what a character becomes, worked out when it is first met."""
+    """A table for str.translate; the replacement of a character is computed at its first use."""
 
     def __init__(self, rule: Callable[[str], str]) -> None:
         super().__init__()
@@ -166,7 +169,7 @@ class _Table(dict):
 
 
 def _seen(c: str) -> str:
-    """Nothing for what is not seen; an invisible border of words is a space."""
+    """Removes invisible characters; an invisible word separator becomes a space."""
     if c == "\u200b":
         return " "
     selector = "\ufe00" <= c <= "\ufe0f" or "\U000e0100" <= c <= "\U000e01ef"
@@ -179,16 +182,16 @@ _SYMBOLS = _Table(lambda c: " " if unicodedata.category(c)[0] in "SP" else c)
 
 
 def _folded(text: str) -> str:
-    """One spelling of what Unicode calls the same, in lower case, without what is not seen."""
+    """Lower case, one spelling of what Unicode treats as equal, without invisible characters."""
     if text.isascii():
         return text.casefold()
-    # Folding the dotted capital I leaves a dot behind; folding takes some letters apart.
+    # casefold() leaves a dot behind the dotted capital I, and decomposes some letters.
     text = unicodedata.normalize("NFKC", text.translate(_SEEN)).replace("İ", "i").casefold()
     return unicodedata.normalize("NFKC", text)
 
 
 def _words(text: str, table: _Table = _LETTERS) -> str:
-    """Words one space apart; what `table` makes a space ends one. A mark without a letter goes."""
+    """Words separated by one space, split where `table` gives one; marks without a letter go."""
     words = text.translate(table).split()
     for number, word in enumerate(words):
         while word and unicodedata.category(word[0])[0] == "M":
@@ -197,10 +200,10 @@ def _words(text: str, table: _Table = _LETTERS) -> str:
 
 
 def basic(text: str) -> str:
-    """Whisper's basic rule: lower case, bracketed words, symbols and punctuation off; marks stay.
+    """Whisper's basic rule: lower case without bracketed words, symbols, punctuation; keeps marks.
 
-    Equal to whisper-normalizer's BasicTextNormalizer(preserve_marks=True) where a text has neither
-    characters that nobody sees nor marks without a letter.
+    Equal to whisper-normalizer's BasicTextNormalizer(preserve_marks=True) for texts without
+    invisible characters and without marks that have no letter.
     """
     text = unicodedata.normalize("NFC", text.translate(_SEEN)).replace("İ", "i").lower()
     text = unicodedata.normalize("NFKC", _without_asides(text)).lower()
@@ -208,18 +211,18 @@ def basic(text: str) -> str:
 
 
 def _without_asides(text: str) -> str:
-    """Text without [brackets], <tags> and (parentheses), found as Whisper's patterns find them.
+    """Text without [brackets], <tags> and (parentheses), as Whisper's patterns find them.
 
-    Those patterns take quadratic time over openers that are never closed.
+    Those patterns take quadratic time if opening brackets are never closed.
     """
     text = _cut(text, "<[", ">]", 0)
     return _cut(text, "(", ")", 1)
 
 
 def _cut(text: str, openers: str, closers: str, least: int) -> str:
-    """Cuts out each opener up to the next closer, `least` characters or more between them.
+    """Removes each opener up to the next closer, if `least` or more characters are between them.
 
-    Openers that are never closed become a symbol that nothing pairs with.
+    Openers that are never closed become a symbol that matches no closer.
     """
     if not any(opener in text for opener in openers):
         return text
@@ -244,13 +247,13 @@ def english(text: str) -> str:
     Raises:
       InputError: whisper-normalizer is not installed.
     """
-    # What its slow patterns would find is taken out before: asides, then long runs of spaces.
+    # First removes what its slow patterns would find: bracketed text, then long runs of spaces.
     text = _without_asides(unicodedata.normalize("NFC", text).lower())
     text = " ".join(_FILLERS.sub("", text).split())
     try:
         return " ".join(_whisper()(text).split())
     except (AssertionError, ValueError, IndexError, TypeError):
-        return basic(text)  # its numbers give up, over thousands of digits for one
+        return basic(text)  # its rule for numbers fails, for example with thousands of digits
 
 
 @functools.cache
@@ -260,7 +263,7 @@ def _whisper() -> Callable[[str], str]:
     except ImportError:
         raise InputError(f"english text needs whisper-normalizer: {extra('evaluate')}") from None
     whisper = EnglishTextNormalizer()
-    # Some fifty patterns a text: compiled once, they are not looked up each time.
+    # About fifty patterns per text; compiled here, so that re does not look them up each time.
     whisper.replacers = {re.compile(find): put for find, put in whisper.replacers.items()}
     return whisper
 
@@ -274,12 +277,12 @@ _DIGITS = {c: str(i) for i, c in enumerate("零一二三四五六七八九")} | 
 _SMALL = {"百": 100, "千": 1000}
 _N = "零一二三四五六七八九两十百千万亿"
 _D = "零一二三四五六七八九幺"
-# A decimal's digits are said one by one; 三点五分 and 三点十五 are clocks.
+# The digits of a decimal are said one by one; 三点五分 and 三点十五 are times of day.
 _DECIMAL = re.compile(rf"(?<![{_N}])([{_N}]+)点([{_D}]+)(?![{_D}两十百千分刻钟])")
 _RUN = re.compile(rf"[{_N}幺]+")
-# Numbers of up to 28 digits, which is what a Decimal holds exactly.
+# Numbers of up to 28 digits, which a Decimal holds exactly.
 _ARABIC_LARGE = re.compile(r"(?<![\d.])(\d{1,14}(?:\.\d{1,14})?)(百万|千万|万|亿)(?![万亿\d])")
-_LONGEST = 60  # signs of a number that anybody says
+_LONGEST = 60  # characters of the longest number that is converted
 _LARGE = {"百万": 10**6, "千万": 10**7, "万": 10**4, "亿": 10**8}
 
 
@@ -287,7 +290,7 @@ _CHINESE = _Table(lambda c: c if c in "%‰\0\1" else _LETTERS[ord(c)])
 
 
 def chinese(text: str) -> str:
-    """Chinese text, with Latin words in it or not, in one form."""
+    """Normalises Chinese text, which may contain Latin words."""
     text = " ".join(_folded(text).translate(_SAME).split())
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})(?![\d.])", r"\1年\3月\4日", text)
@@ -319,12 +322,12 @@ def _numerals(text: str) -> str:
     text = re.sub(r"(?<![\d.])\d(?=[百千万亿])|(?<=[百千万亿])\d(?![\d.])", _spelt, text)
     text = _DECIMAL.sub(_decimal, text)
     text = _RUN.sub(lambda m: _run(m[0], text[m.end() : m.end() + 1]), text)
-    # 35万 was written half in Arabic: the whole number, as 三十五万 and 350000 are.
+    # 35万 mixes both kinds of numerals; it becomes 350000, like 三十五万.
     return _ARABIC_LARGE.sub(lambda m: _written(Decimal(m[1]) * _LARGE[m[2]]), text)
 
 
 def _spelt(match: re.Match[str]) -> str:
-    return "零一二三四五六七八九"[int(match[0])]  # 3万5千 is 三万五千
+    return "零一二三四五六七八九"[int(match[0])]  # 3万5千 becomes 三万五千
 
 
 def _decimal(match: re.Match[str]) -> str:
@@ -338,7 +341,7 @@ def _run(run: str, following: str) -> str:
     value = _cardinal(run)
     if value is not None:
         return str(value)
-    # 二三 alone is "two or three", and 九八年 a year; from three on digits are a number.
+    # 二三 alone is "two or three", and 九八年 a year; three or more digits are a number.
     clear = len(run) > 2 or following == "年" or set(run) & set("零幺")
     if clear and all(c in _DIGITS for c in run):
         return "".join(_DIGITS[c] for c in run)
@@ -346,7 +349,7 @@ def _run(run: str, following: str) -> str:
 
 
 def _cardinal(text: str) -> int | None:
-    """The value of 三百零五, 十二, 两万三千, 一亿; None for what is no such number."""
+    """The value of a numeral such as 三百零五, 十二, 两万三千, 一亿; None for other texts."""
     if len(text) > _LONGEST:
         return None
     for sign, size in (("亿", 10**8), ("万", 10**4)):

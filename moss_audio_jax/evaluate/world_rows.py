@@ -22,16 +22,16 @@ _ASKED = ("user", "text")
 
 
 def load(data: Path, root: Path | None, options: Options) -> Loaded:
-    """rows.jsonl and labels.jsonl as `moss-audio-jax world` writes them; prompts are the rows'."""
+    """Reads rows.jsonl and labels.jsonl of `moss-audio-jax world`; rows contain their prompts."""
     if options.prompt is not None:
-        raise UsageError("the world's rows have prompts of their own; leave --prompt out")
+        raise UsageError("rows of world contain their prompts; leave --prompt out")
     if not data.is_dir():
         raise InputError(f"{data}: expected the folder that moss-audio-jax world wrote")
     by_scene = {name_of(row, "", where): row for where, row in read_rows(data / "labels.jsonl")}
     rows = list(read_rows(data / "rows.jsonl"))
     for where, row in rows:
         if not isinstance(row.get("id"), str) or not isinstance(row.get("task"), str):
-            raise InputError(f"{where}: no id and task; expected a row of moss-audio-jax world")
+            raise InputError(f"{where}: no id or no task; expected a row of moss-audio-jax world")
     known = {row["task"] for _, row in rows}
     if unknown := [task for task in options.tasks if task not in known]:
         raise UsageError(f"no task {unknown[0]!r} in {data}; expected {', '.join(sorted(known))}")
@@ -58,7 +58,7 @@ def load(data: Path, root: Path | None, options: Options) -> Loaded:
 
 
 def _drawn(rows: list[tuple[str, dict]], count: int) -> list[tuple[str, dict]]:
-    """`count` rows of each scene by a hash of their ids, in the order they had."""
+    """`count` rows of each scene, chosen by a hash of their ids, in their old order."""
     ranked = sorted(rows, key=lambda one: hashlib.sha256(one[1]["id"].encode()).digest())
     taken: dict[str, set[str]] = {}
     for _, row in ranked:
@@ -104,7 +104,7 @@ def _item(row: dict[str, Any], labels: dict[str, Any], root: Root, where: str) -
 
 
 def _sources(labels: dict[str, Any], task: str) -> list[list[str]]:
-    """The ways in which a caption may name each source that it should name."""
+    """For each source that a caption should name, the names that it may use."""
     found = []
     if task in ("caption", "caption_speech"):
         names = {"man": ["man", "male"], "woman": ["woman", "female"]}

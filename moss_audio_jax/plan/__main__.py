@@ -8,16 +8,18 @@ example:
 
 --config NAME[:ARG] is a packaged config (`moss-audio-jax` lists them), or the path of your own.
 
-Compiles the very train step of the config for the slice and reports one device's memory by owner,
-the collectives, and a modelled step time (a way to rank settings, not a measurement). No weights
-are read; --config.KEY=VALUE overrides a key as in `train`. --sweep tries numbers of rows per
-device, lengths, remat policies and tensor splits, and reports the best that fits; with --output a
-killed one goes on where it was. --budget is the whole run on paper, without the compiler.
---generate compiles what answers questions instead of the train step, for a model of the config's
-sizes: does it fit, and what must a token read?
+Compiles the train step of the config for the slice. Reports the memory of one device by owner, the
+collectives, and a modelled step time, which ranks settings but is not a measurement. No weights are
+read. --config.KEY=VALUE overrides a key as in `train`.
 
-Needs the extra `plan` (libtpu, the TPU compiler; --budget does without it):
-pip install -e '.[plan]'. Exit code 3: it does not fit.
+--sweep tries rows per device, row lengths, remat policies and tensor splits, and reports the best
+setting that fits. With --output, a sweep that was killed continues where it stopped.
+--budget estimates a whole run (chips, days, hosts, failures) by formulas, without the compiler.
+--generate compiles prefill and decoding instead of the train step, for a model of the config's
+sizes. It reports whether they fit and how much memory a decoded token must read.
+
+Needs the extra `plan` (libtpu, the TPU compiler), except for --budget: pip install -e '.[plan]'.
+Exit code 3: it does not fit.
 """
 
 from __future__ import annotations
@@ -57,33 +59,33 @@ def main(argv: Sequence[str]) -> int:
         type=command.positive,
         default=1,
         metavar="N",
-        help="several of them, with mesh.data across; default 1",
+        help="number of slices, which mesh.data spans; default 1",
     )
     options.add_argument("--output", type=Path, metavar="FILE.json")
-    options.add_argument("--picture", type=Path, metavar="FILE.svg", help="where memory goes")
-    options.add_argument("--sweep", action="store_true", help="search for the best that fits")
-    group = options.add_argument_group("sweep, each a list like 1,2,4")
+    options.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw memory by owner")
+    options.add_argument("--sweep", action="store_true", help="find the best setting")
+    group = options.add_argument_group("options of --sweep, each a list like 1,2,4")
     group.add_argument("--rows", type=_numbers, default=(1, 2, 4, 8), help="per device")
-    group.add_argument("--lengths", type=_numbers, help="of a row; default the config's")
-    group.add_argument("--remat", type=_words, help="policies; default the config's")
-    group.add_argument("--tensor", type=_numbers, default=(1,), help="of the mesh; the rest: fsdp")
+    group.add_argument("--lengths", type=_numbers, help="tokens per row; default: as in the config")
+    group.add_argument("--remat", type=_words, help="policies; default: as in the config")
+    group.add_argument("--tensor", type=_numbers, default=(1,), help="mesh axis; the rest is fsdp")
     budget.add_options(options)
-    options.add_argument("--generate", action="store_true", help="plan prefill and decode step")
+    options.add_argument("--generate", action="store_true", help="plan prefill and decoding")
     group = options.add_argument_group("generate")
     group.add_argument(
-        "--batch", type=command.positive, metavar="N", help="answers at a time; default 64"
+        "--batch", type=command.positive, metavar="N", help="answers decoded together; default 64"
     )
     group.add_argument("--prompt-tokens", type=command.positive, metavar="N", help="default 2048")
     group.add_argument(
-        "--audio-seconds", type=float, metavar="S", help="in each prompt; default 120"
+        "--audio-seconds", type=float, metavar="S", help="audio in each prompt; default 120"
     )
     group.add_argument("--new-tokens", type=command.positive, metavar="N", help="default 512")
-    group.add_argument("--quantize", choices=QUANTIZE, help="int8, as in generate; default none")
+    group.add_argument("--quantize", choices=QUANTIZE, help="int8; default none")
     group.add_argument(
         "--mesh",
         type=command.mesh_sizes,
         metavar="AXIS=N,...",
-        help="default tensor as wide as the key/value heads allow, the rest data",
+        help="default: tensor as large as the key/value heads allow, the rest data",
     )
     args, rest = options.parse_known_args(argv)
 
@@ -92,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
     if given and not args.generate:
         raise UsageError(f"--{given[0].replace('_', '-')} is an option of --generate; add it")
     if args.generate and (args.budget or args.sweep or args.picture):
-        raise UsageError("--generate goes with none of --budget, --sweep and --picture")
+        raise UsageError("--generate can be combined with none of --budget, --sweep, --picture")
     topology = topologies.parse(args.topology, args.slices)
     from moss_audio_jax.train.__main__ import load_config
 
@@ -197,7 +199,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _words(text: str) -> tuple[str, ...]:
-    from moss_audio_jax.models.blocks import REMAT  # JAX, which --help does without
+    from moss_audio_jax.models.blocks import REMAT  # imports JAX, which --help does not need
 
     words = tuple(text.split(","))
     for word in words:

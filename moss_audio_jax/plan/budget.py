@@ -1,12 +1,13 @@
-"""The whole recipe on paper: chips, days, hosts, checkpoints, failures. Needs no TPU compiler.
+"""Estimates a whole run: chips, days, hosts, checkpoints, failures. Needs no TPU compiler.
 
-    work of a step     train_step(config) FLOPs, every place of a row counted (models/flops.py)
-    step seconds       work / (MFU x peak x chips), or a plan's modelled step
-    tokens a second    rows x tokens in use of a row / step seconds
-    goodput            useful seconds / all seconds (goodput.py)
+    work of a step      train_step(config) FLOPs, padding included (models/flops.py)
+    step seconds        work / (MFU x peak x chips), or a plan's modelled step
+    tokens per second   rows x tokens of a row that are not padding / step seconds
+    goodput             useful seconds / all seconds (goodput.py)
 
-The step and the rows per chip are one slice's at every size: what many slices lose between them is
-not modelled. Every rate that is no formula is a field of `Assumed`, with its source.
+Step time and rows per chip are those of one slice at every number of chips: the cost of
+communication between slices is not modelled. Every rate that is not computed is a field of
+`Assumed`, with its source.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from moss_audio_jax.plan.goodput import Saving, goodput
 from moss_audio_jax.plan.topologies import Topology, parse
 
 CHIPS = (256, 512, 1024, 2048, 4096, 8192)
-SEED = 0  # of the simulation
+SEED = 0  # seed of the simulation
 MFU = 0.45
 DAY = 86400.0
 
@@ -43,15 +44,15 @@ _BENCH = "tools/bench/pipeline.py"
 class Assumed:
     """Assumed rates; --assume KEY=VALUE changes one.
 
-    What tools/bench/pipeline.py measured, it measured on one thread (OMP_NUM_THREADS=1) of an AMD
-    EPYC, in processor time, as the machine was not idle.
+    The rates from tools/bench/pipeline.py are processor times of one thread (OMP_NUM_THREADS=1) of
+    an AMD EPYC.
     """
 
     text_share: float = _rate(
-        0.0, "share", "of tokens, in rows without audio: the weight of data.mixture.text", zero=True
+        0.0, "share", "of tokens in rows without audio: the weight of data.mixture.text", zero=True
     )
-    clip_seconds: float = _rate(10.0, "s", f"mean clip of the mixture that {_BENCH} packs")
-    text_tokens: float = _rate(180.0, "tokens", "text and chat of that mixture's rows, mean")
+    clip_seconds: float = _rate(10.0, "s", f"mean clip of the mixture in {_BENCH}")
+    text_tokens: float = _rate(180.0, "tokens", "mean text and chat of a row in that mixture")
     text_bytes: float = _rate(4.0, "bytes/token", "assumed: English text")
     fill: float = _rate(0.9976, "share", f"of a packed row's tokens; measured, {_BENCH}")
     audio_hours_per_core_second: float = _rate(
@@ -64,16 +65,14 @@ class Assumed:
     )
     flac: float = _rate(135.0, "kbit/s", "LibriSpeech: 30 GB for 497 h, openslr.org/12")
     opus: float = _rate(32.0, "kbit/s", "full-band speech, RFC 7587 section 3.1.1")
-    host_copy: float = _rate(5e9, "bytes/s", "assumed: devices of a host to its memory")
-    host_storage: float = _rate(1e9, "bytes/s", "assumed: a host to storage, and back")
-    all_storage: float = _rate(25e9, "bytes/s", "assumed: all hosts together")
+    host_copy: float = _rate(5e9, "bytes/s", "assumed: from a host's devices to its memory")
+    host_storage: float = _rate(1e9, "bytes/s", "assumed: from a host to storage, and back")
+    all_storage: float = _rate(25e9, "bytes/s", "assumed: from all hosts together to storage")
     save_sync: float = _rate(2.0, "s", "assumed: barrier of a save", zero=True)
     detect: float = _rate(
         100.0, "s", "default heartbeat_timeout_seconds of jax.distributed", zero=True
     )
-    replace: float = _rate(
-        300.0, "s", "assumed: another host takes the lost one's place", zero=True
-    )
+    replace: float = _rate(300.0, "s", "assumed: another host replaces the lost one", zero=True)
     start: float = _rate(120.0, "s", "assumed: processes start, the step compiles", zero=True)
     chip_mtbf_hours: float = _rate(
         54 * 24 * 16384 / 419,
@@ -89,7 +88,7 @@ def assume(text: str, base: Assumed) -> Assumed:
     """`base` with the values of "KEY=VALUE,...".
 
     Raises:
-      UsageError: an unknown key, or a value that cannot be.
+      UsageError: an unknown key, or an impossible value.
     """
     known = {field.name: field.metadata for field in dataclasses.fields(Assumed)}
     values = {}
@@ -113,7 +112,7 @@ def assume(text: str, base: Assumed) -> Assumed:
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-    """Averages of one token of the decoder: seconds of audio, audio tokens, encoder chunks."""
+    """Averages per decoder token: seconds of audio, audio tokens, encoder chunks."""
 
     seconds: float
     audio_tokens: float
@@ -138,11 +137,11 @@ def mix(assumed: Assumed, encoder: EncoderConfig) -> Mix:
 
 
 def flops_per_token(model: ModelConfig, length: int, frames: int, of: Mix) -> dict[str, float]:
-    """Training FLOPs (forward and twice that backward) that an average token needs, by part.
+    """Training FLOPs of an average token, by part: forward, and backward at twice the forward.
 
     Args:
-      length: tokens of a row, which causal attention sees half of.
-      frames: of an encoder chunk, padding included.
+      length: tokens of a row; causal attention sees half of them on average.
+      frames: mel frames of an encoder chunk, padding included.
     """
     decoder = flops.decoder_forward(model.decoder, 1, length)
     encoder = of.chunks * flops.encoder_forward(model.encoder, 1, frames)
@@ -151,12 +150,12 @@ def flops_per_token(model: ModelConfig, length: int, frames: int, of: Mix) -> di
 
 
 def tokens_in_use(length: int, chunks: int, fill: float, of: Mix) -> float:
-    """Tokens of a row that are not padding, limited by its tokens or its chunks."""
+    """Tokens of a row that are not padding; a row ends when its tokens or its chunks are full."""
     return min(fill * length, chunks / of.chunks if of.chunks else math.inf)
 
 
 def hours_to_tokens(hours: float, of: Mix) -> float:
-    """Tokens in which so many hours of audio are heard once."""
+    """Tokens of one epoch over `hours` of audio."""
     return hours * 3600 / of.seconds
 
 
@@ -164,8 +163,10 @@ def hours_to_tokens(hours: float, of: Mix) -> float:
 
 
 def host_needs(tokens_per_second: float, of: Mix, chips: int, assumed: Assumed) -> dict[str, Any]:
-    """What the input needs: cores = audio h/s / rate of a core; bytes/s = audio x bit rate +
-    text."""
+    """What input processing needs.
+
+    cores = hours of audio per second / the rate of a core; bytes/s = audio x bit rate + text.
+    """
     audio = tokens_per_second * of.seconds
     hosts = assumed.hosts(chips)
     cores = audio / 3600 / assumed.audio_hours_per_core_second
@@ -182,7 +183,7 @@ def host_needs(tokens_per_second: float, of: Mix, chips: int, assumed: Assumed) 
 
 
 def bit_rates(assumed: Assumed) -> dict[str, float]:
-    """bit/s of a second of sound as it may lie in a row; mel: 100 frames of 128 bfloat16."""
+    """bit/s of audio in each format that a row may hold; mel: 100 frames of 128 bfloat16."""
     mel = lengths.SAMPLE_RATE / lengths.HOP * EncoderConfig().mel_bins * 16
     return {"flac": 1000 * assumed.flac, "opus": 1000 * assumed.opus, "mel": mel}
 
@@ -191,7 +192,7 @@ def bit_rates(assumed: Assumed) -> dict[str, float]:
 
 
 def saving(size: int, chips: int, assumed: Assumed) -> Saving:
-    """Times of a checkpoint of `size` bytes, of which each host copies, writes and reads a part."""
+    """Times for a checkpoint of `size` bytes; each host copies, writes and reads its part."""
     hosts = assumed.hosts(chips)
     block = assumed.save_sync + size / hosts / assumed.host_copy
     write = max(size / hosts / assumed.host_storage, size / assumed.all_storage)
@@ -208,11 +209,13 @@ def add_options(options: argparse.ArgumentParser) -> None:
         "--budget", action="store_true", help="chips, days, hosts, failures; needs no libtpu"
     )
     group = options.add_argument_group("budget")
-    group.add_argument("--tokens", type=float, help="of the run; default 1.2e12")
-    group.add_argument("--audio-hours", type=float, help="heard once; default 1e6")
-    group.add_argument("--plan", metavar="FILE.json", help="take its step (plan --output)")
-    group.add_argument("--mfu", type=float, help=f"or assume one; default {MFU}")
-    group.add_argument("--assume", metavar="KEY=VALUE,...", help="rates; the table lists them")
+    group.add_argument("--tokens", type=float, help="tokens of the run; default 1.2e12")
+    group.add_argument("--audio-hours", type=float, help="hours of the data; default 1e6")
+    group.add_argument("--plan", metavar="FILE.json", help="use the step time of a plan (--output)")
+    group.add_argument("--mfu", type=float, help=f"or assume an MFU; default {MFU}")
+    group.add_argument(
+        "--assume", metavar="KEY=VALUE,...", help="change rates that the table lists"
+    )
 
 
 def wanted(args: argparse.Namespace) -> bool:
@@ -221,9 +224,9 @@ def wanted(args: argparse.Namespace) -> bool:
     if given and not args.budget:
         raise UsageError(f"--{given[0].replace('_', '-')} is an option of --budget; add --budget")
     if args.budget and args.sweep:
-        raise UsageError("--budget and --sweep are two questions; ask one")
+        raise UsageError("--budget and --sweep cannot be combined; use one")
     if args.plan and args.mfu is not None:
-        raise UsageError("--plan and --mfu both give the step; use one")
+        raise UsageError("--plan and --mfu both give the step time; use one")
     if args.mfu is not None and not 0 < args.mfu <= 1:
         raise UsageError(f"--mfu {args.mfu:g}: expected a share above 0, at most 1")
     for name in ("tokens", "audio_hours"):
@@ -254,7 +257,7 @@ def budget(args: argparse.Namespace, config: Any, topology: Topology) -> dict[st
     assumed = assume(given, Assumed(text_share=share))
 
     jax.config.update("jax_platforms", "cpu")
-    alone = config.copy_and_resolve_references()  # shapes only: one device stands for all
+    alone = config.copy_and_resolve_references()  # only shapes matter, so one device is enough
     alone.mesh.update(data=1, fsdp=1, tensor=1, sequence=1)
     built = compiling.build(alone, jax.devices()[:1])
     kept = {name: value for name, value in built.state.items() if name != "frozen"}
@@ -330,19 +333,18 @@ def budget(args: argparse.Namespace, config: Any, topology: Topology) -> dict[st
 
 
 def text_share(config: Any) -> float:
-    """Weight of the part `text` in data.mixture, taken as a share of tokens; 0 where none is."""
+    """The weight of `text` in data.mixture, taken as a share of tokens; 0 without one."""
     mixture = {} if config.data.train else config.data.mixture
     if "text" not in mixture:
         return 0.0
     weights = {name: part.get("weight") for name, part in mixture.items()}
     if not all(isinstance(weight, int | float) for weight in weights.values()):
-        raise UsageError("data.mixture has no shares in numbers: give --assume text_share=")
+        raise UsageError("data.mixture gives no numeric weights: give --assume text_share=")
     return weights["text"] / sum(weights.values())
 
 
 def _step(args: argparse.Namespace, topology: Topology, work: float, shape: Any) -> dict[str, Any]:
-    """(seconds of a step on the slice, share of peak FLOPs, rows per chip, source of the
-    figure)."""
+    """The step: its seconds on the slice, MFU, rows per chip, and the source of these figures."""
     peak = topology.devices * topology.device.peak
     if not args.plan:
         mfu = args.mfu or MFU
@@ -354,14 +356,16 @@ def _step(args: argparse.Namespace, topology: Topology, work: float, shape: Any)
     if missing := [key for key in keys if key not in raw]:
         raise InputError(f"{args.plan}: {missing[0]} is missing; expected what plan --output wrote")
     if not raw["estimate"]:
-        raise InputError(f"{args.plan}: that step does not fit and has no time; plan one that does")
+        raise InputError(
+            f"{args.plan}: this step does not fit, so it has no time; use one that fits"
+        )
     if parse(raw["topology"]).generation != topology.generation:
         raise UsageError(f"{args.plan} is for {raw['topology']}, --topology {topology.name}")
     place = raw["model_flops_per_step"] / raw["tokens_per_step"]
     if not math.isclose(place, work / shape.rows / shape.tokens, rel_tol=1e-6):
         raise UsageError(
-            f"{args.plan}: {place:.6g} FLOPs a token, the config's rows take "
-            f"{work / shape.rows / shape.tokens:.6g}; give the config and overrides that it was for"
+            f"{args.plan}: {place:.6g} FLOPs a token, but the config's rows take "
+            f"{work / shape.rows / shape.tokens:.6g}; give the plan's config and overrides"
         )
     return {
         "seconds": raw["estimate"]["step_seconds"],

@@ -1,4 +1,4 @@
-"""A budget for people: a table, and a picture of goodput."""
+"""A budget as a table, and a picture of its goodput."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def table(found: dict[str, Any]) -> str:
         f"{found['config']} on {found['topology']}: {found['tokens']:.3g} tokens; "
         f"{found['audio_hours']:,.0f} hours of audio",
         f"  step {step['seconds']:.3g} s, {step['rows_per_chip']:g} row(s) a chip, MFU "
-        f"{step['mfu']:.0%} ({step['source']}); the same at every size",
+        f"{step['mfu']:.0%} ({step['source']}); the same for any number of chips",
         f"  a token: {found['mix']['seconds']:.4f} s of audio, {total / 1e9:.1f} GFLOP ({shares}); "
-        f"a place of the batch {found['step_flops_per_place'] / 1e9:.1f}",
-        f"  the tokens hold {found['audio_hours_in_tokens']:,.0f} hours; the hours, heard once and "
-        f"without text rows, {found['audio_hours_tokens']:.3g} tokens",
+        f"with padding {found['step_flops_per_place'] / 1e9:.1f}",
+        f"  the run's tokens hold {found['audio_hours_in_tokens']:,.0f} hours of audio; one epoch "
+        f"of the hours, without text rows, is {found['audio_hours_tokens']:.3g} tokens",
         f"  checkpoint {found['checkpoint_bytes'] / 1e9:,.1f} GB",
         "",
         f"  {'chips':>5}{'tokens/step':>13}{'days':>8}{'chip-days':>11}{'audio days':>12}"
@@ -63,7 +63,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def picture(found: dict[str, Any]) -> str:
-    """An SVG: goodput over chips, simulated with its spread, expected, and saved as configured."""
+    """An SVG of goodput over chips: simulated with its spread, expected, and as configured."""
     rows = found["sizes"]
     floor = min(0.9, *(min(r["goodput_5_95"][0], r["goodput_as_configured"]) for r in rows))
     floor = math.floor(floor * 20) / 20

@@ -42,10 +42,10 @@ class Run:
     """A run without arrays: what the compiler needs to know about it.
 
     Attributes:
-      model, recipe, shape: sizes; the step's static part; the global batch's shape.
-      mesh: over the slice's devices.
+      model, recipe, shape: the model's sizes; the step's static part; the global batch's shape.
+      mesh: of the slice's devices.
       state, batch: ShapeDtypeStructs with shardings.
-      step: the jitted step, its state donated.
+      step: the jitted step, which donates its state.
     """
 
     model: ModelConfig
@@ -62,13 +62,13 @@ class Compiled:
     """The compiler's result for one step.
 
     Attributes:
-      seconds: that it took.
-      peak: bytes of HBM one device needs at most, by the compiler; where it refused, what it
-        named (with `refusal` "temporaries", they alone).
-      limit: bytes it would allow, where it refused; else None.
-      module: the compiled module; None where it refused.
-      refusal: the compiler's words (see `refusal`); "" where the step fits.
-      flags: the compiler's, of the environment (launch/xla_flags.py has those to start from).
+      seconds: compile time.
+      peak: the most bytes of HBM that one device needs, by the compiler. If it refused the step,
+        the number that it named.
+      limit: the bytes that it allows, if it refused the step; else None.
+      module: the compiled module; None if it refused.
+      refusal: the compiler's message (see `refusal`); "" if the step fits.
+      flags: the compiler flags of the environment (see launch/xla_flags.py).
     """
 
     seconds: float
@@ -110,13 +110,13 @@ def slice_devices(topology: Topology) -> list[Any]:
     """
     from jax.experimental import topologies
 
-    # On v4 a chip's two cores are one device, but not by default here.
+    # On v4 a chip's two cores form one device, but this is not libtpu's default.
     options = {"chip_config_name": "megacore"} if topology.generation == "v4" else {}
     if topology.slices > 1:
         options["num_slices"] = topology.slices
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options)
-    except Exception as error:  # libtpu raises whatever it likes
+    except Exception as error:  # libtpu raises errors of many types
         words = " ".join(str(error).split())[:300]
         raise InputError(
             f"topology {topology.name}: libtpu does not compile for it: {words}"
@@ -125,11 +125,12 @@ def slice_devices(topology: Topology) -> list[Any]:
 
 
 def build(config: Any, devices: list[Any]) -> Run:
-    """The run of a config on these devices. Reads no weights, and no tokenizer unless `init_from`
-    names a checkpoint (whose sizes count).
+    """The run of a config on these devices.
+
+    Reads no weights. If `init_from` names a checkpoint, its tokenizer and sizes are used.
 
     Raises:
-      UsageError, InputError: as training would, naming the key.
+      UsageError, InputError: the same errors as in training, naming the key.
     """
     start = _start(config)
     model = start.model
@@ -164,7 +165,7 @@ def compile_step(run: Run) -> Compiled:
 
 
 def compile_lowered(lowered: Any, given: int, devices: int) -> Compiled:
-    """Compiles a program that is given so many bytes on each of so many devices."""
+    """Compiles a program whose arguments take `given` bytes on each of the devices."""
     begun = time.perf_counter()
     try:
         compiled = lowered.compile()
@@ -173,7 +174,7 @@ def compile_lowered(lowered: Any, given: int, devices: int) -> Compiled:
         if found is None:
             raise
         peak, limit = found
-        # Temporaries alone, without the arguments of the step.
+        # This message counts only temporaries, without the arguments of the step.
         if "HLO temporaries" in str(error):
             peak += given
         return Compiled(time.perf_counter() - begun, peak, limit, refusal=refusal(str(error)))
@@ -197,7 +198,7 @@ def held_bytes(tree: Any) -> int:
 
 
 def out_of_memory(message: str) -> tuple[int, int] | None:
-    """(bytes needed, bytes allowed) of the compiler's refusal; None where it is another error."""
+    """(bytes needed, bytes allowed) from the compiler's refusal; None for other errors."""
     for pattern in _OUT_OF_MEMORY:
         if found := re.search(pattern, message):
             needed, unit, allowed, allowed_unit = found.groups()
@@ -206,8 +207,8 @@ def out_of_memory(message: str) -> tuple[int, int] | None:
 
 
 def refusal(message: str) -> str:
-    """The compiler's words in brief: why, and on lines of their own the five largest arrays that it
-    lists (size, shape, the operation that asked for it)."""
+    """The compiler's message in short: the reason, then a line for each of the five largest arrays
+    that it lists (size, shape, the operation that made it)."""
     why, *entries = re.split(r"\n\s+\d+\. Size: ", message)
     lines = [" ".join(why.split())[:300]]
     for entry in entries[:5]:
@@ -238,7 +239,7 @@ def _with_data(config: Any) -> Any:
 
 
 def _abstract_batch(run: Setup) -> dict[str, Any]:
-    """The batch that the loader would make, as shapes: one row of it made, the rest imagined."""
+    """The shapes of the loader's batch; one row is made, and its shapes are used for all rows."""
     row = make_train_batch(
         [],
         dataclasses.replace(run.shape, rows=1),

@@ -25,22 +25,23 @@ METHOD = (
     "compiler's estimated cycles x loop trips / clock + Pallas attention FLOPs at peak + bytes of "
     "collectives that do not overlap / link bandwidth (all-reduce twice); modelled, not measured"
 )
-# How often attention runs in a step: forward, backward (3.5: both of its kernels form the scores
-# again), and once more where a layer is rematerialised.
-_ATTENTION_PASSES = {"full": 5.5, "offload": 5.5}  # the others keep what the backward pass needs
+# Cost of attention in a step, in forward passes: 1 forward, 3.5 backward (both of its kernels
+# compute the scores again), and 1 more if the layer is rematerialised. Other policies than these
+# keep what the backward pass needs.
+_ATTENTION_PASSES = {"full": 5.5, "offload": 5.5}
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device, by owner; `margin` is negative where the step does not fit.
+    """Bytes on one device, by owner; `margin` is negative if the step does not fit.
 
     Attributes:
       parameters: trained and frozen.
       optimizer: moments, average of the weights, counters.
-      batch: what a step is given.
+      batch: the input of a step.
       gradients: of the trained parameters, float32, sharded like them.
       activations: the inputs of the decoder's layers, which every remat policy keeps.
-      temporaries: the rest of the compiler's peak.
+      temporaries: the rest of the peak that the compiler reports.
     """
 
     parameters: int
@@ -57,14 +58,14 @@ class Memory:
         return self.usable - self.peak
 
     def parts(self) -> dict[str, int]:
-        """The owners, which add up to `peak` (temporaries are what the others leave of it)."""
+        """Bytes by owner; they add up to `peak`."""
         names = ("parameters", "optimizer", "batch", "gradients", "activations", "temporaries")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Modelled seconds of a step by cause, and the share of peak they mean."""
+    """Modelled seconds of a step, by cause, and the resulting MFU."""
 
     compute: float
     kernels: float
@@ -78,7 +79,7 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Everything that is known of one setting on one slice."""
+    """Everything that is known about one setting on one slice."""
 
     topology: Topology
     fits: bool
@@ -136,7 +137,7 @@ def plan(run: Run, compiled: Compiled, topology: Topology) -> Plan:
 
 
 def split_memory(run: Run, compiled: Compiled, topology: Topology) -> Memory:
-    """The compiler's peak, divided among its owners; see Memory."""
+    """Divides the compiler's peak among its owners; see Memory."""
     state = run.state
     parameters = held_bytes([state["trained"], state["frozen"]])
     given = held_bytes(state)
@@ -157,7 +158,7 @@ def split_memory(run: Run, compiled: Compiled, topology: Topology) -> Memory:
 
 
 def layer_inputs(run: Run) -> int:
-    """Bytes on one device of the inputs of the decoder's layers, of one micro-batch."""
+    """Bytes on one device of the inputs of all decoder layers, for one micro-batch."""
     axes = run.mesh.shape
     rows = math.ceil(run.shape.rows / run.recipe.accumulate / (axes["data"] * axes["fsdp"]))
     tokens = rows * math.ceil(run.shape.tokens / axes["sequence"])
@@ -173,18 +174,18 @@ def estimate(
     topology: Topology,
     work: float,
 ) -> Estimate:
-    """The model that the module's docstring states.
+    """The modelled time, as the module's docstring defines it.
 
     Args:
-      cycles: of one device.
-      kernel_flops: of one device, that Pallas kernels compute.
-      collectives: of the module.
-      topology: whose clock, peak and links count.
-      work: the step's model FLOPs, of all devices.
+      cycles: the compiler's estimate for one device.
+      kernel_flops: FLOPs of Pallas kernels on one device.
+      collectives: those of the module.
+      topology: gives clock, peak and link bandwidth.
+      work: the step's model FLOPs on all devices.
     """
     device = topology.device
     exposed = sum(c.moved for c in collectives if not c.overlapped) / device.interconnect
-    # A head of 128 fills half of v6e's and tpu7x's matrix units, 256 wide.
+    # The matrix units of v6e and tpu7x are 256 wide; a head of 128 fills half of one.
     half = 2.0 if topology.generation in ("v6e", "tpu7x") else 1.0
     compute, kernels = cycles / device.clock, half * kernel_flops / device.peak
     seconds = compute + kernels + exposed
@@ -193,14 +194,14 @@ def estimate(
 
 
 def attention_flops(run: Run) -> float:
-    """What attention kernels of the decoder compute in a step, over all devices."""
+    """FLOPs of the decoder's attention kernels in a step, on all devices."""
     decoder, tokens = run.model.decoder, run.shape.rows * run.shape.tokens
     forward = 4 * decoder.heads * decoder.head_dim * run.shape.tokens / 2 * tokens * decoder.layers
     return forward * _ATTENTION_PASSES.get(run.recipe.compute.remat, 4.5)
 
 
 def full_gathers(run: Run, module: Module) -> list[str]:
-    """Names of arrays that are whole on one device although they should be split."""
+    """Messages about arrays that are whole on one device although they should be split."""
     decoder, shape = run.model.decoder, run.shape
     if run.mesh.size == 1:
         return []
@@ -212,7 +213,7 @@ def full_gathers(run: Run, module: Module) -> list[str]:
     }
     found = []
     for name, dims in suspects.items():
-        # A collective's result: a whole array that no device was given.
+        # The result of a collective, not an argument that is whole.
         if any(_is_collective(i) for i in module.holds(*dims)):
             found.append(f"{name} {list(dims)} is gathered whole")
     master = max((np.prod(x.shape) for x in run.state["trained"].values()), default=0)
@@ -223,7 +224,10 @@ def full_gathers(run: Run, module: Module) -> list[str]:
 
 
 def by_kind(collectives: tuple[Collective, ...]) -> dict[str, dict[str, float]]:
-    """{kind: {"count", "bytes" that leave a device in a step, "exposed_bytes" of them}}."""
+    """{kind: {"count", "bytes", "exposed_bytes"}} of a step.
+
+    Bytes are those that leave a device; exposed ones do not overlap compute.
+    """
     table: dict[str, dict[str, float]] = collections.defaultdict(
         lambda: {"count": 0, "bytes": 0, "exposed_bytes": 0}
     )

@@ -4,10 +4,11 @@ Daly's model.
     goodput            useful seconds / all seconds, simulated; beside it the expectation
                        T / (M e^((R+W)/M) (e^((T+C)/M) - 1))
 
-with T seconds of training between saves, C that a save stops the step, W until a save is whole, R
-from a failure to the next step, M between failures. For W = 0 it is Daly's model of failures that
-come independently of one another, also while restarting (doi 10.1016/j.future.2004.11.016); a save
-that is written behind the training is lost where a failure comes within W, which lengthens R by W.
+where, in seconds, T is the training between saves, C the time that a save stops training, W the
+time until a save is complete, R the time from a failure to the next step, and M the mean time
+between failures. For W = 0 this is Daly's model of independent failures, which may also happen
+during a restart (doi 10.1016/j.future.2004.11.016). A save is written while training continues; a
+failure within W loses it, which lengthens R by W.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ import numpy as np
 
 from moss_audio_jax.errors import UsageError
 
-RUNS = 400  # of the simulation
+RUNS = 400  # simulated runs
 
 
 @dataclasses.dataclass(frozen=True)
 class Saving:
-    """Seconds: C that a save stops the step, W until it is whole, R from a failure to a step."""
+    """The times C, W and R of a save, in seconds; see the module's docstring."""
 
     block: float
     write: float
@@ -35,7 +36,7 @@ class Saving:
 def daly_interval(block: float, mtbf: float) -> float:
     """Seconds T of training between saves for the best goodput, by Daly.
 
-    Young's sqrt(2 C M) (doi 10.1145/361147.361115) with two terms more, less C.
+    This is Young's sqrt(2 C M) (doi 10.1145/361147.361115) with two more terms, minus C.
     """
     if block >= 2 * mtbf:
         return mtbf
@@ -44,7 +45,7 @@ def daly_interval(block: float, mtbf: float) -> float:
 
 
 def expected_goodput(interval: float, times: Saving, mtbf: float) -> float:
-    """The expectation of this module's docstring; all arguments in seconds, interval >= write."""
+    """The expectation in this module's docstring. All arguments are seconds; interval >= write."""
     lost = (times.restart + times.write) / mtbf
     cycle = (interval + times.block) / mtbf
     if lost + cycle > 700:  # exp would overflow
@@ -55,10 +56,10 @@ def expected_goodput(interval: float, times: Saving, mtbf: float) -> float:
 def simulate(
     work: float, interval: float, times: Saving, mtbf: float, rng: np.random.Generator
 ) -> float:
-    """Seconds that `work` seconds of training take, one run from failure to failure.
+    """Simulates one run: the seconds that `work` seconds of training take.
 
-    A life lasts an exponential time. Those after the first begin with a restart from the last save
-    that was whole. The run is done when the save at its end is.
+    The times between failures have an exponential distribution. After a failure the run restarts
+    from the last complete save. The run ends when its last save is complete.
     """
     clock = 0.0
     begin = 0.0
@@ -79,7 +80,7 @@ def goodput(work: float, every: float, times: Saving, mtbf: float, seed: Any) ->
     """Simulated and expected goodput of a run of `work` seconds.
 
     Args:
-      every: seconds between the saves that the config asks for.
+      every: seconds between saves, as configured.
 
     Raises:
       UsageError: failures leave no time to train.

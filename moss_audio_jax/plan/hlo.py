@@ -1,8 +1,8 @@
 """Reads a compiled TPU module: loops, cycles, collectives, kernels.
 
-A compiled module is text: computations, each a list of scheduled instructions. Loops run their
-body as often as the constant says that their condition compares with; of a conditional's branches
-the costliest counts; a fusion's own cycles stand at its call.
+A compiled module is text: computations, each a list of scheduled instructions. A loop's trip count
+is the constant in its condition. Of the branches of a conditional the costliest one counts. The
+cycles of a fusion are stated where it is called.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SHAPE = re.compile(r"\b(pred|[su]\d+|bf16|f16|f32|f64|f8\w+|c64)\[([\d,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _GROUPS = re.compile(r"replica_groups=(?:\[(\d+),(\d+)\]|\{\{([\d,]*)\})")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
-# Their results are aliases of existing memory, or those of a whole computation.
+# The results of these are aliases of existing memory, or the results of a whole computation.
 _NAMES = (
     "parameter",
     "tuple",
@@ -55,11 +55,11 @@ class Collective:
 
     Attributes:
       kind: one of KINDS.
-      bytes: of its largest side on one device (gathered output, unreduced input), once.
-      times: how often a step runs it.
+      bytes: of one execution on one device: the larger of input and output.
+      times: executions per step.
       group: devices that take part in one exchange.
-      overlapped: it starts in one instruction and ends in a later one, with compute between.
-      source: the operation of the model that asked for it.
+      overlapped: whether there is compute between the instructions that start and end it.
+      source: the operation of the model that caused it.
     """
 
     kind: str
@@ -71,7 +71,7 @@ class Collective:
 
     @property
     def moved(self) -> float:
-        """Bytes that leave a device in a step; an all-reduce goes around twice."""
+        """Bytes that leave a device in a step; an all-reduce sends its bytes twice."""
         share = (self.group - 1) / self.group if self.group else 0.0
         if self.kind == "collective-permute":
             share = 1.0
@@ -80,7 +80,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """An array that an instruction writes to the device's memory; `times` a step, `bytes` once."""
+    """An array that an instruction writes to memory: `times` per step, `bytes` each time."""
 
     name: str
     op: str
@@ -92,7 +92,7 @@ class Module:
     """A compiled module, parsed from `compiled.as_text()`."""
 
     def __init__(self, text: str, devices: int) -> None:
-        """`devices`: of the mesh; the size of a group that names no members."""
+        """`devices`: number in the mesh, the size of a collective's group that names no members."""
         self.devices = devices
         self.computations: dict[str, list[Instruction]] = {}
         self.entry = ""
@@ -109,7 +109,7 @@ class Module:
         self._cycles: dict[str, float] = {}
 
     def cycles(self, computation: str | None = None) -> float:
-        """The compiler's estimated cycles of a step, loops multiplied out."""
+        """The compiler's estimated cycles of a step; a loop's body counts at every turn."""
         name = computation or self.entry
         if name not in self._cycles:
             self._cycles[name] = 0.0
@@ -126,7 +126,7 @@ class Module:
         }
 
     def collectives(self) -> list[Collective]:
-        """Every collective that a step runs, those on one channel once."""
+        """The collectives of a step; instructions on one channel are one collective."""
         found: dict[tuple[str, str], Collective] = {}
         for computation, times in self._executed():
             body = self.computations[computation]
@@ -140,10 +140,10 @@ class Module:
                     kind = next((i.op for i in inner if i.op in KINDS), "")
                 if kind not in KINDS:
                     continue
-                # A start's type holds input, output and semaphores; else it is the outputs alone.
+                # The type of a "-start" lists input, output and semaphores; others list outputs.
                 size = _bytes(instruction.type, max if "-start" in instruction.op else sum)
                 if kind == "all-reduce" and scatters:
-                    kind = "reduce-scatter"  # an all-reduce that keeps a slice, fused into one
+                    kind = "reduce-scatter"  # an all-reduce fused with the slice of its result
                 group = _group(instruction.rest, self.devices)
                 if instruction.op == "reduce-scatter":
                     size *= group
@@ -152,13 +152,14 @@ class Module:
                 overlapped = fused or instruction.op.endswith("-start")
                 key = (kind, channel.group(1) if channel else f"{computation}/{instruction.name}")
                 if instruction.op == "reduce-scatter" and not overlapped:
-                    key = (kind, instruction.name)  # those of shard_map are all on channel 1
+                    key = (kind, instruction.name)  # shard_map puts all of them on channel 1
                 new = Collective(
                     kind, size, times, group, overlapped, source.group(1) if source else ""
                 )
                 old = found.get(key)
-                # A fused collective goes on through several computations, a loop's body among them
-                # perhaps: one exchange, as often as its rarest part, overlapped if any part is.
+                # A fused collective may continue through several computations, a loop's body for
+                # example. It is one exchange: it runs as often as its rarest part, and overlaps
+                # compute if any part does.
                 if old is None:
                     found[key] = new
                     continue
@@ -191,7 +192,7 @@ class Module:
         ]
 
     def turn(self) -> Module:
-        """One turn of the entry's costliest loop, as a module of its own."""
+        """A module that is one turn of the costliest loop in the entry computation."""
         loops = [i.called("body") for i in self.computations[self.entry] if i.op == "while"]
         if not loops:
             raise ValueError("the module's entry has no loop")
@@ -200,19 +201,18 @@ class Module:
         return part
 
     def made(self, elements: Collection[int], loops: bool = True) -> list[Made]:
-        """What a step (`loops`: within its loops too) writes to memory in arrays of so many
-        elements, of any type.
+        """The arrays with one of these numbers of elements that a step writes to memory.
 
-        Within a fusion nothing is written, nor where a result only names what is there; an update
-        in place writes its part alone, and S(1) is the core's own memory.
+        `loops` includes writes within loops. Results within a fusion and aliases are not written;
+        an update in place writes only its part; S(1) is the core's own memory.
         """
         found = []
         for name, times in self._executed(fused=False, loops=loops):
             for i in self.computations[name]:
                 arrays = re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", i.type)
-                if i.op == "copy-start":  # its result, its operand, a semaphore
+                if i.op == "copy-start":  # (result, operand, semaphore)
                     arrays = arrays[:1]
-                elif i.op.endswith("-start"):  # its operand, its result
+                elif i.op.endswith("-start"):  # (operand, result)
                     arrays = arrays[1:2]
                 sizes = [
                     _bytes(text)
@@ -240,7 +240,7 @@ class Module:
         return any(i.op in ("dynamic-update-slice", "scatter") for i in body)
 
     def _executed(self, fused: bool = True, loops: bool = True) -> Iterator[tuple[str, int]]:
-        """(computation, how often a step runs it), those of fusions and loops included or not."""
+        """(computation, times per step), with or without those of fusions and of loops."""
         waiting = [(self.entry, 1)]
         while waiting:
             name, times = waiting.pop()
@@ -288,13 +288,13 @@ class Module:
 
 
 def _elements(text: str) -> int:
-    """Of the first array of a type."""
+    """Number of elements of the first array of a type."""
     found = _SHAPE.search(text)
     return math.prod(int(d) for d in found.group(2).split(",") if d) if found else 0
 
 
 def _bytes(text: str, of: Callable = sum) -> int:
-    """Bytes of the arrays of a type, by default all of them."""
+    """Bytes of the arrays of a type: the sum, or another function `of` them."""
     sizes = []
     for dtype, dims in _SHAPE.findall(text):
         bits = 8 if dtype == "pred" else int(re.findall(r"\d+", dtype)[0])
@@ -303,7 +303,7 @@ def _bytes(text: str, of: Callable = sum) -> int:
 
 
 def _group(rest: str, devices: int) -> int:
-    """How many devices exchange with one another."""
+    """The number of devices in a collective's group."""
     if found := _GROUPS.search(rest):
         _, size, members = found.groups()
         if members is None:

@@ -1,4 +1,4 @@
-"""A plan for people (a table, a picture of memory) and for programs (JSON)."""
+"""A plan as a table, as a picture of memory, and as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COLORS = {
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """The plan's JSON object; bytes are those of one device, FLOPs and tokens of all."""
+    """The plan as a JSON object; bytes are of one device, FLOPs and tokens of all devices."""
     estimate = None
     if plan.estimate:
         estimate = {
@@ -73,14 +73,14 @@ def table(plan: Plan) -> str:
             f"  method: {METHOD}",
         ]
         if plan.topology.slices > 1:
-            lines.append("  the slower network between slices is not in this model")
+            lines.append("  the slower network between slices is not modelled")
     elif plan.refusal:
         lines.append(f"  the compiler says: {plan.refusal}")
     return "\n".join(lines)
 
 
 def picture(plan: Plan) -> str:
-    """An SVG: one bar of a device's memory by owner, and a line where it ends."""
+    """An SVG: a bar of one device's memory by owner, and a line at the usable memory."""
     width, left, top, height = 760, 20, 44, 46
     memory = plan.memory
     scale = (width - 2 * left) / max(memory.peak, memory.usable, 1)

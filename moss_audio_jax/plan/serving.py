@@ -27,8 +27,10 @@ from moss_audio_jax.sharding import ACTIVATIONS, fit, make_mesh, param_shardings
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """What is served: `batch` answers at a time of at most `new_tokens`, each to a prompt of
-    `prompt_tokens` that holds `audio_seconds` of sound."""
+    """What is served: `batch` answers at a time, each of at most `new_tokens`.
+
+    Each prompt has `prompt_tokens`, including those of `audio_seconds` of audio.
+    """
 
     batch: int = 64
     prompt_tokens: int = 2048
@@ -37,11 +39,11 @@ class Load:
 
     @property
     def cache_positions(self) -> int:
-        """Positions of the cache, rounded as in the engine, like the other sizes here."""
+        """Positions of the cache; rounded as in the engine, like the other sizes here."""
         return bucket(self.prompt_tokens + self.new_tokens, 128)
 
     def prefill(self, model: ModelConfig) -> Shape:
-        """The batch of prompts that the engine prefills together."""
+        """The shape of the batch of prompts that the engine prefills together."""
         frames = round(100 * self.audio_seconds)
         tokens = bucket(self.prompt_tokens, 128)
         chunked = model.encoder.attention == "chunked"
@@ -59,8 +61,8 @@ class Serving:
     """Generation without arrays: what the compiler needs to know about it.
 
     Attributes:
-      params: ShapeDtypeStructs with shardings, quantised where compute says so.
-      state: of the answers that are decoded together, likewise.
+      params: ShapeDtypeStructs with shardings; quantised if `compute` says so.
+      state: decode state of the answers, also as ShapeDtypeStructs with shardings.
     """
 
     model: ModelConfig
@@ -83,13 +85,13 @@ def build(
     devices: Sequence[Any],
     mesh: Mapping[str, int] | None = None,
 ) -> Serving:
-    """Generation with a model on these devices; `mesh` is that of `MossAudio.load`.
+    """Generation with a model on these devices; `mesh` is as in `MossAudio.load`.
 
-    Without one `tensor` is as large as the key/value heads allow, which reads the fewest weights
-    for each token, and `data` is the rest.
+    Without a mesh, `tensor` is as large as the key/value heads allow, so that a token reads the
+    fewest weights, and `data` takes the rest.
 
     Raises:
-      UsageError: a mesh that does not fill the devices or split the batch, a load that cannot be.
+      UsageError: the mesh does not fill the devices or divide the batch, or the load is impossible.
     """
     if mesh is None:
         tensor = math.gcd(len(devices), model.decoder.kv_heads)
@@ -126,16 +128,18 @@ def build(
 
 
 def compile_prefill(serving: Serving) -> Compiled:
-    """`prefill` of as many prompts as the engine prefills together.
+    """Compiles `prefill` of as many prompts as the engine prefills together.
 
-    The peak is the program's own; the decode state is there beside it.
+    The peak is that of this program; the device also holds the decode state.
     """
     shape = serving.load.prefill(serving.model)
     row = make_batch([], dataclasses.replace(shape, rows=1), serving.model.encoder, 0)
     batch = {
         name: jax.ShapeDtypeStruct((shape.rows, *x.shape[1:]), x.dtype) for name, x in row.items()
     }
-    compute = dataclasses.replace(serving.compute, quantize="none")  # of its cache, as the engine
+    compute = dataclasses.replace(
+        serving.compute, quantize="none"
+    )  # its cache is not int8, as in the engine
     answers = _state(serving, shape.rows).answers
     with jax.set_mesh(serving.mesh):
         lowered = decode_state.prefill.lower(
@@ -146,9 +150,9 @@ def compile_prefill(serving: Serving) -> Compiled:
 
 
 def compile_decode(serving: Serving) -> Compiled:
-    """`decode_until`: a loop, each turn of which is a step of all slots, full to their end.
+    """Compiles `decode_until`, a loop whose turns decode one token of every answer, cache full.
 
-    The peak is the program's own; the weights of the encoder and the adapters are there beside it.
+    The peak is that of this program; the device also holds the weights of encoder and adapters.
     """
     number = jax.ShapeDtypeStruct((), "int32", sharding=NamedSharding(serving.mesh, P()))
     with jax.set_mesh(serving.mesh):
@@ -165,7 +169,7 @@ def compile_decode(serving: Serving) -> Compiled:
 
 
 def decoder_params(serving: Serving) -> dict[str, Any]:
-    """The part of the parameters that a decode step is given."""
+    """The parameters that a decode step reads."""
     names = ("language_model", "lm_head")
     return {name: serving.params[name] for name in names if name in serving.params}
 
@@ -176,7 +180,7 @@ def _of_one_layer(stacked: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def _state(serving: Serving, count: int) -> decode_state.DecodeState:
-    """The decode state as the engine makes it, with its shardings."""
+    """The decode state, with its shardings, as the engine makes it."""
     made = jax.eval_shape(
         functools.partial(
             decode_state.empty_state,

@@ -1,13 +1,13 @@
-"""What generation costs on a slice: memory, the bytes that a token must read, modelled times.
+"""The cost of generation on a slice: memory, the bytes that a token must read, modelled times.
 
-A decode step reads every weight of the decoder and the whole cache once, whatever it computes:
+A decode step reads every weight of the decoder and the whole cache once:
 
     floor = (bytes of decoder weights + bytes of cache on one device) / bandwidth of its memory
 
-No step is faster. The modelled time is that of `estimate` (compiler's cycles, exposed collectives),
-its cycles at least the floor's: what is fetched ahead of its use has none, and is taken to hide
-behind the rest. Both are models, not measurements. Of a conditional the costliest branch counts:
-the modelled step samples with top_k, sort and exchange included.
+No step can be faster than this. The modelled time is that of `estimate` (the compiler's cycles,
+exposed collectives), but compute takes at least the floor, because the compiler gives no cycles to
+prefetched reads. Both are models, not measurements. Of a conditional the costliest branch counts,
+so the modelled step includes sampling with top_k.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from moss_audio_jax.plan.report import readable
 from moss_audio_jax.plan.serving import Serving, decoder_params
 from moss_audio_jax.plan.topologies import Topology
 
-_METHOD = f"{METHOD}; a step of decoding at least the time of its reading"
+_METHOD = f"{METHOD}; a decode step takes at least the time of its reads"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Program:
     """One compiled program on one device, in bytes and seconds.
 
     Attributes:
-      peak: what the device must have while it runs, weights and slots included that it is not
-        given.
-      temporaries: what of it is neither weights nor decode state.
-      estimate: of a prefill, or of one step; None where the compiler refused it.
+      peak: all memory in use while it runs, including weights and decode state that are not its
+        arguments.
+      temporaries: the part of the peak that is neither weights nor decode state.
+      estimate: of a prefill, or of one decode step; None if the compiler refused the program.
     """
 
     fits: bool
@@ -53,11 +53,11 @@ class ServingPlan:
     """Generation on a slice.
 
     Attributes:
-      weights, cache: bytes on one device; the cache of all slots.
+      weights, cache: bytes on one device; the cache is that of all answers.
       weights_read, cache_read: bytes of them that one decode step reads on one device.
-      prefill_flops: of one prefill, all devices.
-      copies: what a step writes that is as large as a layer's weight or cache.
-      copies_once: likewise, what stands before and behind the loop over steps.
+      prefill_flops: FLOPs of one prefill, on all devices.
+      copies: arrays as large as a layer's weight or cache that a step writes.
+      copies_once: such arrays that are written before or after the loop over steps.
     """
 
     serving: Serving
@@ -78,14 +78,14 @@ class ServingPlan:
 
     @property
     def floor(self) -> float:
-        """Seconds of a decode step that memory alone takes."""
+        """Seconds that the reads of a decode step take."""
         return (self.weights_read + self.cache_read) / self.topology.device.hbm_bandwidth
 
 
 def assess(
     serving: Serving, prefill: Compiled, decode: Compiled, topology: Topology
 ) -> ServingPlan:
-    """Everything that the two compiled programs say."""
+    """Memory, bytes read and modelled times of the two compiled programs."""
     model, load = serving.model, serving.load
     weights, state = held_bytes(serving.params), held_bytes(serving.state)
     decoder = held_bytes(decoder_params(serving))
@@ -95,7 +95,7 @@ def assess(
     tokens = shape.rows * shape.tokens
     work = (
         flops.decoder_forward(model.decoder, tokens, shape.tokens)
-        - (tokens - shape.rows) * head  # of a prompt's last token alone
+        - (tokens - shape.rows) * head  # logits are computed for a prompt's last token only
         + flops.encoder_forward(model.encoder, shape.rows * shape.chunks, shape.frames)
         + flops.adapter_forward(model, audio)
     )
@@ -164,8 +164,7 @@ def _program(
 
 
 def _weights_read(serving: Serving) -> int:
-    """Bytes of weights that a step reads. An untied embedding hardly counts: a step reads one row
-    of it for each answer."""
+    """Bytes of weights that a step reads, without an untied embedding (one row per answer)."""
     decoder = serving.params["language_model"]
     parts = [decoder["layers"], decoder["norm"]]
     tied = serving.model.decoder.tie_embeddings
@@ -174,7 +173,7 @@ def _weights_read(serving: Serving) -> int:
 
 
 def _large(serving: Serving) -> set[int]:
-    """Elements on one device of each matrix and each layer's cache that a step reads."""
+    """Numbers of elements, on one device, of the matrices and layer caches that a step reads."""
     decoder = serving.params["language_model"]
     of_layers = [
         x for x in jax.tree.leaves(decoder["layers"]) if len(x.shape) == 2 and x.shape[0] > 1
@@ -193,11 +192,11 @@ def _elements(leaf: jax.ShapeDtypeStruct) -> int:
     return count
 
 
-# --- for programs and for people -----------------------------------------------------------------
+# --- JSON and table ------------------------------------------------------------------------------
 
 
 def as_json(plan: ServingPlan) -> dict[str, Any]:
-    """The plan's JSON object; bytes are those of one device, FLOPs and tokens of all."""
+    """The plan as a JSON object; bytes are of one device, FLOPs and tokens of all devices."""
     load, shape = plan.serving.load, plan.serving.load.prefill(plan.serving.model)
     step = plan.decode.estimate
     return {
@@ -283,7 +282,7 @@ def table(plan: ServingPlan) -> str:
         for made in plan.copies
     ]
     lines += [
-        f"  warning: before a run of steps {made.op} {made.name} is written, {readable(made.bytes)}"
+        f"  warning: before a run of steps, {made.op} writes {made.name}, {readable(made.bytes)}"
         for made in plan.copies_once
     ]
     lines.append(

@@ -20,7 +20,10 @@ from moss_audio_jax.plan.topologies import Topology
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One point of a sweep; `rows` of a device, `tensor` of the mesh (the rest is fsdp)."""
+    """One setting of a sweep: rows per device, row length, remat policy, mesh axis `tensor`.
+
+    The mesh axis `fsdp` takes the rest of the devices.
+    """
 
     rows: int
     length: int
@@ -28,7 +31,7 @@ class Setting:
     tensor: int
 
     def apply(self, config: Any, devices: int) -> Any:
-        """The config with this setting on so many devices."""
+        """The config with this setting, for a number of devices."""
         config = config.copy_and_resolve_references()
         config.mesh.update(data=1, fsdp=-1, tensor=self.tensor, sequence=1)
         config.data.batch = self.rows * (devices // self.tensor) * config.train.accumulate
@@ -45,9 +48,9 @@ def settings(
     devices: int,
     heads: int,
 ) -> Iterator[list[Setting]]:
-    """Series of settings that differ in rows alone, fewest first.
+    """Series of settings; those of a series differ only in rows, and the fewest come first.
 
-    A mesh that does not divide the devices or the key/value heads is left out.
+    Meshes that do not divide the devices or the key/value heads are left out.
     """
     for length, remat, tensor in itertools.product(lengths, remats, tensors):
         if devices % tensor == 0 and heads % tensor == 0:
@@ -57,7 +60,7 @@ def settings(
 def search(
     series: Iterator[list[Setting]], evaluate: Callable[[Setting], Plan]
 ) -> list[tuple[Setting, Plan]]:
-    """Plans of all settings, except those with more rows than one that does not fit."""
+    """The plans of all settings; a series ends with the first setting that does not fit."""
     found = []
     for group in series:
         for setting in group:
@@ -69,7 +72,7 @@ def search(
 
 
 def best(found: Sequence[tuple[Setting, Plan]]) -> tuple[Setting, Plan] | None:
-    """The setting with the highest modelled MFU that fits; None if none fits."""
+    """Of the settings that fit, the one with the highest modelled MFU; None if none fits."""
     fitting = [pair for pair in found if pair[1].fits]
     return max(fitting, key=lambda pair: pair[1].estimate.mfu, default=None)
 
@@ -85,14 +88,14 @@ class Kept:
         self._found: dict[str, Plan] = {}
         if self._path is None or not self._path.exists():
             return
-        # A line that a killed process left half-written has no end.
+        # A line without an end was left by a killed process.
         for line in files.read_bytes(self._path).decode(errors="replace").splitlines(keepends=True):
             if line.endswith("\n"):
                 try:
                     row = files.parse_json(line, str(self._path))
                     self._found[row["question"]] = _plan(row["plan"])
                 except (ValueError, TypeError, KeyError):
-                    raise InputError(f"{self._path}: not what a sweep keeps; remove it") from None
+                    raise InputError(f"{self._path}: not the plans of a sweep; remove it") from None
 
     def plan(self, question: Mapping[str, Any], make: Callable[[], Plan]) -> Plan:
         """The plan for a question (everything that a plan depends on): a kept one, or a new one,
@@ -106,13 +109,13 @@ class Kept:
         return self._found[digest]
 
     def drop(self) -> None:
-        """After the output is written."""
+        """Removes the file; call it when the output is written."""
         if self._path:
             self._path.unlink(missing_ok=True)
 
 
 def _plan(row: dict[str, Any]) -> Plan:
-    """What `dataclasses.asdict` and JSON made of a plan, as it was."""
+    """The plan from its JSON, the reverse of `dataclasses.asdict`."""
     return Plan(
         **row
         | {

@@ -12,7 +12,7 @@ from moss_audio_jax.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice, e.g. v5e:16x16, or several of them; `chips` counts those of all."""
+    """One or more slices of one shape, e.g. v5e:16x16; `chips` counts those of all slices."""
 
     name: str
     generation: str
@@ -29,7 +29,7 @@ class Topology:
 
 
 def parse(name: str, slices: int = 1) -> Topology:
-    """`slices` slices of a name like v5e:16x16 or v5p:4x4x8.
+    """The topology of `slices` slices with a name like v5e:16x16 or v5p:4x4x8.
 
     Raises:
       UsageError: an unknown generation or a shape that its slices do not have.

@@ -26,7 +26,7 @@ QWEN2_PATTERN = (
 def _byte_alphabet() -> dict[str, int]:
     """Maps the character that a byte-level vocabulary uses for a byte to that byte.
 
-    Printable Latin-1 stands for itself; the rest take the characters from U+0100 on, in order.
+    Printable Latin-1 bytes use their own character, the others those from U+0100 on, in order.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
@@ -132,7 +132,7 @@ def from_vocab_and_merges(
 def from_tokenizer_json(
     path: Path, side: Sequence[Path], processor: ProcessorConfig | None
 ) -> BpeTokenizer:
-    """Reads tokenizer.json. Its own normaliser and pre-tokenizer are kept."""
+    """Reads tokenizer.json. Its normaliser and pre-tokenizer are kept."""
     raw = read_json(path)
     model = raw.get("model")
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
@@ -191,7 +191,7 @@ def _added_tokens(side: Iterable[Path]) -> list[tuple[str, int, bool]]:
     """(string, id, hidden) of the added tokens that the files beside a vocabulary list."""
     raw = {path.name: (path, read_json(path)) for path in side if path.suffix == ".json"}
     found: dict[str, tuple[str, int, bool]] = {}
-    if "added_tokens.json" in raw:  # in older folders; it has no flags
+    if "added_tokens.json" in raw:  # a file of older folders, without flags
         path, tokens = raw["added_tokens.json"]
         for string, index in tokens.items():
             found[string] = _added({"content": string, "special": True}, index, path)
@@ -204,7 +204,7 @@ def _added_tokens(side: Iterable[Path]) -> list[tuple[str, int, bool]]:
         for key, token in listed.items():
             number = int(key) if key.isascii() and key.isdecimal() and len(key) < 20 else key
             tokens.append(_added(token, number, path))
-    # The flags of tokenizer_config.json win. A token with two ids stays twice: refused later.
+    # The flags of tokenizer_config.json win. A token with two ids stays, and is refused later.
     same = {(string, index) for string, index, _ in tokens}
     return [t for t in found.values() if t[:2] not in same] + tokens
 

@@ -11,8 +11,8 @@ class Kind(NamedTuple):
     Attributes:
       label: as in a timeline: "dog barking".
       clause: as in a caption: "a dog barks".
-      category: one of the coarse classes: animal, human sound, natural sound, sounds of things.
-      unit: what can be counted of it, singular and plural, or None.
+      category: its coarse class: animal, human sound, natural sound or sounds of things.
+      unit: a countable part of it, such as a bark: singular and plural, or None.
     """
 
     label: str
@@ -63,7 +63,7 @@ KINDS: dict[str, Kind] = {
     "laser": Kind("laser zapping", "a toy laser zaps", _THING, ("zap", "zaps")),
 }
 
-INSTRUMENTS = ("guitar", "piano", "organ", "flute", "strings", "trumpet", "marimba")  # melodic ones
+INSTRUMENTS = ("guitar", "piano", "organ", "flute", "strings", "trumpet", "marimba")  # melodic
 DRUMS = ("kick", "snare", "hihat")
 TONICS = ("C", "C sharp", "D", "E flat", "E", "F", "F sharp", "G", "A flat", "A", "B flat", "B")
 MODES = ("major", "minor")

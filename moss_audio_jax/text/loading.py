@@ -9,7 +9,7 @@ from moss_audio_jax.errors import InputError
 from moss_audio_jax.text import bpe, sentence_piece
 from moss_audio_jax.text.tokenizer import Tokenizer
 
-# Files that a converter copies too, so that other programs find a complete tokenizer.
+# Files that a converter copies as well, so that other programs find a complete tokenizer.
 _SIDE_FILES = (
     "tokenizer_config.json",
     "added_tokens.json",
@@ -26,7 +26,7 @@ def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> Tokeniz
     tokenizer.model is taken). processor_config.json beside them gives the audio ids.
 
     Args:
-      vocab_size: of the model; the tokenizer's ids must fit.
+      vocab_size: the model's; the tokenizer's ids must be below it.
 
     Raises:
       InputError: no tokenizer, a file that cannot be read, ids that clash or do not fit.
@@ -63,13 +63,13 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
         if preferred not in models and len(models) > 1:
             raise InputError(
                 f"{folder}: {len(models)} *.model files ({', '.join(m.name for m in models)}); "
-                "name the tokenizer's tokenizer.model"
+                "rename the tokenizer's file to tokenizer.model"
             )
         model = preferred if preferred in models else models[0]
         return sentence_piece.from_model(model, side, processor)
     for here, missing in ((vocab, merges), (merges, vocab)):
         if here.exists():
-            raise InputError(f"{missing}: no such file, though {here.name} is there; add it")
+            raise InputError(f"{missing}: no such file, although {here.name} exists; add it")
     raise InputError(
         f"{folder}: no tokenizer; expected tokenizer.json, vocab.json + merges.txt or *.model"
     )

@@ -54,7 +54,7 @@ def audio_span(
     """Ids of one clip's placeholders, without the start and end tokens.
 
     Args:
-      n_tokens: audio tokens of the clip (12.5 a second).
+      n_tokens: audio tokens of the clip (12.5 per second).
       processor: gives the placeholder's id.
       digit_ids: ids of "0" to "9".
       time_markers: after every 25 placeholders, write the seconds passed: 2, 4, 6, ...
@@ -84,7 +84,7 @@ def build_prompt(
       text: what the user says; the chat is put around it, audio first. A text that holds
         `<|audio_bos|><|AUDIO|><|audio_eos|>` is the whole prompt instead, verbatim: special
         tokens are recognised in it, and each such span becomes one clip.
-      mel_frames: mel frames (100 a second) of each clip, in order.
+      mel_frames: mel frames (100 per second) of each clip, in order.
       time_markers: write the seconds between the placeholders; see `audio_span`.
       system: replaces the default system text.
       official_specials: recognise special tokens in `text` and `system` as the official code
@@ -156,8 +156,8 @@ def build_conversation(
       Conversation(ids int32 [L], answer_mask bool [L]).
 
     Raises:
-      InputError: a message that cannot be used, named by its index; turns out of order; an empty
-        answer; clips that do not match the audio messages.
+      InputError: a message cannot be used (its index is named), turns are out of order, an answer
+        is empty, or clips do not match the audio messages.
     """
     turns = _turns(messages)
     n_audio = sum(turn.n_clips for turn in turns)

@@ -6,7 +6,7 @@ Text round-trips (`decode(encode(t)) == t`) through a model trained with
     add_dummy_prefix=False               no space is put before a text
     remove_extra_whitespaces=False       runs of spaces and newlines stay
     byte_fallback=True                   256 byte pieces: any character can be written
-    split_digits=True                    "0".."9" are pieces of their own (time markers need them)
+    split_digits=True                    "0".."9" are separate pieces (time markers need them)
     control_symbols=[<|endoftext|>, <|im_start|>, <|im_end|>, <think>, </think>,
                      <|AUDIO|>, <|audio_bos|>, <|audio_eos|>]
     bos_id=-1, eos_id=-1, pad_id=-1      the control symbols above replace these
@@ -68,7 +68,7 @@ class SentencePieceTokenizer(Tokenizer):
         vocab = {p: i for i, p in enumerate(pieces)}
         super().__init__(vocab, special, special, files, processor)
         # Text is cut after the first character of every user-defined string, so that the library
-        # never sees a whole one. The lookahead finds overlapping ones too.
+        # never sees a whole one. The lookahead also finds overlapping ones.
         strings = "|".join(map(re.escape, sorted(defined, key=len, reverse=True)))
         self._cut = re.compile(f"(?=(?:{strings}))") if strings else None
 

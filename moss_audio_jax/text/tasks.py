@@ -1,4 +1,4 @@
-"""The questions to a model: first the prompts of its authors' evaluation, then other wordings."""
+"""The prompts of each task: the official one first, then other wordings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MULTIPLE_CHOICE = (
 
 NO_SPEECH = "There is no speech."
 
-# The official prompt comes first and is taken half of the time.
+# The official prompt comes first and is used half of the time.
 PROMPTS: dict[str, tuple[str, ...]] = {
     "asr": (
         TRANSCRIBE["none"],

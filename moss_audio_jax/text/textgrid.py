@@ -91,7 +91,7 @@ _PIECE = re.compile(r'"|![^\n]*|[^\s"!]+')
 
 
 def _values(text: str, where: str) -> Iterator[str | float]:
-    """Strings and free-standing numbers in their order, which is the same in both forms.
+    """Yields strings and free-standing numbers, whose order is the same in both forms.
 
     Everything else is a label (`xmin =`, `intervals [1]:`, `<exists>`); ! starts a comment.
     """

@@ -4,7 +4,7 @@ Two forms are read: stamps around a text (a sentence or a word)
 
     [0.00]hello there[2.01][2.01]the weather is nice[4.32]
 
-and an event timeline, one event a line
+and an event timeline, one event per line
 
     0.00 - 57.00: birds chirping
 
@@ -58,7 +58,7 @@ class Segment:
 
 
 class Parsed(NamedTuple):
-    """What `parse` found.
+    """The result of `parse`.
 
     segments: in the order of the text; 0 <= start <= end, seconds.
     unread: pieces that were not understood, or only in part (see `parse`).
@@ -84,8 +84,8 @@ def parse(text: str) -> Parsed:
         starts, and is listed in `unread` too;
       - an end before its start is moved to the start, and the piece is listed in `unread` too;
       - text outside all stamps or events, and a stamp without a text, are in `unread`;
-      - brackets that hold no time are text, and so are bare whole numbers (`[2024]`) where any
-        other stamp is written with a decimal point or as a clock.
+      - brackets without a time are text, and so are bare whole numbers (`[2024]`) if any other
+        stamp has a decimal point or the form of a clock.
     """
     _, answer = split_thinking(text)
     # A newline in front, because bullets are recognised only after a line break.
@@ -234,7 +234,7 @@ def _parse_events(answer: str) -> Parsed:
     for line in filter(str.strip, answer.split("\n")):
         match = _EVENT.fullmatch(line)
         times = [t for t in match.groups()[1:7] if t] if match else []
-        # "1 - 2 people talk" is no event: bare whole numbers need a colon or brackets.
+        # "1 - 2 people talk" is not an event: bare whole numbers need a colon or brackets.
         if not match or (
             match["bare"] and not match["colon"] and any(_bare_whole(t) for t in times)
         ):
@@ -259,7 +259,7 @@ def _one_line(piece: str) -> str:
 
 
 def _without_cut_stamp(text: str) -> str:
-    """The text without a stamp at its end that the token limit cut."""
+    """The text without a timestamp at its end that the token limit cut off."""
     at = max(map(text.rfind, _OPENS))
     cut = at >= 0 and _IN_STAMP.fullmatch(text, at + 1)
     return text[:at].rstrip() if cut else text

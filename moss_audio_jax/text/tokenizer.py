@@ -177,7 +177,7 @@ class Tokenizer(abc.ABC):
 
     @functools.cached_property
     def think_ids(self) -> tuple[int, int] | None:
-        """Ids of `<think>` and `</think>`, or None where the vocabulary lacks them."""
+        """Ids of `<think>` and `</think>`, or None if the vocabulary lacks them."""
         if any(tag not in self._special for tag in THINK):
             return None
         return self._special[THINK[0]], self._special[THINK[1]]
@@ -189,7 +189,7 @@ class Tokenizer(abc.ABC):
         for digit, found in enumerate(ids):
             if len(found) != 1:
                 raise InputError(
-                    f"{_where(self.files)}: the digit {digit} has no piece of its own; "
+                    f"{_where(self.files)}: the digit {digit} is not a separate piece; "
                     "time markers need one for each of 0-9"
                 )
         return tuple(found[0] for found in ids)
@@ -216,7 +216,7 @@ class Tokenizer(abc.ABC):
 
 
 class StreamDecoder:
-    """Decodes one id at a time and holds back half a character until it is whole.
+    """Decodes one id at a time and holds back the bytes of an incomplete character.
 
     The pieces that `push` and `flush` return join to `tokenizer.decode(ids, skip_special)`.
     """
@@ -231,7 +231,7 @@ class StreamDecoder:
         return self._decoder.decode(self._tokenizer.token_bytes(int(index), self._skip_special))
 
     def flush(self) -> str:
-        """Ends the text and returns its rest: "", or U+FFFD for half a character."""
+        """Ends the text and returns its rest: "", or U+FFFD for an incomplete character."""
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return rest

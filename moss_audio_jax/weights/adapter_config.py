@@ -1,4 +1,4 @@
-"""adapter_config.json, as PEFT writes it: every setting is obeyed, changes nothing, or is refused.
+"""adapter_config.json of PEFT: every setting is obeyed, has no effect, or is refused.
 
 The reference is PEFT 0.17.1: oracle tests merge the same adapters with it.
 """
@@ -25,11 +25,11 @@ _NO_EFFECT = object()  # it does not change the merged weights
 _MERGE = "merge the adapter into its base model with PEFT (merge_and_unload) and convert the result"
 _RESTORE = (
     "save the adapter with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...), "
-    "which makes a plain one of it"
+    "which makes it a plain LoRA adapter"
 )
 
 # How each key of the file is handled. A text says why the key is refused, unless it is off (null,
-# false, "none" or empty). A key that is not in this table is refused likewise.
+# false, "none" or empty). A key that is not in this table is also refused unless it is off.
 KEYS: dict[str, Any] = {
     "peft_type": _OBEYED,
     "r": _OBEYED,
@@ -67,15 +67,15 @@ KEYS: dict[str, Any] = {
     "modules_to_save": f"the adapter replaces whole modules; {_MERGE}",
     "trainable_token_indices": f"the adapter replaces rows of the embedding; {_MERGE}",
     "target_parameters": f"the adapter targets parameters of expert layers; {_MERGE}",
-    "layer_replication": "the adapter repeats layers; no model here has that shape",
+    "layer_replication": "the adapter repeats layers, which no model here supports",
     "megatron_config": f"the adapter is for Megatron's layers; {_MERGE}",
-    "alora_invocation_tokens": "the adapter works on a part of a prompt; it cannot be folded in",
-    "arrow_config": "the adapter is a router of others; it cannot be folded in",
+    "alora_invocation_tokens": "the adapter works on a part of a prompt; it cannot be merged",
+    "arrow_config": "the adapter is a router of others; it cannot be merged",
 }
 # Others, such as pissa and olora, change the base weights when PEFT loads the adapter.
 _INITS = ("gaussian", "eva", "orthogonal")
 
-_PLAIN = re.compile(r"[\w.]*")  # a pattern of these characters alone matches quickly
+_PLAIN = re.compile(r"[\w.]*")  # a pattern with only these characters matches quickly
 _ANY = "[^.]*"
 _SECONDS = 10
 _MATCH = """
@@ -105,7 +105,7 @@ class AdapterConfig:
         if kind != "LORA":
             raise InputError(f"{self.file}: peft_type is {quoted(kind)}; expected 'LORA'")
         for key, value in raw.items():
-            how = KEYS.get(key, "this setting is not known here")
+            how = KEYS.get(key, "this setting is unknown")
             if isinstance(how, str) and value not in (None, False, "none", [], {}, ""):
                 raise InputError(f"{self.file}: {brief(key, 60)} is {quoted(value)}: {how}")
         init = raw.get("init_lora_weights")
@@ -144,7 +144,7 @@ class AdapterConfig:
             found = self._selected("target_modules", targets, modules)
         listed = [layers] if type(layers) is int else layers or []
         if not isinstance(listed, list) or any(type(layer) is not int for layer in listed):
-            self._wrong("layers_to_transform", "a list of layers' numbers")
+            self._wrong("layers_to_transform", "a list of layer numbers")
         if isinstance(targets, str) and (listed or pattern):
             self._wrong(
                 "layers_to_transform" if listed else "layers_pattern",
@@ -170,12 +170,12 @@ class AdapterConfig:
         return found - excluded
 
     def _selected(self, key: str, chosen: Any, modules: Sequence[str]) -> set[str]:
-        """Modules that a list of names (whole, or their ends) or a regular expression names."""
+        """The modules that match a list of names (whole, or their ends) or a regular expression."""
         if isinstance(chosen, str):
             [hits] = self._match(key, "fullmatch", [chosen], modules)
             return {module for module, hit in zip(modules, hits, strict=True) if hit}
         if not _strings(chosen):
-            self._wrong(key, "a list of modules' names, or a regular expression")
+            self._wrong(key, "a list of module names, or a regular expression")
         names = set(chosen)
         return {module for module in modules if not names.isdisjoint(_ends(module))}
 
@@ -183,7 +183,7 @@ class AdapterConfig:
         """{module: value} for every target; `key` maps patterns of names to values."""
         patterns = self._raw.get(key) or {}
         if not isinstance(patterns, dict):
-            self._wrong(key, "an object of modules' names and values")
+            self._wrong(key, "an object of module names and values")
         values = [checked(value, f"{key}.{pattern}") for pattern, value in patterns.items()]
         targets = sorted(self.targets)
         rows = self._match(key, "match", list(patterns), targets, r"(.*\.)?({})$")

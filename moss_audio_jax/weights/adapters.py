@@ -1,4 +1,4 @@
-"""LoRA adapters in a folder of their own, with PEFT's names for the official model."""
+"""Folders of LoRA adapters, with PEFT's names for the official model."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Adapter(NamedTuple):
 class Adapters:
     """A folder of adapters (ours or PEFT's), checked against a model; only headers are read.
 
-    `modules` maps the path of a native kernel to one Adapter for each layer, or None where a layer
-    has none.
+    `modules` maps the path of a native kernel to one Adapter for each layer, or None for a layer
+    without one.
 
     Raises:
-      InputError: a file that is missing or broken, a setting of adapter_config.json that cannot be
-        obeyed, or tensors that do not fit it or the model; each is named.
+      InputError: a file is missing or broken, a setting of adapter_config.json cannot be obeyed, or
+        tensors do not fit it or the model; each is named.
     """
 
     def __init__(self, folder: str | Path, config: ModelConfig):
@@ -98,7 +98,7 @@ class Adapters:
         return tensor
 
     def _found(self) -> dict[str, list[Adapter | None]]:
-        """`modules`. Raises InputError for a tensor of the file that fits nowhere."""
+        """`modules`. Raises InputError for a tensor that does not belong to any."""
         left = set(self._reader.tensors)
         found: dict[str, list[Adapter | None]] = {}
         unused = []
@@ -149,12 +149,12 @@ class Adapters:
             if (theirs := self._reader.tensors[name].shape) != shape:
                 raise InputError(
                     f"{self.file}: {name} has shape {list(theirs)}; the model and "
-                    f"{adapter_config.FILE} (rank {rank}) call for {list(shape)}"
+                    f"{adapter_config.FILE} (rank {rank}) require {list(shape)}"
                 )
         return Adapter(a, b, self.config.scale(module))
 
     def _why(self, name: str) -> str:
-        """Why a tensor fits nowhere."""
+        """Why a tensor does not belong to the model's adapters."""
         module = name.removeprefix(_PEFT)
         if name.endswith((".lora_A.weight", ".lora_B.weight")):
             module = module.rsplit(".", 2)[0]
@@ -165,7 +165,7 @@ class Adapters:
 def save_adapters(
     folder: str | Path, adapters: Mapping[str, Any], alpha: float, config: ModelConfig
 ) -> None:
-    """Writes adapters (by native path) as PEFT does. An older folder is replaced in the end.
+    """Writes adapters (by native path) as PEFT does. An older folder is replaced at the end.
 
     lora_A is [r, in], lora_B [out, r], one tensor for each layer.
     """
@@ -251,5 +251,5 @@ def _check_folder(folder: Path) -> None:
             )
         return
     inside = folder / "lora"
-    hint = f"; do you mean {inside}?" if (inside / adapter_config.FILE).is_file() else ""
+    hint = f"; did you mean {inside}?" if (inside / adapter_config.FILE).is_file() else ""
     raise InputError(f"{folder}: not a folder of LoRA adapters (no {adapter_config.FILE}){hint}")

@@ -1,8 +1,7 @@
-"""A model from parts: encoder and decoder of other checkpoints, fresh parameters, LoRA adapters.
+"""Builds a model from parts: encoder and decoder of other checkpoints, fresh parameters, adapters.
 
-This is the one place where a model is put together. `Composed` and `Merged` read like the reader of
-a checkpoint: `convert` takes one leaf after another on the host, training and generation take every
-leaf on its devices.
+`Composed` and `Merged` have the interface of a checkpoint's reader: `convert` reads one leaf after
+another on the host, training and generation read every leaf onto its devices.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ class Composed:
 
     Args:
       config: the composed model.
-      encoder: a checkpoint of either layout, whose encoder is taken; None for a fresh one.
+      encoder: a checkpoint of either layout that provides the encoder; None for a fresh one.
       decoder: a plain Qwen3 checkpoint; None for a fresh decoder.
       seed: of the fresh parameters.
 
     Raises:
-      InputError: a folder cannot be read, or the decoder has other sizes than the config's.
+      InputError: a folder cannot be read, or the decoder's sizes differ from the config's.
     """
 
     def __init__(
@@ -119,7 +118,7 @@ class Composed:
 
 
 class Merged:
-    """A checkpoint whose kernels come with LoRA adapters folded in, one stacked leaf at a time.
+    """A checkpoint with LoRA adapters merged into its kernels, one stacked leaf at a time.
 
     Args:
       reader: of the base checkpoint; it is closed with this one.

@@ -34,15 +34,15 @@ def load_params(
 
     Args:
       folder: the checkpoint.
-      config: default: what its config.json says.
+      config: default: that of its config.json.
       dtype: cast to it while reading; None: as stored.
       shardings: a tree of Shardings like the parameters, one for all, or None (the first device).
-        Each process reads what its own devices hold.
-      lora: a folder of adapters to fold in, on the host.
-      then: (path, leaf) -> what replaces the leaf, called before the next one is read.
+        Each process reads the parts on its own devices.
+      lora: a folder of adapters to merge, on the host.
+      then: (path, leaf) -> a replacement of the leaf, called before the next one is read.
 
     Raises:
-      InputError: weights that are missing, broken, incomplete, or not of this config.
+      InputError: weights are missing, broken, incomplete, or do not fit the config.
     """
     config = config or read_config(folder)
     reader = open_checkpoint(folder, config)
@@ -67,18 +67,18 @@ def save_official(
 ) -> None:
     """Writes parameters (NumPy or JAX arrays, sharded or not) as an official checkpoint.
 
-    Leaves come from the devices one by one. With several processes all of them call this; the
-    first one writes.
+    Leaves are fetched from the devices one by one. With several processes all of them call this;
+    the first one writes.
 
     Args:
-      dtype: of the files; None: the parameters' own.
+      dtype: of the files; None: that of the parameters.
       files_from: a checkpoint to take config.json, processor and tokenizer files from.
       tokenizer_from: a folder to take the tokenizer's files from instead.
       processor: written if `files_from` has none.
       new_weights: the weights are not those of `files_from`; see `write_side_files`.
 
     Raises:
-      InputError: parameters that are not the config's, a folder that exists, a full disk.
+      InputError: the parameters do not fit the config, the folder exists, or the disk is full.
     """
     entries, leaves = table(config), flatten(params)
     dtype = np.dtype(dtype or native.check_leaves(leaves, entries))
@@ -117,12 +117,12 @@ def convert(
       overwrite: replace a checkpoint at `output`, once the new one is whole.
       decoder: a plain Qwen3 checkpoint. The result is a new model with this decoder and a freshly
         initialised encoder and adapters; the tokenizer files are those of the decoder.
-      merge_lora: a folder of LoRA adapters (ours or PEFT's) to fold into the kernels.
+      merge_lora: a folder of LoRA adapters (ours or PEFT's) to merge into the kernels.
       progress: show a bar on stderr.
 
     Raises:
-      InputError: an input that cannot be read, an output that exists or cannot be written.
-      UsageError: output within input or the other way round.
+      InputError: the input cannot be read, or the output exists or cannot be written.
+      UsageError: one of input and output is inside the other.
     """
     if format not in ("official", "native"):
         raise UsageError(f"format is {format!r}; expected official or native")

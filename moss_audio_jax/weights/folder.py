@@ -1,4 +1,4 @@
-"""Writes checkpoint folders whole or not at all, and the files beside the weights."""
+"""Writes checkpoint folders completely or not at all, and the files beside the weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from moss_audio_jax.config import (
 )
 from moss_audio_jax.errors import InputError
 
-# What travels with the weights, besides config.json: the model's own files and the tokenizer's.
+# A checkpoint's files besides weights and config.json: those of the model and of the tokenizer.
 MODEL_FILES = ("generation_config.json", "processor_config.json", "preprocessor_config.json")
 EXTRA_FILES = (
     *MODEL_FILES,
@@ -43,15 +43,15 @@ EXTRA_FILES = (
 
 @contextlib.contextmanager
 def new_folder(folder: str | Path, nbytes: int, overwrite: bool = False) -> Iterator[Path]:
-    """Makes a checkpoint folder that is either whole or not there.
+    """Makes a checkpoint folder that is either complete or does not exist.
 
     Yields a sibling folder to write into. It takes the name `folder` when the block ends, and is
     removed when the block raises. With several processes all of them enter and leave together;
     the first one makes and renames the folder.
 
     Args:
-      nbytes: what will be written; too small a disk is then noticed at once.
-      overwrite: replace a checkpoint that is already there, once the new one is whole.
+      nbytes: the size of what will be written, so that a disk that is too small is noticed at once.
+      overwrite: replace an existing checkpoint, once the new one is complete.
 
     Raises:
       InputError: the folder exists, is not a checkpoint, or the disk is full.
@@ -96,7 +96,7 @@ def new_folder(folder: str | Path, nbytes: int, overwrite: bool = False) -> Iter
 
 def _check_replaceable(folder: Path, overwrite: bool) -> None:
     if not overwrite:
-        raise InputError(f"{folder}: exists already; choose another folder or overwrite it")
+        raise InputError(f"{folder}: already exists; choose another folder or overwrite it")
     ours = ("config.json", "adapter_config.json", "helpers.json")
     empty = folder.is_dir() and not any(folder.iterdir())
     if not empty and not any((folder / name).exists() for name in ours):
@@ -161,7 +161,7 @@ def _copy_file(source: Path, target: Path) -> None:
 
 
 def _describes(raw: dict[str, Any], config: ModelConfig) -> bool:
-    """Whether a config.json describes this model, whatever encoder attention the model has."""
+    """Whether a config.json describes this model; its encoder attention does not count."""
     if raw.get("model_type") != "moss_audio":  # files_from may be of another model
         return False
     plain = config.with_attention("chunked")

@@ -1,4 +1,4 @@
-"""The parameters of helper losses, in a folder of their own within a checkpoint."""
+"""The parameters of helper losses, in the folder `helpers` of a checkpoint."""
 
 from __future__ import annotations
 

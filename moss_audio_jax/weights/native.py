@@ -61,7 +61,7 @@ def save_native(
     the others see `write_side_files`.
 
     Raises:
-      InputError: parameters that are not the config's, a folder that exists, a full disk.
+      InputError: the parameters do not fit the config, the folder exists, or the disk is full.
     """
     leaves = flatten(params)
     dtype = check_leaves(leaves, table(config))
@@ -77,7 +77,7 @@ def save_native(
 def write_native(
     folder: Path, entries: Sequence[Entry], leaves: Iterable[tuple[str, Any]], dtype: Any
 ) -> None:
-    """Writes leaves, which come one by one in any order, into `folder`, and the marker last."""
+    """Writes leaves, which arrive one by one in any order, into `folder`; the marker last."""
     stacked = {entry.path: entry.stack is not None for entry in entries}
     share = jax.process_index(), jax.process_count()
     sums: dict[str, list[int]] = {}
@@ -123,17 +123,17 @@ def _joined(metadata: dict[str, Any], alone: Path, whole: Path) -> dict[str, Any
         whole.mkdir()
         shutil.copyfile(alone / _CHECKPOINT, whole / _CHECKPOINT)
     found = read_json(alone / _METADATA)
-    for leaf in found["tree_metadata"].values():  # whoever restores it chooses the devices
+    for leaf in found["tree_metadata"].values():  # the devices are chosen when it is restored
         leaf["value_metadata"]["value_type"] = "np.ndarray"
     known = metadata.get("tree_metadata", {})
     return found | {"tree_metadata": known | found["tree_metadata"]}
 
 
 class NativeReader:
-    """A native checkpoint, checked against the model it should hold; reads leaf by leaf.
+    """A native checkpoint, checked against the model that it should hold; reads leaf by leaf.
 
     Raises:
-      InputError: the folder is not finished, or of another version or model. When a parameter is
+      InputError: the folder is incomplete, or has another version or model. When a parameter is
         read: its files are damaged.
     """
 
@@ -231,7 +231,7 @@ def load_tree(
     Args:
       shardings: a tree like the parameters, one Sharding for all, or None (the first device).
       dtype: cast to it while reading; None: as stored.
-      then: (path, leaf) -> what replaces the leaf, called before the next one is read.
+      then: (path, leaf) -> a replacement of the leaf, called before the next one is read.
     """
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -255,7 +255,7 @@ def check_leaves(
         if tuple(leaves[path].shape) != shape:
             raise InputError(
                 f"{where}: {path} has shape {files.quoted(list(leaves[path].shape))}; "
-                f"config.json calls for {list(shape)}"
+                f"config.json requires {list(shape)}"
             )
     if extra := sorted(leaves.keys() - shapes.keys()):
         raise InputError(
@@ -283,7 +283,9 @@ def _checkpointer() -> Iterator[ocp.Checkpointer]:
     log = logging.getLogger("absl")
 
     def keep(record: logging.LogRecord) -> bool:
-        return "Skipping merge of OCDBT" not in record.getMessage()  # it is switched off on purpose
+        return (
+            "Skipping merge of OCDBT" not in record.getMessage()
+        )  # OCDBT is switched off on purpose
 
     log.addFilter(keep)
     try:

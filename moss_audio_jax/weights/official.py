@@ -32,9 +32,9 @@ from moss_audio_jax.weights import safetensors
 Index = tuple[slice, ...]
 
 _DROPPED = {"audio_encoder.embed_positions.inv_timescales"}  # a buffer; computed here
-_BLOCK_BYTES = 8 << 20  # what one thread holds at a time
+_BLOCK_BYTES = 8 << 20  # bytes that one thread holds at a time
 _THREADS = 4
-_TILE = 128  # rows that are transposed at a time; the fastest of the sizes measured
+_TILE = 128  # rows that are transposed together; the fastest of the measured sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Entry:
         return [self.name.format(n=n) for n in range(1 if self.stack is None else self.stack)]
 
     def to_native(self, tensor: np.ndarray) -> np.ndarray:
-        """One official tensor as the native layer (a view where it can be)."""
+        """One official tensor as the native layer (a view if possible)."""
         if not self.transposed:
             return tensor
         return tensor.reshape(self.split or tensor.shape).T.reshape(self.tensor[::-1])
@@ -304,7 +304,7 @@ def write_official(
     dtype: Any,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes leaves, which come one by one in any order, as safetensors files into `folder`."""
+    """Writes leaves, which arrive one by one in any order, as safetensors files into `folder`."""
     dtype = np.dtype(dtype)
     shapes = {name: (entry.tensor, dtype) for entry in entries for name in entry.names}
     by_path = {entry.path: entry for entry in entries}
@@ -325,7 +325,7 @@ def _validate(reader: safetensors.Reader, entries: Sequence[Entry]) -> None:
     expected = {name: entry.tensor for entry in entries for name in entry.names}
     if missing := [name for name in expected if name not in found]:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise InputError(f"{where}: tensor {missing[0]}{more} is missing; config.json calls for it")
+        raise InputError(f"{where}: tensor {missing[0]}{more} is missing; config.json requires it")
     embedding = next(e.name for e in entries if e.path == "language_model/embed_tokens/embedding")
     for name in sorted(found.keys() - expected.keys() - _DROPPED):
         if name == "lm_head.weight":
@@ -339,7 +339,7 @@ def _validate(reader: safetensors.Reader, entries: Sequence[Entry]) -> None:
         if found[name].shape != shape:
             raise InputError(
                 f"{found[name].file}: tensor {name} has shape {list(found[name].shape)}; "
-                f"config.json calls for {list(shape)}"
+                f"config.json requires {list(shape)}"
             )
 
 

@@ -15,7 +15,7 @@ Format = Literal["official", "native"]
 
 
 def folder_format(folder: str | Path) -> Format:
-    """Which layout a checkpoint folder has.
+    """The layout of a checkpoint folder.
 
     Raises:
       InputError: no such folder, no weights in it, or weights in both layouts.

@@ -59,8 +59,8 @@ class Reader:
     file is read, as in transformers, with a warning.
 
     Raises:
-      InputError: no weights, only pickle files, a broken or truncated file, a duplicate tensor,
-        one that is missing from its shard, or a dtype other than bfloat16, float16, float32.
+      InputError: there are no weights or only pickle files, a file is broken or truncated, a tensor
+        is repeated or missing from its shard, or a dtype is not bfloat16, float16 or float32.
     """
 
     def __init__(self, path: str | Path):
@@ -128,8 +128,8 @@ class Writer:
       tensors: name -> (shape, dtype). Their order is their order in the files.
       max_shard_bytes: the largest file, unless a single tensor is larger.
 
-    Leaving the `with` block normally finishes the files (ValueError if a tensor is not whole);
-    leaving it by an exception leaves files that no reader accepts.
+    Leaving the `with` block normally finishes the files (ValueError if a tensor is incomplete);
+    after an exception the files stay such that no reader accepts them.
     """
 
     def __init__(
@@ -195,10 +195,10 @@ class Writer:
 
     def _finish(self) -> None:
         if unfinished := [name for name, missing in self._missing.items() if missing]:
-            raise ValueError(f"{self.folder}: tensor {unfinished[0]} was not written whole")
+            raise ValueError(f"{self.folder}: tensor {unfinished[0]} was not written completely")
         for _, fd, header, _ in self._shards:
             if os.pwrite(fd, header, 0) != len(header):
-                raise OSError(f"{self.folder}: header was not written whole")
+                raise OSError(f"{self.folder}: header was not written completely")
             os.fsync(fd)
         if len(self._shards) > 1:
             weight_map = {name: file for file, _, _, names in self._shards for name in names}
@@ -260,7 +260,7 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     files = set(weight_map.values())
     for file in sorted(files):
-        if not os.path.exists(folder / file):  # False for a name that is too long, too
+        if not os.path.exists(folder / file):  # also False for a name that is too long
             raise InputError(f"{folder}: no such file {quoted(file)}, though {INDEX} names it")
         for name, tensor in _read_header(folder / file).items():
             if name in tensors:
@@ -295,7 +295,7 @@ def _read_header(file: Path) -> dict[str, Tensor]:
         try:
             length = int.from_bytes(f.read(8), "little")
             if size < 8 or not 2 <= length <= _MAX_HEADER:
-                raise InputError(f"{file}: not a safetensors file, or one that was not finished")
+                raise InputError(f"{file}: not a safetensors file, or an unfinished one")
             if length > size - 8:
                 raise InputError(
                     f"{file}: truncated: the header alone takes {length + 8:,} bytes, the file has "
@@ -360,7 +360,7 @@ def _unique_keys(file: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     for key, value in pairs:
         if key in keys:
-            raise InputError(f"{file}: broken header ({brief(key)} is there twice)")
+            raise InputError(f"{file}: broken header ({brief(key)} is repeated)")
         keys[key] = value
     return keys
 

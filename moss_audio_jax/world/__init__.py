@@ -1,4 +1,4 @@
-"""A world of sound with exact labels: endless scenes, each a pure function of its index.
+"""Synthetic scenes of sound with exact labels; each scene is a pure function of its index.
 
 from moss_audio_jax import world
 made = world.scene(7, split="train", seed=0)     # made.wav float32 [n], made.labels
@@ -7,7 +7,8 @@ world.rows(made.labels, "clips/7.wav")           # training rows
 
 import importlib
 
-TYPE_CHECKING = False  # `python -m moss_audio_jax.world` runs this before it minds Ctrl-C
+# Not imported from typing: `python -m moss_audio_jax.world` runs this before it handles Ctrl-C.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 

@@ -1,11 +1,12 @@
-"""Writes scenes of the procedural world: sound with exact labels, and training rows about it.
+"""Writes synthetic scenes: sound with exact labels, and training rows about it.
 
 example:
   moss-audio-jax world --count 100 --output clips --sheet
 
-Writes DIR/wav/*.wav (16 kHz, 16 bit), DIR/rows.jsonl (the fine-tuning form), DIR/labels.jsonl (one
-scene a line) and, with --sheet, DIR/sheet.html: players, spectrograms, labels, rows. Scene i of a
-split and a seed is always the same. Speech needs the extra: pip install -e '.[world]'.
+Writes DIR/wav/*.wav (16 kHz, 16 bit), DIR/rows.jsonl (rows for fine-tuning), DIR/labels.jsonl (one
+scene per line) and, with --sheet, DIR/sheet.html (players, spectrograms, labels, rows). The scene
+with a given index, split and seed is always the same. Speech needs an extra:
+pip install -e '.[world]'.
 """
 
 from __future__ import annotations
@@ -35,24 +36,28 @@ def main(argv: Sequence[str]) -> int:
         "--start", type=int, default=0, metavar="I", help="index of the first scene"
     )
     options.add_argument(
-        "--content", choices=tuple(world.CONTENTS), help="every scene has this; default a mixture"
+        "--content",
+        choices=tuple(world.CONTENTS),
+        help="what every scene contains; default: it varies",
     )
     options.add_argument(
         "--max-seconds",
         type=float,
         default=world.MAX_SECONDS,
         metavar="S",
-        help=f"longest scene; default {world.MAX_SECONDS:g}",
+        help=f"no scene is longer than this; default {world.MAX_SECONDS:g}",
     )
     options.add_argument(
-        "--sheet", action="store_true", help=f"a page to listen to the first {SHEET_SCENES} scenes"
+        "--sheet",
+        action="store_true",
+        help=f"write a page that plays the first {SHEET_SCENES} scenes",
     )
     options.add_argument(
         "--processes",
         type=command.positive,
         default=os.cpu_count() or 1,
         metavar="N",
-        help="default: one a core",
+        help="default: one per CPU core",
     )
     args = options.parse_args(argv)
 

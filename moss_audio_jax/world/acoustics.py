@@ -1,4 +1,4 @@
-"""What a room, a line and a microphone do to a sound. float64 at 16 kHz."""
+"""Effects on a sound: a room, a band-limited line, background noise. float64 at 16 kHz."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ NOISES = ("hiss", "rumble", "hum")
 
 
 def reverberate(draw: Draw, wav: np.ndarray, rt60: float, wet_db: float) -> np.ndarray:
-    """The sound in a room, same length; the direct path keeps its time.
+    """Adds a room's reverberation; the length and the time of the direct sound do not change.
 
     Args:
       rt60: seconds in which the reverberation falls by 60 dB.
-      wet_db: power of the reverberation against the direct path.
+      wet_db: power of the reverberation relative to the direct sound.
     """
     n = samples(rt60)
     tail = band_noise(draw, n, 100, 5000, 1) * decay(n, rt60)
@@ -32,7 +32,7 @@ def band_limit(wav: np.ndarray, band: str) -> np.ndarray:
 
 
 def noise(draw: Draw, kind: str, n: int) -> np.ndarray:
-    """Steady background noise of a kind of NOISES; [n], RMS 1."""
+    """Steady background noise [n] with RMS 1; `kind` is one of NOISES."""
     if kind == "hiss":
         wav = band_noise(draw, n, draw.choice((100, 400)), 8000, 1)
     elif kind == "rumble":

@@ -1,4 +1,4 @@
-"""Labels in words: clauses, spans of time, what sounds when. Shared by captions and questions."""
+"""Labels written as words: clauses, time spans, what sounds when; for captions and questions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def words(labels: Labels) -> list[dict[str, Any]]:
 
 
 def kinds(labels: Labels) -> list[str]:
-    """Kinds of sound in the order of their first start, each once."""
+    """The kinds of sound, each once, in the order in which they first start."""
     return list(dict.fromkeys(event["kind"] for event in labels["events"]))
 
 
@@ -37,7 +37,7 @@ def music_name(labels: Labels) -> str:
 
 
 def sources(labels: Labels) -> list[tuple[str, dict[str, Any]]]:
-    """(what a timeline says, span) of all that sounds, in order of start."""
+    """(name in a timeline, span) of everything that sounds, in order of start."""
     found = [(KINDS[e["kind"]].label, e) for e in labels["events"]]
     for sentence in labels["sentences"]:
         who = person(speaker_of(labels, sentence))
@@ -59,7 +59,7 @@ def clear_time(labels: Labels, time: float, margin: float = 0.15) -> bool:
 
 
 def sounding_at(labels: Labels, time: float) -> list[str]:
-    """What sounds at a time, as a timeline says it, in order of start."""
+    """The names, as in a timeline, of everything that sounds at a time, in order of start."""
     return list(
         dict.fromkeys(n for n, item in sources(labels) if item["start"] <= time <= item["end"])
     )
@@ -132,7 +132,7 @@ def music_caption(labels: Labels) -> str:
 
 
 def recording_caption(labels: Labels) -> str:
-    """Level, noise, room and line; always a sentence."""
+    """Level, noise, room and line, in one sentence."""
     parts = [f"The recording is {_LEVELS[labels['loudness']['level']]}"]
     if labels["loudness"]["peak_dbfs"] is None:
         return "The recording is silent."
@@ -146,7 +146,7 @@ def recording_caption(labels: Labels) -> str:
 
 
 def caption(labels: Labels) -> str:
-    """All of it."""
+    """The whole caption: speech, sounds, music and recording."""
     parts = []
     if labels["sentences"]:
         parts.append(speech_caption(labels))

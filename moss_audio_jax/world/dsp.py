@@ -1,4 +1,4 @@
-"""What sounds and instruments are made of. Everything is float64 at 16 kHz; times are seconds."""
+"""Signals of which sounds and instruments are built. float64 at 16 kHz; times are seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from scipy import signal
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.draw import Draw
 
-AUDIBLE = 10 ** (-40 / 20)  # of a sound's loudest 5 ms: below it, it has not begun or has ended
+# Relative to a sound's loudest 5 ms. A sound starts and ends where it crosses this level.
+AUDIBLE = 10 ** (-40 / 20)
 
 
 def samples(seconds: float) -> int:
@@ -67,7 +68,7 @@ def glide(points: Sequence[float], n: int) -> np.ndarray:
 
 
 def decay(n: int, seconds: float) -> np.ndarray:
-    """exp(-t), falling by 60 dB in so many seconds; [n]."""
+    """An exponential decay [n] that falls by 60 dB in `seconds`."""
     return np.exp(-6.907755 / (seconds * SAMPLE_RATE) * np.arange(n))
 
 
@@ -82,14 +83,15 @@ def swell(n: int, attack: float, release: float) -> np.ndarray:
 
 
 def band_noise(draw: Draw, n: int, low: float, high: float, order: int = 2) -> np.ndarray:
-    """Noise [n] between two frequencies in Hz, 0 or 8000 for no bound; variance about 1."""
+    """Noise [n] between two frequencies in Hz; 0 and 8000 mean no bound. Variance about 1."""
     wav = band_pass(draw.noise(n), low, high, order)
     return wav / np.sqrt(np.mean(wav**2) + 1e-20)
 
 
 def band_pass(wav: np.ndarray, low: float, high: float, order: int = 2) -> np.ndarray:
-    """A Butterworth filter; 0 or 8000 Hz for no bound."""
-    # To 100 Hz where the ear does not mind: designing a filter takes longer than using it.
+    """A Butterworth filter; 0 and 8000 Hz mean no bound."""
+    # Rounded (to 100 Hz above 1 kHz, which nobody hears), so that the cached filters are reused:
+    # designing a filter takes longer than applying it.
     low, high = (round(f) if f < 1000 else round(f / 100) * 100 for f in (low, high))
     return signal.sosfilt(_band(low, high, order), wav)
 
@@ -106,7 +108,7 @@ def _band(low: int, high: int, order: int) -> np.ndarray:
 def partials(
     n: int, frequencies: Sequence[float], weights: Sequence[float], t60: Sequence[float]
 ) -> np.ndarray:
-    """Struck metal, wood or glass: sines that die away, each at its own pace; [n]."""
+    """Struck metal, wood or glass: sines that decay, each at its own rate; [n]."""
     t = np.arange(n) / SAMPLE_RATE
     out = np.zeros(n)
     for frequency, weight, seconds in zip(frequencies, weights, t60, strict=True):
@@ -117,7 +119,7 @@ def partials(
 
 
 def place(pieces: Sequence[tuple[int, np.ndarray]], n: int | None = None) -> np.ndarray:
-    """Pieces (first sample, wav) added up, in n samples or as many as they need."""
+    """The sum of pieces (first sample, wav), in n samples; None: as many as they need."""
     total = max(at + len(wav) for at, wav in pieces) if n is None else n
     out = np.zeros(total)
     for at, wav in pieces:
@@ -127,7 +129,7 @@ def place(pieces: Sequence[tuple[int, np.ndarray]], n: int | None = None) -> np.
 
 
 def moving_rms(wav: np.ndarray, seconds: float, hop: int) -> np.ndarray:
-    """RMS of windows of so many seconds that begin every `hop` samples; at least one."""
+    """RMS of windows of `seconds` that begin every `hop` samples; at least one window."""
     size = min(samples(seconds), len(wav))
     power = np.concatenate([np.zeros(1), np.cumsum(wav * wav)])
     starts = np.arange(0, len(wav) - size + 1, hop)
@@ -135,19 +137,19 @@ def moving_rms(wav: np.ndarray, seconds: float, hop: int) -> np.ndarray:
 
 
 def audible(wav: np.ndarray, threshold: float = AUDIBLE) -> tuple[int, int]:
-    """First and last sample (exclusive) of what can be heard: |wav| against its loudest 5 ms."""
+    """First and last sample (exclusive) where |wav| exceeds `threshold` times its loudest 5 ms."""
     level = threshold * moving_rms(wav, 0.005, 16).max()
     heard = np.flatnonzero(np.abs(wav) > level)
     return (int(heard[0]), int(heard[-1]) + 1) if len(heard) else (0, len(wav))
 
 
 def loudest(wav: np.ndarray) -> float:
-    """RMS of the loudest 50 ms: the level that sounds are compared by."""
+    """RMS of the loudest 50 ms, by which the levels of sounds are compared."""
     return float(moving_rms(wav, 0.05, 80).max())
 
 
 def median_f0(wav: np.ndarray, low: float = 60.0, high: float = 450.0) -> float:
-    """The pitch of a voice in Hz by autocorrelation, 0 where it has none.
+    """The pitch of a voice in Hz by autocorrelation; 0 if it has none.
 
     The median over frames of 50 ms, 25 ms apart, that are loud and periodic.
     """

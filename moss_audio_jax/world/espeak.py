@@ -22,15 +22,15 @@ from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.errors import InputError, extra
 from moss_audio_jax.world.espeak_worker import WORD
 
-MISSING = f"speech of the world needs espeak-ng: {extra('world')} (sounds and music do without)"
-_QUIET = 10 ** (-50 / 20)  # of its loudest 5 ms: espeak is silent where nothing is said
+MISSING = f"scenes with speech need espeak-ng: {extra('world')} (sounds and music do not)"
+_QUIET = 10 ** (-50 / 20)  # relative to the loudest 5 ms; espeak's pauses are silent
 _WINDOW = SAMPLE_RATE * 5 // 1000
 _VOWEL = re.compile("[aeiouyAEIOUY@]")
 _NO_BREAK = "\u00a0"  # espeak reads "in the" as one word unless the space forbids it
 
 
 class Utterance(NamedTuple):
-    """What to say and how: espeak's voice name, words a minute, pitch and its range 0 to 99."""
+    """What to say and how: espeak's voice, words per minute, pitch and pitch range (0 to 99)."""
 
     units: tuple[str, ...]
     voice: str
@@ -42,14 +42,14 @@ class Utterance(NamedTuple):
 
 class SpokenWord(NamedTuple):
     text: str
-    start: int  # samples at 16 kHz, from the utterance's first
+    start: int  # samples at 16 kHz, from the start of the utterance
     stop: int
 
 
 class Spoken(NamedTuple):
     """wav float64 [n] at 16 kHz, from the first word's start to the last one's end, peak 1.
 
-    `phones` are like words, their text one of espeak's names of phonemes.
+    `phones` have the form of words; their text is espeak's name of a phoneme.
     """
 
     wav: np.ndarray
@@ -58,11 +58,11 @@ class Spoken(NamedTuple):
 
 
 def speak(utterances: Sequence[Utterance]) -> list[Spoken]:
-    """Speaks; the result depends on nothing but the arguments (and the version of espeak-ng).
+    """Speaks; the result depends only on the arguments and the version of espeak-ng.
 
     Raises:
-      InputError: the wheel `espeakng-loader` is missing or does not start, or espeak cannot say
-        something (a voice or a character that it does not know).
+      InputError: the wheel `espeakng-loader` is missing or does not start, or espeak does not know
+        a voice or a character.
     """
     requests = [
         {
@@ -76,7 +76,7 @@ def speak(utterances: Sequence[Utterance]) -> list[Spoken]:
     ]
     answer = _worker().ask(json.dumps(requests).encode())
     if not answer:
-        raise InputError(f"espeak-ng could not say {requests!r}; is the voice one that it has?")
+        raise InputError(f"espeak-ng could not say {requests!r}; does it have this voice?")
     head, _, sound = answer.partition(b"\n")
     described = json.loads(head)
     pcm = np.frombuffer(sound, np.int16)
@@ -98,7 +98,7 @@ def available() -> bool:
 
 
 def _labelled(utterance: Utterance, wav: np.ndarray, events: list, scale: float) -> Spoken:
-    """Bounds of each word from espeak's events, drawn in to where the sound is."""
+    """The bounds of each word from espeak's events, moved inwards to where there is sound."""
     bounds = _bounds(utterance, events, round(len(wav) / scale))
     envelope = _envelope(wav)
     heard = envelope > _QUIET * envelope.max()
@@ -120,7 +120,7 @@ def _labelled(utterance: Utterance, wav: np.ndarray, events: list, scale: float)
 
 
 def _phones(events: list, scale: float, begin: int, end: int) -> list[SpokenWord]:
-    """Each phoneme up to the next one or a pause, in samples from `begin` on, none beyond `end`."""
+    """Each phoneme, until the next one or a pause; samples after `begin`, none after `end`."""
     reported = [(sample, name) for kind, _, sample, name in events if kind != WORD]
     found = []
     for (sample, name), (following, _) in itertools.pairwise([*reported, (round(end / scale), "")]):
@@ -131,7 +131,7 @@ def _phones(events: list, scale: float, begin: int, end: int) -> list[SpokenWord
 
 
 class _Reported:
-    """A word event: where in the text, its phonemes (sample, name), the pause that ends it."""
+    """A word event: its position in the text, its phonemes (sample, name), the pause after it."""
 
     def __init__(self, position: int):
         self.position = position
@@ -158,7 +158,8 @@ def _bounds(utterance: Utterance, events: list, end: int) -> list[tuple[int, int
     pauses: list[int | None] = []
     for i, word in enumerate(words):
         found = [sample for sample, _ in word.phonemes[:1]]
-        if utterance.chinese:  # words of changed tone (ni3 hao3) are reported as one
+        # Two words whose tones change each other (ni3 hao3) are reported as one.
+        if utterance.chinese:
             following = words[i + 1].position if i + 1 < len(words) else len(utterance.units)
             if following - word.position > 1:
                 found = _syllables(word.phonemes)
@@ -167,7 +168,7 @@ def _bounds(utterance: Utterance, events: list, end: int) -> list[tuple[int, int
     if len(onsets) != len(utterance.units):
         raise InputError(
             f"espeak-ng reported {len(onsets)} words of {' '.join(utterance.units)!r} (voice "
-            f"{utterance.voice}); expected {len(utterance.units)}: take words that it knows"
+            f"{utterance.voice}); expected {len(utterance.units)}: use words that it knows"
         )
     stops = [
         following if pause is None else pause
@@ -177,7 +178,7 @@ def _bounds(utterance: Utterance, events: list, end: int) -> list[tuple[int, int
 
 
 def _syllables(phonemes: list[tuple[int, str]]) -> list[int]:
-    """The first sample of each Mandarin syllable: one vowel each, a consonant before it or none."""
+    """The first sample of each Mandarin syllable: a vowel and the consonant before it, if any."""
     onsets = []
     for i, (sample, name) in enumerate(phonemes):
         if not _VOWEL.search(name):
@@ -199,7 +200,7 @@ def _envelope(wav: np.ndarray) -> np.ndarray:
 
 
 def _resampled(pcm: np.ndarray, rate: int) -> np.ndarray:
-    """int16 [n] at `rate` -> float64 at 16 kHz; in SciPy, whose sums have a fixed order."""
+    """int16 [n] at `rate` -> float64 at 16 kHz; by SciPy, whose sums have a fixed order."""
     up, down, taps = _filter(rate)
     return signal.resample_poly(pcm / 32768.0, up, down, window=taps)
 
@@ -213,7 +214,7 @@ def _filter(rate: int) -> tuple[int, int, np.ndarray]:
 
 
 class _Worker:
-    """One speaking process, asked by one thread at a time."""
+    """A process that speaks; one thread at a time uses it."""
 
     def __init__(self) -> None:
         try:
@@ -248,4 +249,4 @@ def _worker_of(pid: int) -> _Worker:
 
 
 def _worker() -> _Worker:
-    return _worker_of(os.getpid())  # a forked process needs one of its own
+    return _worker_of(os.getpid())  # each forked process needs its own worker

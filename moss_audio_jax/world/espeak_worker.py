@@ -1,14 +1,15 @@
-"""A process of its own that speaks: `python -I -S espeak_worker.py LIBRARY DATA_FOLDER`.
+"""Speaks in a separate process: `python -I -S espeak_worker.py LIBRARY DATA_FOLDER`.
 
-espeak-ng keeps state between utterances (the slow flutter of its pitch goes on, its noise is seeded
-with the process id), so the same sentence never sounds twice the same. Here every request is
-answered by a fork of a process that has never spoken. Standard library only: it starts at once, and
-GPL code stays out of the process that trains.
+espeak-ng keeps state between utterances (the slow flutter of its pitch continues, its noise is
+seeded with the process id), so the same sentence would sound different each time. Here a fork of a
+process that has never spoken answers every request. Only the standard library is imported, so that
+the process starts at once; and GPL code stays out of the process that trains.
 
 A request on stdin and an answer on stdout are each a length (uint32, native order) and bytes. The
 request is JSON, [{"text", "voice", "rate", "pitch", "range"}, ...]; the answer is JSON {"rate",
 "utterances": [{"samples", "events": [[type, text position from 0, sample, phoneme], ...]}]}, a
-newline, and the samples as int16, one utterance after the other. A length of 0: speaking failed.
+newline, and the samples as int16, one utterance after the other. A length of 0 means that speaking
+failed.
 """
 
 import ctypes
@@ -112,5 +113,5 @@ def _write(answer: bytes) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except BrokenPipeError:  # who asked was ended by Ctrl-C
+    except BrokenPipeError:  # Ctrl-C has ended the process that asked
         os._exit(0)

@@ -35,19 +35,19 @@ def write(
     processes: int = 1,
     progress: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Writes scenes into a folder, and yields the labels of each once it is there.
+    """Writes scenes into a folder, and yields the labels of each scene once it is written.
 
-    Labels carry one key more than a scene's, "audio": the wav's path within the folder.
+    The labels have one key more than those of `scene`, "audio": the wav's path in the folder.
 
     Raises:
-      InputError: the folder holds rows already or cannot be written to, a full disk, speech
-        without its extra.
+      InputError: the folder already holds rows or cannot be written to, the disk is full, or
+        speech is asked for without the extra `world`.
       UsageError: see `world.scene`; another process writes there.
     """
     scene = functools.partial(
         make_scene, split=split, seed=seed, content=content, max_seconds=max_seconds
     )
-    first = scene(indices[0])  # here: what is wrong shows before processes start
+    first = scene(indices[0])  # in this process, so that errors show before others start
     need = int(len(indices) * max_seconds) * SAMPLE_RATE * 2
     make = functools.partial(_write_scene, scene, output, need)
     with (
@@ -75,8 +75,8 @@ def _write_scene(
 def _write_clip(made: Scene, output: Path, need: int) -> dict[str, Any]:
     audio = f"wav/{made.labels['id']}.wav"
     path = output / audio
-    pcm = (made.wav * 32768).astype(np.int16)  # exact: scenes lie on this grid
-    wav = io.BytesIO()  # libsndfile does not say why it could not write a file
+    pcm = (made.wav * 32768).astype(np.int16)  # exact: scenes are rounded to 16 bits
+    wav = io.BytesIO()  # libsndfile's own errors do not say why a file cannot be written
     soundfile.write(wav, pcm, SAMPLE_RATE, subtype="PCM_16", format="WAV")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,12 +87,12 @@ def _write_clip(made: Scene, output: Path, need: int) -> dict[str, Any]:
 
 
 class _Pool:
-    """`map` over so many processes, or here where it is one."""
+    """`map` over `processes`; with one, in this process."""
 
     def __init__(self, processes: int):
         self._pool = None
         if processes > 1:
-            # Not forked: the process that asks may hold threads and an espeak of its own.
+            # Not forked, because this process may have threads and a running espeak.
             context = multiprocessing.get_context("spawn")
             self._pool = concurrent.futures.ProcessPoolExecutor(processes, context)
 
@@ -100,7 +100,7 @@ class _Pool:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        if self._pool:  # who was interrupted does not wait for scenes in the making
+        if self._pool:  # an interrupt does not wait for unfinished scenes
             self._pool.shutdown(wait=kind is None, cancel_futures=True)
 
     def map(self, function, items) -> Iterator:

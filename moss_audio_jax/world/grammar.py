@@ -1,7 +1,7 @@
 """English sentences: templates of everyday speech, words in random order, very short ones.
 
-A sentence is a string of words as they are said, lower case, without punctuation or digits. Grammar
-must not tell a model what it cannot hear, hence the share of sentences that have none.
+A sentence is a string of words as they are said: lower case, without punctuation or digits. Some
+sentences have no grammar, so that a model cannot guess from grammar what it does not hear.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ SHORT = tuple(
     """.splitlines()
     if line.strip()
 )
-# Words that sound like another of the vocabulary: only a sentence's sense tells them apart.
+# Words that sound like another word of the vocabulary; only the meaning of a sentence tells which.
 HOMOPHONES = frozenset(
     (
         *("ate", "eight", "be", "bee", "buy", "by", "eye", "i", "hear", "here", "knew", "new"),
@@ -209,7 +209,7 @@ _SLOT = re.compile(r"\{(\w+)(?::(\d+)-(\d+))?\}")
 
 
 def sentence(draw: Draw, order: str) -> str:
-    """One sentence of an order of ORDERS: words joined by single spaces."""
+    """One sentence, words joined by single spaces; `order` is one of ORDERS."""
     if order == "grammatical":
         return _fill(draw, draw.choice(TEMPLATES))
     if order == "short":
@@ -238,7 +238,7 @@ def _distinct() -> tuple[str, ...]:
 
 
 def _fill(draw: Draw, template: str) -> str:
-    """Slots filled; the two of a kind in a sentence differ."""
+    """The template with its slots filled; two slots of one kind get different words."""
     used: set[str] = set()
 
     def word(match: re.Match[str]) -> str:

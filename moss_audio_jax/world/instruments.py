@@ -29,7 +29,7 @@ def frequency(midi: int) -> float:
 
 
 def guitar(draw: Draw, hertz: float, seconds: float) -> np.ndarray:
-    """Karplus-Strong: a burst of noise runs round a delay line that damps it."""
+    """Karplus-Strong: a burst of noise circulates in a delay line that damps it."""
     n = samples(seconds + 0.08)
     delay = SAMPLE_RATE / hertz - 0.5  # the damping filter [1, 1] / 2 adds half a sample
     whole = int(delay)

@@ -1,7 +1,7 @@
 """English words by the slot they fill in a sentence.
 
-Each is written as it is read out: lower case, no digits. A slot name ends in nothing in particular;
-what fits where is said by the templates in `grammar`.
+Words are written as they are read out: lower case, no digits. The templates in `grammar` name the
+slots.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "nin
 
 
 def number_words(number: int) -> str:
-    """0 to 9999 as it is read out: 4021 -> "four thousand and twenty one".
+    """A number from 0 to 9999 as it is read out: 4021 -> "four thousand and twenty one".
 
     Raises ValueError outside that range.
     """

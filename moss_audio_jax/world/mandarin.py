@@ -1,4 +1,4 @@
-"""Mandarin sentences: a small grammar over some hundred characters, written without spaces."""
+"""Mandarin sentences: a small grammar over a few hundred characters, written without spaces."""
 
 from __future__ import annotations
 
@@ -91,10 +91,10 @@ _DIGITS = "零一二三四五六七八九"
 
 
 def sentence(draw: Draw, order: str) -> str:
-    """One sentence of an order of `grammar.ORDERS`: characters without spaces."""
+    """One sentence, characters without spaces; `order` is one of `grammar.ORDERS`."""
     if order == "short":
         return draw.choice(SLOTS[draw.choice(("答", "答", "物", "时", "地", "吃", "动物"))])
-    if order == "random":  # of two and three characters: single ones have too many homophones
+    if order == "random":  # words of 2 or 3 characters: single ones have too many homophones
         return "".join(draw.choice(_long_words()) for _ in range(draw.integer(2, 4)))
     return _SLOT.sub(lambda match: _word(draw, match[1]), draw.choice(TEMPLATES))
 

@@ -1,4 +1,4 @@
-"""Music: a key, a tempo, chords; melody, accompaniment, bass, drums; every note with its time."""
+"""Music in a key and a tempo: melody, chords, bass and drums, with the time of every note."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from moss_audio_jax.world.dsp import loudest, place, samples
 from moss_audio_jax.world.instruments import MELODIC, PERCUSSION, bass, frequency
 
 SCALES = dict(zip(MODES, ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)), strict=True))
-# Degrees of the chords of four bars; the first and the last bar of a piece stand on the tonic.
+# Degrees of the chords of four bars. A piece starts on the tonic, and its last beat is the tonic.
 _PROGRESSIONS = ((0, 3, 4, 0), (0, 5, 3, 4), (0, 4, 5, 3), (0, 3, 0, 4), (0, 5, 4, 0))
 _RHYTHMS = ((1.0,), (0.5, 0.5), (1.0,), (0.5, 0.5), (2.0,), (1.5, 0.5))  # beats of melody notes
-TEMPI = {"slow": (58, 84), "moderate": (92, 122), "fast": (132, 176)}  # beats a minute
+TEMPI = {"slow": (58, 84), "moderate": (92, 122), "fast": (132, 176)}  # beats per minute
 BEATS_A_BAR = 4
 
 
@@ -29,21 +29,21 @@ class Note(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """wav float64 [n], its loudest 50 ms at RMS 1, and what is played in it."""
+    """wav float64 [n], the RMS of its loudest 50 ms being 1, and what is played in it."""
 
     wav: np.ndarray
-    tempo: float  # beats a minute
-    pace: str  # of TEMPI
+    tempo: float  # beats per minute
+    pace: str  # a key of TEMPI
     tonic: str
     mode: str
     parts: list[str]  # instruments, the leading one first
-    notes: list[Note]  # by their start
+    notes: list[Note]  # in order of start
     chords: list[tuple[int, int, str]]  # start and stop in samples, name
     beats: list[int]  # samples
 
 
 def make(draw: Draw, seconds: float) -> Piece:
-    """A piece of at most `seconds`, but of two beats at least."""
+    """A piece of about `seconds` at most; it has at least two beats, however few seconds."""
     pace = draw.choice(tuple(TEMPI))
     tempo = float(draw.integer(*TEMPI[pace]))
     beat = 60 / tempo
@@ -96,14 +96,17 @@ def _degrees(draw: Draw, n_beats: int) -> list[int]:
     """The chord's degree for each beat."""
     progression = draw.choice(_PROGRESSIONS)
     degrees = [progression[(i // BEATS_A_BAR) % 4] for i in range(n_beats)]
-    degrees[-1] = 0  # home again, so that the key can be heard
+    degrees[-1] = 0  # ends on the tonic, so that the key can be heard
     return degrees
 
 
 def _melody(
     draw: Draw, lead: str, n_beats: int, beat: float, tonic: int, mode: str, degrees: list[int]
 ) -> list[Note]:
-    """Steps along the scale; on each beat a note of the chord."""
+    """Notes that start on a beat belong to its chord; others are a step from the note before.
+
+    The first note is the chord's root, and the last the tonic, for the last beat.
+    """
     notes, at, step = [], 0.0, 7 * draw.integer(0, 1) if tonic < 6 else 0
     while at < n_beats - 1:
         for length in draw.choice(_RHYTHMS):
@@ -138,7 +141,7 @@ def _chord_name(triad: list[int]) -> str:
 
 
 def _spans(degrees: list[int]) -> list[tuple[int, int, int]]:
-    """(first beat, last beat exclusive, degree) of equal neighbours within a bar."""
+    """(first beat, last beat exclusive, degree) of runs of one degree within a bar."""
     spans = []
     for i, degree in enumerate(degrees):
         if spans and spans[-1][2] == degree and i % BEATS_A_BAR:

@@ -1,4 +1,4 @@
-"""Questions about a scene with their true answers, and wrong ones to choose among."""
+"""Questions about a scene: their true answers, and wrong ones for multiple choice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Labels = dict[str, Any]
 
 
 def questions(labels: Labels, draw: Draw) -> list[Question]:
-    """Every question of this page that the scene has an answer to."""
+    """Every question in this file that has an answer in the scene."""
     return [q for make in _MAKERS for q in make(labels, draw.child(make.__name__))]
 
 

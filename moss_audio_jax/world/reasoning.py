@@ -1,4 +1,4 @@
-"""Questions that take steps: a <think> chain computed from the labels, then the answer."""
+"""Questions that need steps: reasoning (<think>) computed from the labels, then the answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Reasoned(NamedTuple):
 
 
 def reasoned(labels: Labels, draw: Draw) -> list[Reasoned]:
-    """Every question of this page that the scene has an answer to."""
+    """Every question in this file that has an answer in the scene."""
     return [r for make in _MAKERS for r in make(labels, draw.child(make.__name__))]
 
 

@@ -1,4 +1,4 @@
-"""Scenes: a clip of sound and all that is in it, a pure function of (index, split, seed).
+"""Scenes: a clip and labels of all that it contains, a pure function of (index, split, seed).
 
 `labels` is a JSON object; times are seconds, rounded to milliseconds:
 
@@ -15,9 +15,9 @@
      "loudness": {"level", "rms_dbfs", "peak_dbfs"},
      "overlap": [{"start", "end", "sources"}], "silence": [{"start", "end"}]}
 
-A Mandarin word is a character. Ends are those of the dry sound: a room's reverberation goes on.
-`snr_db` is measured where any source sounds; `silence` is where none does for 0.2 s or more, though
-background noise may.
+A Mandarin word is a character. Ends are those of the sound before reverberation is added. `snr_db`
+is measured where any source sounds. `silence` is where no source sounds for 0.2 s or more; there
+may be background noise.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ def scene(
     """Scene `index` of a split.
 
     Args:
-      content: a key of CONTENTS for every scene; None: mixed as CONTENTS says.
+      content: a key of CONTENTS; None: drawn with the weights in CONTENTS.
       max_seconds: no scene is longer; at least 4.
 
     Raises:
-      UsageError: an unknown split or content, one that the split cannot have, a bad number.
+      UsageError: an unknown split or content, content that the split excludes, a bad number.
       InputError: speech without the extra `world`; see `espeak.speak`.
     """
     rules = split_named(split)
@@ -156,7 +156,7 @@ def _speech(draw: Draw, labels: dict[str, Any], rules: Split, limit: int) -> lis
 
 
 def _talk(draw: Draw, language: str, rules: Split, limit: int) -> tuple[list, list, list]:
-    """One to four sentences by one or two speakers; empty where not even one fits."""
+    """One to four sentences by one or two speakers; empty if not even one fits."""
     count = draw.weighted({1: 0.45, 2: 0.3, 3: 0.15, 4: 0.1})
     speakers = [draw_speaker(draw, language, rules.held_out_voices)]
     if count > 1 and draw.chance(0.5):
@@ -281,12 +281,12 @@ def _kinds(draw: Draw, rules: Split, alone: bool) -> list[str]:
 def _placed(
     draw: Draw, kinds: list[str], limit: int, end: int
 ) -> list[tuple[str, int, sounds.Sound]]:
-    """(kind, first sample, sound): one after the other, now and then two at once."""
+    """(kind, first sample, sound): one after the other, sometimes two at once."""
     placed: list[tuple[str, int, sounds.Sound]] = []
     latest = 0
     for number, kind in enumerate(kinds):
         sound = sounds.make(kind, draw.child(number))
-        if end:  # somewhere along what is there already
+        if end:  # anywhere among the tracks that are already there
             last = min(max(end - len(sound.wav) // 2, samples(0.5)), limit - len(sound.wav))
             at = draw.integer(0, max(last, 0))
             if any(
@@ -307,7 +307,7 @@ def _placed(
 
 
 def _music(draw: Draw, labels: dict[str, Any], limit: int, end: int) -> _Track:
-    """Alone, or under all that is there already."""
+    """Music, alone or under all other tracks."""
     at = samples(draw.uniform(0.05, 0.4))
     seconds = (max(end, samples(4.0)) - at) / SAMPLE_RATE if end else draw.uniform(4.0, 12.0)
     piece = music.make(draw, min(seconds + 0.3, (limit - at) / SAMPLE_RATE))
@@ -348,7 +348,7 @@ def _music(draw: Draw, labels: dict[str, Any], limit: int, end: int) -> _Track:
 
 
 def _mixed(draw: Draw, labels: dict[str, Any], tracks: list[_Track], limit: int) -> np.ndarray:
-    """All tracks in a room, over noise, through a line, at a level; float32 [n]."""
+    """The sum of the tracks, with a room, noise, a band limit and a level; float32 [n]."""
     end = max((t.start + len(t.wav) for t in tracks), default=0)
     if not tracks:
         end = samples(draw.uniform(1.5, 6.0))
@@ -366,7 +366,7 @@ def _mixed(draw: Draw, labels: dict[str, Any], tracks: list[_Track], limit: int)
         rt60 = draw.uniform(0.15, 0.6)
         wav = acoustics.reverberate(draw, wav, rt60, draw.uniform(-14, -5))
         room = {"rt60": round(rt60, 3)}
-    # Sounds keep the whole band: some live where a telephone has nothing.
+    # Sound events keep the whole band: some lie outside that of a telephone.
     if tracks and not labels["events"] and draw.chance(0.12):
         band = draw.choice(tuple(acoustics.BANDS))
         wav = acoustics.band_limit(wav, band)
@@ -379,7 +379,7 @@ def _mixed(draw: Draw, labels: dict[str, Any], tracks: list[_Track], limit: int)
     peak = np.abs(wav).max()
     if peak > 0:
         wav *= 10 ** (draw.uniform(*LEVELS[level]) / 20) / peak
-    pcm = np.rint(wav * 32767) + 0.0  # no zero keeps a sign, which would depend on the machine
+    pcm = np.rint(wav * 32767) + 0.0  # + 0.0 removes negative zeros, which depend on the machine
 
     labels |= {
         "duration": _s(n),
@@ -397,7 +397,7 @@ def _mixed(draw: Draw, labels: dict[str, Any], tracks: list[_Track], limit: int)
 
 
 def _coverage(labels: dict[str, Any]) -> dict[str, Any]:
-    """Where two sources or more sound at once, and where none does."""
+    """The spans in which two or more sources sound, and those in which none does."""
     spans = [(s["start"], s["end"], "speech") for s in labels["sentences"]]
     spans += [(e["start"], e["end"], e["kind"]) for e in labels["events"]]
     if labels["music"]:

@@ -1,4 +1,4 @@
-"""A page to listen to scenes: players, spectrograms, what sounds when, labels, training rows."""
+"""A page that plays scenes, with spectrograms, timelines, labels and training rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STYLE = "td:first-child { white-space: nowrap; color: #666; }\n"
 
 def page(clips: Sequence[tuple[Path, dict[str, Any]]]) -> str:
     """The HTML of scenes given as (wav file, labels)."""
-    intro = "<p>Click into a spectrogram to play from there.</p>"
+    intro = "<p>Click on a spectrogram to play from that point.</p>"
     parts = [_section(path, labels) for path, labels in clips]
     return timeline.document(f"{len(parts)} scenes", [intro, *parts], _STYLE)
 

@@ -1,4 +1,4 @@
-"""The sound events: how one is made."""
+"""Makes a sound event of a kind."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from moss_audio_jax.world.dsp import audible, loudest
 
 
 class Sound(NamedTuple):
-    """wav float64 [n] from the first audible sample to the last, its loudest 50 ms at RMS 1."""
+    """wav float64 [n], first to last audible sample; the RMS of its loudest 50 ms is 1."""
 
     wav: np.ndarray
-    onsets: list[int]  # of its units, samples; [] where they cannot be counted
+    onsets: list[int]  # of its units (barks, knocks), in samples; [] if they cannot be counted
 
 
-# Each kind is made by the function of its name: Draw -> (wav float64 [n], first samples of units).
+# A function with the kind's name makes it: Draw -> (wav float64 [n], first samples of units).
 _MAKERS: dict[str, Callable[[Draw], living.Made]] = {
     kind: getattr(living, kind, None) or getattr(things, kind) for kind in KINDS
 }
 
 
 def make(kind: str, draw: Draw) -> Sound:
-    """One instance of a kind of KINDS."""
+    """One sound of a kind; `kind` is a key of KINDS."""
     wav, onsets = _MAKERS[kind](draw)
     first, last = audible(wav)
     wav = wav[first:last]

@@ -23,7 +23,7 @@ Made = tuple[np.ndarray, list[int]]
 
 
 def repeated(draw: Draw, low: int, high: int, gap: tuple[float, float], make) -> Made:
-    """low to high pieces of make(i), each beginning `gap` seconds after the last one ended."""
+    """`low` to `high` pieces make(i), each `gap` seconds after the end of the one before."""
     pieces, at = [], 0
     for i in range(draw.integer(low, high)):
         wav = make(i)

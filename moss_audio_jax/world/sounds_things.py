@@ -22,7 +22,7 @@ from moss_audio_jax.world.sounds_living import Made, repeated
 
 
 def paced(draw: Draw, low: int, high: int, period: float, jitter: float, make) -> Made:
-    """low to high pieces of make(i), one every `period` seconds, give or take a share of it."""
+    """`low` to `high` pieces make(i), one every `period` seconds, varied by `jitter` of it."""
     pieces = []
     for i in range(draw.integer(low, high)):
         at = (i + (draw.uniform(-jitter, jitter) if i else 0.0)) * period

@@ -10,8 +10,8 @@ from moss_audio_jax.draw import Draw
 
 
 class Voice(NamedTuple):
-    """A variant of espeak-ng: its mean pitch in Hz at three settings of espeak's parameter, and by
-    what a flat and a lively intonation shift it. Measured; they only need to be near the truth."""
+    """A voice variant of espeak-ng: its mean pitch in Hz at three settings of espeak's parameter,
+    and how a flat and a lively intonation shift it. These are measured and need no precision."""
 
     at_20: float
     at_50: float
@@ -20,7 +20,7 @@ class Voice(NamedTuple):
     lively: float
 
 
-# Clearly of their sex and of even speed.
+# Voices that are clearly male or female, and of equal speed.
 MALE = {
     "m1": Voice(74, 95, 128, 0.87, 1.13),
     "m2": Voice(74, 101, 142, 0.91, 1.09),
@@ -50,19 +50,19 @@ FEMALE = {
 }
 HELD_OUT_VOICES = ("m6", "travis", "Diogo", "f4", "steph", "linda")
 
-# What is aimed at; the gaps between them keep the labels true to the ear.
+# Targets. There are gaps between the classes, so that listeners agree with the labels.
 PITCHES = {  # Hz
     "male": {"low": (72, 84), "medium": (98, 110), "high": (134, 152)},
     "female": {"low": (140, 158), "medium": (190, 212), "high": (262, 300)},
 }
-SPEEDS = {"slow": (105, 130), "normal": (160, 185), "fast": (225, 260)}  # espeak's words a minute
+SPEEDS = {"slow": (105, 130), "normal": (160, 185), "fast": (225, 260)}  # espeak's words per minute
 INTONATIONS = {"flat": (0, 4), "normal": (45, 55), "lively": (88, 99)}  # espeak's pitch range
 ACCENTS = {"British": "en", "American": "en-us", "Scottish": "en-gb-scotland"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Speaker:
-    """A way to speak. `voice` is espeak's variant; `rate`, `tone`, `range` its parameters."""
+    """A way to speak: espeak's `voice` variant, and its parameters `rate`, `tone`, `range`."""
 
     voice: str
     sex: str
@@ -88,7 +88,8 @@ class Speaker:
 def draw_speaker(draw: Draw, language: str, held_out: bool, sex: str | None = None) -> Speaker:
     """A speaker with one of the held-out voices, or with none of them.
 
-    A held-out voice never whispers: whispers are voices of their own, which training hears.
+    A held-out voice never whispers, because espeak whispers with separate voices, which are all
+    used in training.
     """
     sex = sex or draw.choice(("male", "female"))
     known = MALE if sex == "male" else FEMALE
@@ -118,7 +119,7 @@ def draw_speaker(draw: Draw, language: str, held_out: bool, sex: str | None = No
 
 
 def _tone(voice: Voice, hertz: float, intonation: str) -> int:
-    """espeak's pitch parameter, 0 to 99, for a mean pitch: linear in log Hz on both sides of 50."""
+    """espeak's pitch parameter (0 to 99) for a mean pitch; linear in log Hz below and above 50."""
     hertz /= {"flat": voice.flat, "normal": 1.0, "lively": voice.lively}[intonation]
     side = voice.at_20 if hertz < voice.at_50 else voice.at_80
     step = math.log(hertz / voice.at_50) / abs(math.log(side / voice.at_50))

@@ -1,8 +1,8 @@
 """Which content belongs to which split: rules that any component can check.
 
-Seeds differ by split, and so does content. By hash, a sentence is of the train, the validation or
-the test part, and a pair of different sound kinds is seen in training or held out; six voices are
-held out by name (`speakers.HELD_OUT_VOICES`).
+Splits differ in seeds and in content. A hash decides whether a sentence is used for training,
+validation or test, and whether a pair of sound kinds is held out from training. Six voices are held
+out by name (`speakers.HELD_OUT_VOICES`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Split:
     """What a scene of the split may hold.
 
     Attributes:
-      sentences: the part that all its sentences are of.
-      order: every sentence is of this order of `grammar.ORDERS`; None: all orders.
-      held_out_voices: all its speakers have held-out voices; else none has.
-      held_out_pairs: each scene has a held-out pair of sounds; else none has.
+      sentences: the part to which all sentences belong: "train", "validation" or "test".
+      order: the order of all sentences, one of `grammar.ORDERS`; None: all orders.
+      held_out_voices: True: all speakers have held-out voices. False: none has.
+      held_out_pairs: True: every scene has a held-out pair of sounds. False: none has.
       needs: content that every scene has, or None.
     """
 
@@ -52,13 +52,13 @@ def split_named(name: str) -> Split:
 
 
 def sentence_part(text: str) -> str:
-    """ "train" (90%), "validation" (5%) or "test" (5%) of a sentence as labels write it."""
+    """The part of a sentence as in labels: "train" (90%), "validation" (5%) or "test" (5%)."""
     at = bucket("sentence", text)
     return "train" if at < 90 else "validation" if at < 95 else "test"
 
 
 def pair_held_out(kind: str, other: str) -> bool:
-    """Whether two different kinds of sound never meet in a training scene (10% of the pairs)."""
+    """Whether no training scene contains both kinds of sound (true of 10% of the pairs)."""
     return kind != other and bucket("pair", *sorted((kind, other))) < 10
 
 

@@ -1,4 +1,4 @@
-"""A scene as one training row: every question branches off its clip; words and tags with times."""
+"""A scene as one training row: all its questions share the clip; words and tags have times."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from moss_audio_jax.world.tasks import rows
 
 Labels = dict[str, Any]
 
-_STRIKE = 0.04  # seconds: what an instant is stretched to, half a token
-# Classes of tempo, each 6% wide: a beat's length is heard as a ratio.
+_STRIKE = 0.04  # seconds that an onset lasts as a tag: half an audio token
+# Classes of tempo are each 6% wide, because tempo is heard as a ratio.
 _SLOWEST, _RATIO, _TEMPI = 55.0, 1.06, 20
 _SPEAKER = {
     "sex": ("female", "male"),
@@ -23,7 +23,7 @@ _SPEAKER = {
     "intonation": tuple(INTONATIONS),
     "accent": (*ACCENTS, "Mandarin"),
 }
-# espeak's names of what its English and Mandarin voices say, without stress and variants.
+# espeak's names of the phonemes of its English and Mandarin voices, without stress and variants.
 _PHONES = """
     0 3 3: ; @ @L @r A A: A@ Au D E I IR N O O: O@ OI S S; T U U@ V VR X Z a aI aI@ aU aa ai b d dZ
     e@ eI ei f g h i i. i: i@ i@3 iA iE i[ iou j k kh l m n o o@ oU ong ou p ph r s s. t tS tS; tS;h
@@ -49,7 +49,10 @@ TAGS = (
 
 
 def record(labels: Labels, audio: str) -> dict[str, Any]:
-    """The row (see `data.records`) of a scene: all of `world.rows` as branches of one clip."""
+    """The row (see `data.records`) of a scene: all of `world.rows` as branches.
+
+    Branches are questions that share one clip in a row; none sees the others.
+    """
     asked = rows(labels, audio)
     return {
         "conversation": asked[0]["conversation"][:1],
@@ -67,9 +70,9 @@ def record(labels: Labels, audio: str) -> dict[str, Any]:
 
 
 def tags(labels: Labels) -> list[tuple[str, float, float]]:
-    """(name, start, end) of all that is known of a scene, in no particular order.
+    """(name, start, end) of everything in a scene's labels, in no particular order.
 
-    Names are in TAGS, but for a phoneme that is hardly ever said.
+    Names are in TAGS, except those of a few very rare phonemes.
     """
     found: list[tuple[str, float, float]] = []
     for event in labels["events"]:
@@ -106,12 +109,12 @@ def tags(labels: Labels) -> list[tuple[str, float, float]]:
 
 
 def phone(name: str) -> str:
-    """A phoneme of espeak without its stress (', ,) and the mark of a variant (2, #, -)."""
+    """espeak's name of a phoneme without stress marks (', ,) and variant marks (2, #, -)."""
     plain = name.lstrip("',")
     return plain.rstrip("2#-") or plain
 
 
 def tempo_class(tempo: float) -> int:
-    """Which of the classes of tempo; the first and last hold what is beyond them."""
+    """The class of a tempo; the first and last class include all slower and faster ones."""
     index = math.floor(math.log(tempo / _SLOWEST) / math.log(_RATIO))
     return min(max(index, 0), _TEMPI - 1)

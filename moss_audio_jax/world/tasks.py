@@ -1,4 +1,4 @@
-"""Training rows of a scene in the official fine-tuning form, each answer true of the scene."""
+"""Training rows of a scene in the official fine-tuning form; every answer is true."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def rows(labels: Labels, audio: str) -> list[dict[str, Any]]:
 
     Args:
       labels: of a scene.
-      audio: what the audio message says: the path of the clip.
+      audio: content of the audio message: the path of the clip.
 
     Returns:
-      Rows as `data.records` reads them, with "task" and "id" (`{scene}/{number}-{task}`); the same
-      for the same labels, whatever was asked before.
+      Rows as `data.records` reads them, with "task" and "id" (`{scene}/{number}-{task}`). They
+      depend only on the labels, not on earlier calls.
     """
     made = [*_described(labels), *_asked(labels), *_reasoned(labels)]
     return [
@@ -79,7 +79,7 @@ def timeline(labels: Labels) -> str:
 
 
 def profile(labels: Labels) -> dict[str, str | None]:
-    """What the labels know of the official caption's 13 fields, of a scene with one speaker."""
+    """The official caption's 13 fields as far as the labels give them; for one speaker."""
     speaker = labels["speakers"][0]
     return {
         "gender": speaker["sex"],
@@ -96,7 +96,7 @@ def profile(labels: Labels) -> dict[str, str | None]:
 def _asked(labels: Labels) -> Iterator[tuple[str, str, str]]:
     found = questions(labels, _draw(labels, "questions"))
     for question in found:
-        if question.task == "which_sound":  # "of these": without a choice there are none
+        if question.task == "which_sound":  # asks for one "of these", so it needs options
             continue
         yield question.task, question.question, question.answer
     draw = _draw(labels, "choices")
@@ -109,7 +109,7 @@ def _asked(labels: Labels) -> Iterator[tuple[str, str, str]]:
 
 
 def _choice(draw: Draw, question: Question, letter: bool) -> tuple[str, str]:
-    """(prompt, answer) of a multiple choice; the letter's form has four options, as officially."""
+    """(prompt, answer) of a multiple choice; with letters, four options, as in the benchmarks."""
     wrong = draw.sample(question.wrong, min(3, len(question.wrong)))
     options = draw.shuffled([question.answer, *wrong])
     listed = "\n".join(f"{'ABCD'[i]}. {option}" for i, option in enumerate(options))

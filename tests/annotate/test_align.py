@@ -1,4 +1,4 @@
-"""Forced alignment against the best of all paths, listed."""
+"""Forced alignment, compared with the best of all enumerated paths."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from moss_audio_jax.errors import InputError
 
 
 def said(path, blank):
-    """What a path says: repeats, then blanks taken out."""
+    """The pieces of a path: repeats are merged, then blanks removed."""
     return [p for p, _ in itertools.groupby(path) if p != blank]
 
 
@@ -45,7 +45,7 @@ def test_greedy_and_what_cannot_be():
     assert greedy(log_probs)[2] == pytest.approx(0.8)
     assert align(log_probs, []).spans == []
     with pytest.raises(InputError, match="outside"):
-        align(log_probs, [2])  # the blank is no piece
+        align(log_probs, [2])  # the blank is not a piece
 
 
 def test_words_begin_and_end_where_the_sound_changes():
@@ -65,7 +65,7 @@ def test_words_begin_and_end_where_the_sound_changes():
         assert word["start"] == pytest.approx(10 + first, abs=0.011)
         assert word["end"] == pytest.approx(10 + last, abs=0.011)
     assert found[0]["end"] == found[1]["start"]
-    # Nothing to go by, or hardly room: the order stays, and no word is empty.
+    # Without evidence, or with hardly any room, the order stays, and no word is empty.
     short = [
         {"text": w, "start": 10 + a, "end": 10 + b}
         for w, a, b in [("a", 0.0, 0.02), ("b", 0.03, 0.04), ("c", 1.95, 2.0)]

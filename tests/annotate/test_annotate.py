@@ -1,4 +1,4 @@
-"""The verb from files to rows: whole, sharded, killed, fed with what cannot be used."""
+"""The verb from files to rows: whole runs, shards, kills, unusable inputs."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ TELLS_OF_ALL = ("segments.jsonl", "rows.jsonl", "dropped.jsonl", "manifest.json"
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """(folder of four clips, what is in each, OUT of one run over them)."""
+    """(folder of four clips, the content of each, OUT of one run over them)."""
     folder = tmp_path_factory.mktemp("corpus")
     truth = {f"clip{i}.wav": runs.write_clip(folder / "in", f"clip{i}", i) for i in range(4)}
     runs.run(folder / "in", folder / "out")
@@ -63,7 +63,7 @@ def test_records_cover_every_file_and_tell_what_is_there(corpus):
         assert spoken["wer_agreement"] == 0
         assert spoken["speakers"][0]["pitch_hz"] == pytest.approx(130, rel=0.05)
         assert '"hello there my friend"' in spoken["captions"]["speech"]
-        # A clip is its stretch of the source.
+        # A clip is a part of the source.
         wav, rate = soundfile.read(out / spoken["clip"], dtype="float32")
         whole = load_audio(spoken["audio"])
         first = round(spoken["start"] * rate)
@@ -103,7 +103,7 @@ def test_rows_are_what_training_reads(corpus, tmp_path):
         if row["task"] == "absent":
             asked = row["conversation"][1]["content"]
             assert not any(e["label"] in asked for e in record["events"])
-    assert len(texts) == len(rows)  # no clip is asked the same twice
+    assert len(texts) == len(rows)  # no question about a clip is repeated
     count = Counter(row["task"] for row in rows)
     assert count.keys() >= {
         "asr",
@@ -339,7 +339,7 @@ def test_agreement_by_words_and_characters():
     assert "disagree" in why
     assert "too few transcripts (1/2)" in speech.choose(said("a b", ""), "en", 0.3, 2)[2]
     assert speech.choose(said("", ""), None, 0.3, 2) == (None, 0.0, None)
-    # Of three the one nearest to the others.
+    # With three, the one nearest to the others.
     near = said("a b c d e f", "a b c d e g", "a b c d e h g")
     assert speech.choose(near, "en", 0.4, 2)[0] == "a b c d e g"
 
@@ -378,7 +378,7 @@ def test_the_schema_finds_what_is_wrong(corpus):
 
 
 def test_the_checker_finds_what_is_wrong(corpus):
-    """Each corruption of a good record, or of a good row, is seen."""
+    """The checkers report each corruption of a good record or row."""
     _, _, out = corpus
     records, rows = runs.checked(out)
     record = next(r for r in records if r["transcript"])
@@ -387,16 +387,16 @@ def test_the_checker_finds_what_is_wrong(corpus):
     late = {**event, "end": heard["end"] + 1}
     for good, change, words in (
         (heard, {"events": [late]}, "outside the segment"),
-        (heard, {"events": []}, "nothing to tell"),
+        (heard, {"events": []}, "has no evidence"),
         (heard, {"unified": "At 99.99 s a bang."}, "99.99 is in no field"),
         (heard, {"unified": "Somebody says hello."}, "no speech"),
         (heard, {"unified": "Music plays."}, "no music"),
         (heard, {"unified": 'It says "boo".'}, "was not said"),
-        (heard, {"level": {**heard["level"], "silent": True}}, "in silence"),
+        (heard, {"level": {**heard["level"], "silent": True}}, "silent segment"),
         (heard, {"absent": [event["label"]]}, "both heard and absent"),
         (record, {"words": record["words"][::-1]}, "not in order"),
         (record, {"words": record["words"][1:]}, "differ"),
-        (record, {"speakers": []}, "speaker that is not there"),
+        (record, {"speakers": []}, "speaker that is not listed"),
     ):
         assert any(words in problem for problem in merge.check(good | change)), words
     missing = heard["absent"][0]

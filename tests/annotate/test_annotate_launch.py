@@ -1,4 +1,4 @@
-"""The launchers hand every shard its number; the command itself is a stand-in."""
+"""The launchers give every shard its number; the command itself is a stand-in."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ SBATCH = LAUNCH / "annotate_slurm.sbatch"
 
 @pytest.fixture
 def stand_ins(tmp_path, monkeypatch):
-    """PATH with `srun` and `moss-audio-jax` that only say how they were called."""
+    """A PATH with stand-ins of `srun` and `moss-audio-jax` that only print how they were called."""
     for name, script in (("srun", 'exec "$@"'), ("moss-audio-jax", "printf '%s\\n' \"$@\"")):
         path = tmp_path / "bin" / name
         path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Shards on Beam's own runner make what one run makes; wherever apache-beam is installed."""
+"""Shards on Beam's own runner give the result of one run; needs apache-beam."""
 
 import sys
 
@@ -43,7 +43,7 @@ def test_a_shard_that_fails_is_tried_again(monkeypatch):
         return beam.run_shard("1/2", [])
 
     assert ends(0) == ("1/2", 0)
-    assert ends(1) == ("1/2", 1)  # files that cannot be used: no other try mends them
+    assert ends(1) == ("1/2", 1)  # unusable files: another try does not help
     with pytest.raises(RuntimeError, match="shard 1/2: exit code 137: no disk"):
         ends(137)
 

@@ -1,4 +1,4 @@
-"""The small model's heads on real sound paths, with weights that were never trained."""
+"""The small model's heads on real sound, with untrained weights."""
 
 import json
 import warnings
@@ -63,7 +63,7 @@ def test_what_is_heard_of_a_clip_is_its_own(checkpoint):
 
 
 def test_the_defaults_run_with_any_checkpoint(checkpoint, tmp_path):
-    """Whatever noise the heads say, the records contradict nothing."""
+    """Untrained heads give noise, but records stay free of contradictions."""
     rng = np.random.default_rng(2)
     wav = np.concatenate(
         [0.1 * patchwork.piece(kind, rng, 48_000) for kind in ("babble", "chord", "clicks")]
@@ -85,7 +85,7 @@ def test_the_defaults_run_with_any_checkpoint(checkpoint, tmp_path):
 
 
 def defaults_of(checkpoint):
-    """The defaults, so open that noise of untrained heads counts as evidence."""
+    """The defaults, with thresholds so low that noise of untrained heads counts as evidence."""
     c = runs.defaults.get_config()
     c.checkpoint = str(checkpoint)
     c.sound.on, c.sound.over_speech, c.speech.gate, c.speech.present = 0.35, 0.35, 0.0, 0.2
@@ -122,7 +122,9 @@ def test_foreign_sound_gives_only_the_rows_of_experts(checkpoint, tmp_path, monk
     assert manifest["doubtful"]["segments"] == len(records) > 0
     assert manifest["warnings"] == summary.warnings
     assert "are foreign to the small model" in summary.warnings[0]
-    assert f"{manifest['doubtful']['rows']} row(s) that rest on it are left" in summary.warnings[0]
+    assert (
+        f"{manifest['doubtful']['rows']} row(s) that depend on it are left" in summary.warnings[0]
+    )
     page = (tmp_path / "out" / "index.html").read_text()
     assert "are foreign to the small model" in page
     assert page.count("unlike the sound that the model knows") >= len(records)
@@ -133,12 +135,12 @@ def test_foreign_sound_gives_only_the_rows_of_experts(checkpoint, tmp_path, monk
     ]
     assert len(left_out) == len(records)
 
-    c.rows.keep_doubtful = True  # the records are there already
+    c.rows.keep_doubtful = True  # the records already exist
     _, rows, said, summary = tried("out", c)
     assert said == []
     assert {"events", "caption", "asr"} <= {row["task"] for row in rows}
     assert manifest["doubtful"]["rows"] >= len(rows) > 50  # these are balanced
-    assert "rows on them are kept" in summary.warnings[0]
+    assert "their rows are kept" in summary.warnings[0]
 
     c = defaults_of(checkpoint)
     for name in ("one", "two"):
@@ -183,7 +185,7 @@ def test_systems_that_hear_different_words_are_not_believed():
 
 
 def test_the_small_model_tells_its_own_world_from_others(tmp_path):
-    """Clips of the world keep their rows; a hum and a hiss that it never heard give none."""
+    """Clips of the world keep their rows; a hum and a hiss, which are unknown sound, give none."""
     folder, strange = tmp_path / "in", ("hum", "noise")
     folder.mkdir()
     for number, kind in enumerate(strange):
@@ -193,7 +195,7 @@ def test_the_small_model_tells_its_own_world_from_others(tmp_path):
         clip = command.DEFAULT_CHECKPOINT.parent / "demo" / f"{name}.flac"
         (folder / clip.name).write_bytes(clip.read_bytes())
     c = runs.defaults.get_config()
-    c.speech.systems, c.speech.min_systems = ("ctc",), 1  # the decoder would take its time
+    c.speech.systems, c.speech.min_systems = ("ctc",), 1  # the decoder would be slow
     with pytest.warns(UserWarning, match=r"hum\.flac, from 0\.00 s: unlike the sound"):
         pipeline.annotate(source.find(folder), tmp_path / "out", c)
     records, rows = runs.checked(tmp_path / "out")
@@ -207,7 +209,7 @@ def test_the_small_model_tells_its_own_world_from_others(tmp_path):
 
 @pytest.mark.skipif(not espeak.available(), reason="needs espeak-ng: the extra `world`")
 def test_world_scenes_from_sound_to_rows(tmp_path):
-    """With experts that know the words, every word of speech scenes comes out at its time."""
+    """With experts that know the words, every word of speech scenes gets its true time."""
     folder = tmp_path / "in"
     folder.mkdir()
     c = runs.config()

@@ -1,4 +1,4 @@
-"""Plug-ins that go wrong in every way: the checker finds nothing in what is written, ever."""
+"""Plug-ins that fail in many ways: the checker never finds a contradiction in the output."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def test_a_bad_reply_is_refused_or_made_safe(step, fault):
             return [fault] * len(requests)
 
     ((reply, problem),) = experts.ask(One(), step, [REQUEST])
-    if step in ("caption", "unify") and problem is None:  # its words are held against the record
+    if step in ("caption", "unify") and problem is None:  # its words are checked against the record
         record = {
             "start": 2.0,
             "end": 5.0,

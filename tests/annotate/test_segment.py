@@ -77,7 +77,7 @@ def test_joined_world_scenes(hears, floor):
         clips.append((cuts(segments), boundaries.boundaries(spans, at)))
         sentences += len(said)
         cut += sum(any(a < t < b for a, b in words for t in clips[-1][0]) for words in said)
-    # docs/annotate.md has what 100 such clips measure; five of them scatter widely.
+    # docs/annotate.md has figures for 100 such clips; those for five vary widely.
     assert boundaries.f1(clips)[0] >= floor
     assert cut <= 0.05 * sentences + 1
 

@@ -1,4 +1,4 @@
-"""Whatever files are called, manifests hold, experts reply and people press: a run survives it."""
+"""A run survives odd file names, broken manifests, wrong replies of experts, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from moss_audio_jax.data.records import parse_row
 from moss_audio_jax.files import Lock
 
 WAV = (0.1 * np.random.default_rng(0).normal(size=12_000)).astype(np.float32)
-PLAIN = ("--config.checkpoint=", "--config.speech.systems=()")  # nothing but what is measured
+PLAIN = ("--config.checkpoint=", "--config.speech.systems=()")  # only measured evidence
 
 
 def put(folder: Path, *names: bytes) -> None:
@@ -77,7 +77,7 @@ def test_any_file_name(tmp_path, capsys):
     for line in (tmp_path / "out" / "rows.jsonl").read_bytes().splitlines():
         assert (tmp_path / "out" / parse_row(line).clips[0]).is_file()
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "records").iterdir()}
-    assert annotate(tmp_path / "in", tmp_path / "out") == 1  # once more: all of it is kept
+    assert annotate(tmp_path / "in", tmp_path / "out") == 1  # a second run keeps all of it
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "records").iterdir()}
 
 
@@ -92,7 +92,7 @@ def test_any_manifest(tmp_path, capsys):
         "bytes.txt": (b"raw\xe9.wav\ngood.wav", 2, []),
         "bytes.jsonl": (b'{"audio": "raw\xe9.wav"}\n', 1, []),
         "long.csv": (b"note,audio\n" + field + b",good.wav\n,gone.wav\n", 1, ["no such file"]),
-        "quote.csv": (b'audio,n\ngood.wav,1\n"' + field + b"\n", 1, ["is no path"]),
+        "quote.csv": (b'audio,n\ngood.wav,1\n"' + field + b"\n", 1, ["is not a path"]),
         "bad.jsonl": (
             b'{"audio": "good.wav"}\n{"audio": \n[1]\n{"audio": ["a"]}\n{"audio": "a\\u0000b"}\n'
             b'{"audio": "\\ud800.wav"}\n{"audio": "https://me:pw1234@host/a.wav?sig=pw1234"}\n'
@@ -137,11 +137,11 @@ def test_the_files_are_looked_at_before_a_model_is_loaded(tmp_path, capsys, monk
     words = ["annotate", "--output", str(tmp_path / "out"), "--input"]
     assert cli.main([*words, str(tmp_path / "list.txt")]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("note: the bundled small model answers; it knows synthetic sound only")
+    assert said.startswith("note: the bundled small model answers; it knows only synthetic sound")
     assert said.count("no such file") == 2
     assert "0 of 2 file(s)" in said
     assert loaded == []
-    # A model that cannot be used is one line, not one a file.
+    # An unusable model gives one line, not one per file.
     words += [str(tmp_path), "--config.checkpoint=/no/such"]
     assert cli.main(words) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -173,7 +173,7 @@ def test_a_folder_has_one_run_at_a_time(tmp_path, capsys):
 
 
 def test_ctrl_c_ends_the_run_and_its_workers(tmp_path, monkeypatch):
-    """One line, exit code 130, nobody left, not even what an expert started; then it goes on."""
+    """One line, exit code 130, and no process left, not even an expert's; a rerun continues."""
     put(tmp_path, b"a.wav", b"b.wav", b"c.wav")
     slow = tmp_path / "slow.py"
     slow.write_text(
@@ -225,7 +225,7 @@ def _zombie(pid: int) -> bool:
 
 @pytest.fixture
 def endpoint():
-    """The URL of a server that refuses, and tells what it was sent."""
+    """The URL of a server that refuses, and reports what it was sent."""
 
     class Refusing(http.server.BaseHTTPRequestHandler):
         def do_POST(self):

@@ -1,4 +1,4 @@
-"""Cuts by what a model hears."""
+"""Cuts by a model's tags."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ LABELS = ("sound:dog", "sound:rain", "speech", "music", "background:pink", "sex:
 
 
 def tags_of(spans, seconds):
-    """uint8 [C, K] of (label, start, end)."""
+    """Tags uint8 [C, K] made from (label, start, end)."""
     tags = np.zeros((round(seconds * COARSE), len(LABELS)), np.uint8)
     for label, start, end in spans:
         tags[round(start * COARSE) : round(end * COARSE), LABELS.index(label)] = 250
@@ -21,7 +21,7 @@ def tags_of(spans, seconds):
 
 
 class Listener:
-    """Ears that take what is loud for a dog, and cut what they hear into tokens."""
+    """Ears that report a dog wherever it is loud."""
 
     has = frozenset({"tags"})
     tags = LABELS
@@ -113,7 +113,7 @@ def test_two_sounds_alike_to_the_signal_are_parted_by_what_is_heard():
     rng = np.random.default_rng(0)
     wav = (0.05 * rng.standard_normal(12 * 16000)).astype(np.float32)
     features = clip_features(wav)
-    keen = SegmentOptions(threshold=0.4)  # one noise throughout: the signal speaks against a cut
+    keen = SegmentOptions(threshold=0.4)  # one noise throughout, so the signal gives no cut
     assert len(segment(features, keen)) == 1
     heard = tags.Sources(tags_of([("sound:rain", 0, 6), ("sound:dog", 6, 12)], 12), LABELS)
     edges = [round(each["start"], 1) for each in segment(features, keen, heard)]

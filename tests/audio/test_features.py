@@ -26,7 +26,7 @@ def noise(n: int, seed: int = 0) -> np.ndarray:
 def test_numpy_version_meets_the_extractor(name):
     mel = log_mel(CASES[f"{name}_wav"])
     assert mel.dtype == np.float32
-    # Far inside the tolerance, and so that float32 in the transform would fail ("high_tone").
+    # Far below the tolerance, so that float32 in the transform would fail ("high_tone").
     np.testing.assert_allclose(mel, CASES[f"{name}_mel"], rtol=0, atol=2e-6)
 
 

@@ -45,7 +45,7 @@ def write_av(path, wav, rate, codec, sample_format, container=None, options=None
 
 
 def delay(wav: np.ndarray, reference: np.ndarray) -> int:
-    """By how many samples wav lags: the peak of the cross-correlation."""
+    """The delay of wav in samples: the peak of the cross-correlation."""
     size = 2 * max(len(wav), len(reference))
     spectrum = np.fft.rfft(wav, size) * np.conj(np.fft.rfft(reference, size))
     lag = int(np.argmax(np.fft.irfft(spectrum, size)))
@@ -74,7 +74,7 @@ def test_formats_of_libsndfile(tmp_path, suffix, subtype, rate, tolerance, chann
     if channels == 8 and suffix == "mp3":
         channels = 2  # all that mp3 holds
     original = sound(rate)
-    # Channels differ, their average is the sound: one channel alone would be off by half.
+    # Channels differ and their average is the sound; a single channel would be wrong by half.
     weights = np.linspace(0.5, 1.5, channels) if channels > 1 else np.ones(1)
     path = tmp_path / f"sound.{suffix}"
     container = {"opus": "OGG"}.get(suffix, suffix.upper())
@@ -197,7 +197,7 @@ def test_shared_files_as_librosa_loads_them():
 
 
 def refusal(source) -> str:
-    """The message that load_audio refuses with: one line."""
+    """The message with which load_audio refuses a file; one line."""
     with pytest.raises(InputError) as caught:
         load_audio(source)
     message = str(caught.value)
@@ -279,7 +279,7 @@ def test_cut_short(tmp_path, suffix, share):
 
 
 def test_every_cut_of_an_mp3_is_noticed(tmp_path):
-    # With the header's frame count, and without it: then only cuts inside a frame can show.
+    # With the header's frame count, and without it: then only cuts inside a frame can be seen.
     data = encoded("mp3", 1.0)
     path = tmp_path / "x.mp3"
     for cut in (1, 3, 50, 2000):
@@ -350,7 +350,7 @@ def test_long_wav_header(tmp_path):
 def test_cut_short_for_pyav(tmp_path, name, codec):
     path = tmp_path / name
     rate = 48000
-    # The index in front, as on the web; at the end, a cut takes it away and nothing opens.
+    # The index in front, as on the web; at the end a cut would remove it, and nothing would open.
     options = {"movflags": "faststart"} if codec == "aac" else {}
     write_av(path, sound(rate, 5), rate, codec, "fltp" if codec == "aac" else "flt", None, options)
     data = path.read_bytes()

@@ -1,7 +1,7 @@
-"""load_audio hears all of a file, or says why it cannot: files as others write them.
+"""load_audio reads all of a file or says why it cannot; files are like those of other programs.
 
-"a" is a tone of 440 Hz, "b" one of 1,200 Hz, a letter a quarter of a second. All files are made
-here, with libsndfile and FFmpeg or byte by byte.
+"a" is a tone of 440 Hz, "b" one of 1,200 Hz; each letter is a quarter of a second. All files are
+made here, with libsndfile and FFmpeg or byte by byte.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ def tone(letter: str, seconds: float = 1.0, rate: int = 16000) -> np.ndarray:
 
 
 def heard(source, **options) -> str:
-    """A letter for each quarter of a second of what load_audio gives; "." is silence."""
+    """A letter for each quarter of a second of load_audio's result; "." is silence."""
     wav = load_audio(io.BytesIO(source) if isinstance(source, bytes) else source, **options)
     assert wav.dtype == np.float32
     assert np.isfinite(wav).all()
@@ -139,7 +139,7 @@ def test_mpeg_frames_without_a_count():
 
 @pytest.mark.parametrize("kind", ["FLAC", "OGG", "MP3", "AIFF"])
 def test_whole_files_of_any_length(kind):
-    """Several blocks, whose lengths in seconds are no binary fractions."""
+    """Several blocks, whose lengths in seconds are not binary fractions."""
     for samples in (119_637, 203_801, 252_827):
         data = written(kind, "a", samples / 44100, 44100)
         assert len(load_audio(io.BytesIO(data))) == -(-samples * 16000 // 44100)
@@ -183,7 +183,7 @@ def test_files_joined_end_to_end_are_heard_to_the_end(kind, options):
 
 
 def test_a_recording_of_a_broadcast_in_ogg():
-    """Pages and times begin at some later number; a page that is lost within is noticed."""
+    """Pages and times do not begin at 0; a missing page in the middle is noticed."""
     data = written("OGG", "a", 20, 44100, subtype="VORBIS")
     pages = [b"OggS" + page for page in data.split(b"OggS")[1:]]
     headers = next(i for i, page in enumerate(pages) if page[6] > 0 or page[7] > 0)
@@ -251,6 +251,14 @@ CUT = {
 }
 
 
+def test_a_second_chunk_of_samples_is_reported():
+    whole = riff(1, 16000, PCM)
+    chunk = b"data" + struct.pack("<I", len(PCM)) + PCM
+    data = whole[:4] + struct.pack("<I", len(whole) - 8 + len(chunk)) + whole[8:] + chunk
+    with pytest.warns(UserWarning, match="several chunks of samples; only the first"):
+        assert heard(data) == heard(whole)
+
+
 @pytest.mark.parametrize("kind", CUT)
 def test_halves_are_refused(kind):
     data = CUT[kind]()
@@ -288,7 +296,7 @@ def test_opposite_phase():
 
 
 class Bare:
-    """A file object with nothing but `read`."""
+    """A file object that only has `read`."""
 
     def __init__(self, data: bytes):
         self._file = io.BytesIO(data)
@@ -384,7 +392,7 @@ def test_too_long(monkeypatch):
     for data in (wav, riff(1, 16000, PCM, 0), written("MP3"), written("OGG"), mpeg_frames()):
         assert "more than 0.5 s" in refusal(data, max_seconds=0.5)
     assert "max_seconds" in refusal((np.zeros(16000), 16000), max_seconds=0.5)
-    # What the header says is refused at once, what it does not say while it is decoded.
+    # A length in the header is refused at once, an unknown one during decoding.
     assert len(load_audio(io.BytesIO(silent_flac(2, 0)))) == 131070
     assert "more than 43200 s" in refusal(silent_flac(2, 400 * 3600 * 16000))
     assert "more than 60 s" in refusal(silent_flac(20, 0), max_seconds=60)
@@ -397,7 +405,7 @@ def test_too_long(monkeypatch):
 
 
 def test_many_channels():
-    """Beyond seven, PyAV reads past the planes of a frame."""
+    """With more than seven channels PyAV reads past the planes of a frame."""
     for kind, subtype in (("OGG", "VORBIS"), ("FLAC", "PCM_16"), ("WAV", "PCM_24")):
         assert heard(written(kind, "a", 1, channels=8, subtype=subtype)) == "aaaa"
     header = struct.pack("<HHIIHH", 1, 60000, 16000, 0, 0, 16)

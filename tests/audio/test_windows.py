@@ -32,7 +32,7 @@ def test_windows_cover_everything_once(n, seconds, scale):
     for (_, end), (start, _) in itertools.pairwise(windows):
         assert start == end
     assert all(end - start <= seconds * RATE for start, end in windows)
-    # Each but the last holds at least two thirds of what it could: there are not too many.
+    # Each except the last has at least two thirds of the limit, so there are not too many.
     assert all(end - start >= int(seconds * RATE) * 2 // 3 for start, end in windows[:-1])
 
 
@@ -48,7 +48,7 @@ def test_cuts_lie_in_the_pauses():
 
 
 def test_a_pause_is_preferred_to_a_dip():
-    """50 ms of digital silence inside a word is no place to cut; a soft pause of 0.5 s is."""
+    """A cut falls in a soft pause of 0.5 s, not in 50 ms of digital silence inside a word."""
     wav = noise(15)
     wav[int(7.5 * RATE) : int(7.55 * RATE)] = 0
     wav[int(9 * RATE) : int(9.5 * RATE)] *= 0.1

@@ -1,4 +1,4 @@
-"""Rows that nobody foresaw, clips that cannot be waited for, data that is no longer the same."""
+"""Unforeseen rows, clips that take too long to read, data that has changed."""
 
 import json
 import os
@@ -115,7 +115,7 @@ def test_the_report_is_written_and_read_whatever_is_in_it(tmp_path):
 
 
 def test_a_record_may_hold_anything(make_loader, tmp_path):
-    """Damaged payloads and log-mels that are none: each costs its own row."""
+    """Damaged payloads and invalid log-mels each only lose their own row."""
     rows = [asr("a", f"row {i}", id="\ud800") for i in range(5)]
     mels = [np.full((128, 40), value, np.float32) for value in (0.1, 0.2, np.nan, 3e38, 0.3)]
     mels[1] = np.random.default_rng(0).normal(size=(128, 40)).astype(np.float32)
@@ -153,7 +153,7 @@ def job(part, index=0):
 
 
 def test_a_row_that_hangs_or_crashes_costs_itself_alone():
-    """In worker processes: one that sleeps for ever, one whose decoder ends the process."""
+    """In worker processes: a row that sleeps for ever, and one whose decoder ends the process."""
     workers = Workers(fragile, 1, SECONDS)
     parts = ["", "hangs", "", "crashes", *[""] * 20]
     made = workers.submit([job(part, i) for i, part in enumerate(parts)])()
@@ -219,7 +219,7 @@ def test_a_clip_that_cannot_be_waited_for(make_loader, tmp_path, monkeypatch, re
 
 
 def test_a_window_is_continued_without_the_rows_that_were_bad_then(make_loader, tmp_path):
-    """Though they can be read now: else the rest of the window would be other rows."""
+    """Even if they can be read now; otherwise the rest of the window would have other rows."""
     for i in range(12):
         write_clip(tmp_path / f"{i}.wav", 0.3 + i / 10, seed=i)
     rows = [asr(f"{i}.wav", "word " * i + "end") for i in range(12)]

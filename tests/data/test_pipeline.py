@@ -33,7 +33,7 @@ def joined(batches):
 
 
 def test_a_batch_by_hand(tmp_path, tokenizer, make_loader):
-    """Two turns, two clips and a weight; every array written out from the row."""
+    """Two turns, two clips and a weight; every array is derived from the row by hand."""
     clips = [write_clip(tmp_path / "a.wav", 1.03, 1), write_clip(tmp_path / "b.wav", 0.5, 2)]
     row = {
         "conversation": [
@@ -136,7 +136,7 @@ def test_packing_puts_the_same_examples_side_by_side(make_loader):
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_nothing_is_lost_or_seen_twice(corpus, make_loader, packing):
-    """What was handed out is what the mixture holds up to the window, less what is carried."""
+    """The rows given out are those of the mixture up to the window, without the carried ones."""
     spec = (str(corpus / "speech.jsonl"), str(corpus / "text.jsonl"))
     loader = make_loader(spec, packing=packing, streams=1, window=10, batch=1)
     mixture = Mixture(spec, seed=3)

@@ -1,4 +1,4 @@
-"""Each benchmark's own files, as its authors lay them out, become the same items."""
+"""The files of each benchmark, in its authors' layout, become the same kind of items."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_prompts_are_the_official_ones():
     question, four = "What is it?", ["a", "b", "c", "d"]
     official = f"{tasks.MULTIPLE_CHOICE} What is it?\nA. a\nB. b\nC. c\nD. d"
     assert choice_prompt(question, four) == official
-    # Two to eight choices occur: the same words for the letters that there are.
+    # Two to eight choices occur; the prompt names their letters in the same words.
     two = choice_prompt(question, four[:2])
     assert two.startswith("Choose the most suitable answer from options A and B for the question ")
     assert "You should output only A or B. Do not" in two
@@ -180,7 +180,7 @@ def test_speech_events_and_captions(tmp_path):
         ({"audio_id": None}, "row 2: no 'audio_id' or 'audio_path'"),
         ({"choices": ["one"]}, r"row 2: 1 choice\(s\); expected 2 to 26"),
         ({"choices": "one, two"}, "row 2: choices are text; expected a list"),
-        ({"id": "q1"}, "id 'q1' stands twice, at item 1 and 2"),
+        ({"id": "q1"}, "items 1 and 2 have the same id 'q1'"),
     ],
 )
 def test_rows_that_cannot_be_asked(tmp_path, row, words):
@@ -194,8 +194,8 @@ def test_odd_answers_are_named_and_kept(tmp_path):
     loaded = load_benchmark("mmau", write_json(tmp_path / "mmau.json", rows))
     assert len(loaded.items) == 2
     assert loaded.problems == [
-        f"{tmp_path}/mmau.json: row 1: q1: the answer 'a cat' is none of the choices",
-        f"{tmp_path}/mmau.json: row 2: q2: the answer 'a dog' is two of the choices",
+        f"{tmp_path}/mmau.json: row 1: q1: the answer 'a cat' is not among the choices",
+        f"{tmp_path}/mmau.json: row 2: q2: the answer 'a dog' is among the choices twice",
     ]
 
 
@@ -203,13 +203,13 @@ def test_bad_use(tmp_path):
     data = write_json(tmp_path / "mmau.json", [MMAU])
     for options, words in [
         ({"limit": 0}, "limit is 0"),
-        ({"tasks": ("asr",)}, "are of the world"),
+        ({"tasks": ("asr",)}, "are options of world"),
     ]:
         with pytest.raises(UsageError, match=words):
             load_benchmark("mmau", data, **options)
     with pytest.raises(UsageError, match="no benchmark 'mmlu'; expected one of mmau, "):
         load_benchmark("mmlu", data)
-    with pytest.raises(InputError, match="is a folder; name the file"):
+    with pytest.raises(InputError, match="is a folder; give the file"):
         load_benchmark("mmau", tmp_path)
     with pytest.raises(InputError, match="no items of mmau"):
         load_benchmark("mmau", write_json(tmp_path / "none.json", []))
@@ -219,7 +219,7 @@ def test_bad_use(tmp_path):
 
 
 def scene(name: str, spoken: bool) -> dict:
-    """Labels as `world.scenes` describes them, written by hand: no speech engine needed."""
+    """Labels as described in `world.scenes`, written by hand, without a speech engine."""
     words = [
         {"text": "dogs", "start": 0.5, "end": 0.912},
         {"text": "bark", "start": 1.0, "end": 1.4},
@@ -327,7 +327,7 @@ def test_a_part_of_the_world(world):
     assert {item.group["task"] for item in some} == {"asr", "events"}
     with pytest.raises(UsageError, match="no task 'sing'"):
         load_benchmark("world", world, tasks=("sing",))
-    with pytest.raises(UsageError, match="prompts of their own"):
+    with pytest.raises(UsageError, match="rows of world contain their prompts"):
         load_benchmark("world", world, prompt="What?")
     with pytest.raises(InputError, match="expected the folder"):
         load_benchmark("world", world / "rows.jsonl")

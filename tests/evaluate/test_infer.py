@@ -1,4 +1,4 @@
-"""Inference: what is answered depends on the item alone, and nothing is lost or done twice."""
+"""Inference: answers depend only on the item, and nothing is lost or done twice."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_prediction_says_all(evaluate, toy, data, capsys):
 
 
 def test_batch_mesh_and_order_change_nothing(evaluate, monkeypatch):
-    """Sampled, so that a key out of place would show."""
+    """With sampling, so that a wrong random key would show."""
     sampled = ("--temperature", "1", "--seed", "3")
     _, expected = evaluate("one.jsonl", "--batch", "1", *sampled)
     assert len({row["raw_output"] for row in expected}) > ITEMS // 2
@@ -156,13 +156,13 @@ def test_seeds_belong_to_items():
 
 
 def test_killed_and_resumed(evaluate, toy, data, tmp_path):
-    """Killed again and again, at any byte: nothing lost, nothing twice, nothing else."""
+    """Killed repeatedly, at any byte: nothing is lost, repeated or changed."""
     _, expected = evaluate("whole.jsonl", "--batch", "2")
     output = tmp_path / "killed.jsonl"
     partial = tmp_path / "killed.jsonl.partial.jsonl"
 
     class Killed(BaseException):
-        """What nothing in the code may catch."""
+        """An exception that no code may catch."""
 
     write, made = module.Journal.write, []
     for survived in (0, 1, 4, 3, 2):
@@ -208,7 +208,7 @@ def test_bad_items_are_named_counted_and_tried_again(evaluate, data, tmp_path, c
     )
     said = capsys.readouterr().err.splitlines()
     named = [line.split(": ")[1] for line in said if line.startswith("error: ")]
-    assert named == [str(data / "gone.wav"), "broken", "long"]  # what is not there comes first
+    assert named == [str(data / "gone.wav"), "broken", "long"]  # missing files come first
     assert any("2 answer(s), 3 failed" in line for line in said)
 
     good = [row for row in rows if "error" not in row]
@@ -219,7 +219,7 @@ def test_bad_items_are_named_counted_and_tried_again(evaluate, data, tmp_path, c
         (data / "gone.wav").unlink()
     assert code == 1
     assert [row["id"] for row in again if "error" in row] == ["broken", "long"]
-    assert again[1:3] == good  # the very lines, not answered anew
+    assert again[1:3] == good  # the same lines, not answered again
     # A part of the data: the rest of the predictions stays.
     code, rows = evaluate("p.jsonl", "--limit", "2", rows="bad")
     assert (code, rows[:3]) == (0, again[:3])
@@ -234,7 +234,7 @@ def test_audio_that_is_not_there_is_one_line_before_the_model(tmp_path, capsys):
     assert main(argv) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
-        f"error: none of the 1,000 audio file(s) under {tmp_path} is there, such as "
+        f"error: none of the 1,000 audio file(s) under {tmp_path} exists, such as "
         f"{tmp_path / '0.wav'}; see --audio-root"
     )
     (tmp_path / "7.wav").write_bytes(b"")
@@ -243,12 +243,12 @@ def test_audio_that_is_not_there_is_one_line_before_the_model(tmp_path, capsys):
     assert said[:3] == [
         f"error: {tmp_path / f'{n}.wav'}: no such file; see --audio-root" for n in range(3)
     ]
-    assert said[3] == "error: and 996 more like this"
+    assert said[3] == "error: 996 more like this"
     assert len(said) == 5  # and that there is no such model
 
 
 def test_one_process_owns_an_output(toy, data, tmp_path, capsys):
-    """The second is told in one line; other files of the folder are free; nothing is left."""
+    """A second process gets one line; other files in the folder are free; nothing is left."""
     argv = command(toy, data / "good.jsonl", tmp_path / "p.jsonl", "--limit", "1")
     with Lock(tmp_path, "evaluate infer", "p.jsonl"):
         assert main(argv) == 2
@@ -258,7 +258,7 @@ def test_one_process_owns_an_output(toy, data, tmp_path, capsys):
             pass
     assert main(argv) == 0
     assert [file.name for file in tmp_path.iterdir()] == ["p.jsonl"]
-    # A score of what was asked says so, and one of more counts the rest as missing.
+    # A score of only the asked items says so; a score of more counts the others as missing.
     capsys.readouterr()
     scored = tmp_path / "score.json"
     ask = [
@@ -282,7 +282,7 @@ def test_one_process_owns_an_output(toy, data, tmp_path, capsys):
 
 
 def test_parts_of_files_are_asked_alone(evaluate, toy, data, tmp_path, capsys):
-    """What is heard of a part is that part: the same answer as of a file that holds no more."""
+    """The answer about a part equals that about a file with only this part."""
     low, high = tone(1.0, 300), tone(0.5, 900)
     write_wav(tmp_path / "both.wav", np.concatenate([low, high]))
     write_wav(tmp_path / "high.wav", high)
@@ -298,7 +298,7 @@ def test_parts_of_files_are_asked_alone(evaluate, toy, data, tmp_path, capsys):
     part, rest, file, behind, longer = read(tmp_path / "p.jsonl")
     assert part["raw_output"] == rest["raw_output"] == file["raw_output"]
     assert part["audio_seconds"] == rest["audio_seconds"] == file["audio_seconds"] == 0.5
-    assert "it holds 1.50 s; the part from 2 s to the end is not in it" in behind["error"]
+    assert "holds 1.50 s; the part from 2 s to the end is not in it" in behind["error"]
     assert "the part from 0 s to 2.1 s is not in it" in longer["error"]
 
 
@@ -314,7 +314,7 @@ def test_damaged_predictions_are_asked_again(evaluate, tmp_path, capsys):
     assert (code, timeless(rows)) == (0, timeless(expected))
     said = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning: ")]
     assert [x.split("p.jsonl:")[1][0] for x in said[:3]] == ["1", "2", "3"]
-    assert said[3].startswith("warning: and 2 more")
+    assert said[3].startswith("warning: 2 more")
 
 
 def test_predictions_of_two_kinds_do_not_mix(evaluate, toy, data, tmp_path, capsys):
@@ -332,8 +332,8 @@ def test_predictions_of_two_kinds_do_not_mix(evaluate, toy, data, tmp_path, caps
     assert (tmp_path / "p.jsonl").read_bytes() == before
 
 
-def test_adapters_are_folded_in(evaluate, toy, tmp_path, capsys):
-    """Against adapters added to the loaded parameters; and their own name in the file."""
+def test_adapters_are_merged(evaluate, toy, tmp_path, capsys):
+    """Compared with adapters added to the loaded parameters; the file names the adapters."""
     import jax
 
     model = MossAudio.load(toy, "float32")
@@ -359,7 +359,7 @@ def test_adapters_are_folded_in(evaluate, toy, tmp_path, capsys):
 
 @pytest.mark.parametrize("mesh", ["data=1", "data=2"])
 def test_two_processes(evaluate, toy, data, tmp_path, mesh):
-    """Each on its own devices, or both on one mesh; what an earlier run left is used."""
+    """Each on its own devices, or both on one mesh; results of an earlier run are used."""
     _, expected = evaluate("one.jsonl")
     lines = (tmp_path / "one.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "two.jsonl.partial.jsonl").write_text("".join(lines[:4]) + lines[4][:50])

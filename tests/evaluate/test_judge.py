@@ -1,4 +1,4 @@
-"""The judge, against an endpoint of our own."""
+"""The judge, with an endpoint that the test runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ANSWERS = {"c1": "A woman.", "c2": "A man.", "o1": "a call"}
 
 @pytest.fixture
 def endpoint(request):
-    """Answers each request with the next of `replies`: a text, or (status, body)."""
+    """An endpoint that answers each request with the next of `replies`: text or (status, body)."""
 
     class Endpoint(http.server.BaseHTTPRequestHandler):
         replies: dict[str, list] = {}  # noqa: RUF012  what stands in the prompt -> replies
@@ -94,7 +94,7 @@ def test_judgements_are_whole_and_kept(endpoint, tmp_path):
     assert "secret" not in output.read_text() + repr(by)
     assert [json.loads(line) for line in output.read_text().splitlines()] == found
 
-    # Again, after a kill in the middle of a line: only what failed and what was lost is asked.
+    # Again, after a kill in the middle of a line: only failed and lost questions are asked.
     whole = output.read_text()
     output.write_text(whole[: whole.rindex("scores")])
     endpoint.asked.clear()
@@ -118,7 +118,7 @@ def test_no_answer_is_the_lowest_without_asking(endpoint, tmp_path):
 
 
 def test_ctrl_c_does_not_wait_for_what_is_asked(tmp_path):
-    """Eight questions at a server that never answers; nothing of them is written down."""
+    """Eight questions to a server that never answers; nothing is written."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         items = [dataclasses.replace(ITEMS[0], id=str(i)) for i in range(99)]
@@ -200,9 +200,9 @@ def test_judgements_that_cannot_be_read(raw, words):
     [
         ((401, "no key"), 1, "HTTP 401 no key"),
         ((429, "slowly"), 3, "HTTP 429 slowly"),
-        ((200, "<html>"), 1, "no chat completion"),
-        ((200, '{"choices": []}'), 1, "no chat completion"),
-        ((200, '{"choices": [{"message": {"content": null}}]}'), 1, "no chat completion"),
+        ((200, "<html>"), 1, "not a chat completion"),
+        ((200, '{"choices": []}'), 1, "not a chat completion"),
+        ((200, '{"choices": [{"message": {"content": null}}]}'), 1, "not a chat completion"),
     ],
 )
 def test_endpoints_that_fail(endpoint, reply, asked, words):

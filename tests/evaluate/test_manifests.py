@@ -68,7 +68,7 @@ def test_aishell(tmp_path):
     with pytest.raises(UsageError, match="split 'tset'"):
         read_transcripts(tmp_path, split="tset")
     put(tmp_path / "transcript/aishell_transcript_v0.8.txt", "S0764W0121 甚 至\n")
-    with pytest.raises(InputError, match=r"v0\.8\.txt:1: 'S0764W0121' is no AISHELL-1"):
+    with pytest.raises(InputError, match=r"v0\.8\.txt:1: 'S0764W0121' is not an AISHELL-1"):
         read_transcripts(tmp_path)
 
 
@@ -164,7 +164,7 @@ def test_parts_of_files(tmp_path):
         with pytest.raises(InputError, match=f"rows.jsonl:1: {said}"):
             read_transcripts(file)
     put(file, '{"audio": ["a", "b"], "text": "b", "offset": 1}')
-    with pytest.raises(InputError, match="are of one file; 2 are named"):
+    with pytest.raises(InputError, match="need exactly one audio file; there are 2"):
         read_transcripts(file)
 
 
@@ -190,7 +190,7 @@ def test_a_given_audio_root_is_not_left(tmp_path, path):
     assert load_benchmark("events", file, root, allow_outside=True).items
     for hostile in ("", "a\0b"):
         put(file, json.dumps({**row, "audio": hostile}))
-        with pytest.raises(InputError, match="is no path of a file"):
+        with pytest.raises(InputError, match="is not a path of a file"):
             read_transcripts(file)
 
 
@@ -430,7 +430,7 @@ def test_textgrids_find_their_audio(tmp_path):
     put(tmp_path / "sound/x/a.flac", "")
     clips, _ = read_timed(tmp_path / "grids", tmp_path / "sound")
     assert [c.id for c in clips] == ["a", "b"]
-    # Where there is none, asking will name what was looked for.
+    # If there is none, `infer` names the path that was searched.
     assert [c.audio for c in clips] == [
         (str(tmp_path / "sound/x/a.flac"),),
         (str(tmp_path / "sound/b.wav"),),

@@ -22,7 +22,7 @@ MANY = settings(max_examples=400, deadline=None)
 WORDS = ("dog", "cat", "bird", "siren", "piano", "violin", "rain", "engine", "speech", "laughter")
 TEXT = st.lists(st.sampled_from(WORDS), min_size=1, max_size=3).map(" ".join)
 CHOICES = st.lists(TEXT, min_size=2, max_size=26)
-# What a model may say when it means choice `letter`, which reads `text`.
+# Answers by which a model may mean choice `letter` with the text `text`.
 FORMS = (
     "{text}",
     "{text}.",
@@ -93,7 +93,7 @@ def test_two_choices_at_once_are_none(choices, data):
 
 
 def test_letters_that_are_texts_too():
-    # A letter names what stands behind it; where another choice reads like the letter, neither.
+    # A letter names its choice, but is unclear if the letter is also another choice's text.
     assert read_choice("A", ["A", "B"]) == "A"
     assert read_choice("A", ["G", "A", "B"]) is None
     assert read_choice("A. G", ["G", "A", "B"]) == "G"
@@ -157,13 +157,13 @@ def test_words_of_duplicate_and_nested_choices():
 def test_mmsu_rule_remembers():
     rule = LastLetter()
     read = [
-        ("", None),  # at the first row there is nothing to remember
+        ("", None),  # the first row has no row before it
         ("B. dog", "B"),
         ("", "B"),  # an empty response has the letter of the row before
         ("None", "B"),
         ("The answer is C.", "C"),
-        ("the dog", None),  # leaves the denominator ...
-        ("\n ", "C"),  # ... and the memory as it was
+        ("the dog", None),  # not counted ...
+        ("\n ", "C"),  # ... and not remembered
         ("Dogs bark", "D"),  # as any text with such an initial
         ("x", None),
         (None, None),
@@ -183,7 +183,7 @@ def test_letters_become_texts_for_rules_that_compare_texts(choices, data, form):
     answer = form.format(letter=letter, low=letter.lower(), text=text, Text=text.capitalize())
     mapped = choice_by_letter(answer, choices)
     if "{text}" in form or "{Text}" in form:
-        assert mapped is None  # it says its text already
+        assert mapped is None  # it already contains the text
     else:
         assert mapped is None or mapped == text
         assert words_match(text, mapped or answer, choices)

@@ -30,15 +30,15 @@ def test_both_conventions_by_hand():
 
 def test_segments_of_several_words_compare_their_ends():
     reference = slots(("hello there you", 0.0, 1.0), ("good night", 1.5, 2.0))
-    # One boundary less: the first sentence's end and the second's start are inside a segment.
+    # With one boundary less, the first sentence's end and the second's start are inside a segment.
     found = shifts(reference, [Segment(0.1, 2.2, "Hello there you, good night.")])
     assert found == pytest.approx(Shifts(0.3, 0.3, 2, 4, 0.0, 0))
-    # A wrong word in the middle of a sentence does not touch its times.
+    # A wrong word in the middle of a sentence does not affect its times.
     found = shifts(
         reference, [Segment(0.1, 1.0, "hello dear you"), Segment(1.5, 2.0, "good night")]
     )
     assert found == pytest.approx(Shifts(0.1, 0.1, 4, 4, 0.1, 2))
-    # Chinese is compared by character, however it is cut into words.
+    # Chinese is compared by character, not by word.
     reference = slots(("今天", 0.0, 0.5), ("好", 0.5, 0.8))
     answer = [Segment(0.0, 0.2, "今"), Segment(0.2, 0.6, "天"), Segment(0.6, 0.8, "好。")]
     assert shifts(reference, answer) == pytest.approx(Shifts(0.2, 0.2, 4, 4, 0.2, 2))
@@ -61,7 +61,7 @@ def test_order(answer, count):
 
 
 def scenes(count: int, seed: int = 0):
-    """Random timelines, and estimates of them: shifted, dropped, invented, mislabelled."""
+    """Random timelines, and estimates with shifted, missing, false and mislabelled events."""
     random = np.random.default_rng(seed)
     labels = [f"sound {i}" for i in range(4)]
     for _ in range(count):
@@ -117,7 +117,7 @@ def test_event_f1_is_that_of_sed_eval():
 
 def test_events_by_hand():
     true = [events.event(0, 1, "Dog barks"), events.event(2, 10, "rain")]
-    # The offset may be off by half of the reference's length, an onset by 0.2 s.
+    # The offset may differ by half of the reference's length, the onset by 0.2 s.
     said = [events.event(2.15, 6, "Rain."), events.event(0.21, 1, "dog  barks")]
     assert events.count(true, said) == {"dog barks": (0, 1, 1), "rain": (1, 1, 1)}
     assert events.ious(true, said) == pytest.approx([0.79, 3.85 / 8])

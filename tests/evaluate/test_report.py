@@ -1,4 +1,4 @@
-"""The report: tables with the published rows, answers to look through, nothing hidden or run."""
+"""The report: tables with published rows, a list of answers; no answer is hidden or executed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def item(kind, name, reference, audio=(), **group):
 
 
 def scored(benchmark, items, answers, model, data="data.jsonl", **options):
-    """What `evaluate score` would write of these answers; None is a failure."""
+    """The score file that `evaluate score` would write for these answers; None is a failure."""
     rows = [
         {"id": one.id, "raw_output": answer, "meta": {"model": f"checkpoints/{model}"}}
         | ({"error": "no sound"} if answer is None else {})
@@ -41,7 +41,7 @@ def scored(benchmark, items, answers, model, data="data.jsonl", **options):
 
 
 def choices(benchmark, right, model, n=4, **inputs):
-    """A score of n questions of which so many are right."""
+    """A score of n questions, of which `right` are right."""
     items = [
         item("choice", f"q{i}", {"choices": [*CHOICES], "answer": "a cat"}, task="sound")
         for i in range(n)
@@ -65,7 +65,7 @@ def section(scores, anchor):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Score files of two models on words, events, captions, Chinese and questions; some sound."""
+    """Score files of two models on words, events, captions, Chinese and questions; some audio."""
     folder = tmp_path_factory.mktemp("report")
     (folder / "sound here").mkdir()
     for name in ("a", "b"):
@@ -198,7 +198,7 @@ def test_what_cannot_be_compared_is_said():
     one, two = choices("mmar", 1, "a"), choices("mmar", 2, "b", items_hash="2")
     two["normaliser"] = {"version": "0"}
     scores = [score(one, "a"), score(two, "b")]
-    assert "Not the same items of mmar: a, b differ." in section(scores, "four").notes
+    assert "mmar: a, b were scored on different items." in section(scores, "four").notes
     assert origins(scores).notes == ["These scores were made by different normalisers."]
 
 
@@ -213,7 +213,7 @@ def test_labels_tell_scores_apart():
     assert labels(("mmau", "x"), ("mmar", "y"), ("asr", "z")) == ["m", "m", "m"]
     assert labels(("asr", "clean"), ("asr", "other")) == ["m · clean", "m · other"]
     assert labels(("asr", "x"), ("asr", "x")) == ["m · 0", "m · 1"]
-    # The first stays in the line of the four benchmarks.
+    # The first score stays in the row of the four benchmarks.
     assert labels(("mmau-mini", "x"), ("mmau", "y"), ("mmar", "z")) == ["m", "m · y", "m"]
 
 
@@ -263,7 +263,7 @@ def test_verdicts(sums, expected):
 
 
 class Page(html.parser.HTMLParser):
-    """Tags, text outside of scripts, and the rows' JSON."""
+    """Parses a page: tags, text outside scripts, and the rows' JSON."""
 
     def __init__(self, text):
         super().__init__()
@@ -318,13 +318,13 @@ def test_one_page_that_needs_nothing_and_runs_nothing(folder, capsys):
     assert HOSTILE in page.text  # the model's name, as text
 
     rows = [attrs for tag, attrs in page.tags if tag == "details" and "data-tags" in attrs]
-    assert len(rows) == 2 + 1 + 3 + 1 + 1  # an item is there once for both models
+    assert len(rows) == 2 + 1 + 3 + 1 + 1  # an item appears once for both models
     assert sum("status: truncated_thinking" in row["data-tags"] for row in rows) == 1
     assert any(f"{HOSTILE}: wrong" in row["data-tags"] for row in rows)
     assert "[0.10]red[0.40][0.85]fox[0.90]" in page.text
     assert "so so" in page.text
-    # One clip lies in the page once, with its spectrogram, and is heard for words and for events;
-    # the other is linked to, from the page.
+    # One clip is embedded once, with its spectrogram, and used for words and for events;
+    # the page links to the other.
     assert text.count("data:audio/flac") == text.count("data:image/png") == 1
     assert [attrs["data-same"] for _, attrs in page.tags if "data-same" in attrs] == ["0", "1"]
     assert text.count('src="sound%20here/b.wav"') == 2
@@ -344,8 +344,8 @@ def test_rows_beyond_the_limit_are_counted(tmp_path):
     without = {key: value for key, value in choices("mmsu", 1, "m").items() if key != "rows"}
     notes = write_report([score(content), score(without, "n")], tmp_path / "r.html", rows=3)
     assert notes == [
-        "m.json: 3 of 5 rows, the worst; see --rows.",
-        "n.json holds no rows: it was scored with --no-rows.",
+        "m.json: only the worst 3 of 5 rows; see --rows.",
+        "n.json has no rows: it was scored with --no-rows.",
     ]
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert all(note in Page(text).text for note in notes)
@@ -361,7 +361,7 @@ def test_bad_score_files_are_named(tmp_path, capsys):
     good = choices("mmar", 1, "m")
     bad = {
         "half.json": ('{"benchmark": "mmar"', "not valid JSON"),
-        "list.json": ("[]", "the whole is missing"),
+        "list.json": ("[]", "everything is missing"),
         "empty.json": ("{}", "benchmark is missing"),
         "nan.json": (json.dumps(good | {"n": float("nan")}), "n is missing"),
         "inf.json": (json.dumps(good | {"strict": {"wer": 1e400}}), "strict/wer is missing"),
@@ -432,7 +432,7 @@ def test_bad_score_files_are_named(tmp_path, capsys):
 
 
 def test_in_a_browser(folder, tmp_path):
-    """Rows open, times are drawn, and nothing of an answer becomes an element."""
+    """Rows open, times are drawn, and no part of an answer becomes an element."""
     browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
     if browser is None:
         pytest.skip("no chromium to open the page with")

@@ -1,4 +1,4 @@
-"""Scores and exports from files: what a user runs, with what goes wrong in their inputs."""
+"""Scores and exports from files, as users run them, with faults in their inputs."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def test_official_and_strict_side_by_side():
         ITEMS,
         said(**{"1": "A", "2": "It is a cat I think", "3": "<think>c</think>a dog"}),
     )
-    # The official script passes over row 4; row 1 becomes "a dog", row 2 counts as its words fit.
+    # The official script skips row 4; row 1 becomes "a dog"; row 2 is right, as its words match.
     assert result["official"]["accuracy"] == pytest.approx(200 / 3)
     assert result["official"]["accuracy_verbatim"] == pytest.approx(100 / 3)
     assert result["strict"]["accuracy"] == 25.0
     assert (result["n"], result["official"]["rows"], result["strict"]["rows"]) == (4, 3, 4)
     assert result["by"]["task"]["sound"]["official"]["accuracy"] == 100
     assert result["by"]["task"]["music"]["strict"]["accuracy"] == 0
-    # A row with a list of categories counts in each.
+    # A row with a list of categories counts in each of them.
     assert {k: v["n"] for k, v in result["by"]["category"].items()} == {"x": 2, "y": 3}
     low, high = result["confidence"]["strict"]["accuracy"]
     assert 0 <= low <= 25 <= high <= 100
@@ -71,7 +71,7 @@ def test_official_and_strict_side_by_side():
 def test_an_official_file_is_scored_as_its_script_does():
     rows = [{**row, "official_key": "model_output"} for row in said(**{"1": "A", "2": "a cat"})]
     result = score_items("mmau", ITEMS[:2], rows)
-    assert result["official"]["accuracy"] == 50  # the letter is no word of the answer
+    assert result["official"]["accuracy"] == 50  # the letter is not a word of the answer
     assert result["official"]["accuracy_letters_mapped"] == 100
     assert result["strict"]["accuracy"] == 100
 
@@ -79,10 +79,10 @@ def test_an_official_file_is_scored_as_its_script_does():
 def test_mmsu_in_the_order_of_its_file():
     rows = [{**row, "official_key": "response"} for row in said(**{"2": "B", "1": "", "3": "eh"})]
     result = score_items("mmsu", ITEMS[:3], rows)
-    # Row 1 has the B of row 2, which is wrong; row 3 leaves the denominator.
+    # Row 1 gets the B of row 2, which is wrong; row 3 is not counted.
     assert result["official"] == {"accuracy": 50, "rows": 2}
     assert result["strict"]["accuracy"] == pytest.approx(100 / 3)
-    # Of ours the order is the data's: the first row has nothing to repeat.
+    # Our predictions are taken in the order of the data: the first row has no row before it.
     assert score_items("mmsu", ITEMS[:3], said(**{"2": "B", "1": "", "3": "eh"}))["official"] == {
         "accuracy": 100,
         "rows": 1,
@@ -100,7 +100,7 @@ def test_mmau_pro_and_its_judge():
     ]
     rows = said(**{"1": "A", "2": "cat, surely", "3": "It rains.", "4": "two words"})
     result = score_items("mmau-pro", items, rows)
-    assert result["official"]["undecided"] == 1  # only its embedding model knows
+    assert result["official"]["undecided"] == 1  # only its embedding model can tell
     assert result["official"]["accuracy"] == pytest.approx(200 / 3)
     assert (result["counts"]["unjudged"], result["strict"]["rows"]) == (1, 3)
     judged = [{"id": "3", "scores": {"answer": 4}}]
@@ -302,7 +302,7 @@ def test_judgements_are_checked(tmp_path):
 
 
 def test_what_was_asked():
-    """The largest --limit of several runs; one prediction without any is of all."""
+    """The largest --limit of several runs counts; a prediction without one means all items."""
     rows = [{"id": "1", "raw_output": "A", "meta": {"limit": n}} for n in (1, 3, 2)]
     assert asked(ITEMS, rows) == ITEMS[:3]
     assert asked(ITEMS, [*rows, {"id": "1", "raw_output": "A", "meta": {}}]) is ITEMS
@@ -312,7 +312,7 @@ def test_what_was_asked():
 
 
 def test_words_of_scripts_with_marks_and_characters_of_scripts_without_spaces():
-    """One wrong vowel sign is one wrong word; the score says in what units a row counts."""
+    """One wrong vowel sign is one wrong word; the score says which units it counts in a row."""
     texts = {"hi": ("किताब", "कीताब"), "ta": ("மீன்", "மான்"), "th": ("สวัสดี ครับ", "สวัสดี")}
     items = [
         Item(code, "asr", "?", (), {"text": text}, {"language": code})
@@ -326,7 +326,7 @@ def test_words_of_scripts_with_marks_and_characters_of_scripts_without_spaces():
         assert (by[code]["substitutions"], by[code]["rows_in_words"]) == (1, 1)
         assert by[code]["cer"] == pytest.approx(100 / letters)
         assert by[code]["rows_in_characters"] == 0
-    # Spaces, which Thai puts where it likes, do not count.
+    # Spaces in Thai, which are optional, do not count.
     assert (by["th"]["reference_words"], by["th"]["deletions"]) == (10, 4)
     assert by["th"]["cer"] == by["th"]["wer"] == 40
     assert (by["th"]["rows_in_characters"], by["th"]["rows_in_words"]) == (1, 0)

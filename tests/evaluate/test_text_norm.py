@@ -1,4 +1,4 @@
-"""Text in the form in which it is compared, and the error rates of that."""
+"""Normalised text, and its error rates."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_chinese_forms_that_differ(one, other):
 
 
 def spoken(number: int) -> str:
-    """A number below 10**8 in Chinese, written here anew."""
+    """A number below 10**8 in Chinese, by a separate implementation."""
     names = "零一二三四五六七八九"
     if number >= 10**4:
         high, low = divmod(number, 10**4)
@@ -131,13 +131,13 @@ def test_units():
         ("ẹ̀kọ́ ni", ["ẹ̀kọ́", "ni"]),  # letters that have no composed form
         ("İstanbul ÇOK", ["istanbul", "çok"]),
         ("한국어 말", ["한국어", "말"]),
-        ("नमस\u200dते\u200c जी \ufeff", ["नमसते", "जी"]),  # joiners are not seen
+        ("नमस\u200dते\u200c जी \ufeff", ["नमसते", "जी"]),  # joiners are invisible
         ("❤️ \u0301 1️⃣ x", ["1", "x"]),  # marks without a letter, selectors
         ("a [b] (c) <d> e", ["a", "e"]),
     ],
 )
 def test_a_mark_stays_with_its_letter(text, words):
-    """Whatever form of Unicode a text is in."""
+    """In every Unicode normalisation form."""
     expected = [unicodedata.normalize("NFKC", word).replace("\u20e3", "") for word in words]
     for form in ("NFC", "NFD", "NFKC", "NFKD"):
         found = units(text_norm.normalise(unicodedata.normalize(form, text), "basic"), "basic")
@@ -180,7 +180,7 @@ def test_english_in_linear_time_is_still_whispers(text):
     try:
         expected = " ".join(_oracle(whisper)(text).split())
     except (AssertionError, ValueError, IndexError, TypeError):
-        return  # Whisper's own numbers give up
+        return  # Whisper's rule for numbers fails
     assert text_norm.normalise(text, "english") == expected
 
 
@@ -215,7 +215,7 @@ def _oracle(whisper):
     ],
 )
 def test_hostile_texts_take_linear_time(again):
-    """100,000 characters; what is quadratic takes minutes. The guard is for hangs alone."""
+    """100,000 characters; quadratic code would take minutes. The guard only catches hangs."""
     text = f"a{again * (100_000 // len(again))}万b"
     started = time.process_time()
     for rules in ("english", "chinese", "basic", "unspaced"):
@@ -230,7 +230,7 @@ def test_hostile_texts_take_linear_time(again):
 
 
 def test_numbers_that_nobody_says():
-    """Runs of signs beyond any number; digits beyond what Python or Whisper turn into one."""
+    """Runs of numerals that are no number; more digits than Python or Whisper convert."""
     assert chinese("一" + "亿" * 5000) == "一" + "亿" * 5000
     assert chinese("零" * 5000) == "0" * 5000
     assert chinese("9" * 5000 + "万") == "9" * 5000 + "万"

@@ -1,4 +1,4 @@
-"""Generation: the loop on the device, slots that refill, and everything that ends an answer."""
+"""Generation: the loop on the device, slots that are refilled, and all ends of an answer."""
 
 import dataclasses
 from pathlib import Path

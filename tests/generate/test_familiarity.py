@@ -1,5 +1,5 @@
-"""Is a sound like the small model's training world? What it does not cover: real recordings;
-helpers/familiarity.json has the shares of those that it tells (tools/small/fit_familiarity.py)."""
+"""Whether a sound is like the small model's training data. Not covered: real recordings;
+helpers/familiarity.json has the shares that are recognised (tools/small/fit_familiarity.py)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def measure(model, gauge, wavs):
 
 
 def buzz(seconds=3.0):
-    """A voice-like sound of no speaker of the world: a low pulse train through moving formants."""
+    """A voice-like sound unlike the world's voices: a low pulse train through moving formants."""
     n = int(16_000 * seconds)
     t = np.arange(n) / 16_000
     phase = 2 * np.pi * np.cumsum(95 + 12 * np.sin(2 * np.pi * 0.7 * t)) / 16_000
@@ -102,7 +102,7 @@ def test_a_clip_measures_the_same_alone_and_among_others(model, gauge):
 
 
 def test_pooled_states_are_those_of_the_encoder(model, gauge):
-    """Against `encode_audio`, which pads the last chunk to the first: so one whole chunk."""
+    """Compared with `encode_audio` on one whole chunk, because it pads the last chunk."""
     wav = buzz(4.0)
     ((_, taps),) = model.encode_audio([log_mel(wav)])
     states = taps[gauge.probe.tap]

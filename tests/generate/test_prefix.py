@@ -1,4 +1,4 @@
-"""Several questions about one clip: heard once, and answered as if each had been asked alone."""
+"""Several questions about one clip: it is encoded once, and answers are as if asked alone."""
 
 import dataclasses
 import weakref
@@ -43,7 +43,7 @@ def ask(mel, question, head=(7, 8)):
 
 
 def requests():
-    """(prompt, sampling) of three families of unequal length and one prompt by itself."""
+    """(prompt, sampling) of three families of unequal length and one single prompt."""
     long, short, other = clip(500, 0), clip(90, 1), clip(90, 2)
     prompts = [
         ask(short, [20, 21]),
@@ -134,7 +134,7 @@ def test_extended_logits_equal_whole_prompts(load):
 
 
 def test_answers_are_those_of_prompts_alone(load, alone):
-    """Greedy, sampled and penalised, as slots refill: nothing tells that there were siblings."""
+    """Greedy, sampled and penalised, while slots are refilled: siblings change nothing."""
     run = engine(load(), 3).run
     assert run(requests()) == alone
     programs = (engine_module.prefill, engine_module.extend, engine_module.take_slots)
@@ -150,7 +150,7 @@ def test_eight_devices(load, alone):
 
 
 def test_full_attention_and_an_int8_cache(load):
-    """What is kept of a prefix is not rounded: only the slots are."""
+    """Only the slots' cache is rounded, not the stored prefix."""
     model = load(encoder_attention="full")
     compute = dataclasses.replace(model.compute, quantize="weights+cache")
     some = [requests()[i] for i in (1, 4, 8)]  # 5 s in one piece
@@ -159,7 +159,7 @@ def test_full_attention_and_an_int8_cache(load):
 
 
 def test_streams_and_stop_strings(load, alone):
-    """Each prompt's own stop string cuts it where it would have been cut alone."""
+    """Each prompt's stop string cuts its answer at the same place as alone."""
     model = load()
     decode = lambda ids: "".join(f"<{i}>" for i in ids)  # noqa: E731
     some = [

@@ -31,7 +31,7 @@ def draw(logits, n=4000, seen=None, **kw):
 
 
 def distribution(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
-    """Probabilities after top-k, top-p, min-p in that order, the way they are defined."""
+    """Probabilities after top-k, top-p and min-p, in this order, by their definitions."""
     scaled = np.asarray(logits, np.float64) / temperature
     kept = np.argsort(-scaled)[: top_k or len(scaled)]
     probs = np.exp(scaled[kept] - scaled.max())

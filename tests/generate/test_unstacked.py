@@ -1,4 +1,4 @@
-"""The decoder's layers one by one: the same answers as of the stack, and nothing of it copied."""
+"""The decoder's layers one by one: the same answers as with stacked layers, without copies."""
 
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def hidden(params, model, batch):
 
 
 def test_prefill_extend_and_step_give_the_logits_of_one_pass():
-    """What a cache holds is what a pass without one computes from the stack."""
+    """The cache's content equals that of a pass through stacked layers without a cache."""
     model = mj.MossAudio.load(OWN, "float32")
     config, tokens = model.config, np.arange(26, dtype=np.int32)
 
@@ -93,7 +93,7 @@ def test_prefill_extend_and_step_give_the_logits_of_one_pass():
 
 
 def test_steps_on_tpus_are_those_elsewhere(model, monkeypatch):
-    """There the cache is read before it is written; a token meets itself unrounded."""
+    """On TPUs the cache is read before it is written; a token attends to itself unrounded."""
     config, tokens = model.config, np.arange(20, dtype=np.int32)
     batch = make_batch([[Example(tokens)]], Shape(1, 24, 0, 400), config.encoder, -1)
 

@@ -1,4 +1,4 @@
-"""Makes tests/golden/tiny: two tiny random checkpoints and what the PyTorch reference computes.
+"""Makes tests/golden/tiny: two tiny random checkpoints and the PyTorch reference's results.
 
     python tests/golden/make_golden.py              # rewrites tests/golden/tiny
     python tests/golden/make_golden.py --output DIR

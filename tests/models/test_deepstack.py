@@ -1,4 +1,4 @@
-"""What DeepStack adds behind the first layers, and where its gradients go."""
+"""What DeepStack adds after the first layers, and where its gradients go."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Chunks are independent: how many the encoder takes at a time, or in a row, changes nothing."""
+"""Chunks are independent: how many the encoder processes together or per row changes nothing."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The model against what PyTorch computed: our own fixtures, and the shared ones where they are."""
+"""The model against PyTorch's results: our own fixtures, and the shared ones if they exist."""
 
 from pathlib import Path
 

@@ -76,7 +76,7 @@ def test_one_axis_may_take_the_rest():
 
 
 class _Device:
-    """As much of a device as its place in a mesh depends on."""
+    """The attributes of a device that determine its place in a mesh."""
 
     platform = device_kind = "cpu"
 

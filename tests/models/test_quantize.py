@@ -1,4 +1,4 @@
-"""int8 weights and int8 keys and values: near what they stand for, the same on every mesh."""
+"""int8 weights and int8 keys and values: close to the originals, the same on every mesh."""
 
 import argparse
 import inspect

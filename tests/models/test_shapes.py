@@ -1,4 +1,4 @@
-"""The released sizes, built without computing anything, and where their parameters live."""
+"""The released sizes, built without computing anything, and the placement of their parameters."""
 
 import functools
 
@@ -68,7 +68,7 @@ def test_encoder_attention_is_tensor_split_only_where_heads_divide():
     assert not any(query(8))
 
 
-def test_serving_mesh_folds_fsdp_into_tensor():
+def test_serving_mesh_adds_fsdp_to_tensor():
     mesh = serving_mesh(make_mesh(data=2, fsdp=2, tensor=2))
     assert dict(mesh.shape) == {"data": 2, "fsdp": 1, "tensor": 4, "sequence": 1}
 
@@ -94,7 +94,7 @@ def test_the_program_does_not_grow_with_depth():
 
 
 def test_an_hour_of_sound_takes_the_memory_of_ten_minutes():
-    """Beside the log-mel that goes in and the features that come out."""
+    """Not counting the log-mel input and the output features."""
     config = EncoderConfig(
         d_model=128,
         layers=3,
@@ -118,7 +118,7 @@ def test_an_hour_of_sound_takes_the_memory_of_ten_minutes():
 
 
 def test_a_profile_reads_like_the_model():
-    """Operations carry the names of their blocks; inside a loop those begin anew."""
+    """Operations have the names of their blocks; inside a loop the names start again."""
     config = tiny_config()
     params = abstract_params(config)
     chunk = config.encoder.chunk_frames

@@ -1,6 +1,6 @@
-"""cuDNN's attention: when it is taken, what it is handed. No GPU: the kernel itself is not run.
+"""cuDNN's attention: when it is used, and with which arguments. The kernel itself is not run.
 
-XLA's own implementation stands in for it behind the same function of JAX.
+XLA's own implementation replaces it behind the same function of JAX.
 """
 
 import jax
@@ -31,14 +31,14 @@ def sorted_ids(groups, length=256, rows=2, seed=1):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A machine that says it has the kernel."""
+    """A machine that reports that it has the kernel."""
     monkeypatch.setattr(attention_module, "platform", lambda: "gpu")
     monkeypatch.setattr(cudnn, "present", lambda: True)
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What the kernel was asked for; XLA answers."""
+    """The arguments of the kernel's calls; XLA computes them."""
     real, found = jax.nn.dot_product_attention, []
 
     def stand_in(*args, implementation, **options):
@@ -156,7 +156,7 @@ def test_it_is_refused_what_it_cannot_do(gpu, monkeypatch):
 
 @pytest.mark.parametrize("sizes", [(1,), (2, 1, 2, 1)])
 def test_a_program_for_cuda_holds_the_kernel(gpu, monkeypatch, sizes):
-    """As lowered for a GPU: the causal term as cuDNN's own, the rest as its bias, both passes."""
+    """Lowered for a GPU: the causal term is cuDNN's own, the rest a bias, in both passes."""
     from jax._src.cudnn import fused_attention_stablehlo
 
     # Which cuDNN there is decides on sizes that are not asked for here.

@@ -75,7 +75,7 @@ def test_decoding_queries_have_slots_of_their_own():
 
 
 def test_a_token_meets_the_cache_and_itself():
-    """What stands in the cache at its slot and behind is of another answer."""
+    """The cache at its position and after it has another answer's content."""
     query, key, value = arrays((4, 1, 4, 8), (4, 10, 2, 8), (4, 10, 2, 8))
     own_key, own_value = arrays((4, 1, 2, 8), (4, 1, 2, 8), seed=1)
     positions = np.array([0, 4, 9, 10])  # the last has run past the cache

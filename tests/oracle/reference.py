@@ -1,4 +1,4 @@
-"""MOSS-Audio in plain PyTorch: what the JAX model is held against.
+"""MOSS-Audio in plain PyTorch, with which the JAX model is compared.
 
 Qwen3 and Whisper layers are those of `transformers` (4.57, eager attention); stem, adapters and
 DeepStack are written out here. One prompt at a time, one chunk at a time, no cache: readable first.
@@ -288,7 +288,7 @@ def whisper_layer(
 
 
 def randomize(module: nn.Module, seed: int) -> nn.Module:
-    """Fills every parameter, in place, so that none is at a value it could be mistaken at.
+    """Fills every parameter, in place, so that no mistake is hidden by a special value.
 
     Matrices keep the scale of what passes through; norms spread around 1, biases around 0. Numpy
     draws the numbers, each tensor's from its name, so that neither torch's version nor the order

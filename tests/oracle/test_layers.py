@@ -1,4 +1,4 @@
-"""Our layers beside those of transformers, live, with the same random weights."""
+"""Our layers compared with those of transformers, with the same random weights."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -29,7 +29,7 @@ TINY = make_golden.TINY
 
 
 def relative_error(actual, expected) -> float:
-    """The largest difference, as a part of the largest expected value."""
+    """The largest difference, relative to the largest expected value."""
     if torch.is_tensor(actual):
         actual = to_numpy(actual)
     assert actual.shape == expected.shape
@@ -95,7 +95,7 @@ def test_fixtures_are_what_make_golden_makes(tmp_path):
 
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_fixtures_tell_layouts_and_padding_apart(name):
-    """Each mistake the fixtures are there for moves an output by more than a test's tolerance."""
+    """Each mistake that the fixtures should detect changes an output by more than the tolerance."""
     model = Reference.load(TINY / name)
     golden = np.load(TINY / name / "golden.npz")
     chunk = model.audio_encoder.chunk_frames
@@ -150,7 +150,7 @@ def test_loss_is_differentiable_in_every_weight():
 
 
 def test_single_layers_honour_mask_and_positions():
-    """Two segments packed into one row come out as they do alone."""
+    """Two segments packed into one row give the same results as alone."""
     config = make_golden.CONFIGS["a"]
     rng = np.random.default_rng(0)
     segments = np.repeat([0, 1], [5, 8])

@@ -27,7 +27,7 @@ MINUTE = 60.0
 
 @pytest.fixture(autouse=True)
 def no_compiler(monkeypatch):
-    """The budget never asks for libtpu."""
+    """The budget never uses libtpu."""
     monkeypatch.setattr(compiling, "prepare_environment", lambda: pytest.fail("asked for libtpu"))
 
 
@@ -120,7 +120,7 @@ def test_full_rows_need_the_flops_of_a_train_step():
     parts = budget.flops_per_token(model, length, frames, full)
     step = flops.train_step(model, rows, length, chunks, frames)
     assert sum(parts.values()) == pytest.approx(step / rows / length)
-    # 6 FLOPs a weight and token is most of it.
+    # 6 FLOPs per weight and token are most of it.
     weights = 36 * (4096 * 128 * (32 + 32 + 8 + 8) + 3 * 4096 * 12288) + 4096 * 151936
     assert 1 < parts["decoder"] / (6 * weights) < 1.2
 
@@ -133,7 +133,7 @@ def test_rows_are_full_of_tokens_or_of_chunks():
 
 
 def test_what_hosts_need_by_hand():
-    # 100 s of audio a second on 2 hosts at 36 s a core and second.
+    # 100 s of audio per second on 2 hosts, at 36 s per core and second.
     average = Mix(seconds=0.1, audio_tokens=1, chunks=1, text_tokens=0.5, row_tokens=1)
     found = budget.host_needs(1000, average, 8, Assumed(audio_hours_per_core_second=0.01))
     assert (found["hosts"], found["cores"]) == (2, pytest.approx(100 / 36))
@@ -167,7 +167,7 @@ def test_the_papers_pretraining(tmp_path, capsys):
     # 6 N D at 45% of 256 chips, attention and padding come on top.
     least = 6 * 8.4e9 * 1.2e12 / (0.45 * 256 * 197e12) / 86400
     assert least < found["sizes"][0]["days"] < 1.5 * least
-    # A failure every 6 hours, as 419 in 54 days of twice as many would have it.
+    # A failure every 6 hours, from 419 in 54 days on twice as many chips.
     assert found["sizes"][-1]["mtbf_seconds"] == pytest.approx(2 * 54 * 86400 / 419)
     capsys.readouterr()
 

@@ -1,4 +1,4 @@
-"""The real TPU compiler on a small step; wherever libtpu is installed (extra `plan`)."""
+"""The real TPU compiler on a small step; needs libtpu (extra `plan`)."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def test_the_step_is_compiled_for_the_slice(planned):
     run, compiled, plan = planned
     assert plan.fits, compiled.refusal
     assert compiled.module.devices == run.mesh.size == 4
-    # More than the state, less than the state and everything a step makes of it, unsharded.
+    # More than the state, less than the unsharded state with everything that a step computes.
     assert compiling.held_bytes(run.state) < plan.memory.peak < plan.memory.usable / 100
     assert 0 < plan.estimate.mfu < 1
     assert "fits" in report.table(plan)

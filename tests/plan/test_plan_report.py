@@ -27,7 +27,7 @@ HIDDEN = Collective("all-gather", 10**9, 36, 256, True, "weights")
 
 @pytest.fixture(scope="module")
 def run():
-    """The tiny model on four CPU devices: shapes and shardings alone."""
+    """The tiny model on four CPU devices: only shapes and shardings."""
     config = load_config(CONFIG, ["--config.mesh.tensor=2"])
     return compiling.build(config, jax.devices()[:4])
 
@@ -83,7 +83,7 @@ def test_planning_needs_no_tokenizer_and_no_rows(run):
     assert run.shape.rows == 8
     assert run.batch["tokens"].shape == (8, 512)
     assert run.batch["mels"].dtype == "bfloat16"
-    # A quarter of the state, less what divides by neither axis.
+    # A quarter of the state, except for arrays that no axis divides.
     total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.state))
     assert total / 4 <= compiling.held_bytes(run.state) < total / 3
 
@@ -227,7 +227,7 @@ def test_without_the_compiler_one_line_says_what_to_install(monkeypatch, capsys)
 
 
 def test_a_step_that_does_not_fit_has_an_exit_code_of_its_own(monkeypatch, capsys, tmp_path):
-    """Compiling is replaced: it would need libtpu. Config, report, output are those of `plan`."""
+    """Compiling, which needs libtpu, is replaced; config, report and output are those of `plan`."""
     monkeypatch.setattr(compiling, "prepare_environment", lambda: None)
     monkeypatch.setattr(compiling, "slice_devices", lambda topology: jax.devices()[:4])
     refused = Compiled(1.0, peak=20 * GIB, limit=16 * GIB, refusal="too large")
@@ -241,7 +241,7 @@ def test_a_step_that_does_not_fit_has_an_exit_code_of_its_own(monkeypatch, capsy
 
 
 def test_without_a_tpu_libtpu_is_quiet_and_shared(monkeypatch):
-    """What these variables do, the compiler's own tests see; here: when they are set."""
+    """Only tests when these variables are set; the compiler tests show their effect."""
     monkeypatch.setattr(os, "environ", {"TPU_WORKER_HOSTNAMES": "mine"})
     monkeypatch.setattr(libtpu, "installed", lambda: False)
     libtpu.quieten()

@@ -1,4 +1,4 @@
-"""What generation needs: arithmetic on shapes alone, and the real TPU compiler on a small model."""
+"""The needs of generation: arithmetic on shapes, and the real TPU compiler on a small model."""
 
 import dataclasses
 import json
@@ -115,9 +115,9 @@ def plans():
     devices = compiling.slice_devices(topology)
     found = {}
     for compute in (NATIVE, INT8):
-        # Two heads on each device: a layout that suits one head alone would be copied.
+        # Two heads on each device, because a layout that suits only one head would be copied.
         one = serving.build(MODEL, compute, LONG, devices, {"data": 2, "tensor": 2})
-        # The prefill takes as long to compile as the rest, and hardly differs.
+        # The prefill takes as long to compile as the rest, and hardly differs from it.
         prefill = serving.compile_prefill(one) if compute == INT8 else Compiled(0.0, peak=0)
         found[compute.quantize] = serving_report.assess(
             one, prefill, serving.compile_decode(one), topology
@@ -144,7 +144,7 @@ def test_a_step_copies_neither_weights_nor_cache(plans):
         assert all(made.bytes > cache // 4 for made in plan.copies)
         assert sum(made.bytes for made in plan.copies) < plan.cache * 2 // 3
         assert all(made.bytes < cache for made in plan.copies_once)
-        # Two products a layer leave partial sums; nothing else of a layer is exchanged.
+        # Two products per layer leave partial sums; a layer exchanges nothing else.
         layers = [c for c in plan.decode.collectives if "DecoderLayer" in c.source]
         assert {c.times for c in layers} == {1}  # they are unrolled
         expected = ["down_proj", "o_proj"] * MODEL.decoder.layers

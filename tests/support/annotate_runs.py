@@ -87,12 +87,12 @@ def lines(path: Path) -> list[dict]:
 
 
 def files(out: Path) -> dict[str, bytes]:
-    """Everything a run wrote, by its path within OUT."""
+    """All files that a run wrote, by their path in OUT."""
     return {str(f.relative_to(out)): f.read_bytes() for f in sorted(out.rglob("*")) if f.is_file()}
 
 
 def checked(out: Path) -> tuple[list[dict], list[dict]]:
-    """(records, rows) of a run, after the checker has been over all of them."""
+    """(records, rows) of a run, all of which pass the checkers."""
     records, rows = lines(out / "segments.jsonl"), lines(out / "rows.jsonl")
     by_clip = {record["clip"]: record for record in records}
     for record in records:

@@ -1,11 +1,11 @@
-"""What a true boundary is, and how found ones are scored."""
+"""Defines true boundaries, and scores found ones."""
 
 from __future__ import annotations
 
 import itertools
 from typing import Any
 
-PAUSE = 1.0  # seconds: a longer pause is a segment of its own, with a boundary at either end
+PAUSE = 1.0  # seconds: a longer pause is a segment, with a boundary at each end
 SHORTEST = 1.0  # seconds: what is shorter goes to the neighbour across the smaller gap
 
 
@@ -78,7 +78,7 @@ def boundaries(spans: list[Block], seconds: float) -> list[float]:
 
 
 def _cells(spans, seconds):
-    """Each block with half of the short gaps about it."""
+    """Each block, extended by half of the short gaps around it."""
     cells = []
     for i, (start, end) in enumerate(spans):
         before = start - (spans[i - 1][1] if i else 0.0)
@@ -105,7 +105,7 @@ def matched(found: list[float], true: list[float], tolerance: float = 0.5) -> in
 def lenient(
     found: list[float], true: list[float], free: list[float], tolerance: float = 0.5
 ) -> tuple[list[float], list[float]]:
-    """(found, true) without what lies at the optional places `free`."""
+    """(found, true) boundaries without those in the optional spans `free`."""
     true = [t for t in true if all(abs(t - f) > 0.01 for f in free)]
     kept = []
     for at in found:

@@ -1,4 +1,4 @@
-"""Rows and clips that the tests of data/ are made of."""
+"""Rows and clips for the tests of data/."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def write_clip(path, seconds, seed=0):
 
 
 def fragile(job):
-    """What a worker runs in place of a maker, and how it may fail."""
+    """Replaces a worker's maker, and can fail in several ways."""
     if job.part == "hangs":
         time.sleep(3600)
     if job.part == "crashes":

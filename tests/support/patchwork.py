@@ -1,4 +1,4 @@
-"""Another generator of clips with known boundaries: pieces of sound, NumPy alone, no world code."""
+"""Another generator of clips with known boundaries: pieces of sound, only NumPy, no world code."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def noisy(wav: np.ndarray, snr_db: float, seed: int) -> np.ndarray:
 
 
 def piece(kind: str, rng: np.random.Generator, n: int) -> np.ndarray:
-    """float64 [n] of one kind, one timbre all along."""
+    """float64 [n] of one kind, with one timbre throughout."""
     t = np.arange(n) / RATE
     if kind == "chord":
         root = 110 * 2 ** rng.uniform(0, 2.5)

@@ -1,4 +1,4 @@
-"""Plug-ins as users write them: honest ones, and one for each way to go wrong."""
+"""Plug-ins as users write them: correct ones, and one for each kind of failure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def diarise(request):
 
 
 def _world_words(request):
-    """Of the labels beside a world scene, those in the middle of whose time the segment is."""
+    """The words of the scene's labels whose middle lies within the segment."""
     labels = json.loads(Path(request["audio"]).with_suffix(".json").read_text())
     words = [word for sentence in labels["sentences"] for word in sentence["words"]]
     inside = [w for w in words if request["start"] <= (w["start"] + w["end"]) / 2 < request["end"]]
@@ -72,7 +72,7 @@ def gong(request):
 
 
 def write(request):
-    """A language model that does as it was told: every fact once, times as slots."""
+    """A language model that follows its instructions: every fact once, times as placeholders."""
     told = []
     for fact in request["evidence"]["facts"]:
         what = f'"{fact["said"]}" is heard' if "said" in fact else fact["what"].rstrip(".")
@@ -81,7 +81,7 @@ def write(request):
 
 
 def slow(request):
-    """Says where it is, and waits there, until it is let go."""
+    """Reports that it runs, and waits until it is released."""
     Path(os.environ["SLOW_AT"]).write_text(request["clip"])
     while not Path(os.environ["SLOW_GO"]).exists():
         time.sleep(0.05)
@@ -190,7 +190,7 @@ BAD["unify"] = BAD["caption"]
 
 
 def bad(request):
-    """Each request another fault; every ninth an exception."""
+    """A different fault for each request; every ninth time an exception."""
     faults = [*BAD[request["step"]], *BAD_ANYWHERE]
     number = sum(request["clip"].encode()) + request["id"]
     if number % 9 == 0:

@@ -1,4 +1,4 @@
-"""Runs as processes of their own, and their logs."""
+"""Starts runs as separate processes, and reads their logs."""
 
 import json
 import os

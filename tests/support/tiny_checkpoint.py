@@ -1,4 +1,4 @@
-"""A tiny official checkpoint, made here: random weights, every shape different where it can be."""
+"""A tiny official checkpoint, made here: random weights, and sizes that differ where possible."""
 
 from __future__ import annotations
 

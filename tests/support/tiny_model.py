@@ -1,4 +1,4 @@
-"""A checkpoint small enough to compile in seconds, with a byte tokenizer; and sounds to give it."""
+"""A checkpoint that compiles in seconds, with a byte tokenizer; and sounds for it."""
 
 from __future__ import annotations
 

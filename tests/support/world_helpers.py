@@ -1,4 +1,4 @@
-"""Plain signal processing, written apart from the package's own, to hold labels against."""
+"""Plain signal processing, independent of the package's, with which labels are compared."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ needs_espeak = pytest.mark.skipif(
 
 
 def digest(made):
-    """Of a scene's wav, labels and rows."""
+    """A digest of a scene's wav, labels and rows."""
     text = json.dumps([made.labels, world.rows(made.labels, "clip.wav")])
     return hashlib.sha256(made.wav.tobytes() + text.encode()).hexdigest()[:16]
 

@@ -23,7 +23,7 @@ CORPUS = [
 @pytest.fixture(scope="session")
 def shared():
     if not SHARED.is_dir():
-        pytest.skip("../shared (golden data, Qwen vocabulary) is not there")
+        pytest.skip("../shared (golden data, Qwen vocabulary) does not exist")
     return SHARED
 
 

@@ -154,7 +154,7 @@ def test_subtitles_round_trip(expected):
     vtt = to_vtt(expected)
     assert vtt.startswith("WEBVTT\n")
     assert [Segment(c.start, c.end, html.unescape(c.text)) for c in read_cues(vtt)] == cues
-    # What lasts is as it was, all is there and in order, and every cue ends later than it starts.
+    # Cues with a length are unchanged, none is missing, and every cue ends later than it starts.
     assert all(a.start < a.end for a in cues)
     assert [c.start for c in cues] == sorted(c.start for c in cues)
     lasting = [(s.start, s.end) for s in expected if s.start < s.end]
@@ -164,7 +164,7 @@ def test_subtitles_round_trip(expected):
 
 
 def test_a_cue_without_a_length_gets_one():
-    """Half a second or up to the next start; one that starts with others is shown with them."""
+    """Half a second, or until the next start; cues that start together are shown together."""
     rows = [Segment(4, 4, "d"), Segment(1, 1, "a"), Segment(2, 2, "b"), Segment(2, 2.25, "c")]
     rows += [Segment(4.3, 4.3, "e"), Segment(9, 9.0004, "f")]
     assert [(c.start, c.end, c.text) for c in read_cues(to_vtt(rows))] == [
@@ -174,7 +174,7 @@ def test_a_cue_without_a_length_gets_one():
         (4.3, 4.8, "e"),
         (9, 9.5, "f"),
     ]
-    # A text cannot pass for another cue, nor hold what no file can.
+    # A text cannot look like another cue, nor contain characters that no file can.
     (cue,) = read_cues(to_srt([Segment(0, 1, "a\n\n2\n00:00:05,000 --> 00:00:06,000\nb\ud800\0")]))
     assert cue.text == "a\n2\n00:00:05,000 -> 00:00:06,000\nb\ufffd\ufffd"
 
@@ -278,7 +278,7 @@ def test_a_textgrid_of_no_possible_length():
     ],
 )
 def test_hostile_answers_take_linear_time(before, again, after):
-    """200,000 characters; what is quadratic takes minutes. The guard is for hangs alone."""
+    """200,000 characters; quadratic code would take minutes. The guard only catches hangs."""
     started = time.process_time()
     to_textgrid(parse(before + again * (200_000 // len(again)) + after).segments)
     assert time.process_time() - started < 30

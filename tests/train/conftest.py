@@ -1,4 +1,4 @@
-"""A handful of rows to learn by heart, and a run config small enough for CPUs."""
+"""A few rows to memorise, and a run config small enough for CPUs."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Steps on the disk: what is damaged is found and set aside, what is good is never deleted."""
+"""Steps on the disk: damaged ones are found and set aside, good ones are never deleted."""
 
 import json
 import math
@@ -195,7 +195,7 @@ def test_two_damaged_in_a_row_and_again(three, tmp_path):
 
 
 def test_what_is_kept(tmp_path):
-    """The newest, every tenth, the best; what is not finite takes no place of a good one."""
+    """The newest, every tenth, the best; a step that is not finite never replaces a good one."""
     checkpoints = opened(tmp_path, keep_last=2, keep_every=10, keep_best=1)
     assert checkpoints.newest() is None
     losses = {1: 3.0, 5: 1.0, 10: math.nan, 12: 2.0, 14: None}

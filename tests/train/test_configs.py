@@ -1,4 +1,4 @@
-"""Configs load, say how they are run, and what cannot be is refused before anything compiles."""
+"""Configs load and say how to run them; impossible values are refused before anything compiles."""
 
 import ast
 import shlex
@@ -57,7 +57,7 @@ def at(config, key: str):
 
 @pytest.fixture
 def nothing_compiles(monkeypatch):
-    """Whatever reaches the weights was not refused in time."""
+    """Fails if a run reaches the weights, because then it was not refused in time."""
 
     def reached(*_):
         raise AssertionError("the run went on to its weights")
@@ -176,7 +176,7 @@ def test_a_file_comes_before_a_packaged_config_and_may_start_from_one(tmp_path, 
 @pytest.mark.usefixtures("nothing_compiles")
 @pytest.mark.parametrize("name", ["tiny", "sft:small"])
 def test_what_comes_with_the_package_is_enough_to_train(name, corpus, tmp_path):
-    """Rows alone are given: tokenizer and start are those of the small model."""
+    """Only rows are given: tokenizer and initial weights are those of the small model."""
     config = load_config(
         name, [f"--config.data.train=('{corpus / 'rows.jsonl'}',)", "--config.mesh.fsdp=1"]
     )

@@ -1,4 +1,4 @@
-"""Runs over damaged checkpoints, in folders of others, on data that do not come."""
+"""Runs with damaged checkpoints, in folders of other runs, and with data that do not arrive."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Rows that are seen several times."""
+"""Data echoing: rows that are used several times."""
 
 import jax
 import jax.numpy as jnp

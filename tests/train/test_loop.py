@@ -1,4 +1,4 @@
-"""Whole runs in this process: they learn, stop when they must, and leave what they should."""
+"""Whole runs in this process: they learn, stop when asked, and write what they should."""
 
 import json
 

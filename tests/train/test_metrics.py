@@ -1,4 +1,4 @@
-"""What a run reports, in its files. What it does not cover: TensorBoard's own reading of them."""
+"""The metrics in a run's files. Not covered: how TensorBoard reads them."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""Killed or asked to stop, a run continues exactly where it stood."""
+"""After a kill or a stop a run continues exactly where it was."""
 
 import signal
 import subprocess

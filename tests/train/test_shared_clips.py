@@ -1,4 +1,4 @@
-"""Rows whose questions share a clip, and what else the encoder learns from them."""
+"""Rows whose questions share a clip, and helper losses on them."""
 
 import dataclasses
 import functools
@@ -69,7 +69,7 @@ def grad_fn(recipe):
 
 
 def test_branches_are_conversations_of_their_own(folder):
-    """Loss and gradient of three questions behind one clip: those of three rows."""
+    """Loss and gradient of three questions about one clip equal those of three rows."""
     params = flatten(load_params(folder / "model", MODEL, "float32"))
     recipe = Recipe(MODEL, Compute(dtype="float32"))
     shared = make(folder, branches=3)
@@ -175,7 +175,7 @@ _HEARING = ("helpers/", "audio_encoder/", "audio_adapter/", "lm_head/")
 
 
 def test_helper_losses(folder):
-    """Zero where the heads are right and sure; the same in micro-batches; into the encoder."""
+    """Zero for right and sure heads; the same in micro-batches; gradients reach the encoder."""
     targets = Targets(4, TAGS)
 
     def of(**weights):

@@ -1,4 +1,4 @@
-"""The step as a pure function: what changes nothing, what is trained, what is skipped."""
+"""The step as a pure function: what must not change it, what is trained, what is skipped."""
 
 import dataclasses
 import functools
@@ -64,7 +64,7 @@ def examples():
 
 
 def batch_of(rows):
-    """Always of one shape, with empty rows behind: programs are compiled once for all tests."""
+    """Always of one shape, filled with empty rows, so that programs are compiled only once."""
     shape = Shape(8, 256, 8, MODEL.encoder.chunk_frames)
     return make_train_batch(rows, shape, MODEL.encoder, 445)
 
@@ -240,7 +240,7 @@ def test_z_loss_and_adafactor_and_ema(params, examples):
 
 
 def _spread(matrix):
-    """The middle singular value against the largest."""
+    """The middle singular value divided by the largest."""
     values = np.linalg.svd(matrix, compute_uv=False)
     return values[len(values) // 2] / values[0]
 

@@ -1,7 +1,6 @@
 """LoRA adapters in PEFT's layout: merged as PEFT merges them, or refused by name.
 
-Beyond these tests: no adapter is trained here (tests/train does), and no adapter of the released
-models is at hand.
+Not covered: training of adapters (see tests/train), and adapters of the released models.
 """
 
 from __future__ import annotations
@@ -124,7 +123,7 @@ def test_settings_are_obeyed(tmp_path, base, config, case):
 REFUSED = {
     "rank": ({"r": True}, "r is True; expected a whole number above 0"),
     "no rank": ({"r": None}, "r is None"),
-    "another rank": ({"r": 8}, r"_A.weight has shape \[4, 64\]; .*\(rank 8\) call for \[8, 64\]"),
+    "another rank": ({"r": 8}, r"_A.weight has shape \[4, 64\]; .*\(rank 8\) require \[8, 64\]"),
     "alpha": ({"lora_alpha": None}, "lora_alpha is None; expected a number"),
     "alpha text": ({"lora_alpha": "8"}, "lora_alpha is '8'; expected a number"),
     "alpha nan": ({"lora_alpha": math.nan}, "lora_alpha is nan; expected a number"),
@@ -132,11 +131,11 @@ REFUSED = {
     "pattern": ({"alpha_pattern": ["q_proj"]}, "alpha_pattern is .* expected an object"),
     "pattern value": ({"rank_pattern": {"q_proj": 0}}, "rank_pattern.q_proj is 0"),
     "expression": ({"target_modules": "(q_proj"}, "target_modules is .*not a usable regular expr"),
-    "targets": ({"target_modules": [1]}, "target_modules is .*expected a list of modules' names"),
+    "targets": ({"target_modules": [1]}, "target_modules is .*expected a list of module names"),
     "no targets": ({"target_modules": None}, "target_modules is None"),
     "other targets": ({"target_modules": ["v_proj"]}, "does not adapt language_model.layers.0"),
     "layers": ({"layers_to_transform": [0, 1]}, "does not adapt language_model.layers.2"),
-    "more layers": ({"layers_to_transform": ["0"]}, "layers_to_transform is .* layers' numbers"),
+    "more layers": ({"layers_to_transform": ["0"]}, "layers_to_transform is .* layer numbers"),
     "layers and expression": (
         {"target_modules": ".*q_proj", "layers_to_transform": [0]},
         "null if target_modules",
@@ -158,7 +157,7 @@ REFUSED = {
     "replication": ({"layer_replication": [[0, 2]]}, "layer_replication"),
     "qalora": ({"use_qalora": True}, "use_qalora"),
     "megatron": ({"megatron_config": {"a": 1}}, "megatron_config"),
-    "unknown": ({"use_new_lora": 3}, "use_new_lora is 3: this setting is not known"),
+    "unknown": ({"use_new_lora": 3}, "use_new_lora is 3: this setting is unknown"),
 }
 
 
@@ -203,7 +202,7 @@ A, B = "0.self_attn.q_proj.lora_A.weight", "0.self_attn.q_proj.lora_B.weight"
         (changed(B), f"{B} is missing; expected it beside .*{A}"),
         (lambda t: [t.pop(k) for k in list(t) if k.endswith(".lora_B.weight")], "_B.weight is m"),
         (lambda t: (changed(A)(t), changed(B)(t)), f"{A} is missing; adapter_config.json says"),
-        (changed(A, A, lambda a: a.T), r"lora_A.weight has shape \[64, 4\]; .* for \[4, 64\]"),
+        (changed(A, A, lambda a: a.T), r"lora_A.weight has shape \[64, 4\]; .* require \[4, 64\]"),
         (changed(B, B, lambda b: b * np.nan), f"{B} holds values that are not finite"),
         (
             lambda t: t.update(
@@ -232,7 +231,7 @@ def test_folders_that_are_no_adapters(tmp_path, base, config):
     with pytest.raises(InputError, match="not a folder of LoRA adapters"):
         describe(base, config)
     write_adapter(tmp_path / "lora", PLAIN, ALL)
-    with pytest.raises(InputError, match=f"do you mean {tmp_path / 'lora'}"):
+    with pytest.raises(InputError, match=f"did you mean {tmp_path / 'lora'}"):
         describe(tmp_path, config)  # a run's work folder
     (tmp_path / "lora" / "adapter_model.safetensors").rename(tmp_path / "lora/adapter_model.bin")
     with pytest.raises(InputError, match="pickle files are not read"):
@@ -263,7 +262,7 @@ def test_ours_round_trip(tmp_path, base, config, targets):
     save_adapters(tmp_path / "lora", adapters, 2.0, config)
     save_adapters(tmp_path / "lora", adapters, 4.0, config)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # what is said to be adapted is just what is
+        warnings.simplefilter("error")  # exactly the stated modules are adapted
         with Adapters(tmp_path / "lora", config) as found:
             assert len(found.modules) == len(adapters) / 2
             for path, layers in found.modules.items():
@@ -405,7 +404,7 @@ def test_merged_as_peft_merges(tmp_path, base, config, case):
         with pytest.raises(InputError, match="init_lora_weights"):
             merged(base, tmp_path / "lora", config)
         adapted.peft_config["default"].init_lora_weights = True  # as PEFT asks for
-        # What it asks for: the adapter as it was when training began, to subtract it.
+        # It needs the adapter from the start of training, to subtract it.
         fresh = peft.get_peft_model(
             copy.deepcopy(start), peft.LoraConfig(r=4, lora_alpha=6, **PEFT[case])
         )

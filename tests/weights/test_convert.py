@@ -1,4 +1,4 @@
-"""Converting, loading onto devices, saving, grafting; and what happens when it goes wrong."""
+"""Converting, loading onto devices, saving, composing models; and their errors."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_sharded_loads_and_saves(folder, native, tmp_path, config):
 
 
 def test_a_process_reads_a_slice_once(folder, config, bytes_read):
-    """Eight shards of a kernel: its bytes are read once. A slice's owner reads the slice alone."""
+    """The bytes of a kernel in eight shards are read once. A slice's owner reads only the slice."""
     mesh = eight_devices()
     path = "language_model/layers/mlp/up_proj/kernel"
     layout = {entry.path: NamedSharding(mesh, P()) for entry in table(config)}
@@ -135,7 +135,7 @@ def test_a_process_reads_a_slice_once(folder, config, bytes_read):
         reader.load(path, layout[path])
         assert sum(bytes_read) == 4 * 64 * 48 * 2
         bytes_read.clear()
-        # The first device alone, as a process that owns nothing else would ask for it.
+        # Only the first device, as in a process that has no other.
         index = layout[path].devices_indices_map(reader.entries[path].shape)[jax.devices()[0]]
         reader.read(path, index=index)
         assert sum(bytes_read) == 4 * 64 * 48 * 2 // 2  # half of the output columns, all rows
@@ -161,7 +161,7 @@ def test_saved_from_memory_without_a_source(tmp_path, folder, config):
 
 def test_outputs_that_are_refused(tmp_path, folder):
     quiet(folder, tmp_path / "out", "native")
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         quiet(folder, tmp_path / "out", "native")
     for output in (folder, folder / "inside", tmp_path, folder / ".." / "official"):
         with pytest.raises(UsageError, match="different folders"):
@@ -224,7 +224,7 @@ def test_native_folders_of_an_older_version_load(native):
 
 
 def test_a_folder_with_a_checkpoint_for_each_parameter_loads(native, config):
-    """As version 1 wrote them."""
+    """The form of version 1."""
     expected = flatten(load_params(native, config))
     for file in (native / "params").iterdir():
         if file.is_file():
@@ -281,7 +281,7 @@ def test_a_disk_that_fills_up_is_one_line(tmp_path, folder, monkeypatch):
 
 
 def test_one_writer_at_a_time(tmp_path, folder, native, monkeypatch):
-    """Another one is refused in one line, and the first one's work is whole."""
+    """A second writer is refused in one line, and the first one's result is complete."""
     inside, finish = threading.Event(), threading.Event()
     real = write_side_files
 
@@ -303,10 +303,10 @@ def test_one_writer_at_a_time(tmp_path, folder, native, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "out"), load_params(native))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["native", "official", "out"]
 
-    # Killed between two renames: the old checkpoint is there again, and then replaced.
+    # Killed between two renames: the old checkpoint is restored, and then replaced.
     (tmp_path / "out").rename(tmp_path / ".out.old")
     (tmp_path / ".out.partial").mkdir()
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         quiet(folder, tmp_path / "out", "official")
     assert folder_format(tmp_path / "out") == "native"
     quiet(folder, tmp_path / "out", "official", overwrite=True)

@@ -55,7 +55,7 @@ def test_table_is_the_model(config):
 @pytest.mark.parametrize("checkpoint", OFFICIAL, ids=lambda path: path.name)
 def test_official_names(checkpoint):
     if not checkpoint.is_dir():
-        pytest.skip(f"{checkpoint} is not there")
+        pytest.skip(f"{checkpoint} does not exist")
     entries = table(from_official(read_json(checkpoint / "config.json")))
     with safetensors.Reader(checkpoint) as reader:
         found = {name: tensor.shape for name, tensor in reader.tensors.items()}
@@ -64,7 +64,7 @@ def test_official_names(checkpoint):
 
 
 def test_rearrangements_mean_the_same(folder, config):
-    """What PyTorch's linear, convolution and flattening compute, from native kernels."""
+    """Native kernels compute the same as PyTorch's linear, convolution and flattening."""
     params = flatten(load_params(folder, config, dtype="float32"))
     official = {name: t.astype(np.float32) for name, t in read_tensors(folder).items()}
     rng = np.random.default_rng(1)
@@ -135,7 +135,7 @@ KEY = "language_model.layers.2.mlp.up_proj.weight"
     ("change", "message"),
     [
         (lambda t: t.pop(KEY), rf"tensor {KEY} is missing"),
-        (lambda t: t.update({KEY: t[KEY].T}), rf"{KEY} has shape \[64, 48\].*calls for \[48, 64\]"),
+        (lambda t: t.update({KEY: t[KEY].T}), rf"{KEY} has shape \[64, 48\].*requires \[48, 64\]"),
         (
             lambda t: t.update({"language_model.layers.4.mlp.up_proj.weight": t[KEY]}),
             "unexpected tensor language_model.layers.4.mlp.up_proj.weight",
@@ -151,7 +151,7 @@ def test_checkpoints_that_do_not_fit(folder, config, change, message):
 
 
 def test_mixed_dtypes_load(folder, config, tmp_path):
-    """Norms in float32, the rest half; without a dtype that was asked for, most bytes decide."""
+    """Norms in float32, the rest in half precision; without a given dtype, most bytes decide."""
     tensors = random_tensors(config, "float32")
     kept = {name: "float32" if "norm" in name else "float16" for name in tensors}
     mixed = {name: tensor.astype(kept[name]) for name, tensor in tensors.items()}

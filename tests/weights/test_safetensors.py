@@ -97,7 +97,7 @@ def test_unfinished_files_never_load(tmp_path, fault):
 
     with pytest.raises(OSError if fault == "raised" else ValueError):
         write()
-    with pytest.raises(InputError, match="not finished"):
+    with pytest.raises(InputError, match="unfinished"):
         Reader(tmp_path)
 
 
@@ -109,7 +109,7 @@ def test_unfinished_files_never_load(tmp_path, fault):
         ((10_000).to_bytes(8, "little") + b"{}", "truncated: the header"),
         (file_bytes(b'{"a": '), "broken header"),
         (file_bytes(b"[1, 2]"), "broken header"),
-        (file_bytes(b'{"a": 1, "a": 2}'), "a is there twice"),
+        (file_bytes(b'{"a": 1, "a": 2}'), "a is repeated"),
         (file_bytes({"a": 7}), "tensor a: broken header entry"),
         (file_bytes({"a": entry(0, 8)}, b"x" * 8), "tensor a: offsets 0..8 do not hold 4 bytes"),
         (file_bytes({"a": entry(4, 0, shape=(-1,))}), "tensor a: broken header entry"),
@@ -198,7 +198,7 @@ def test_broken_folders(tmp_path):
 
 
 def test_a_file_and_an_index_are_read_as_transformers_does(tmp_path):
-    """The one file wins over shards, of which an older save may have left some; both are said."""
+    """The single file wins over shards, which an older save may have left; a warning names both."""
     old, new = "model-00001-of-00001.safetensors", "model-00001-of-00002.safetensors"
     for file, value in ((SINGLE, b"new!"), (old, b"old!"), (new, b"more")):
         (tmp_path / file).write_bytes(file_bytes({"a": entry(0, 4)}, value))

@@ -1,4 +1,4 @@
-"""What tools make: the toy of a clone alone, a tokenizer."""
+"""The results of tools: the toy checkpoint, a tokenizer."""
 
 from __future__ import annotations
 

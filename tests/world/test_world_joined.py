@@ -1,4 +1,4 @@
-"""Scenes that tools/small/train.py joins end to end: what is asked of them stays true."""
+"""Scenes that tools/small/train.py joins end to end: answers about them stay true."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The labels against the sound itself, by plain signal processing."""
+"""Labels compared with the sound, by plain signal processing."""
 
 import collections
 import itertools
@@ -45,7 +45,7 @@ def music_scenes():
 
 @needs_espeak
 def test_word_onsets_against_energy(speech_scenes):
-    """Words after a gap: the sound begins where the label says, 20 ms at most apart."""
+    """Words after a gap: the sound begins within 20 ms of the label."""
     errors, words = [], 0
     for made in speech_scenes:
         level = envelope(made.wav)
@@ -128,7 +128,7 @@ def test_f0_label():
 
 @needs_espeak
 def test_every_character_and_word_can_be_said():
-    """Each word of the vocabulary in a sentence of its own kind; each gets its own bounds."""
+    """Each word of the vocabulary gets its own bounds."""
     words = grammar.vocabulary()
     said = [
         espeak.Utterance(tuple(words[i : i + 12]), voice, 200, 50, 50)
@@ -252,7 +252,7 @@ def test_melody_notes_in_scenes(music_scenes):
 
 
 def test_tempo_from_onsets(music_scenes):
-    """The beat period that the rises of the level repeat at, among all from 50 to 200 a minute."""
+    """The period at which rises of the level repeat, from 50 to 200 beats per minute."""
     right = total = 0
     for made in music_scenes:
         labels = made.labels["music"]

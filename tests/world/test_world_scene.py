@@ -1,4 +1,4 @@
-"""A scene is a pure function of its index: here, in another process, on another machine."""
+"""A scene is a pure function of its index, also in another process and on another machine."""
 
 import hashlib
 import importlib.metadata
@@ -55,7 +55,7 @@ def test_golden_speech():
     "content", ["sound", "music", pytest.param(None, marks=needs_espeak)], ids=str
 )
 def test_same_in_another_process(content):
-    """In reverse order, with other hash seeds and with the mathematics of an older processor."""
+    """In reverse order, with other hash seeds, and with the instructions of an older processor."""
     indices = list(range(12))
     here = [digest(world.scene(i, "test", 3, content)) for i in indices]
     code = (
@@ -80,7 +80,7 @@ def test_same_in_another_process(content):
 
 
 def test_streams():
-    """The bits behind all draws are fixed for good."""
+    """The bits behind all draws never change."""
     draw = Draw("stream", 1)
     assert [draw.integer(0, 999) for _ in range(4)] == [911, 44, 280, 413]
     noise = Draw("noise").noise(40_000)
@@ -182,7 +182,7 @@ def test_speech_without_its_wheel(monkeypatch):
 
 @needs_espeak
 def test_speech_does_not_remember():
-    """What was said before changes nothing; what espeak does not know is an error."""
+    """Earlier speech changes nothing; words that espeak does not know are an error."""
     line = espeak.Utterance(("in", "the", "garden", "of", "the", "house"), "en+f2", 170, 50, 50)
     first = espeak.speak([line])[0]
     espeak.speak([line._replace(voice="en+m1", rate=240)])

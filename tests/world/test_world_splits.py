@@ -1,4 +1,4 @@
-"""Splits are apart by content, and the rules that say so are fixed."""
+"""Splits have different content, and their rules are fixed."""
 
 import itertools
 
@@ -15,7 +15,7 @@ VOICED = ("train", "validation", "test", "test_random_order", "test_voices")
 
 
 def test_rules_are_fixed():
-    """A change of these moves sentences from one split to another: raise world.VERSION then."""
+    """Changed rules would move sentences between splits; then raise world.VERSION."""
     part = world.sentence_part
     assert part("the cat is in the garden") == "train"
     assert part("hello") == "train"

@@ -1,4 +1,4 @@
-"""Every answer of every task, derived again from the labels by code of its own."""
+"""Every answer of every task, derived again from the labels by separate code."""
 
 import collections
 import json
@@ -38,7 +38,7 @@ def units(labels, kind):
 
 
 def named_kind(question):
-    """The kind that a question names, by label or by clause."""
+    """The kind of sound that a question names, by label or by clause."""
     for table in (KIND, CLAUSE):
         found = [name for text, name in table.items() if re.search(rf"\b{text}\b", question)]
         if found:
@@ -108,7 +108,7 @@ def check_events(labels, question, answer):
 
 
 def check_caption(labels, question, answer):
-    """All that is there is named, and nothing else is."""
+    """Checks that a caption names everything in the scene and nothing else."""
     for clause, kind in CLAUSE.items():
         named = re.search(rf"(?i)(^|[,.] |then |while ){clause}\b", answer) is not None
         assert named == bool(spans(labels, kind)), (clause, answer)
@@ -205,7 +205,7 @@ def check_silence(labels, question, answer):
 
 
 def thought(labels, answer):
-    """The chain and the answer; its sums are right."""
+    """The reasoning and the answer; checks the sums in it."""
     chain, final = re.fullmatch(r"<think>\n(.+)\n</think>\n\n(.+)", answer, re.DOTALL).groups()
     for left, op, right, result in re.findall(r"([\d.]+) ([-+/]) ([\d.]+) = ([\d.]+\d)", chain):
         a, b = float(left), float(right)
@@ -269,7 +269,7 @@ def speaker(key):
 
 
 def fact(value):
-    """The answer is value(labels) as text."""
+    """A check that the answer is value(labels) as text."""
 
     def check(labels, question, answer):
         assert answer == str(value(labels))

@@ -83,7 +83,7 @@ def test_a_full_disk_is_one_line(processes, small_disk, capsys):
     assert code == 1
     assert re.fullmatch(
         r"error: .*out/wav/.*wav: not written: the disk is full \(.* MB free in .*, up to .* MB "
-        r"needed\); make room or name another folder\n",
+        r"needed\); make room or use another folder\n",
         capsys.readouterr().err,
     )
     assert [path.name for path in out.iterdir()] == ["wav"]
@@ -99,7 +99,7 @@ def test_a_folder_in_use_is_named(tmp_path, capsys):
 
 
 def test_spectrogram():
-    """The picture's brightest pixels lie where the sound is; it decodes as a PNG."""
+    """The picture's brightest pixels are where the sound is; it decodes as a PNG."""
     wav = np.zeros(16000, np.float32)
     wav[8000:] = 0.5 * np.sin(2 * np.pi * 3000 * np.arange(8000) / 16000)
     png = spectrogram_png(wav)
@@ -126,7 +126,7 @@ def test_spectrogram():
 
 
 def test_page_escapes(tmp_path):
-    """Labels are text, whatever they hold."""
+    """Labels are escaped as text."""
     import soundfile
 
     made = world.scene(0, content="sound")

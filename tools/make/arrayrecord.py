@@ -1,11 +1,11 @@
-"""Packs a JSONL and its audio into ArrayRecord shards: training then reads few large files.
+"""Packs a JSONL and its audio into ArrayRecord shards, so that training reads a few large files.
 
-    python tools/make/arrayrecord.py rows.jsonl OUT                       audio files as they are
+    python tools/make/arrayrecord.py rows.jsonl OUT                       audio files unchanged
     python tools/make/arrayrecord.py rows.jsonl OUT --audio mel --shards 64 --workers 16
 
-Train on them with --config.data.train="('OUT/*.array_record',)". Every clip is decoded once to see
-that it can be; rows that cannot be used are left out and listed in OUT/bad_rows.jsonl. A run that
-was stopped goes on: whole shards are kept, the one being written is made again. The layout of a
+Train on them with --config.data.train="('OUT/*.array_record',)". Every clip is decoded once as a
+check; unusable rows are left out and listed in OUT/bad_rows.jsonl. If a run was stopped, run the
+same command again: complete shards are kept, the unfinished one is made again. The layout of a
 record: moss_audio_jax/data/records.py.
 """
 
@@ -59,13 +59,13 @@ def make_arrayrecord(
     Args:
       paths: JSONL files (or shards of plain rows), see `sources.Source`.
       output: a local folder.
-      audio: "bytes" keeps the files as they are, "mel" their log-mel.
+      audio: "bytes" stores the files unchanged, "mel" their log-mel.
       mel_dtype: one of records.MEL_DTYPES.
-      shard_count: how many; None: as many as `rows_per_shard` makes.
-      workers: processes, each at its own shard.
+      shard_count: number of shards; None: as `rows_per_shard` gives.
+      workers: number of processes; each writes one shard at a time.
 
     Raises:
-      InputError: no rows, a missing file, shards of another kind in `output`.
+      InputError: there are no rows, a file is missing, or `output` has shards of another kind.
     """
     source = Source(paths)
     ranges = shards.plan(len(source), shard_count, rows_per_shard)
@@ -112,7 +112,7 @@ def _record(location: Location, mel_dtype: str | None) -> bytes:
     clips = []
     for clip in row.clips:
         if not isinstance(clip, str):
-            raise InputError("the row holds its audio already; give the JSONL it was made of")
+            raise InputError("the row already contains audio; give the JSONL it was made from")
         file = clip_file(clip, location.path)
         wav = load_audio(as_file(file))
         if mel_dtype is not None:
@@ -150,7 +150,7 @@ def main() -> None:
         raise SystemExit(f"make_arrayrecord: {error}") from None
     print(f"{args.output}: {rows} rows written, {bad} bad")
     if bad:
-        print(f"the bad ones: {os.path.join(args.output, 'bad_rows.jsonl')}")
+        print(f"bad rows: {os.path.join(args.output, 'bad_rows.jsonl')}")
         raise SystemExit(1)
 
 

@@ -1,10 +1,10 @@
-"""Writes the bundled clip, moss_audio_jax/assets/bell_knocks_chirp.flac: a first sound to ask
-about. Made from NumPy alone, the same samples every time, free of any rights.
+"""Writes the bundled clip, moss_audio_jax/assets/bell_knocks_chirp.flac, for a first question.
 
-What is to be heard, 6.00 s, mono, 16 kHz, 16 bits:
+It is made with NumPy, always with the same samples, and free of any rights. Its content, 6.00 s,
+mono, 16 kHz, 16 bits:
 
     0.00 - 6.00   soft brown noise, like a quiet room (about 45 dB below full scale)
-    0.50 - 2.30   one stroke of a bell: inharmonic partials above 660 Hz, dying away
+    0.50 - 2.30   one stroke of a bell: inharmonic partials above 660 Hz that decay
     2.70 - 3.50   three knocks on wood, at 2.70, 3.00 and 3.30 s
     4.00 - 5.50   a whistle that rises from 400 to 3200 Hz
 
@@ -36,7 +36,7 @@ def room(rng: np.random.Generator) -> np.ndarray:
 
 
 def bell(seconds: float = 1.8) -> np.ndarray:
-    """A struck bell: partials at the ratios of a minor-third bell, high ones dying first."""
+    """A struck bell: partials at the ratios of a minor-third bell; high ones decay first."""
     t = np.arange(int(seconds * RATE)) / RATE
     partials = (
         (0.5, 0.3, 1.6),
@@ -54,7 +54,7 @@ def bell(seconds: float = 1.8) -> np.ndarray:
 
 
 def knock(rng: np.random.Generator) -> np.ndarray:
-    """A knock: a short burst over two damped resonances of a board."""
+    """A knock: a short burst and two damped resonances of a board."""
     t = np.arange(int(0.2 * RATE)) / RATE
     board = np.sin(2 * np.pi * 180 * t) + 0.6 * np.sin(2 * np.pi * 410 * t)
     burst = rng.standard_normal(len(t)) * np.exp(-220 * t)
@@ -62,7 +62,7 @@ def knock(rng: np.random.Generator) -> np.ndarray:
 
 
 def whistle(seconds: float = 1.5, low: float = 400.0, high: float = 3200.0) -> np.ndarray:
-    """A sine whose pitch rises evenly in octaves a second."""
+    """A sine whose pitch rises at a constant rate in octaves per second."""
     t = np.arange(int(seconds * RATE)) / RATE
     growth = np.log(high / low) / seconds
     phase = 2 * np.pi * low * (np.exp(growth * t) - 1) / growth
@@ -81,7 +81,7 @@ def clip() -> np.ndarray:
 
 
 def _faded(sound: np.ndarray, fade_in: float, fade_out: float) -> np.ndarray:
-    """Straight fades of so many seconds: no click at either end."""
+    """Linear fades of `fade_in` and `fade_out` seconds, to avoid clicks."""
     n = np.arange(len(sound))
     rise = (n + 1) / (fade_in * RATE)
     fall = (len(sound) - n) / (fade_out * RATE)

@@ -1,10 +1,10 @@
-"""Writes what `moss-audio-jax demo` asks about, moss_audio_jax/assets/demo/: NAME.flac, demo.json.
+"""Writes the clips and questions of `moss-audio-jax demo`: NAME.flac and demo.json.
 
     python tools/make/demo.py [FOLDER]
 
-Five scenes of the world's split "test": their sentences, and their seeds, are in no training set.
-They were chosen for being short and unlike one another, before any model was asked. Needs the extra
-`world`.
+FOLDER is moss_audio_jax/assets/demo/ by default. The clips are five scenes of the split "test" of
+`world`; no training set contains their sentences or seeds. They were chosen because they are short
+and different, before any model was asked. Needs the extra `world`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from moss_audio_jax.audio.lengths import SAMPLE_RATE
 
 TARGET = Path(__file__).parents[2] / "moss_audio_jax" / "assets" / "demo"
 SPLIT = "test"
-# name -> index, the tasks of its questions by kind (the first row of each task is taken)
+# name -> index, and the task for each kind of question (the first row of a task is used)
 CLIPS = {
     "two_people": (19, {"time": "time_what", "reason": "reason_faster"}),
     "cow_drill_laser": (22, {"time": "time_when", "reason": "reason_gap"}),
@@ -34,7 +34,7 @@ BULKY = ("notes", "chords", "beats", "phones")
 
 
 def make(name: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """A clip: float32 [n] at 16 kHz, and what demo.json says of it."""
+    """A clip: float32 [n] at 16 kHz, and its entry in demo.json."""
     index, tasks = CLIPS[name]
     scene = world.scene(index, SPLIT)
     labels = _without_bulky(scene.labels)
@@ -63,7 +63,7 @@ def main() -> None:
     clips = []
     for name in CLIPS:
         wav, described = make(name)
-        pcm = (wav * 32768).astype(np.int16)  # exact: scenes lie on this grid
+        pcm = (wav * 32768).astype(np.int16)  # exact: scenes are rounded to 16 bits
         soundfile.write(folder / f"{name}.flac", pcm, SAMPLE_RATE, "PCM_16", compression_level=1.0)
         clips.append(described)
     text = json.dumps({"clips": clips}, ensure_ascii=False, indent=1)

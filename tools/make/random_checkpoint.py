@@ -2,8 +2,8 @@
 
     python tools/make/random_checkpoint.py OUTPUT 4b
 
-For measuring speed and memory where the released weights are not at hand. What such a model says
-is noise (config.json: "random_weights": true).
+It is for measuring speed and memory without the released weights. The answers of such a model are
+noise (config.json: "random_weights": true).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from moss_audio_jax.weights.folder import new_folder
 from moss_audio_jax.weights.native import total_bytes
 from moss_audio_jax.weights.official import table
 
-_BLOCK = 32 << 20  # random numbers drawn; every tensor is made of pieces of them
+_BLOCK = 32 << 20  # random numbers drawn; every tensor is assembled from pieces of them
 
 
 def make_random_checkpoint(output: str | Path, size: str, seed: int = 0) -> None:

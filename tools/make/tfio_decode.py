@@ -1,16 +1,17 @@
 """Decodes audio with tensorflow-io into ArrayRecord shards that training reads.
 
-It runs in an environment of its own, since tensorflow-io needs TensorFlow 2.16 and NumPy 1:
+It runs in a separate environment, because tensorflow-io needs TensorFlow 2.16 and NumPy 1:
 
     python3.11 -m venv tfio && tfio/bin/pip install -r tools/make/requirements-tfio.txt
     PYTHONPATH=. tfio/bin/python tools/make/tfio_decode.py gs://bucket/rows.jsonl OUT
     PYTHONPATH=. tfio/bin/python tools/make/tfio_decode.py FOLDER OUT
 
-The input is a JSONL of training rows, a text file with one audio path a line, or a folder (searched
-through); wav, flac, mp3, ogg; any path that tf.io.gfile reads. Each clip is written as a mono wav
-at its own rate, losslessly: training resamples it like any other file. Rows of a JSONL are kept
-whole; of a list or a folder each clip is one record, and SHARD.clips.jsonl says which: a training
-row names it by that "content". Resuming and bad files are as in tools/make/arrayrecord.py.
+The input is a JSONL of training rows, a text file with one audio path per line, or a folder, which
+is searched recursively; files are wav, flac, mp3 or ogg, at any path that tf.io.gfile reads. Each
+clip is written losslessly as a mono wav at its own rate; training resamples it like any other file.
+Rows of a JSONL are kept whole. For a list or a folder each clip is one record, and
+SHARD.clips.jsonl lists the "content" by which a training row names it. Resuming and bad files are
+as in tools/make/arrayrecord.py.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def tfio_decode(
     """Writes the shards; returns (rows, bad rows) of those that this call wrote.
 
     Raises:
-      InputError: nothing at `source`, shards of another kind in `output`.
+      InputError: there is nothing at `source`, or `output` has shards of another kind.
     """
     rows, folder = read_source(source)
     ranges = shards.plan(len(rows), shard_count, rows_per_shard)
@@ -73,7 +74,7 @@ def _records(
     path: str,
     report: RowReport,
 ) -> Iterator[bytes]:
-    """The records of one shard, and the list of its lone clips once they are all written."""
+    """The records of one shard; writes the list of its single clips when all are written."""
     clips: list[str] = []
     for line, row in rows:
         try:
@@ -88,7 +89,10 @@ def _records(
 
 
 def read_source(source: str) -> tuple[Sequence[tuple[int, bytes | dict[str, Any]]], str]:
-    """(line, row) of every row, a line of JSON or the row of a lone clip; the folder of paths."""
+    """(line, row) of every row, and the folder of its paths.
+
+    A row is a line of JSON, or the row made for a single clip.
+    """
     gfile = tf.io.gfile
     if gfile.isdir(source):
         found = [
@@ -112,10 +116,10 @@ def read_source(source: str) -> tuple[Sequence[tuple[int, bytes | dict[str, Any]
 
 
 def decode(path: str) -> bytes:
-    """A file as a mono wav at its own rate: 16-bit where nothing is lost by it, else float32.
+    """A file as a mono wav at its own rate: 16-bit if that is lossless, else float32.
 
     Raises:
-      InputError: no such file, or not one that tensorflow-io decodes.
+      InputError: no such file, or tensorflow-io cannot decode it.
     """
     try:
         tensor = tfio.audio.AudioIOTensor(path)
@@ -176,7 +180,7 @@ def main() -> None:
         raise SystemExit(f"tfio_decode: {error}") from None
     print(f"{args.output}: {rows} rows written, {bad} bad")
     if bad:
-        print(f"the bad ones: {os.path.join(args.output, 'bad_rows.jsonl')}")
+        print(f"bad rows: {os.path.join(args.output, 'bad_rows.jsonl')}")
         raise SystemExit(1)
 
 

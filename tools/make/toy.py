@@ -1,9 +1,9 @@
-"""Makes a small checkpoint in the official layout, random weights and all, to try things with.
+"""Makes a small checkpoint with random weights in the official layout, for trying things.
 
-    python tools/make/toy.py toy                              its own tiny byte-level tokenizer
-    python tools/make/toy.py toy --tokenizer DIR              another tokenizer's files and size
+    python tools/make/toy.py toy                              with a tiny byte-level tokenizer
+    python tools/make/toy.py toy --tokenizer DIR              with another tokenizer and its size
 
-About 10 million parameters besides the embedding and the head. What it says is noise
+It has about 10 million parameters besides the embedding and the head. Its answers are noise
 (config.json: "random_weights": true).
 """
 
@@ -157,7 +157,7 @@ def write_byte_tokenizer(folder: str | Path) -> None:
 
 
 def ids_used(folder: str | Path) -> int:
-    """One more than the highest token id that a tokenizer's files name."""
+    """One more than the highest token id in a tokenizer's files."""
     ids: set[int] = set()
     for file in Path(folder).iterdir():
         if file.suffix == ".model":

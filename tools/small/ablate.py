@@ -1,14 +1,17 @@
-"""What DeepStack, time markers and the encoder's attention are worth to the small model.
+"""Measures the effect of DeepStack, time markers and encoder attention on the small model.
 
-    python tools/small/ablate.py --workdir small                      needs what train.py made
+    python tools/small/ablate.py --workdir small                      needs train.py's results
     python tools/small/ablate.py --workdir small --only no_markers --seeds 0 --steps 100
 
+DeepStack adds outputs of inner encoder layers after the decoder's first layers; time markers are
+the seconds, written between audio tokens.
+
 Every variant gets the same budget and at least two seeds. `baseline`, `no_deepstack` and
-`no_markers` read the same trained encoder, frozen: the adapter, mergers and decoder learn from
-nothing for --steps. `chunked`, `full` and `sliding` first train an encoder of their own for
---encoder-steps. Each model then answers --scenes held-out scenes. Prints a table, mean and range
-over the seeds, and writes WORKDIR/ablations/table.md. What is finished is kept; --jobs trains so
-many at a time, and --train-only leaves the answers to another machine.
+`no_markers` use the same trained, frozen encoder; adapter, mergers and decoder train from scratch
+for --steps. `chunked`, `full` and `sliding` first train their own encoder for --encoder-steps. Each
+model then answers questions about --scenes held-out scenes. Prints a table with mean and range over
+the seeds, and writes WORKDIR/ablations/table.md. Finished parts are kept. --jobs is the number of
+concurrent trainings, and --train-only leaves out the answers, for another machine.
 """
 
 from __future__ import annotations
@@ -25,12 +28,12 @@ from pathlib import Path
 import numpy as np
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "small"
-# A clip is one chunk there: room for joined clips of 32 s, and for scenes.
+# With full and sliding attention a clip is one chunk, long enough for joined clips of 32 s.
 WHOLE_CLIPS = {
     "encoder": ("--config.data.frames=3200", "--config.data.chunks=2"),
     "adapter": ("--config.data.frames=1280", "--config.data.chunks=8"),
 }
-# variant -> (config overrides, the encoder's attention where it trains one of its own)
+# variant -> (config overrides, the encoder's attention if the variant trains its own encoder)
 VARIANTS: Mapping[str, tuple[Sequence[str], str | None]] = {
     "baseline": ((), None),
     "no_deepstack": (("--config.model.inject_layers=0",), None),
@@ -40,9 +43,10 @@ VARIANTS: Mapping[str, tuple[Sequence[str], str | None]] = {
     "sliding": ((), "sliding"),
 }
 TASKS = "asr,asr_words,events,time_when,tempo"
-FIGURES = (  # (what it hears, key of the score's "strict")
+# AAS, the accumulated average shift, is the mean error of timestamps.
+FIGURES = (  # (name, key of the score's "strict")
     ("speech: WER, %", "wer"),
-    ("speech: AAS, ms a slot", "aas_slot_ms"),
+    ("speech: AAS, ms per slot", "aas_slot_ms"),
     ("speech: coverage", "coverage"),
     ("sound: event F1", "event_f1"),
     ("music: tempo within 5%, %", "tempo_accuracy"),
@@ -51,7 +55,7 @@ FIGURES = (  # (what it hears, key of the score's "strict")
 
 
 def train(workdir: Path, run: Path, config: str, seed: int, words: Sequence[str]) -> Path:
-    """A stage ("encoder.py:gpu"), run or continued in `run`; its export."""
+    """Runs or continues a stage, such as "encoder.py:gpu", in `run`; returns its export."""
     if not (run / "export" / "config.json").exists():
         command = [
             sys.executable,
@@ -69,7 +73,7 @@ def train(workdir: Path, run: Path, config: str, seed: int, words: Sequence[str]
 
 
 def scored(data: Path, export: Path, run: Path) -> dict[str, float]:
-    """The strict figures of a model on the world's rows in `data`."""
+    """The strict figures of a model on the rows of `world` in `data`."""
     asked = ["--benchmark", "world", "--data", str(data), "--tasks", TASKS]
     answers, score = run / "answers.jsonl", run / "score.json"
     evaluate = [sys.executable, "-m", "moss_audio_jax.evaluate"]
@@ -97,10 +101,10 @@ def scored(data: Path, export: Path, run: Path) -> dict[str, float]:
 
 
 def trained(workdir: Path, name: str, seed: int, args: argparse.Namespace) -> Path:
-    """A variant's model; its folder is named for the seed."""
+    """Trains a variant, in a folder named after the seed; returns the model."""
     overrides, layout = VARIANTS[name]
     folder = workdir / "ablations" / f"{name}-{seed}"
-    if (folder / "answers" / "export" / "config.json").exists():  # its encoder may lie elsewhere
+    if (folder / "answers" / "export" / "config.json").exists():  # its encoder may be elsewhere
         return folder / "answers" / "export"
     encoder = workdir / "encoder" / "export"
     shape: dict[str, Sequence[str]] = dict.fromkeys(WHOLE_CLIPS, ())

@@ -1,14 +1,14 @@
-"""Fits the probe that tells a model's training world from other sound, and measures it.
+"""Fits the probe that tells sound like a model's training data from other sound; measures it.
 
 example:
   python tools/small/fit_familiarity.py --unknown flite/kal flite/slt asterisk/fr asterisk/it \\
       games --test flite/rms asterisk/en --write
 
-Known sound is scenes of the procedural world, as they are and as people's files hold them: pieces
-of 1 to 12 s, quieter, through codecs, telephones and noise. Unknown sound is what lies in the
-folders of --unknown, treated alike. Limits come from the split `validation`, so that 1 in 100 of
-its clips are called unfamiliar; the table at the end is of the three test splits and of the folders
-of --test, which nothing was fitted to. Needs the extra `world`.
+Known sound is scenes of `world`, unchanged and as in people's files: pieces of 1 to 12 s, quieter,
+through codecs, telephones and noise. Unknown sound is that in the folders of --unknown, treated in
+the same ways. The limits are set on the split `validation`, so that 1 in 100 of its clips is called
+unfamiliar. The table at the end is about the three test splits and the folders of --test, to which
+nothing was fitted. Needs the extra `world`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from moss_audio_jax.errors import InputError
 from moss_audio_jax.generate.familiarity import Gauge, Measures, Probe, save
 from moss_audio_jax.weights.helpers import load_helpers
 
-TAP = 2  # the third tapped layer: of the three the one that tells most
+TAP = 2  # the third tapped layer, which separates best
 FALSE_ALARMS = 0.01
 RIDGE = 1e-3
 TEST_SPLITS = ("test", "test_voices", "test_combinations")
@@ -40,7 +40,7 @@ WORLD = "the project's synthetic speech, sounds and music"
 
 
 def as_files(wav: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One of the ways in which sound reaches people's files, drawn by `rng`."""
+    """The sound after a random treatment, such as a codec or noise, that people's files show."""
     seconds = rng.uniform(1, 12)
     start = int(rng.uniform(0, max(len(wav) - seconds * 16_000, 0) + 1))
     wav = wav[start : start + int(seconds * 16_000)] * np.float32(10 ** rng.uniform(-1.5, 0))
@@ -80,7 +80,7 @@ def clips(folder: Path) -> Iterator[np.ndarray]:
 
 
 def fit(known: np.ndarray, unknown: np.ndarray) -> tuple[np.ndarray, float]:
-    """Ridge logistic regression of [N, D] states, both sides weighing the same: weight, bias."""
+    """Ridge logistic regression on states [N, D], with equal weight of both sides; weight, bias."""
     x = np.concatenate([known, unknown]).astype(np.float64)
     sign = np.r_[-np.ones(len(known)), np.ones(len(unknown))]
     share = np.where(sign < 0, 0.5 / len(known), 0.5 / len(unknown))
@@ -107,7 +107,9 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--unknown", type=Path, nargs="+", required=True, metavar="DIR")
     options.add_argument("--test", type=Path, nargs="+", default=[], metavar="DIR")
     options.add_argument("--scenes", type=int, default=1500)
-    options.add_argument("--write", action="store_true", help="into the checkpoint's helpers")
+    options.add_argument(
+        "--write", action="store_true", help="write it into the checkpoint's helpers"
+    )
     args = options.parse_args(argv)
     model = MossAudio.load(args.checkpoint, "float32")
     heads, _ = load_helpers(args.checkpoint)
@@ -135,7 +137,7 @@ def main(argv: Sequence[str]) -> int:
         return np.stack([each.pooled for each in measures])
 
     known = measured(scenes("train", args.scenes), 2)
-    # Folders weigh alike, however many clips lie in one.
+    # Folders have equal weight, however many clips they contain.
     unknown = []
     for folder in args.unknown:
         found = measured(clips(folder), 2)

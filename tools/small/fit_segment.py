@@ -1,13 +1,14 @@
-"""Fits the networks of annotate/boundary.py, and with --write puts them into the package.
+"""Fits the networks of annotate/boundary.py; --write puts them into the package.
 
     python tools/small/fit_segment.py [--scenes 100] [--seed 0] [--rounds 2] [--write]
 
-Learns from world scenes of the split `train` (three times as many), concatenations of them and
-patchwork of seeds of its own, each clean and under noise, and prints what thresholds give on
-`validation`; tools/small/score_annotate.py then tells of `test`. One network goes by the signal
-alone, one by the small model's tags too. Each learns of proposed cuts: first between other
-proposals, thinned at random, then (--rounds) in the order in which the segmenter strikes them out
-with the network of by then. Needs scikit-learn, which comes with `annotate`, and the extra `world`.
+Training clips are scenes of the split `train` of `world` (three times as many as of the others),
+concatenations of them, and patchwork with separate seeds, each clean and with noise. Prints the
+scores of thresholds on `validation`; tools/small/score_annotate.py gives those on `test`. One
+network uses only the signal, the other also the small model's tags. Each is trained on proposed
+cuts: first among other proposals, of which some are left out at random, then (--rounds) in the
+order in which the segmenter removes them with the network so far. Needs scikit-learn, which comes
+with `annotate`, and the extra `world`.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ from moss_audio_jax.annotate.spans import DEFAULT, SegmentOptions, cover
 from moss_audio_jax.annotate.tags import Sources
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
 
-TIMES = {"scenes": 3, "joined": 1, "patchwork": 1}  # clips of a set for each of --scenes
+TIMES = {"scenes": 3, "joined": 1, "patchwork": 1}  # clips of each set, times --scenes
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6)
-HIDDEN, SEEDS, DECAY = 32, 2, 0.5  # networks of as many seeds are averaged
+HIDDEN, SEEDS, DECAY = 32, 2, 0.5  # the networks of SEEDS seeds are averaged
 _TOLERANCE = 0.5
 Data = list[tuple[score_annotate.Clip, ClipFeatures, Sources | None]]
 
 
 class Clip:
-    """Proposals of a clip, which of them are true (1), false (0), or neither."""
+    """The proposed cuts of a clip, each true (1), false (0), or neither."""
 
     def __init__(self, clip: score_annotate.Clip, features: ClipFeatures, sources: Sources | None):
         self.clip, self.seconds = clip, features.seconds
@@ -67,7 +68,7 @@ class Clip:
         }
 
     def thinned(self, rng: np.random.Generator) -> None:
-        """Looks at the proposals among all, among half of the false ones, and among the true."""
+        """Adds samples of each proposal among all, half of the false ones, and the true ones."""
         false = [p for p in self.places if not self.truth[p]]
         half = set(rng.permutation(false)[: len(false) // 2].tolist())
         for kept in (
@@ -80,7 +81,7 @@ class Clip:
                 self.sides.evidence(before, at, after)
 
     def struck(self) -> None:
-        """Looks at what the segmenter does with the network of now, a little too keen to strike."""
+        """Adds samples from the segmenter with the current network and a raised threshold."""
         segment.kept(self.sides, self.places, SegmentOptions(threshold=0.6))
 
     def samples(self) -> list[tuple[np.ndarray, int]]:
@@ -91,7 +92,7 @@ class Clip:
         ]
 
     def found(self, threshold: float) -> tuple[list[float], list[float]]:
-        """(found, true) boundaries without the optional ones."""
+        """(found, true) boundaries, without the optional ones."""
         options = SegmentOptions(threshold=threshold)
         cuts = [at / FINE for at in segment.kept(self.sides, self.places, options)]
         spans = cover([0.0, *cuts], self.seconds, options)
@@ -147,7 +148,7 @@ def fitted(clips: Sequence[Clip]) -> Judge:
 
 
 def use(name: str, judge: Judge) -> None:
-    """Makes the segmenter of this process go by it."""
+    """Makes the segmenter of this process use a judge."""
     others = boundary.judges() if boundary.NETWORKS.exists() else {}
     boundary.judges = lambda: others | {name: judge}
 
@@ -172,12 +173,12 @@ def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--scenes", type=int, default=100, help="clips of a set")
+    options.add_argument("--scenes", type=int, default=100, help="clips per set")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--rounds", type=int, default=2)
     options.add_argument("--write", action="store_true", help=f"to assets/{boundary.NETWORKS.name}")
     args = options.parse_args()
-    warnings.simplefilter("ignore", ConvergenceWarning)  # so many epochs, on purpose
+    warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is fixed on purpose
     ears = Ears.load(DEFAULT_CHECKPOINT)
     kinds = list(itertools.product(score_annotate.SETS, (False, True)))
 

@@ -2,8 +2,8 @@
 
     python tools/small/plot.py --workdir small [--output FILE]        (needs matplotlib)
 
-One panel for each kind of loss, the stages one after the other along the steps; a running mean over
-the logged steps, as each is one batch.
+There is a panel for each kind of loss, with the stages one after the other. Curves are running
+means over the logged steps, because each logged value is from one batch.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ STAGES = ("encoder", "adapter", "pretrain", "sft", "cold_start")
 DOCS = Path(__file__).parents[2] / "docs" / "small_model"
 PANELS = {  # title -> (key of metrics.jsonl, label)
     "helper losses": (
-        ("helper/frames", "word piece a token"),
-        ("helper/position", "place in the chunk"),
+        ("helper/frames", "word piece per token"),
+        ("helper/position", "position in the chunk"),
         ("helper/adapter", "piece in the adapter"),
-        ("helper/clock", "place in the adapter"),
-        ("helper/adapter_before", "piece before, in the adapter"),
+        ("helper/clock", "position in the adapter"),
+        ("helper/adapter_before", "previous piece in the adapter"),
     ),
     "CTC and tags (sums)": (
-        ("helper/ctc", "CTC a chunk"),
-        ("helper/tags", "tags a token"),
+        ("helper/ctc", "CTC per chunk"),
+        ("helper/tags", "tags per token"),
         ("helper/adapter_tags", "tags in the adapter"),
     ),
     "answers": (
@@ -51,7 +51,7 @@ PANELS = {  # title -> (key of metrics.jsonl, label)
 
 
 def read(workdir: Path) -> tuple[list[dict], dict[str, int]]:
-    """All logged rows, steps counted through all stages; and where each stage begins."""
+    """All logged rows, with steps counted over all stages, and the first step of each stage."""
     rows, starts, offset = [], {}, 0
     for stage in STAGES:
         file = workdir / stage / "metrics.jsonl"
@@ -81,7 +81,7 @@ def main() -> None:
     figure, axes = plt.subplots(len(PANELS), 1, figsize=(9, 11), sharex=True)
     for axis, (title, curves) in zip(axes, PANELS.items(), strict=True):
         for key, label in curves:
-            for start in starts.values():  # a stage's mean must not reach into the next
+            for start in starts.values():  # the running mean starts again with each stage
                 ends = [begin for begin in starts.values() if begin > start]
                 here = [
                     (r["at"], r[key])
@@ -95,7 +95,7 @@ def main() -> None:
                     axis.plot(x, smooth(y), colour, label=label if first else None, lw=1.4)
         for number, (stage, start) in enumerate(starts.items()):
             axis.axvline(start, color="0.8", lw=0.8, zorder=0)
-            if axis is axes[0]:  # a short stage's name must not meet the next one's
+            if axis is axes[0]:  # names of short stages must not overlap
                 place = axis.get_xaxis_transform()
                 axis.text(start, (1.01, 1.07)[number % 2], f" {stage}", transform=place, size=8)
         axis.set_ylabel(f"{title}\nnats", size=9)

@@ -1,11 +1,11 @@
 """Scores the small model on held-out scenes; prints a table and writes WORKDIR/scores.
 
     python tools/small/score.py --workdir small [--checkpoint DIR] [--scenes 300]
-    python tools/small/score.py --workdir small --splits train      scenes that it was trained on
+    python tools/small/score.py --workdir small --splits train      scenes from its training
 
-Makes the scenes of each split (`moss-audio-jax world`), asks (`evaluate infer`) and scores
-(`evaluate score --benchmark world`). Asking goes on where it was stopped. Needs the extras `world`
-and `evaluate`.
+Makes the scenes of each split (`moss-audio-jax world`), asks the model (`evaluate infer`) and
+scores its answers (`evaluate score --benchmark world`). A run that was stopped continues. Needs the
+extras `world` and `evaluate`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from moss_audio_jax import world
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
 
-# split -> which tasks are asked there
+# split -> its tasks
 SPLITS = {
     "test": "asr,asr_words,events,time_what,time_when,choice_letter,choice_text,tempo,count",
     "test_random_order": "asr",
@@ -28,11 +28,12 @@ SPLITS = {
     "train": "asr,events,choice_letter,choice_text,tempo",
 }
 HELD_OUT = tuple(split for split in SPLITS if split != "train")
-FIGURES = (  # (what, split, key of the score's "strict", what the issue asks for)
+# AAS, the accumulated average shift, is the mean error of timestamps.
+FIGURES = (  # (name, split, key of the score's "strict", goal)
     ("WER, held-out sentences, %", "test", "wer", "<= 3"),
     ("WER, random order, %", "test_random_order", "wer", "<= 10"),
     ("WER, held-out voices, %", "test_voices", "wer", "<= 10"),
-    ("AAS of words, ms a slot", "test", "aas_slot_ms", "<= 40"),
+    ("AAS of words, ms per slot", "test", "aas_slot_ms", "<= 40"),
     ("coverage of those times", "test", "coverage", ">= 0.95"),
     ("event timeline F1, 0.2 s", "test", "event_f1", ">= 0.90"),
     ("event timeline F1, held-out pairs", "test_combinations", "event_f1", ""),
@@ -40,10 +41,10 @@ FIGURES = (  # (what, split, key of the score's "strict", what the issue asks fo
     ("multiple choice, %", "test", "choice_accuracy", ">= 90"),
     ("tempo within 5%, %", "test", "tempo_accuracy", ">= 85"),
     ("other short answers, %", "test", "open_accuracy", ""),
-    ("WER, scenes of the training, %", "train", "wer", ""),
-    ("event timeline F1, scenes of the training", "train", "event_f1", ""),
-    ("multiple choice, scenes of the training, %", "train", "choice_accuracy", ""),
-    ("tempo within 5%, scenes of the training, %", "train", "tempo_accuracy", ""),
+    ("WER, training scenes, %", "train", "wer", ""),
+    ("event timeline F1, training scenes", "train", "event_f1", ""),
+    ("multiple choice, training scenes, %", "train", "choice_accuracy", ""),
+    ("tempo within 5%, training scenes, %", "train", "tempo_accuracy", ""),
 )
 
 
@@ -86,7 +87,7 @@ def main() -> None:
         )
         run("moss_audio_jax.evaluate", "score", *asked, "--predictions", answers, "--output", score)
         scores[split] = json.loads(score.read_text(encoding="utf-8"))
-    print("| what | found | 95% | asked |\n|---|---|---|---|")
+    print("| metric | result | 95% | goal |\n|---|---|---|---|")
     for what, split, key, asked_for in FIGURES:
         if split in scores and scores[split]["strict"].get(key) is not None:
             value = scores[split]["strict"][key]

@@ -3,12 +3,13 @@
     python tools/small/score_annotate.py --output DIR [--scenes 100] [--split test] [--seed 0]
     python tools/small/score_annotate.py --output DIR --split validation --sweep
 
-Boundaries: world scenes, concatenations of five to ten of them, and clips of another generator
-(tests/support/patchwork.py), clean and under white noise 10 dB below the clip; found within 0.5 s,
-one to one; windows of 10 s beside them. Sounds: the scenes go through `annotate` with its defaults,
-precision and recall of each label within its clip, and within 0.2 s at both ends. --sweep instead
-tries thresholds of sounds and prints what each gives; choose on `validation`, report on `test`.
-Runs from a checkout (it uses tests/support); needs the extras `annotate` and `world`.
+Boundaries: scenes of `world`, concatenations of five to ten of them, and clips of another generator
+(tests/support/patchwork.py), clean and with white noise 10 dB below the clip. Boundaries are
+matched one to one within 0.5 s, and compared with windows of 10 s. Sounds: `annotate` runs on the
+scenes with its defaults; precision and recall of each label count within its clip, and within 0.2 s
+at both ends. --sweep instead tries thresholds of sounds and prints their scores; choose them on
+`validation`, report on `test`. Runs from a checkout (it uses tests/support); needs the extras
+`annotate` and `world`.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from moss_audio_jax.annotate.tags import Sources, hear_sources
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.text.labels import KINDS
 
-NOISE_DB = 10.0  # the clip's power over the noise's
-COLLAR = 0.2  # seconds at both ends of a sound
+NOISE_DB = 10.0  # signal-to-noise ratio
+COLLAR = 0.2  # tolerance in seconds at both ends of a sound
 SWEEP = {
     "on": (0.5, 0.6, 0.7, 0.8, 0.9),
     "off": (0.3, 0.5, 0.6, 0.7, 0.8),
@@ -60,8 +61,8 @@ Span = tuple[float, float]
 class Clip:
     """A waveform, float32 at 16 kHz, with its true boundaries in seconds.
 
-    free: where a cut is neither asked for nor wrong (`boundaries.optional`).
-    sentences: the words' spans of each.
+    free: spans in which a cut is neither required nor wrong (`boundaries.optional`).
+    sentences: for each sentence the spans of its words.
     """
 
     wav: np.ndarray
@@ -71,7 +72,7 @@ class Clip:
 
 
 def of_scenes(scenes: Sequence[world.Scene]) -> Clip:
-    """Scenes one after another."""
+    """A clip of scenes, one after another."""
     at, spans, free, sentences = 0.0, [], [], []
     for made in scenes:
         spans += boundaries.blocks(made.labels, at)
@@ -85,9 +86,9 @@ def of_scenes(scenes: Sequence[world.Scene]) -> Clip:
 
 
 def clips(kind: str, count: int, split: str, seed: int) -> Iterator[Clip]:
-    """`count` clips: "scenes" and "joined" of a world split and seed, "patchwork" of its seeds.
+    """`count` clips: "scenes" or "joined" scenes of a split and seed, or "patchwork".
 
-    Patchwork has no splits: its seeds are 100,000 apart for each of train, validation and test.
+    Patchwork has no splits; instead, the seeds of train, validation and test are 100,000 apart.
     """
     if kind == "patchwork":
         first = {"train": 1, "validation": 2}.get(split, 0) * 100_000 + seed * 10_000
@@ -110,7 +111,7 @@ SETS = ("scenes", "joined", "patchwork")
 def featured(
     kind: str, count: int, split: str, seed: int, noise: bool, ears: Ears
 ) -> Iterator[tuple[Clip, ClipFeatures, Sources | None]]:
-    """(clip, its features, its sources) of `clips`, under noise or not; no waveform."""
+    """(clip without waveform, its features, its sources) for `clips`, with or without noise."""
     for number, clip in enumerate(clips(kind, count, split, seed)):
         wav = patchwork.noisy(clip.wav, NOISE_DB, number) if noise else clip.wav
         features, sources = clip_features(wav), heard_in(ears, wav)
@@ -127,7 +128,7 @@ def heard_in(ears: Ears, wav: np.ndarray) -> Sources | None:
 def score_boundaries(
     found: Sequence[tuple[Clip, ClipFeatures, Sources | None]], options: SegmentOptions
 ) -> dict:
-    """F1, precision, recall of cuts; gaps in the cover; sentences with a cut inside a word."""
+    """F1, precision, recall of cuts; gaps between segments; sentences with a cut within a word."""
     strict, lenient, fixed, broken, cut, said = [], [], [], 0, 0, 0
     for clip, features, sources in found:
         made = segment(features, options, sources)
@@ -169,7 +170,7 @@ def boundary_table(count: int, split: str, seed: int) -> list[dict]:
 
 
 def true_events(labels: Mapping[str, Any]) -> dict[str, list[Span]]:
-    """label -> spans; those that annotate would call one (0.5 s apart at most) are one."""
+    """label -> spans; spans at most 0.5 s apart are joined, as `annotate` joins them."""
     found: dict[str, list[Span]] = defaultdict(list)
     for event in labels["events"]:
         found[KINDS[event["kind"]].label].append((event["start"], event["end"]))
@@ -187,7 +188,7 @@ def one_each(spans: Sequence[Span], gap: float) -> list[Span]:
 
 
 def score_events(clips: Sequence[tuple[dict[str, list[Span]], dict[str, list[Span]]]]) -> dict:
-    """Of (true, found) of each clip: {label: counts}, with "all"; and edge errors in seconds."""
+    """Scores (true, found) events of clips: {label or "all": counts, rates, edge errors}."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     edges: dict[str, list[float]] = defaultdict(list)
     for true, found in clips:
@@ -248,7 +249,7 @@ def annotated(folder: Path, count: int, split: str, seed: int, content: str | No
 
 
 def found_events(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Span]]:
-    """label -> spans of a clip's records; an event that a boundary parts is one."""
+    """label -> spans of a clip's records; an event that a boundary divides is joined again."""
     found: dict[str, list[Span]] = defaultdict(list)
     for record in records:
         for event in record["events"]:
@@ -257,7 +258,7 @@ def found_events(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Span]]:
 
 
 def branch_scores(clips: Sequence[tuple[dict, list[dict]]]) -> dict[str, Any]:
-    """Speech and music within clips, and what is said of clips that hold no such thing."""
+    """Scores of speech and music, and false reports of them in clips without any."""
     there = {
         "speech": lambda labels: bool(labels["sentences"]),
         "music": lambda labels: bool(labels["music"]),
@@ -289,7 +290,7 @@ def branch_scores(clips: Sequence[tuple[dict, list[dict]]]) -> dict[str, Any]:
 
 
 def tagged(folder: Path, labels: Sequence[Mapping[str, Any]], ears: Ears) -> list[list[tuple]]:
-    """For each clip its segments' (start, end, posteriors of sounds, whether a voice is there)."""
+    """For each clip its segments: (start, end, posteriors of sounds, whether there is a voice)."""
     config = defaults.get_config()
     found = []
     for each in labels:
@@ -300,7 +301,7 @@ def tagged(folder: Path, labels: Sequence[Mapping[str, Any]], ears: Ears) -> lis
         for span in segment(features, options, heard_in(ears, wav)):
             start, end = round(span["start"], 2), round(span["end"], 2)
             if features.span(start, end).bands.max() < config.silence_dbfs:
-                continue  # the pipeline asks nothing of silence
+                continue  # the pipeline skips silence
             heard = ears.hear([wav[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)]])[0]
             tags = ears.posteriors(heard, end - start)
             of_tags = profile_posteriors(tags, sounds.tag_classes(tags), 0.0, end - start)
@@ -312,7 +313,7 @@ def tagged(folder: Path, labels: Sequence[Mapping[str, Any]], ears: Ears) -> lis
 
 
 def sweep(folder: Path, count: int, split: str, seed: int) -> list[dict]:
-    """Scores of all combinations of SWEEP, best first by the mean of label F1 and timed F1."""
+    """Scores of all combinations in SWEEP; sorted by the mean of label F1 and timed F1."""
     labels = list(world.write(folder, range(count), split, seed))
     heard = tagged(folder, labels, Ears.load(checkpoint_folder(defaults.get_config())))
     rows = []
@@ -344,7 +345,7 @@ def sweep(folder: Path, count: int, split: str, seed: int) -> list[dict]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of one set of keys as markdown."""
+    """Rows with the same keys as a Markdown table."""
     keys = list(rows[0])
     lines = [" | ".join(key.replace("_", " ") for key in keys), " | ".join("---" for _ in keys)]
     lines += [" | ".join("" if row[k] is None else str(row[k]) for k in keys) for row in rows]
@@ -355,7 +356,9 @@ def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--output", type=Path, required=True, metavar="DIR", help="an empty one")
+    options.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="an empty folder"
+    )
     options.add_argument("--scenes", type=int, default=100)
     options.add_argument("--split", default="test", choices=tuple(world.SPLITS))
     options.add_argument("--seed", type=int, default=0)

@@ -1,11 +1,11 @@
-"""Whether the rows of `annotate` train as well as exact labels: held-out losses side by side.
+"""Compares training on rows of `annotate` with training on exact labels, by held-out loss.
 
     python tools/small/score_rows.py --workdir DIR [--scenes 400] [--seeds 0 1] [--steps 200]
 
-Makes scenes of the world and annotates their sound with the defaults; trains `configs/tiny.py`
-(with the shipped tokenizer) from nothing on the transcripts, times and timelines of either for as
-many steps, and compares the losses on exact rows of held-out scenes. Needs the extras `world` and
-`annotate`.
+Makes scenes of `world` and annotates their sound with the defaults. Trains `configs/tiny.py` (with
+the bundled tokenizer) from scratch on the transcripts, times and timelines of each for the same
+number of steps, and compares the losses on exact rows of held-out scenes. Needs the extras `world`
+and `annotate`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def run(*words: object) -> None:
 
 
 def rows(folder: Path) -> Path:
-    """TASKS of a folder's rows.jsonl, beside it."""
+    """A file beside a folder's rows.jsonl with only its rows of TASKS."""
     kept = folder / "trained.jsonl"
     lines = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     kept.write_text("".join(x for x in lines if json.loads(x)["task"] in TASKS), encoding="utf-8")
@@ -35,7 +35,7 @@ def rows(folder: Path) -> Path:
 
 
 def loss(workdir: Path, trained: Path, held_out: Path, seed: int, steps: int) -> float:
-    """On held-out rows, after so many steps."""
+    """The loss on held-out rows after `steps` steps."""
     run(
         "moss_audio_jax.train",
         "--config",

@@ -3,9 +3,10 @@
     python tools/small/tokenizer.py --input rows.jsonl notes.txt --vocab-size 2048 --output DIR
 
 Writes DIR/tokenizer.model and DIR/processor_config.json (the ids of the audio tokens). Byte
-fallback, so any text can be written; digits are pieces of their own, as time markers need them.
-Words count more often than they occur (--emphasis), so that as many as fit become one piece; a
-rarer one stands behind a space as two pieces, the same with and without it.
+fallback makes any text possible; digits are separate pieces, as time markers need them. Words count
+more often than they occur (--emphasis), so that as many words as fit become one piece. A rarer word
+after a space is two pieces, the space and the word, so that it is the same piece with and without
+one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from moss_audio_jax.errors import InputError
 from moss_audio_jax.text.prompt import DEFAULT_SYSTEM
 from moss_audio_jax.text.tokenizer import AUDIO, AUDIO_END, AUDIO_START, SPECIAL_STRINGS
 
-# Every digit must be seen, and what the chat is made of deserves pieces.
+# Every digit must occur in training, and parts of the chat should become pieces.
 _WORD = re.compile(r"[\u2e80-\uffff]|[^\W\d_]+")  # an ideograph, or a run of letters
 _ALWAYS = (DEFAULT_SYSTEM, "system\n", "user\n", "assistant\n", "0 1 2 3 4 5 6 7 8 9")
 
@@ -38,9 +39,9 @@ def train_tokenizer(
     """Writes the two files, and returns what processor_config.json says.
 
     Args:
-      texts: what it is trained on; pieces never cross from one to another.
-      vocab_size: of the result, the eight special tokens and 256 byte pieces included.
-      emphasis: so many times each distinct word is added to the texts.
+      texts: the training texts; pieces do not cross their borders.
+      vocab_size: of the result, including the eight special tokens and 256 byte pieces.
+      emphasis: how many times each distinct word is added to the texts.
     """
     texts = [*_ALWAYS, *texts]
     words = sorted({word for text in texts for word in _WORD.findall(text)})

@@ -1,12 +1,12 @@
-"""The small model from nothing: scenes, tokenizer, five stages of training, the shipped checkpoint.
+"""Makes the small model from scratch: scenes, tokenizer, five training stages, the bundled folder.
 
     python tools/small/train.py --workdir small              everything, in order (hours on 2 cores)
     python tools/small/train.py --workdir small --machine gpu        the same on a GPU, in minutes
     python tools/small/train.py --workdir small --only data tokenizer encoder
     python tools/small/train.py --workdir small --only ship  puts the result into the package
 
-Every step can be stopped and run again: whole shards are kept, a stage of training goes on from its
-last checkpoint, and what is finished is skipped. Needs the extra `world`. Afterwards
+Every step can be stopped and run again: complete shards are kept, a training stage continues from
+its last checkpoint, and finished steps are skipped. Needs the extra `world`. Afterwards
 `python tools/small/score.py --workdir small` scores it on held-out scenes.
 """
 
@@ -48,9 +48,9 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "small"
 TRAINING = ("encoder", "adapter", "pretrain", "sft", "cold_start")  # each from the one before
 STEPS = ("data", "tokenizer", *TRAINING, "ship")
 SCENES, SHARD = 48_000, 800
-# Scenes joined end to end, up to so many mel frames (400 a chunk).
+# The most mel frames of scenes joined end to end (a chunk has 400).
 JOINED = {"all": 3200, "speech": 3200, "timed": 1600, "sounds": 1600}
-# What can be asked about joined sounds: their labels say nothing of noise, rooms and loudness.
+# Questions about joined sounds, whose labels do not include noise, rooms and loudness.
 ASKED = re.compile(
     "events|caption_sound|time_|count$|count_kinds|order|overlap|absent|present|choice_"
 )
@@ -59,12 +59,12 @@ VOCABULARY = 2560
 
 
 def make_data(workdir: Path, scenes: int, processes: int) -> None:
-    """Log-mels and rows (`world.record`) of scenes 0 .. scenes - 1 in shards, and joined.
+    """Writes log-mels and rows (`world.record`) of scenes 0 .. scenes - 1 in shards, and joined.
 
-    Scenes end to end in whole chunks: else two chunks in five are air, and answers are short. Four
-    sets: `all`; `speech`, of the scenes in which nothing else sounds; `timed`, of the same but
-    shorter, which can also be asked for the times of its words; `sounds`, of the scenes with
-    neither speech nor music, which can be asked what happens when.
+    Joined scenes fill their chunks; otherwise two of five chunks would be padding, and answers
+    would be short. There are four joined sets: `all`; `speech`, scenes with only speech; `timed`,
+    also with only speech but shorter, with the times of words; `sounds`, scenes with neither speech
+    nor music, with timelines.
     """
     single, joined = workdir / "scenes", workdir / "joined"
     settings = {"split": "train", "scenes": scenes, "seed": 0, "world": world.VERSION}
@@ -80,7 +80,7 @@ def make_data(workdir: Path, scenes: int, processes: int) -> None:
 
 
 def _make_shard(path: str, part: range, joined: Path) -> None:
-    """One shard of scenes, and what is joined of them; what is there already is kept."""
+    """Makes one shard of scenes and the shards joined from it; existing files are kept."""
     if not os.path.exists(path):
         shards.write_shard(path, (_record(world.scene(i, "train", seed=0)) for i in part))
     for kind in JOINED:
@@ -110,7 +110,7 @@ def _music(row: Row) -> bool:
 
 
 def _events(row: Row, start: float = 0.0) -> list[dict[str, Any]]:
-    """The labels of a scene's sounds, from its tags: a sound is followed by its strikes."""
+    """The labels of a scene's sounds, from its tags; a sound's onsets follow it."""
     found: list[dict[str, Any]] = []
     for name, *span in row.tags or ():
         first, last = (start + edge for edge in span)
@@ -123,20 +123,20 @@ def _events(row: Row, start: float = 0.0) -> list[dict[str, Any]]:
 
 
 def grouped(rows: Iterable[Row], frames: int, ahead: int = 24) -> Iterator[list[Row]]:
-    """Scenes of up to so many frames; of the next `ahead` the longest that fits is next."""
+    """Groups of scenes with up to `frames`; the longest fitting of the next `ahead` is added."""
     rows = iter(rows)
     waiting = list(itertools.islice(rows, ahead))
     while waiting:
         taken, room = [], frames
         while fitting := [i for i, row in enumerate(waiting) if _frames(row) <= room]:
-            # The first by order, then the longest: every scene's turn comes.
+            # A group starts with the first in order, so that every scene is used; then the longest.
             best = max(fitting, key=lambda i: _frames(waiting[i])) if taken else fitting[0]
             taken.append(waiting.pop(best))
             room -= _frames(taken[-1])
             waiting += itertools.islice(rows, 1)
         if taken:
             yield taken
-        else:  # too long by itself
+        else:  # this scene alone is too long
             waiting.pop(0)
             waiting += itertools.islice(rows, 1)
 
@@ -154,7 +154,7 @@ def _join(rows: Sequence[Row], timed: bool) -> bytes:
                 {name: span.text, "start": start + span.start, "end": start + span.end}
                 for span in getattr(row, key) or ()
             ]
-    # Where nothing is said the first scene's answer says so.
+    # If there is no speech, the first scene's answer says so.
     speaking = [row for row in rows if row.words] or rows[:1]
     question, _ = _asked(speaking[0], "asr")
     said = {"asr": (question, " ".join(_asked(row, "asr")[1] for row in speaking))}
@@ -221,7 +221,7 @@ def make_tokenizer(workdir: Path) -> None:
 def train_stage(
     workdir: Path, stage: str, machine: str, seed: int, overrides: Sequence[str]
 ) -> None:
-    """Runs a stage as its own process, as a user would; appends its time to times.jsonl."""
+    """Runs a stage in a separate process, as a user would; appends its time to times.jsonl."""
     before = dict(itertools.pairwise(TRAINING[::-1])).get(stage)
     command = [
         sys.executable,
@@ -237,7 +237,7 @@ def train_stage(
     ]
     print(" ".join(command), flush=True)
     clock, processor = time.perf_counter(), os.times()
-    subprocess.run(command, check=True, cwd=workdir)  # the configs name what lies there
+    subprocess.run(command, check=True, cwd=workdir)  # paths in the configs are relative to it
     used = os.times()
     entry = {
         "stage": stage,
@@ -256,11 +256,13 @@ def train_stage(
 def compile_stage(
     workdir: Path, stage: str, machine: str, seed: int, overrides: Sequence[str]
 ) -> None:
-    """Compiles a stage's step and keeps it, so that the stage begins at once when its turn comes.
+    """Compiles a stage's step into the cache, so that the stage starts without compiling.
 
-    To be run beside the stage before it, in a process of its own.
+    Run it in a separate process during the stage before.
     """
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the stage that runs has most of it
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = (
+        "false"  # the running stage uses most of the memory
+    )
     os.chdir(workdir)
     import jax
 
@@ -275,7 +277,7 @@ def compile_stage(
 
 
 def ship(workdir: Path, stage: str, target: Path = DEFAULT_CHECKPOINT) -> None:
-    """A stage in bfloat16 where `--checkpoint` is by default, with heads for `annotate`."""
+    """Writes a stage in bfloat16 to the bundled checkpoint, with heads for `annotate`."""
     export = workdir / stage / "export"
     convert(export, target, "official", dtype=ml_dtypes.bfloat16, overwrite=True, progress=False)
     heads, tags = load_helpers(export)
@@ -299,7 +301,7 @@ def main() -> None:
         choices=TRAINING,
         default=TRAINING[-1],
         metavar="STAGE",
-        help="whose result is shipped; default the last",
+        help="stage whose result is bundled; default the last",
     )
     options.add_argument("--machine", choices=("cpu", "gpu"), default="cpu")
     options.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""What the scores are made of: pure functions of references and answers, no files, no JAX."""
+"""Metrics: pure functions of references and answers, without files and without JAX."""
 
 from moss_audio_jax.evaluate.metrics.parsing import STATUSES, parse
 

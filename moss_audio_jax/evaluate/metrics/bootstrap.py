@@ -18,14 +18,14 @@ def intervals(
 ) -> dict[str, tuple[float, float] | None]:
     """Percentile bootstrap over items of sum(numerators) / sum(denominators).
 
-    All ratios are of the same items and see the same resamples.
+    All ratios are of the same items and use the same resamples.
 
     Args:
       ratios: name -> (numerators [n], denominators [n]), a pair for each item.
 
     Returns:
-      name -> (low, high); None where the denominators are all 0. Resamples without any are left
-      out.
+      name -> (low, high); None if all denominators are 0. Resamples whose denominators sum to 0 are
+      left out.
     """
     if not ratios:
         return {}
@@ -33,7 +33,7 @@ def intervals(
     n = columns.shape[1]
     generator = np.random.default_rng(seed)
     sums = np.empty((resamples, len(columns)))
-    # Columns that never differ from one another (every item counts once) would be summed alike.
+    # Equal columns (such as those in which every item counts once) are summed only once.
     distinct, where = np.unique(columns, axis=0, return_inverse=True)
     for i in range(resamples):
         drawn = np.bincount(generator.integers(n, size=n), minlength=n)

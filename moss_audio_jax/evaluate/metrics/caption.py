@@ -1,4 +1,4 @@
-"""Captions without a judge: the fields of a speech caption, the sources that a caption names."""
+"""Scores captions without a judge: fields of a speech caption, sources that a caption names."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 
 from moss_audio_jax.evaluate import text_norm
 
-_TRIED = 50  # braces, each of which may be read to the end of the answer
+_TRIED = 50  # braces tried; each attempt may read to the end of the answer
 
 
 def read_fields(answer: str) -> dict[str, str] | None:
-    """The fields of a caption: a JSON object, words or a code fence around it or not.
+    """The fields of a caption: a JSON object, which may be surrounded by words or a code fence.
 
     Returns:
-      name in lower case -> text; values that are null are left out, lists and numbers become text.
-      None where there is no JSON object, or it begins behind too many other braces.
+      name in lower case -> text; null values are left out, lists and numbers become text. None if
+      there is no JSON object, or too many braces precede it.
     """
     decoder = json.JSONDecoder(strict=False)
     for match in itertools.islice(re.finditer(r"\{", answer), _TRIED):
@@ -36,9 +36,9 @@ def read_fields(answer: str) -> dict[str, str] | None:
 
 
 def field_score(reference: Any, said: str | None) -> float:
-    """F1 of the words (characters of Chinese) that a field's text shares with the reference's.
+    """F1 of the words (Chinese: characters) that a field's text shares with the reference's.
 
-    1 for the same words, 0 for none of them or a field that is not there.
+    1 for the same words; 0 if no word is shared or the field is missing.
     """
     true = collections.Counter(text_norm.plain_units(_as_text(reference)))
     found = collections.Counter(text_norm.plain_units(said or ""))
@@ -47,7 +47,7 @@ def field_score(reference: Any, said: str | None) -> float:
 
 
 def named(sources: Sequence[Sequence[str]], answer: str) -> int:
-    """How many sources an answer names; each may go by several names, as whole words."""
+    """The number of sources that an answer names, as whole words; a source has several names."""
     said = f" {' '.join(text_norm.plain_units(answer))} "
     return sum(
         any(f" {' '.join(text_norm.plain_units(name))} " in said for name in names)

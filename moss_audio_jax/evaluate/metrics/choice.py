@@ -1,8 +1,8 @@
-"""Multiple choice: the strict rule, and the official ones as their scripts have them.
+"""Multiple choice: the strict rule, and the official rules of the benchmarks' scripts.
 
-The strict rule reads which choice an answer names, by its letter, its text or both; what names none
-or more than one is unparsed, and so wrong. The official rules also credit and refuse otherwise:
-`words_match` (MMAU, MMAR) and `LastLetter` (MMSU) reproduce them, odd as they are.
+The strict rule finds the choice that an answer names, by its letter, its text or both. An answer
+that names none or several is unparsed, and so wrong. `words_match` (MMAU, MMAR) and `LastLetter`
+(MMSU) reproduce the official rules, with their oddities.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from collections.abc import Sequence
 _LETTER = r"[A-Za-z]"
 _NAMED = r"(?:option|choice|answer|选项|选择)"
 _BARE = re.compile(rf"(?:{_NAMED}\s*)?[\[(【]?\s*({_LETTER})\s*[\])】]?\s*[.:,、]?", re.IGNORECASE)
-# A letter that is set off from the text behind it: "B. text", "(B) text", "Option B: text".
+# A letter that is separated from the text after it: "B. text", "(B) text", "Option B: text".
 _LED = re.compile(
     rf"(?:{_NAMED}\s*)?(?:[\[(【]\s*({_LETTER})\s*[\])】]\s*[.:]?|({_LETTER})\s*[.):、]|({_LETTER})\s+-)"
     r"\s*(\S.*)",
     re.IGNORECASE | re.DOTALL,
 )
-_NEXT = re.compile(r"([A-Z])\s+(\S.*)", re.DOTALL)  # "B text": only with its own text
+# "B text": counts only with the choice's own text.
+_NEXT = re.compile(r"([A-Z])\s+(\S.*)", re.DOTALL)
 _BECAUSE = re.compile(r"([A-Z]),?\s+(?:because|since|as)\b", re.IGNORECASE)
 _SAYS = re.compile(
     r"(?:\b(?:final |correct |right |best |most suitable ){0,6}(?:answer|option|choice)"
@@ -41,21 +42,21 @@ _WRAPPED = re.compile(
 
 
 def read_choice(answer: str, choices: Sequence[str]) -> str | None:
-    """The choice that an answer names, or None where that is not clear.
+    """The choice that an answer names, or None if that is not clear.
 
-    Read are a letter ("B", "(b)", "B.", "Option B"), a choice's text, both ("B. text"), each also
-    behind "The answer is" and the like, on the first or last line of a longer answer, and in
-    quotes, bold or \\boxed{}. Readings that name different choices make it unclear: "A" where
-    another choice than the first reads "A", a letter with another choice's text, two answers.
+    An answer may name it by a letter ("B", "(b)", "B.", "Option B"), by its text, or by both
+    ("B. text"); after "The answer is" or similar words; on the first or last line of a longer
+    answer; and in quotes, bold or \\boxed{}. It is not clear if readings differ: a letter with
+    another choice's text, two answers, or "A" if "A" is also the text of another choice.
 
     Args:
       answer: without its thinking.
       choices: 2 to 26 texts; equal ones count as one.
 
     Returns:
-      The text as it stands in `choices`.
+      The text from `choices`.
     """
-    # Runs of white space as one: several patterns would try each way to divide a run in two.
+    # Joins white space, because several patterns would try each way to divide a run of it in two.
     lines = (" ".join(line.split()) for line in unicodedata.normalize("NFKC", answer).split("\n"))
     answer = "\n".join(filter(None, lines))
     if not any("**" in choice for choice in choices):
@@ -79,26 +80,26 @@ def read_choice(answer: str, choices: Sequence[str]) -> str | None:
 
 
 def choice_by_letter(answer: str, choices: Sequence[str]) -> str | None:
-    """The text of the choice that an answer names without saying it; None otherwise.
+    """The text of the choice that an answer names only by its letter; None otherwise.
 
-    That is what a rule that compares texts must be given instead of "B" or "The answer is (B)".
+    A rule that compares texts needs it instead of "B" or "The answer is (B)".
     """
     choice = read_choice(answer, choices)
     return None if choice is None or _words(choice) <= _words(answer) else choice
 
 
 def same_choice(parsed: str | None, answer: str) -> bool:
-    """Whether the choice that was read is the right one, or reads the same."""
+    """Whether the choice that was read is the right one, or has the same text."""
     return parsed is not None and _folded(parsed) == _folded(answer)
 
 
 class _Choices:
-    """Readings of a piece of text, each as the set of indices of the choices it may name."""
+    """Readings of a piece of text; each is the set of indices of choices that it may name."""
 
     def __init__(self, choices: Sequence[str]) -> None:
         self._texts = [_folded(choice) for choice in choices]
         self._loose: dict[str, set[int]] = collections.defaultdict(set)
-        # Some files have the letters in the choices themselves: "(A) dog".
+        # Some files have the letters in the choices: "(A) dog".
         labelled = [
             re.fullmatch(rf"\({letter}\)\s*(.+)|{letter}[.)]\s+(.+)", text)
             for letter, text in zip(string.ascii_lowercase, self._texts, strict=False)
@@ -111,7 +112,7 @@ class _Choices:
                 )
 
     def exactly(self, piece: str) -> set[int]:
-        """Of a piece that is nothing but a letter, a text, or a letter and its text."""
+        """Reads a piece that is only a letter, a choice's text, or a letter and its text."""
         forms = [piece.strip()]
         while len(forms) < 10 and (match := _WRAPPED.fullmatch(forms[-1])) is not None:
             forms.append(next(group for group in match.groups() if group).strip())
@@ -126,15 +127,15 @@ class _Choices:
                     if text and letter is not None:
                         found |= {letter} if letter in text else {-1}
                     elif text and pattern is _LED:
-                        found.add(-1)  # "E. text" of four choices
+                        found.add(-1)  # "E. text", but there are four choices
         if -1 in found and self._text(forms[0]):
             return self._text(
                 forms[0]
-            )  # the whole is a choice; its start merely looks like a letter
+            )  # the whole piece is a choice, which only seems to start with a letter
         return found
 
     def led(self, piece: str) -> set[int]:
-        """Of a letter with words of the model's own behind it, unless those name another choice."""
+        """Reads a letter with other words after it, unless those name another choice."""
         match = _LED.fullmatch(piece)
         if not match:
             return set()
@@ -145,7 +146,7 @@ class _Choices:
         return {letter}
 
     def stated(self, piece: str) -> set[int]:
-        """Of what follows "the answer is": the line, or its first sentence, or a letter and why."""
+        """Reads what follows "the answer is": a line, its first sentence, or a letter and why."""
         piece = piece.strip()
         sentence = re.split(r"(?<=[^\s.])[.。;](?=\s|$)", piece)[0]
         found = self.exactly(piece) | self.exactly(sentence)
@@ -165,16 +166,16 @@ class _Choices:
         folded = _folded(piece)
         if folded in self._texts:
             return {self._texts.index(folded)}
-        # Choices that differ by punctuation alone are told apart by it, or not at all.
+        # Choices that differ only in punctuation need an exact match.
         trimmed = _trimmed(folded)
         return self._loose.get(trimmed, set()) if trimmed else set()
 
     def _first(self, index: int) -> int:
-        """The first of equal choices stands for all."""
+        """The index of the first of equal choices."""
         return self._texts.index(self._texts[index])
 
     def _others(self, rest: str, own: int) -> bool:
-        """Whether words name a choice other than `own`, by text or by a capital on its own."""
+        """Whether words name a choice other than `own`, by its text or by a single capital."""
         folded = _folded(rest)
         for index, text in enumerate(self._texts):
             if self._first(index) == own or text in self._texts[own]:
@@ -197,10 +198,11 @@ def _trimmed(folded: str) -> str:
 
 
 def words_match(answer: str, prediction: str, choices: Sequence[str]) -> bool:
-    """MMAU's and MMAR's rule: every word of the answer is there, none of a wrong choice's own.
+    """MMAU's and MMAR's rule: the prediction has every word of the right answer, and no word that
+    only wrong choices have.
 
-    So a letter alone is wrong, order and repetition do not count, and a prediction may say
-    anything else besides.
+    A letter alone is therefore wrong, order and repetition do not count, and other words are
+    allowed.
     """
     true, said = _words(answer), _words(prediction)
     wrong: set[str] = set()
@@ -214,18 +216,18 @@ def _words(text: str) -> set[str]:
 
 
 class LastLetter:
-    """MMSU's rule, which goes through the rows in order and remembers.
+    """MMSU's rule, which depends on the order of rows.
 
-    The first character is the letter where it is one of A to D, else the last but one is ("The
-    answer is A."). An answer without either leaves the denominator; an empty one, or "None", gets
-    the letter of the row before it.
+    The letter is the first character if it is one of A to D, else the last but one ("The answer is
+    A."). An answer with neither is not counted at all; an empty one, or "None", gets the letter of
+    the row before it.
     """
 
     def __init__(self) -> None:
         self._last: str | None = None
 
     def read(self, response: str | None) -> str | None:
-        """The letter of the next row; None where the script skips it (or, at first, fails)."""
+        """The letter of the next row; None if the script skips it (or fails, on the first row)."""
         if response is None:
             return None
         response = response.strip().replace("\n", "")
@@ -238,6 +240,6 @@ class LastLetter:
 
 
 def letter_is_right(letter: str, answer: str, choices: Sequence[str]) -> bool:
-    """Whether MMSU's letter stands before a choice that reads as the answer does."""
+    """Whether MMSU's letter is that of a choice with the answer's text."""
     index = "ABCD".index(letter)
     return index < len(choices) and choices[index] == answer

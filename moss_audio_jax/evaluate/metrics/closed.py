@@ -1,4 +1,4 @@
-"""Short answers with one right value: times, numbers, words. The world's questions have these."""
+"""Short answers with one right value (times, numbers, words), as in the benchmark world."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from moss_audio_jax.evaluate import text_norm
 Form = Literal["time", "tempo", "text"]
 
 TIME_TOLERANCE = 0.2  # seconds
-TEMPO_TOLERANCE = 0.05  # of the tempo
+TEMPO_TOLERANCE = 0.05  # share of the tempo
 
 _NUMBER = r"\d+(?:\.\d+)?"
 _UNIT = r"(?:\s*(?:seconds?|secs?|s|bpm|beats per minute)\b)?"
@@ -20,7 +20,7 @@ _BETWEEN = re.compile(r"\s*(?:,|;|\band\b|\n)\s*")
 
 
 def form(reference: str, task: str | None = None) -> Form:
-    """How a reference is compared: spans and decimals are seconds, a tempo is one by its task."""
+    """How a reference is compared: spans and decimals are times; the task tells a tempo."""
     if task == "tempo":
         return "tempo"
     spans = _spans(reference)
@@ -30,7 +30,7 @@ def form(reference: str, task: str | None = None) -> Form:
 def is_right(reference: str, answer: str, task: str | None = None) -> bool:
     """Whether an answer has the reference's value.
 
-    Times may be 0.2 s off, each of them; a tempo 5%; anything else must be the same text but for
+    Each time may be wrong by 0.2 s, a tempo by 5%. Anything else must be the same text, except for
     case, spacing and surrounding punctuation.
     """
     compared = form(reference, task)
@@ -46,7 +46,7 @@ def is_right(reference: str, answer: str, task: str | None = None) -> bool:
 
 
 def _spans(text: str) -> list[tuple[float, ...]]:
-    """[(start, end), ...] or [(value,)] of a text that is nothing else; [] otherwise."""
+    """[(start, end), ...] or [(value,)] if the text has nothing else; [] otherwise."""
     found: list[tuple[float, ...]] = []
     lines = (" ".join(line.split()) for line in text.strip().lower().rstrip(".").split("\n"))
     text = re.sub(r", ?and\b", ",", "\n".join(lines))

@@ -11,7 +11,7 @@ from moss_audio_jax.evaluate import text_norm
 
 
 class Errors(NamedTuple):
-    """Edits that make a hypothesis of a reference of `reference` units."""
+    """The edits from a reference, which has `reference` units, to a hypothesis."""
 
     substitutions: int
     deletions: int
@@ -24,7 +24,7 @@ class Errors(NamedTuple):
 
 
 def errors(reference: Sequence[str], hypothesis: Sequence[str]) -> Errors:
-    """The least edits between two sequences of units; strings are sequences of characters."""
+    """The fewest edits between two sequences of units; a string is a sequence of characters."""
     kinds = [operation.tag for operation in Levenshtein.editops(reference, hypothesis)]
     return Errors(
         kinds.count("replace"), kinds.count("delete"), kinds.count("insert"), len(reference)
@@ -36,8 +36,8 @@ def transcript_errors(
 ) -> tuple[Errors, Errors]:
     """(word errors, character errors) of a transcript, both texts normalised.
 
-    Words are those of `text_norm.units`: characters where the script has no spaces. Characters are
-    the code points of the normalised text; a space between words is one.
+    Words are those of `text_norm.units`; in scripts without spaces they are characters. Characters
+    are the code points of the normalised text, including one space between words.
     """
     rules = text_norm.rules_for(reference, language)
     true = text_norm.normalise(reference, rules)

@@ -1,8 +1,8 @@
 """Event timelines: event-based F1 as sed_eval computes it, temporal IoU and recall.
 
-An estimated event is right when its label is the reference's, its onset within 0.2 s and its offset
-within 0.2 s or half of the reference's length, whichever is more; each event is used once, so that
-as many as possible are right.
+An estimated event is right if it has the label of a reference event, its onset is within 0.2 s, and
+its offset is within 0.2 s or half of the reference's length, whichever is more. This tolerance is
+called the collar. Each event is matched at most once, so that as many as possible are right.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OFFSET_SHARE = 0.5
 
 
 class Event(NamedTuple):
-    """Seconds, and what is heard."""
+    """A sound: start and end in seconds, and its label."""
 
     start: float
     end: float
@@ -28,7 +28,7 @@ class Event(NamedTuple):
 
 
 def event(start: float, end: float, text: str) -> Event:
-    """An event whose class is its description; case, spacing and a final stop do not count."""
+    """An event labelled by its description; case, spacing and a final stop do not count."""
     return Event(start, end, text_norm.key(text))
 
 
@@ -37,8 +37,8 @@ def count(
 ) -> dict[str, tuple[int, int, int]]:
     """label -> (right, reference, estimated) of one file.
 
-    Their sums over labels and files are what sed_eval's EventBasedMetrics counts overall, with its
-    default settings: F1 is 2 right / (reference + estimated).
+    Summed over labels and files, they equal the overall counts of sed_eval's EventBasedMetrics with
+    its default settings. F1 is 2 right / (reference + estimated).
     """
     found = {}
     for label in {e.label for e in [*reference, *estimated]}:
@@ -52,7 +52,7 @@ def count(
 def label_average(
     scenes: Iterable[Mapping[str, tuple[int, int, int]]], skip_unfound: bool
 ) -> float | None:
-    """Mean F1 of the labels that the reference has, from `count` of every file.
+    """Mean F1 of the labels in the reference, from the `count` of every file.
 
     Args:
       skip_unfound: leaves out labels that were never estimated, as sed_eval does by default;
@@ -73,7 +73,7 @@ def label_average(
 def ious(reference: Sequence[Event], estimated: Sequence[Event]) -> list[float]:
     """Temporal IoU of each reference event with the event matched to it; 0 without one.
 
-    Events of one label are matched one to one so that their IoUs sum to the most.
+    Events of one label are matched one to one so that the sum of their IoUs is largest.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -105,7 +105,7 @@ def _iou(a: Event, b: Event) -> float:
 
 
 def _matched(near: np.ndarray) -> int:
-    """How many events pair off at most, each used once: near is [reference, estimated] bool."""
+    """The most pairs of events, each used once; near is bool [reference, estimated]."""
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import maximum_bipartite_matching
 

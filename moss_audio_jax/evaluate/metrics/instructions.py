@@ -1,4 +1,4 @@
-"""MMAU-Pro's instruction following: whether an answer keeps the form that was asked for."""
+"""MMAU-Pro's instruction following: whether an answer has the requested form."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Arguments = Mapping[str, Any]
-# What the rules below look at, and what it has to be.
+# The arguments that the rules below read, and their types.
 ARGUMENTS = {
     **dict.fromkeys(("N", "N1", "N2"), int | float),
     **dict.fromkeys(
@@ -28,15 +28,16 @@ ARGUMENTS = {
 
 
 def follows(task: str, arguments: Arguments | str | None, response: str, question: str) -> bool:
-    """The official rule of one row; False for a task that it does not know.
+    """The official rule for one row; False for an unknown task.
 
-    Sentences are counted by a rule of our own (the official one needs NLTK's model): a sentence
-    ends with . ! or ? before a space and a capital, a digit or a quotation mark, or at the end.
+    Only sentences are counted by our own rule, because the official one needs NLTK's model: a
+    sentence ends with . ! or ? before a space and a capital, a digit or a quotation mark, or at the
+    end.
 
     Args:
       task: `task_identifier`.
       arguments: `kwargs`, as a mapping or as its JSON.
-      question: the row's, which "Repeat Prompt" asks for.
+      question: the row's question, which "Repeat Prompt" asks for.
     """
     if isinstance(arguments, str):
         arguments = json.loads(arguments) if arguments.strip() else {}
@@ -81,13 +82,13 @@ def _counted(name: str, count: Callable[[str], int]) -> dict[str, Callable[[str,
 
 
 def _placeholders(text: str) -> int:
-    """[what is in brackets]: as many as the official pattern \\[[^\\]]+\\] finds."""
-    # Behind the last bracket that closes it would look for another from each one that opens.
+    """The number of [texts in brackets] that the official pattern \\[[^\\]]+\\] finds."""
+    # Behind the last "]" the pattern would search to the end from each "[".
     return len(re.findall(r"\[[^\]]+\]", text[: text.rfind("]") + 1]))
 
 
 def _has_title(text: str) -> bool:
-    """Whether the official pattern <<[^>]+>> is anywhere in it."""
+    """Whether the official pattern <<[^>]+>> matches anywhere."""
     pieces = text.split(">")
     return any(
         0 <= piece.find("<<") < len(piece) - 2 and following == ""
@@ -99,7 +100,7 @@ _RUN = re.compile(r"\s{2,}")
 
 
 def _shortest(run: re.Match[str]) -> str:
-    """White space as one character: a line break where there is one."""
+    """White space as one character: a line break if it contains one."""
     return "\n" if "\n" in run[0] else " "
 
 

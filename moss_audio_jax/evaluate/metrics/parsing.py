@@ -1,4 +1,4 @@
-"""What the strict rule reads in a model's output, by the kind of item."""
+"""Parses a model's output by the strict rule, depending on the kind of item."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from moss_audio_jax.evaluate.metrics.choice import read_choice
 from moss_audio_jax.text.prompt import THINK, split_thinking
 from moss_audio_jax.text.timestamps import parse_timestamps
 
-# "error" is given where there is no output at all.
+# "error" means that there is no output at all.
 STATUSES = ("ok", "unparsed", "empty", "truncated_thinking", "error")
 
 
 def parse(kind: str, reference: Mapping[str, Any], raw: str) -> tuple[Any, str]:
-    """(parsed, status) of an output, its thinking block included.
+    """(parsed, status) of an output, which includes its thinking block.
 
     Args:
       kind: of the `Item`.
-      reference: of the `Item`; only the choices of a multiple choice are looked at, and which form
-        a caption has.
+      reference: of the `Item`; used only for the choices of a multiple choice and for the form of a
+        caption.
 
     Returns:
       parsed: choice: the choice's text; timestamps and events: a list of {"start", "end", "text"};
-        caption: {field: text}; asr, open and captions in free words: the text. None where status
-        is not "ok".
+        caption: {field: text}; asr, open and free captions: the text. None if the status is not
+        "ok".
       status: one of STATUSES.
     """
     thinking, answer = split_thinking(raw)

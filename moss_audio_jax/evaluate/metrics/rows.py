@@ -1,4 +1,4 @@
-"""One prediction against its item: what it adds to the sums that a benchmark's metrics are of."""
+"""Scores one prediction: what it adds to the sums from which a benchmark's metrics are made."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from moss_audio_jax.text.timestamps import Segment
 
 Sums = dict[str, float]
 _CHUNK = 2000  # rows that a process takes at a time
-JUDGE_HIGHEST = 5  # of MMAU-Pro's open answers, whose official score is the judge's over this
+JUDGE_HIGHEST = 5  # MMAU-Pro's official score of an open answer is the judge's, divided by this
 
 
 @dataclasses.dataclass
@@ -31,11 +31,11 @@ class Scored:
 
     Attributes:
       status: of `parse`; "missing" without a prediction, "error" without an output.
-      thinking: what the model wrote before its answer; None where it wrote no such block.
-      sums: what the row adds to each column; a column that it has no part in is not there.
-      labels: `events.count` of the row, where it has events.
-      without_reference: the right answer is not published, so nothing is said of this row.
-      unjudged: only a judge can tell, and none has.
+      thinking: the thinking block before the answer; None without one.
+      sums: what the row adds to each column; columns to which it adds nothing are missing.
+      labels: `events.count` of the row, if it has events.
+      without_reference: the right answer is not published, so the row is not scored.
+      unjudged: the row needs a judgement, and there is none.
     """
 
     id: str
@@ -50,7 +50,7 @@ class Scored:
     unjudged: bool = False
 
     def verdict(self, item: Item) -> dict[str, Any]:
-        """For whoever looks into the errors: what was asked, said, read and added."""
+        """The row of the score file: question, output, parsed answer and sums."""
         row = {
             "id": self.id,
             "kind": item.kind,
@@ -72,7 +72,7 @@ class Scored:
 
 
 class Scorer:
-    """Scores the items of one benchmark in order; MMSU's official rule remembers rows."""
+    """Scores the items of one benchmark in order, because MMSU's official rule depends on it."""
 
     def __init__(
         self, benchmark: str, judgements: Mapping[str, Mapping[str, float]] | None = None
@@ -82,7 +82,7 @@ class Scorer:
     def score(
         self, items: Sequence[Item], predictions: Mapping[str, Prediction], processes: int = 1
     ) -> list[Scored]:
-        """A verdict on each item, in order; large sets are shared out among processes."""
+        """A verdict on each item, in order; processes share large sets."""
         letters = self._letters(items, predictions) if self._benchmark == "mmsu" else {}
         rows = [(item, predictions.get(item.id), letters.get(item.id)) for item in items]
         if processes == 1 or len(rows) < 2 * _CHUNK:
@@ -100,9 +100,9 @@ class Scorer:
     def _letters(
         self, items: Sequence[Item], predictions: Mapping[str, Prediction]
     ) -> dict[str, str | None]:
-        """MMSU's letters in the order in which its script meets the rows.
+        """The letters that MMSU's script reads, in the order of rows in its file.
 
-        That is the order of its own file; ours becomes such a file in the order of the data.
+        Our own predictions are taken in the order of the data, as `evaluate export` writes them.
         """
         known = {item.id: item for item in items}
         theirs = any("official_key" in row for row in predictions.values())
@@ -115,7 +115,7 @@ class Scorer:
         }
 
     def _one(self, item: Item, prediction: Prediction | None, letter: str | None) -> Scored:
-        """`letter`: what MMSU's rule reads in it."""
+        """`letter` is what MMSU's rule reads in the output."""
         raw = None if prediction is None else prediction.get("raw_output")
         if raw is None:
             parsed, status = None, "missing" if prediction is None else "error"
@@ -123,7 +123,8 @@ class Scorer:
         else:
             parsed, status = parse(item.kind, item.reference, raw)
             thinking, answer = split_thinking(raw)
-            thinking = thinking or prediction.get("thinking")  # an official file has it apart
+            # Official files have the thinking under a separate key.
+            thinking = thinking or prediction.get("thinking")
         row = Scored(item.id, status, parsed, answer.strip(), thinking)
         if prediction is not None and raw is None:
             row.error = str(prediction.get("error") or "no output")
@@ -150,7 +151,7 @@ class Scorer:
             return
         row.sums |= {"strict_right": choice.same_choice(row.parsed, answer), "strict_rows": 1}
         if prediction is None:
-            return  # the official scripts pass over rows without one
+            return  # the official scripts skip rows without one
         if self._benchmark == "mmsu":
             if letter is not None:
                 right = choice.letter_is_right(letter, answer, choices)
@@ -158,8 +159,8 @@ class Scorer:
             return
         said = official_text(self._benchmark, item, prediction) or ""
         if self._benchmark == "mmau-pro":
-            # The script takes the choice whose embedding is nearest. Of a choice's own text that
-            # is the choice; of anything else only its embedding model can tell.
+            # The script takes the choice whose embedding is nearest. For a choice's exact text
+            # that is the choice; other texts would need its embedding model.
             row.sums |= {"official_right": said == answer, "official_rows": 1}
             row.sums["undecided"] = said not in choices
             return

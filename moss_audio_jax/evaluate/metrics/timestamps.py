@@ -1,9 +1,9 @@
-"""How far timestamps are off: accumulated average shift (AAS), coverage, bias, order.
+"""Errors of timestamps: accumulated average shift (AAS), coverage, bias, order.
 
-Reference and answer are aligned by edit distance over their words (characters of Chinese). A start
-of the reference is matched where its first word is aligned with an equal word that begins a segment
-of the answer; an end likewise. Words in one segment each, as word timestamps are, make this the
-usual matching of equal tokens.
+Reference and answer are aligned by edit distance over their words (Chinese: characters). A start in
+the reference is matched if its first word is aligned with an equal word that begins a segment of
+the answer; ends are matched in the same way. For word timestamps, with one word per segment, this
+is the usual matching of equal tokens. AAS is the mean of |answer - reference| over matched times.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ Slot = Mapping[str, Any]
 
 
 class Shifts(NamedTuple):
-    """Of one answer. A slot is one timestamp: a start or an end. Seconds.
+    """The errors of one answer, in seconds. A slot is one timestamp: a start or an end.
 
     AAS per slot is slot_shift / slots; AAS per token is token_shift / tokens, about twice as much.
     Coverage is slots / reference_slots.
     """
 
     slot_shift: float  # sum of |answer - reference| over matched slots
-    bias: float  # ... and with its sign
+    bias: float  # sum of answer - reference over matched slots
     slots: int
     reference_slots: int
-    token_shift: float  # sum of both shifts of the segments whose start and end are matched
+    token_shift: float  # sum of both shifts over segments whose start and end are matched
     tokens: int
 
 
 class _Unit(NamedTuple):
     text: str
-    start: float | None  # of the segment, where this is its first unit
+    start: float | None  # the segment's start, if this is its first unit
     end: float | None
     segment: int
 
@@ -52,10 +52,10 @@ def shifts(
 
     Args:
       reference: {"text", "start", "end"} of each word or sentence, seconds, in order.
-      answer: in the order in which the model gave them.
-      level: "word" compares words without case and punctuation; "sentence" normalises as error
-        rates do.
-      language: of the reference; decides the normalisation of sentences.
+      answer: segments in the order in which the model gave them.
+      level: "word" compares words without case and punctuation; "sentence" normalises as for error
+        rates.
+      language: of the reference; determines the normalisation of sentences.
     """
     rules = None
     if level == "sentence":
@@ -83,10 +83,10 @@ def shifts(
 
 
 def order_violations(answer: str, segments: Sequence[Segment]) -> int:
-    """Segments that start before the one in front of them or end before they start.
+    """The number of segments that start before the previous one or end before they start.
 
     Args:
-      segments: what the answer parses to; there an end before its start is at its start.
+      segments: of the parsed answer; the parser moves an end before its start to the start.
     """
     back = sum(b.start < a.start for a, b in itertools.pairwise(segments))
     if all(s.start < s.end for s in segments):
@@ -96,9 +96,9 @@ def order_violations(answer: str, segments: Sequence[Segment]) -> int:
 
 
 def _ends_early(piece: str, parsed: Parsed) -> bool:
-    """Whether the parser lists a piece because it had to move its end; see `parse`."""
+    """Whether the parser reports a piece because it moved its end; see `parse`."""
     if parsed.format == "stamps" and piece[-1:] not in ("]", "］", "】"):
-        return False  # its closing stamp is missing
+        return False  # the end's timestamp is missing
     alone = parse(piece).segments
     return len(alone) == 1 and alone[0].start == alone[0].end
 
@@ -119,7 +119,7 @@ def _units(slots: Sequence[tuple[str, float, float]], rules: text_norm.Rules | N
 
 
 def _equal_pairs(reference: Sequence[str], answer: Sequence[str]) -> list[tuple[int, int]]:
-    """Index pairs of the tokens that an alignment of least edit distance keeps."""
+    """Index pairs of equal tokens in an alignment of least edit distance."""
     pairs, i, j = [], 0, 0
     for operation in Levenshtein.editops(reference, answer):
         kept = operation.src_pos - i

@@ -1,4 +1,4 @@
-"""One row's sums in a word: right, partly right or wrong. The report and the demo show it."""
+"""Summarises a row's sums as right, partly right or wrong, for the report and the demo."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 from moss_audio_jax.evaluate import text_norm
 from moss_audio_jax.evaluate.metrics.events import COLLAR
 
-TIMED = {"timestamps": "slots", "events": "events"}  # kind -> where its reference has times
+TIMED = {"timestamps": "slots", "events": "events"}  # kind -> the reference's key with times
 
 
 class Verdict(NamedTuple):
-    """By the strict rule.
+    """The verdict by the strict rule.
 
     Attributes:
       word: right, partly, wrong or not scored.
       credit: from 0 to 1; None if the row is not scored.
-      detail: the figures behind it.
+      detail: the figures that led to it.
     """
 
     word: str
@@ -61,7 +61,7 @@ def _credit(sums: Mapping[str, float]) -> tuple[float | None, str]:
         credit = share("event_twice_right", "event_all")
         extra = sums["event_estimated"] - sums["event_right"]
         found = f"{sums['event_right']:.0f} of {sums['event_reference']:.0f}"
-        return credit, f"F1 {credit:.2f}, {found}, {extra:.0f} not there"
+        return credit, f"F1 {credit:.2f}, {found}, {extra:.0f} extra"
     if "sources" in sums:
         found = f"{sums['sources_named']:.0f} of {sums['sources']:.0f} sources"
         return share("sources_named", "sources"), found
@@ -72,7 +72,9 @@ def _credit(sums: Mapping[str, float]) -> tuple[float | None, str]:
 
 
 def off(said: Sequence[Mapping[str, Any]], true: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Indices of the segments said that the reference does not have there, within the collar.
+    """Indices of answered segments that the reference does not have at that time.
+
+    Times may differ by the collar, the tolerance of `events`.
 
     Args:
       said, true: {"text", "start", "end"} of each segment, seconds.
