@@ -2,7 +2,7 @@
 
 A kernel [..., in, out] has lora_a [..., in, r] and lora_b [..., r, out] beside it, stacked like it.
 While `attached` is active, a Linear that finds them adds x @ lora_a @ lora_b * alpha / r; `merge`
-folds them into the kernels instead.
+merges them into the kernels instead.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def attached(alpha: float) -> Iterator[None]:
 
 
 def merge(params: Flat, adapters: Flat, alpha: float) -> Flat:
-    """The base parameters with every adapter folded into its kernel, in the kernels' dtypes."""
+    """The base parameters with every adapter merged into its kernel, in the kernels' dtypes."""
     merged = {path: leaf for path, leaf in params.items() if not is_adapter(path)}
     for path, a in adapters.items():
         module, _, leaf = path.rpartition("/")
@@ -84,8 +84,8 @@ def merge(params: Flat, adapters: Flat, alpha: float) -> Flat:
         delta = jnp.einsum(
             "...ir,...ro->...io", a, b, precision="highest", preferred_element_type=jnp.float32
         )
-        folded = kernel.astype(jnp.float32) + delta * (alpha / a.shape[-1])
-        merged[f"{module}/kernel"] = folded.astype(kernel.dtype)
+        merged = kernel.astype(jnp.float32) + delta * (alpha / a.shape[-1])
+        merged[f"{module}/kernel"] = merged.astype(kernel.dtype)
     return merged
 
 

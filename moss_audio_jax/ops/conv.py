@@ -26,8 +26,8 @@ def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     )
 
 
-# Of XLA's convolutions on a CPU only the forward one is fast. The backward ones take twice the time
-# of the products below, and inside a loop sixty times (docs/findings/2026-11-29-training-on-cpus.md).
+# On a CPU only XLA's forward convolution is fast. The backward ones take twice the time of the
+# products below, and inside a loop 30 times (docs/findings/2026-11-29-training-on-cpus.md).
 @jax.custom_vjp
 def _on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _convolve(x, kernel)
