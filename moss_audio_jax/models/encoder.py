@@ -209,8 +209,7 @@ def _convolve(
 def _attend(
     params: Any, config: EncoderConfig, compute: Compute, x: jax.Array, frames: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Tokens [N, S, D], frames [N, S] -> features [N, S, output_dim] and taps [K, N, S, output_dim].
-    """
+    """Tokens [N, S, D], frames [N, S] -> features [N, S, O] and taps [K, N, S, O], O output_dim."""
     strips, length, _ = x.shape
     together = _together(config, strips, length)
     # Pieces are numbered by the empty tokens before them, those of the next strip further on.

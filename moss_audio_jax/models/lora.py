@@ -84,8 +84,8 @@ def merge(params: Flat, adapters: Flat, alpha: float) -> Flat:
         delta = jnp.einsum(
             "...ir,...ro->...io", a, b, precision="highest", preferred_element_type=jnp.float32
         )
-        merged = kernel.astype(jnp.float32) + delta * (alpha / a.shape[-1])
-        merged[f"{module}/kernel"] = merged.astype(kernel.dtype)
+        both = kernel.astype(jnp.float32) + delta * (alpha / a.shape[-1])
+        merged[f"{module}/kernel"] = both.astype(kernel.dtype)
     return merged
 
 
