@@ -163,6 +163,7 @@ class Compute:
     encoder_chunks: int = 32  # chunks the encoder takes at a time: bounds its memory
     quantize: Quantize = "none"  # of generation: int8 decoder weights, and keys and values
     loss_chunk: int = 1024  # labelled positions that meet the output head at a time, a device
+    most_segments: int = 0  # in a packed row, padding included; 0: not known. See ops.attention
 
 
 RELEASED = {

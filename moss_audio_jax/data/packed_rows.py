@@ -165,7 +165,7 @@ class PackedRowsIterator(grain.DatasetIterator[list[TrainExample]]):
             return [[example] for example in examples], []
         room = Size(self._config.length, self._config.chunks)
         sizes = [Size(len(e.ids), chunk_count(e, self._encoder)) for e in examples]
-        rows = pack(sizes, room, carried)
+        rows = pack(sizes, room, carried, self._config.row_examples)
         if len(rows) < 2:
             return [], examples
         left = rows.pop(emptiest(rows, sizes, room))

@@ -13,13 +13,14 @@ class Size(NamedTuple):
     chunks: int
 
 
-def pack(sizes: Sequence[Size], room: Size, together: int = 0) -> list[list[int]]:
+def pack(sizes: Sequence[Size], room: Size, together: int = 0, most: int = 0) -> list[list[int]]:
     """Best-fit decreasing over two resources.
 
     Args:
       sizes: of each example; none may exceed `room`.
       room: what one row holds.
       together: so many examples at the start go into the first row, whatever else (they must fit).
+      most: examples that a row may hold; 0: any number.
 
     Returns:
       For each row the examples in it, rising. The largest examples are placed first, each into the
@@ -46,14 +47,16 @@ def pack(sizes: Sequence[Size], room: Size, together: int = 0) -> list[list[int]
         fitting = [
             row
             for row, free in enumerate(left)
-            if free.tokens >= size.tokens and free.chunks >= size.chunks
+            if free.tokens >= size.tokens
+            and free.chunks >= size.chunks
+            and (not most or len(rows[row]) < most)
         ]
         if not fitting:
             rows.append([])
             left.append(room)
             fitting = [len(rows) - 1]
         put(min(fitting, key=lambda row: left[row].tokens), example)
-    if any(free.tokens < 0 or free.chunks < 0 for free in left):
+    if any(free.tokens < 0 or free.chunks < 0 for free in left) or 0 < most < together:
         raise ValueError("pack: an example, or those that must stand together, exceed a row")
     return [sorted(row) for row in rows]
 

@@ -165,6 +165,7 @@ def test_packing_loses_nothing_and_overfills_nothing(pairs, together):
     ]
     assert all(u.tokens <= 100 and u.chunks <= 10 for u in used)
     assert not together or rows[0][:together] == list(range(together))
+    assert all(len(row) <= 3 for row in pack(sizes, room, 0, 3))
     if len(rows) > 1:
         fullness = [max(u.tokens / 100, u.chunks / 10) for u in used]
         assert fullness[emptiest(rows, sizes, room)] == min(fullness[1:])
