@@ -79,8 +79,8 @@ def _option(name: str, setting: str, flag: str, why: str) -> Part:
 
 PLAN = (
     Part("parity", "golden", 60),
-    Part("decode", "none:1", 75),
-    Part("decode", "weights:1", 75),
+    Part("decode", "none:1", 90),
+    Part("decode", "weights:1", 90),
     Part("attention", "", 75),
     Part("train", "audio:packed", 90),
     Part("train", "audio:mask", 90),
