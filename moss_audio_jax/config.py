@@ -166,6 +166,7 @@ class Compute:
     encoder_chunks: int = 32  # chunks that the encoder processes together; limits its memory
     quantize: Quantize = "none"  # in generation: int8 decoder weights, or also keys and values
     loss_chunk: int = 1024  # labelled positions per device whose logits exist at a time
+    most_segments: int = 0  # in a packed row, padding included; 0: not known. See ops.attention
 
 
 RELEASED = {

@@ -36,6 +36,7 @@ class LoaderConfig:
       frames: mel frames of a strip, F; None: the encoder's chunk_frames. Give it for full and
         sliding attention, a multiple of 8: longer clips are dropped as over-long.
       packing: several examples in a row; else one.
+      row_examples: that a packed row holds at most; 0: any number.
       seed: of the order and of the augmentation.
       streams: S; None: the largest divisor of `batch` up to 8. It must divide the batch and be a
         multiple of the number of processes, and must not change when a run is continued.
@@ -62,6 +63,7 @@ class LoaderConfig:
     chunks: int
     frames: int | None = None
     packing: bool = True
+    row_examples: int = 0
     seed: int = 0
     streams: int | None = None
     window: int = 64
@@ -86,7 +88,7 @@ class LoaderConfig:
     def validate(self, encoder: EncoderConfig, process_count: int = 1) -> None:
         """Raises UsageError naming the first key with an impossible value."""
         least = {"batch": 1, "length": 1, "chunks": 0, "window": 1, "workers": 0, "ahead": 1}
-        least |= {"min_seen": 1, "seed": 0, "branches": 0, "words": 0}
+        least |= {"min_seen": 1, "seed": 0, "branches": 0, "words": 0, "row_examples": 0}
         if self.streams is not None:
             least["streams"] = 1
         for key, low in least.items():
@@ -119,7 +121,8 @@ class LoaderConfig:
 
     def room(self, encoder: EncoderConfig) -> Room:
         """What a row holds. Helper targets of words need a strip for each piece of sound."""
-        return self.shape(encoder).room(share=not self.words)
+        room = self.shape(encoder).room(share=not self.words)
+        return dataclasses.replace(room, examples=self.row_examples)
 
     def shape(self, encoder: EncoderConfig, process_count: int = 1) -> Shape:
         """The static shape of one process's part of a batch."""

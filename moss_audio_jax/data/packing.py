@@ -31,16 +31,20 @@ class Room:
     """What one row holds: `tokens`, and `strips` of `length` audio tokens each.
 
     With `share`, several pieces may lie in one strip. Otherwise each has a strip of its own.
+    `examples` limits how many share a row; 0: any number.
     """
 
     tokens: int
     strips: int
     length: int
     share: bool = True
+    examples: int = 0
 
     def holds(self, sizes: Sequence[Size]) -> bool:
         """Whether examples of these sizes fit into one row."""
         if sum(size.tokens for size in sizes) > self.tokens:
+            return False
+        if self.examples and len(sizes) > self.examples:
             return False
         return strips_of([n for size in sizes for n in size.pieces], self) <= self.strips
 

@@ -352,7 +352,7 @@ def _fingerprint(
     mixture: Mixture, tokenizer: Tokenizer, encoder: EncoderConfig, config: LoaderConfig
 ) -> dict[str, Any]:
     """Everything that decides which row stands where: a state means nothing without it."""
-    keys = ("length", "chunks", "packing", "seed", "window")
+    keys = ("length", "chunks", "packing", "row_examples", "seed", "window")
     return {
         **{key: getattr(config, key) for key in keys},
         "streams": config.stream_count(),

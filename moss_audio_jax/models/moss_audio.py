@@ -96,6 +96,7 @@ def hidden_states(
             causal=True,
             segment_ids=(segments, segments),
             branch_ids=batch.get("branch_ids"),
+            most_segments=compute.most_segments,
             implementation=compute.attention,
         )
         return out, None

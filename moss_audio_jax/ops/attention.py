@@ -51,6 +51,7 @@ def attention(
     segment_ids: tuple[jax.Array, jax.Array] | None = None,
     branch_ids: jax.Array | None = None,
     query_positions: jax.Array | None = None,
+    most_segments: int = 0,
     implementation: str = "auto",
 ) -> jax.Array:
     """Scaled dot-product attention with grouped key/value heads; softmax in float32.
@@ -65,6 +66,10 @@ def attention(
       segment_ids: int (queries' [B, T], keys' [B, S]), or None for one segment.
       branch_ids: int [B, T] of queries and keys alike, or None for no branches.
       query_positions: int [B, T], or None for 0..T-1.
+      most_segments: above 0, the caller promises that queries and keys have the same segments, that
+        a row has at most so many of them, and that their ids never fall along it, but for 0 at its
+        end. The cudnn kernel, if causal and without window and branches, then computes nothing
+        between segments. Rows that break the promise become NaN.
       implementation: "xla" (plain); "splash" (TPU); "cudnn" (NVIDIA GPU); "blockwise" (CPU); or
         "auto": that of the platform if it supports the arguments and rows are long enough to gain,
         else plain.
@@ -98,6 +103,10 @@ def attention(
         return splash.splash_attention(
             query, key, value, causal=causal, window=window, segment_ids=segment_ids
         )
+    if implementation == "cudnn":
+        alone = causal and window is None and branch_ids is None and query_segments is not None
+        if alone and most_segments and cudnn.packs(query):
+            return cudnn.packed_attention(query, key, value, query_segments, most_segments)
     if implementation in ("cudnn", "blockwise"):
         positions = jnp.arange(length)
         mask = visible(

@@ -43,6 +43,9 @@ def get_config(size: str = "4b") -> ConfigDict:
     data.frames = 0  # mel frames in a chunk, for full and sliding attention; 0 = the encoder's
     data.batch = 256  # rows of a step, over all devices
     data.packing = True  # several examples share a row
+    # Examples that share a row at most; 0 = any number. A limit lets cuDNN skip what lies between
+    # them (docs/scaling.md); its memory grows with the limit.
+    data.row_examples = 0
     data.streams = 0  # independent orders; 0 = chosen; divides the batch
     data.window = 64  # examples that are packed with one another
     data.workers = 0  # decoding processes; 0 = in this one

@@ -130,12 +130,19 @@ def adapters_of(config: Any, base: dict) -> Flat:
 
 def recipe_of(config: Any, start: Start) -> Recipe:
     """The step's static part, as a config has it."""
-    t = config.train
+    t, most = config.train, config.data.row_examples
     weights = tuple((name, config.helpers[name]) for name in LOSSES)
     helpers = Helpers(weights, tuple(config.helpers.names), start.model.decoder.vocab_size)
     return Recipe(
         model=start.model,
-        compute=Compute(t.dtype, t.attention, t.remat, t.encoder_chunks, loss_chunk=t.loss_chunk),
+        compute=Compute(
+            t.dtype,
+            t.attention,
+            t.remat,
+            t.encoder_chunks,
+            loss_chunk=t.loss_chunk,
+            most_segments=most + 1 if most else 0,  # the last is padding
+        ),
         accumulate=t.accumulate,
         clip_norm=t.clip_norm,
         z_loss=t.z_loss,
@@ -157,6 +164,7 @@ def loader_config_of(config: Any, start: Start) -> LoaderConfig:
         chunks=math.ceil(d.length / 64) if d.chunks < 0 else d.chunks,
         frames=d.frames or None,
         packing=d.packing,
+        row_examples=d.row_examples,
         seed=config.train.seed,
         streams=d.streams or None,
         window=d.window,

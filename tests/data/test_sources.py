@@ -1,5 +1,6 @@
 """Rows and records, files of rows, mixtures, packing, the report of bad rows, workers."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -174,6 +175,8 @@ def test_packing_loses_nothing_and_overfills_nothing(pairs, together, share):
     ]
     assert all(u.tokens <= 100 and strips_of(u.pieces, room) <= 5 for u in used)
     assert not together or rows[0][:together] == list(range(together))
+    few = dataclasses.replace(room, examples=3)
+    assert all(len(row) <= 3 for row in pack(sizes, few))
     if len(rows) > 1:
         fullness = [room.share_of(u) for u in used]
         assert fullness[emptiest(rows, sizes, room)] == min(fullness[1:])

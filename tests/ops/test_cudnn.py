@@ -14,6 +14,7 @@ from moss_audio_jax.models.blocks import rematerialised
 from moss_audio_jax.ops import attention as attention_module
 from moss_audio_jax.ops import cudnn
 from moss_audio_jax.ops.attention import attention
+from moss_audio_jax.ops.cudnn import fused, segment_offsets
 from moss_audio_jax.ops.linear import Int8
 from moss_audio_jax.sharding import make_mesh
 
@@ -33,7 +34,7 @@ def sorted_ids(groups, length=256, rows=2, seed=1):
 def gpu(monkeypatch):
     """A machine that reports that it has the kernel."""
     monkeypatch.setattr(attention_module, "platform", lambda: "gpu")
-    monkeypatch.setattr(cudnn, "present", lambda: True)
+    monkeypatch.setattr(cudnn, "present", lambda capability=8.0: capability <= 9.0)
 
 
 @pytest.fixture
@@ -156,11 +157,9 @@ def test_it_is_refused_what_it_cannot_do(gpu, monkeypatch):
 
 @pytest.mark.parametrize("sizes", [(1,), (2, 1, 2, 1)])
 def test_a_program_for_cuda_holds_the_kernel(gpu, monkeypatch, sizes):
-    """Lowered for a GPU: the causal term is cuDNN's own, the rest a bias, in both passes."""
-    from jax._src.cudnn import fused_attention_stablehlo
-
+    """As lowered for a GPU: the causal term as cuDNN's own, the rest as its bias, both passes."""
     # Which cuDNN there is decides on sizes that are not asked for here.
-    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
     segments = sorted_ids(3)
 
     def loss(*arrays):
@@ -182,11 +181,153 @@ def test_a_program_for_cuda_holds_the_kernel(gpu, monkeypatch, sizes):
         assert f"tensor<{rows}x1x256x256xbf16>" in line
 
 
+# --- the packed layout ---------------------------------------------------------------------------
+
+
+def rows_of(*lengths, length=256):
+    """Segment ids of rows: 1, 2, ... of so many tokens each, then padding."""
+    ids = np.zeros((len(lengths), length), np.int32)
+    for row, sizes in zip(ids, lengths, strict=True):
+        row[: sum(sizes)] = np.repeat(1 + np.arange(len(sizes)), sizes)
+    return jnp.asarray(ids)
+
+
+PACKED = rows_of([100, 1, 56], [64, 64, 64, 64])  # four segments each, with padding and without
+
+
+def test_offsets_of_segments():
+    ids = rows_of([3, 1], [8], [], [2, 2, 2, 2], length=8)
+    offsets, lengths, valid = segment_offsets(ids, 4)
+    assert offsets.tolist() == [
+        [0, 3, 4, -1, -1],
+        [0, -1, -1, -1, -1],
+        [0, -1, -1, -1, -1],
+        [0, 2, 4, 6, -1],
+    ]
+    assert lengths.tolist() == [[3, 1, 4, -1], [8, -1, -1, -1], [8, -1, -1, -1], [2, 2, 2, 2]]
+    assert valid.all()
+
+
+def test_rows_that_break_the_promise_are_known():
+    ids = jnp.array([[1, 2, 3, 0], [1, 2, 1, 1], [1, 0, 1, 1], [2, 2, 3, 3], [0, 0, 0, 0]])
+    assert segment_offsets(ids, 3)[2].tolist() == [False, False, False, True, True]
+    assert segment_offsets(ids, 4)[2].tolist() == [True, False, False, True, True]
+
+
+@pytest.fixture
+def packed_calls(monkeypatch):
+    """What the packed kernel was asked for. The stand-in goes by offsets and lengths alone; what
+    they leave out is NaN, as memory that no kernel writes may be."""
+    found = []
+
+    def stand_in(query, key, value, *, q_seqlen, kv_seqlen, q_offsets, kv_offsets, **options):
+        assert kv_seqlen is q_seqlen
+        assert kv_offsets is q_offsets
+        assert options["mask_type"] is fused.MaskType.PADDING_CAUSAL
+        found.append((query, key, q_offsets, q_seqlen))
+        places = jnp.arange(query.shape[1])
+        begins = jnp.where(q_offsets[:, :-1] < 0, 2**30, q_offsets[:, :-1])[..., None]
+        inside = (begins <= places) & (places < begins + q_seqlen[..., None])  # [B, M, T]
+        mask = jnp.einsum("bmq,bmk->bqk", inside, inside) & (places[:, None] >= places)
+        scores = jnp.einsum("bqnh,bknh->bnqk", query, key) * options["scale"]
+        weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -1e30), axis=-1)
+        out = jnp.einsum("bnqk,bknh->bqnh", weights, value)
+        return jnp.where(inside.any(1)[..., None, None], out, jnp.nan)
+
+    monkeypatch.setattr(fused, "dot_product_attention", stand_in)
+    return found
+
+
+@pytest.mark.parametrize("sizes", [(1,), (2, 1, 2, 1)])
+@pytest.mark.parametrize("most", [4, 7])
+def test_the_packed_layout_equals_plain(gpu, packed_calls, monkeypatch, most, sizes):
+    monkeypatch.setattr(cudnn, "fits", lambda *_: True)  # float32, to compare to rounding
+
+    def grads(implementation):
+        def loss(*arrays):
+            out = attention(
+                *arrays,
+                causal=True,
+                implementation=implementation,
+                segment_ids=(PACKED, PACKED),
+                most_segments=most,
+            )
+            return jnp.sum(jnp.sin(out)), out
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*qkv())
+
+    with jax.set_mesh(make_mesh(*sizes)):
+        found = grads("cudnn")
+    assert len(packed_calls) == 1
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=5e-5), found, grads("xla")
+    )
+
+
+def test_a_row_that_breaks_the_promise_is_nan_and_no_other(gpu, packed_calls):
+    half = qkv(dtype=jnp.bfloat16)
+    out = attention(*half, causal=True, segment_ids=(PACKED, PACKED), most_segments=3)
+    assert bool(jnp.isnan(out).all())
+    ids = PACKED.at[1, 64:].set(2)
+    out = attention(*half, causal=True, segment_ids=(ids, ids), most_segments=3)
+    assert bool(jnp.isnan(out[0]).all())
+    assert bool(jnp.isfinite(out[1]).all())
+
+
+def test_the_packed_layout_is_taken_where_it_can(gpu, calls, packed_calls, monkeypatch):
+    half = qkv(dtype=jnp.bfloat16)
+
+    def packed(causal=True, most_segments=4, segment_ids=(PACKED, PACKED), **options):
+        before = len(calls), len(packed_calls)
+        given = options | {"segment_ids": segment_ids, "most_segments": most_segments}
+        attention(*half, causal=causal, **given)
+        taken = len(packed_calls) - before[1]
+        assert taken + len(calls) - before[0] == 1  # one of both
+        return bool(taken)
+
+    assert packed()
+    assert packed(implementation="cudnn")
+    assert not packed(most_segments=0)
+    assert not packed(causal=False)
+    assert not packed(window=(64, 0))
+    assert not packed(branch_ids=sorted_ids(3))
+    assert not packed(segment_ids=None)
+    monkeypatch.setattr(cudnn, "present", lambda capability=8.0: capability <= 8.0)  # an A100
+    assert not packed()
+
+
+@pytest.mark.parametrize("sizes", [(1,), (2, 1, 2, 1)])
+def test_a_program_for_cuda_holds_the_packed_kernel(gpu, monkeypatch, sizes):
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda _: True)
+
+    def loss(*arrays):
+        out = attention(*arrays, causal=True, segment_ids=(PACKED, PACKED), most_segments=5)
+        return jnp.sum(out.astype(jnp.float32))
+
+    arrays = qkv(heads=8, dim=128, dtype=jnp.bfloat16)
+    with jax.set_mesh(make_mesh(*sizes)):
+        traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*arrays)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    kernels = [line for line in text.splitlines() if "@__cudnn$" in line]
+    assert len(kernels) == 2
+    assert "fmhaSoftmax(" in kernels[0]
+    assert "fmhaSoftmaxBackward(" in kernels[1]
+    rows, heads = (1, 4) if len(sizes) > 1 else (2, 8)  # of a device
+    for line in kernels:
+        assert r"mask_type\22: \22PADDING_CAUSAL\22" in line
+        assert r"max_seg_per_batch\22: 5" in line
+        # Queries, and keys for each of their heads; sums of the softmax; lengths; offsets.
+        assert line.count(f"tensor<{rows}x256x{heads}x128xbf16>") >= 3
+        assert f"tensor<{rows * 5}x{heads}x256xf32>" in line
+        assert line.count(f"tensor<{rows}x5xi32>") == 2
+        assert line.count(f"tensor<{rows}x6xi32>") == 2
+        assert "256x256x" not in line  # no mask
+
+
 @pytest.mark.parametrize(("remat", "runs"), [("full", 2), ("attention", 1), ("projections", 1)])
 def test_remat_policies_that_keep_residuals_run_it_once(gpu, monkeypatch, remat, runs):
-    from jax._src.cudnn import fused_attention_stablehlo
-
-    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
 
     def layer(x, _):
         return x + attention(x, x, x, causal=True), None

@@ -15,7 +15,8 @@ from moss_audio_jax.plan.estimate import layer_inputs
 from moss_audio_jax.train import loop
 from moss_audio_jax.train.__main__ import load_config
 from moss_audio_jax.train.check import check_keys
-from moss_audio_jax.train.start import sizes_of
+from moss_audio_jax.train.setup import loader_config_of, recipe_of
+from moss_audio_jax.train.start import Start, sizes_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OTHERS = {"small/small.py", "annotate.py"}  # what recipes share; another verb's
@@ -359,3 +360,12 @@ def test_what_cannot_be_is_refused_before_anything_compiles(run_config, tmp_path
     with pytest.raises((UsageError, InputError), match=named) as error:
         loop.train(run_config(*overrides), tmp_path / "run")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("limit", "segments"), [(0, 0), (7, 8)])
+def test_a_limit_of_examples_in_a_row_reaches_packing_and_the_kernel(limit, segments):
+    config = load_config(str(CONFIGS / "tiny.py"))
+    config.data.row_examples = limit
+    start = Start(sizes_of(config.model), None)
+    assert loader_config_of(config, start).row_examples == limit
+    assert recipe_of(config, start).compute.most_segments == segments  # padding is one more

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -12,100 +11,107 @@ import jax.numpy as jnp
 import numpy as np
 
 from moss_audio_jax.ops.attention import attention
-from tools.device.measure import Clock, compiled, failure, kernel, partition, seconds
+from tools.device.measure import MOST, Sizes, difference, kernel, memory, partition, seconds
+
+# The most that outputs and gradients of the packed layout may differ from those under a mask, as a
+# share of the largest value: some rounding of bfloat16.
+TOLERANCE = 0.02
+_RESULTS = ("out", "d_query", "d_key", "d_value")
 
 
-def bench_attention(args: argparse.Namespace, clock: Clock) -> None:
-    for length in clock.settings("attention", args.lengths):
-        first = length == args.lengths[0]
-        run = functools.partial(one_attention, args, length, compare=first)
-        clock.guarded("attention", length, run)
+def measure(setting: str, sizes: Sizes) -> Iterator[dict[str, Any]]:
+    """The kernel with packing as a mask, in its packed layout, and plain attention.
 
-
-def one_attention(args: argparse.Namespace, length: int, compare: bool) -> dict[str, Any]:
-    decoder = args.whole.decoder
-    rows = max(1, args.attention_tokens // length)
-    rng = np.random.default_rng(0)
-    segments = np.zeros((rows, length), np.int32)
-    for row in segments:  # packed; the last sixteenth is padding
-        sizes = partition(rng, length - length // 16, length // 4)
-        row[: sum(sizes)] = np.repeat(1 + np.arange(len(sizes)), sizes)
-    segments = jnp.asarray(segments)
-    keys = jax.random.split(jax.random.key(0), 4)
-    query, key, value, cotangent = (
-        jax.random.normal(k, (rows, length, heads, decoder.head_dim), jnp.bfloat16)
-        for k, heads in zip(
-            keys, (decoder.heads, decoder.kv_heads, decoder.kv_heads, decoder.heads), strict=True
-        )
-    )
-
-    def forward(name: str, query, key, value, segments):
-        ids = (segments, segments)
-        return attention(query, key, value, causal=True, segment_ids=ids, implementation=name)
-
-    def both(name: str, query, key, value, segments, cotangent):
-        out, pull = jax.vjp(lambda *x: forward(name, *x, segments), query, key, value)
-        return out, *pull(cotangent)
-
-    def program(run: Callable, name: str, *inputs: Any) -> Callable:
-        lowered = jax.jit(functools.partial(run, name)).lower(*inputs)
-        return functools.partial(compiled(lowered, args.xla)[0], *inputs)
-
-    result: dict[str, Any] = {"rows": rows, "length": length}
-    reference = None
-    if compare:  # of one row: float32 takes much memory
-        one = [x[:1].astype(jnp.float32) for x in (query, key, value, cotangent)]
-        try:
-            reference = jax.device_get(program(both, "xla", *one[:3], segments[:1], one[3])())
-        except Exception as error:
-            result["reference"] = failure(error)
-        del one
+    For each the worst error of output and gradients, as a share of the largest value of a float32
+    reference (of the first row), and milliseconds forward, and forward and backward. The packed
+    layout is timed only if it agrees with the mask.
+    """
+    arrays = _arrays(sizes, sizes.attention_tokens // sizes.attention_length)
+    query, key, value, _, segments = arrays
+    rows, length, heads, dim = query.shape
+    one = [x[:1].astype(jnp.float32) for x in arrays[:4]]
+    reference = jax.device_get(_both("xla", 0)(*one, segments[:1]))
     # Scores below the diagonal, all segments' alike: 4 operations a score and place of a head, and
     # 2.5 times as many backward.
-    work = 2.0 * rows * decoder.heads * decoder.head_dim * length**2
-
-    def measured(name: str) -> dict[str, Any]:
-        out = program(forward, name, query, key, value, segments)
-        all_of_it = program(both, name, query, key, value, segments, cotangent)
-        values = all_of_it()
-        found: dict[str, Any] = {"finite": all(bool(jnp.isfinite(x).all()) for x in values)}
-        if reference is not None:
-            found["error"] = {
-                what: float(np.abs(np.asarray(x[:1], np.float32) - y).max() / np.abs(y).max())
-                for what, x, y in zip(
-                    ("out", "d_query", "d_key", "d_value"), values, reference, strict=True
-                )
-            }
-        del values
-        here = seconds(out, 5, 4)
-        there = seconds(all_of_it, 5, 4)
-        return found | {
-            "forward_ms": round(1e3 * here, 3),
-            "both_ms": round(1e3 * there, 3),
-            "forward_tflops": round(work / here / 1e12, 1),
-            "both_tflops": round(3.5 * work / there / 1e12, 1),
+    work = 2.0 * rows * heads * dim * length**2
+    masked = None
+    for name, most in dict.fromkeys(((kernel(), 0), (kernel(), MOST), ("xla", 0))):
+        program = _both(name, most).lower(*arrays).compile()
+        values = program(*arrays)
+        found: dict[str, Any] = {
+            "attention": name,
+            "most_segments": most,
+            "shape": [rows, length, heads, dim],
+            "finite": all(bool(jnp.isfinite(x).all()) for x in values),
+            "error": _errors([x[:1] for x in values], reference),
         }
+        if most:
+            found["beside_mask"] = _errors(values, masked)
+            found["agrees"] = max(found["beside_mask"].values()) <= TOLERANCE
+        masked = values if masked is None else masked
+        if found.get("agrees", True):
+            forward = jax.jit(functools.partial(_forward, name, most))
+            here = seconds(lambda: forward(query, key, value, segments), sizes.repeats, 4)  # noqa: B023
+            there = seconds(lambda: program(*arrays), sizes.repeats, 4)  # noqa: B023
+            found |= {
+                "forward_ms": round(1e3 * here, 3),
+                "both_ms": round(1e3 * there, 3),
+                "forward_tflops": round(work / here / 1e12, 1),
+                "both_tflops": round(3.5 * work / there / 1e12, 1),
+                **memory(program),
+            }
+        yield found
 
-    for name in dict.fromkeys((kernel(), "xla")):
-        try:
-            result[name] = measured(name)
-        except Exception as error:  # of the kernel, say: plain attention goes on
-            result[name] = failure(error)
-    if compare and kernel() == "cudnn":
-        try:
-            result["sees_nothing_finite"] = sees_nothing(query, key, value, segments)
-        except Exception as error:
-            result["sees_nothing_finite"] = failure(error)
-    return result
+
+def check_packed(sizes: Sizes) -> dict[str, float]:
+    """How far the packed layout is from the mask, on rows as the train step has them.
+
+    Raises:
+      RuntimeError: too far.
+    """
+    arrays = _arrays(sizes, 2)
+    errors = _errors(_both(kernel(), MOST)(*arrays), _both(kernel(), 0)(*arrays))
+    if not max(errors.values()) <= TOLERANCE:  # NaN too
+        raise RuntimeError(f"the packed layout is wrong: beside the mask it differs by {errors}")
+    return errors
 
 
-def sees_nothing(query, key, value, segments) -> bool:
-    """Are outputs and gradients finite where the last queries see no key?"""
+def _arrays(sizes: Sizes, rows: int) -> tuple[jax.Array, ...]:
+    """Query, key, value, a cotangent of the output, and segments; a sixteenth is padding."""
+    decoder, length = sizes.model.decoder, sizes.attention_length
+    rng = np.random.default_rng(0)
+    segments = np.zeros((rows, length), np.int32)
+    for row in segments:
+        parts = partition(rng, length - length // 16, length // 4)
+        row[: sum(parts)] = np.repeat(1 + np.arange(len(parts)), parts)
+    heads = (decoder.heads, decoder.kv_heads, decoder.kv_heads, decoder.heads)
+    return (
+        *(
+            jax.random.normal(key, (rows, length, count, decoder.head_dim), jnp.bfloat16)
+            for key, count in zip(jax.random.split(jax.random.key(0), 4), heads, strict=True)
+        ),
+        jnp.asarray(segments),
+    )
 
-    def total(*qkv):
-        ids = (segments.at[:, -64:].set(-1), segments)
-        out = attention(*qkv, causal=True, segment_ids=ids, implementation="cudnn")
-        return jnp.sum(out.astype(jnp.float32) ** 2)
 
-    found = jax.jit(jax.value_and_grad(total, (0, 1, 2)))(query, key, value)
-    return all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(found))
+def _forward(name: str, most: int, query, key, value, segments) -> jax.Array:
+    ids = (segments, segments)
+    return attention(
+        query, key, value, causal=True, segment_ids=ids, most_segments=most, implementation=name
+    )
+
+
+def _both(name: str, most: int) -> Callable:
+    """The output, and the gradients of query, key and value."""
+
+    @jax.jit
+    def both(query, key, value, cotangent, segments):
+        run = functools.partial(_forward, name, most, segments=segments)
+        out, pull = jax.vjp(run, query, key, value)
+        return out, *pull(cotangent)
+
+    return both
+
+
+def _errors(found: Any, expected: Any) -> dict[str, float]:
+    return {name: difference(x, y) for name, x, y in zip(_RESULTS, found, expected, strict=True)}

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moss_audio_jax import devices
 from moss_audio_jax.config import Compute, ModelConfig, ProcessorConfig
 from moss_audio_jax.data.batch import Example, bucket_shape, make_batch
 from moss_audio_jax.generate import decode_state
@@ -20,10 +18,9 @@ from moss_audio_jax.generate.vocabulary import Vocabulary, vocabulary
 from moss_audio_jax.models import decoder, flops, moss_audio
 from moss_audio_jax.models.quantize import quantize
 from moss_audio_jax.sharding import as_mesh
-from tools.device.measure import Clock, compiled, kernel, memory, seconds, share
+from tools.device.measure import Sizes, bandwidth, compiled, memory, peak, seconds, share
 
 
-@functools.cache
 def released(model: ModelConfig, how: str = "none") -> Any:
     """Random bfloat16 weights, or int8, made on the device in the form that `MossAudio` holds."""
 
@@ -56,19 +53,23 @@ def running_state(
     )
 
 
-def bench_decode(args: argparse.Namespace, clock: Clock) -> None:
-    model = args.whole
+def measure_decode(setting: str, sizes: Sizes) -> Iterator[dict[str, Any]]:
+    """The engine's loop over tokens: seconds a step, and what a step must read over seconds: the
+    weights of layers and head once, and the cache.
 
-    def one(setting: str) -> dict[str, Any]:
-        how, _, count = setting.partition(":")
+    Args:
+      setting: "QUANTIZE:BATCH", such as "none:1" and "weights+cache:64".
+    """
+    how, _, count = setting.partition(":")
+    model, size, steps = sizes.model, sizes.positions, sizes.steps
+    calls = sizes.repeats + 1
+    with jax.set_mesh(as_mesh(None)):
         params = released(model, "none" if how == "none" else "weights")
         static = static_of(model, how)
-        size, steps = args.positions, args.decode_steps
-        room = 16 * steps
-        state = running_state(static, int(count), size, room)
+        state = running_state(static, int(count), size, (calls + 1) * steps)
         numbers = jnp.int32(steps), jnp.int32(1)
         lowered = decode_state.decode_until.lower(params, state, *numbers, reach=size, **static)
-        program, compile_seconds = compiled(lowered, args.decode_xla)
+        program, compile_seconds = compiled(lowered)
         held = {"state": state}
         del state
 
@@ -76,78 +77,68 @@ def bench_decode(args: argparse.Namespace, clock: Clock) -> None:
             held["state"] = program(params, held["state"], *numbers)
             return held["state"].answers.count
 
-        spent = seconds(call, 5) / steps
-        done = int(held["state"].answers.count.min())
-        if done != 6 * steps:
-            raise RuntimeError(f"{done} tokens in {6 * steps} steps: answers have ended")
-        # Every weight of layers, norm and head once; of the embedding a row an answer.
-        read = {"layers": params["language_model"]["layers"], "head": params["lm_head"]}
-        weight_bytes = sum(x.nbytes for x in jax.tree.leaves(read))
-        cache_bytes = sum(x.nbytes for x in jax.tree.leaves(held["state"].cache))
-        total = weight_bytes + cache_bytes
-        device = devices.of(jax.devices()[0].device_kind)
-        most = device and device.hbm_bandwidth
-        return {
-            "quantize": how,
-            "batch": int(count),
-            "positions": size,
-            "compile_seconds": compile_seconds,
-            "ms_per_step": round(1e3 * spent, 3),
-            "tokens_per_second": round(int(count) / spent, 1),
-            "weight_gb": round(weight_bytes / 1e9, 3),
-            "cache_gb": round(cache_bytes / 1e9, 3),
-            "gb_per_second": round(total / spent / 1e9, 1),
-            "of_bandwidth": share(total / spent, most),
-            **memory(program),
-        }
-
-    with jax.set_mesh(as_mesh(None)):
-        for setting in clock.settings("decode", args.decode):
-            clock.guarded("decode", setting, functools.partial(one, setting))
+        spent = seconds(call, sizes.repeats) / steps
+    done = int(held["state"].answers.count.min())
+    if done != calls * steps:
+        raise RuntimeError(f"{done} tokens in {calls * steps} steps: answers have ended")
+    # Of the embedding only a row for each answer is read.
+    read = {"layers": params["language_model"]["layers"], "head": params["lm_head"]}
+    weight_bytes = sum(x.nbytes for x in jax.tree.leaves(read))
+    cache_bytes = sum(x.nbytes for x in jax.tree.leaves(held["state"].cache))
+    total = weight_bytes + cache_bytes
+    yield {
+        "quantize": how,
+        "batch": int(count),
+        "positions": size,
+        "compile_seconds": compile_seconds,
+        "ms_per_step": round(1e3 * spent, 3),
+        "tokens_per_second": round(int(count) / spent, 1),
+        "weight_gb": round(weight_bytes / 1e9, 3),
+        "cache_gb": round(cache_bytes / 1e9, 3),
+        "gb_per_second": round(total / spent / 1e9, 1),
+        "of_bandwidth": share(total / spent, bandwidth()),
+        **memory(program),
+    }
 
 
-def bench_prefill(args: argparse.Namespace, clock: Clock) -> None:
-    model, rows = args.whole, args.prefill_rows
+def measure_prefill(setting: str, sizes: Sizes) -> Iterator[dict[str, Any]]:
+    """Prompts with sound, by the attention that `setting` names ("auto": the device's kernel)."""
+    model, rows = sizes.model, sizes.prompts
     rng = np.random.default_rng(0)
-    frames, static = round(100 * args.prefill_seconds), static_of(model, "none")
+    frames, static = round(100 * sizes.prompt_seconds), static_of(model, "none")
     placeholder = static["vocab"].audio_token_id % model.decoder.vocab_size
-
-    def one(implementation: str) -> dict[str, Any]:
-        compute = dataclasses.replace(static["compute"], attention=implementation)
-        mel = rng.standard_normal((model.encoder.mel_bins, frames), np.float32)
-        ids = rng.integers(0, placeholder, args.prefill_tokens).astype(np.int32)
-        ids[8 : 8 + -(-frames // 8)] = placeholder
-        examples = [Example(ids, (mel,))] * rows
-        shape = bucket_shape(examples, model.encoder, rows)
-        batch = make_batch([[e] for e in examples], shape, model.encoder, placeholder)
-        requests = [(e, Sampling(64)) for e in examples]
-        fresh = decode_state.new_answers(requests, [64] * rows, 64, rows, static["vocab"])
+    mel = rng.standard_normal((model.encoder.mel_bins, frames), np.float32)
+    ids = rng.integers(0, placeholder, sizes.prompt_tokens).astype(np.int32)
+    ids[8 : 8 + -(-frames // 8)] = placeholder
+    examples = [Example(ids, (mel,))] * rows
+    shape = bucket_shape(examples, model.encoder, rows)
+    batch = make_batch([[e] for e in examples], shape, model.encoder, placeholder)
+    requests = [(e, Sampling(64)) for e in examples]
+    fresh = decode_state.new_answers(requests, [64] * rows, 64, rows, static["vocab"])
+    static["compute"] = dataclasses.replace(static["compute"], attention=setting)
+    with jax.set_mesh(as_mesh(None)):
         batch, fresh = jax.device_put((batch, fresh))
         params = released(model)
-        lowered = decode_state.prefill.lower(params, batch, fresh, **static | {"compute": compute})
-        program, compile_seconds = compiled(lowered, args.xla)
-        spent = seconds(lambda: program(params, batch, fresh), args.steps)
-        tokens = rows * shape.tokens
-        # The head works for each prompt's last token alone.
-        headless = dataclasses.replace(model.decoder, vocab_size=0)
-        work = (
-            flops.decoder_forward(headless, tokens, shape.tokens)
-            + flops.encoder_forward(model.encoder, rows * shape.chunks, shape.frames)
-            + flops.adapter_forward(model, rows * shape.chunks * shape.frames // 8)
+        program, compile_seconds = compiled(
+            decode_state.prefill.lower(params, batch, fresh, **static)
         )
-        device = devices.of(jax.devices()[0].device_kind)
-        return {
-            "shape": [rows, shape.tokens, shape.chunks],
-            "attention": implementation,
-            "compile_seconds": compile_seconds,
-            "seconds": round(spent, 4),
-            "tokens_per_second": round(rows * args.prefill_tokens / spent),
-            "audio_seconds_per_second": round(rows * args.prefill_seconds / spent),
-            "tflop": round(work / 1e12, 2),
-            "mfu": share(work / spent, device and device.peak),
-            **memory(program),
-        }
-
-    with jax.set_mesh(as_mesh(None)):
-        for name in clock.settings("prefill", list(dict.fromkeys((kernel(), "xla")))):
-            clock.guarded("prefill", name, functools.partial(one, name))
+        spent = seconds(lambda: program(params, batch, fresh), sizes.repeats)
+    tokens = rows * shape.tokens
+    # The head works for each prompt's last token alone.
+    headless = dataclasses.replace(model.decoder, vocab_size=0)
+    work = (
+        flops.decoder_forward(headless, tokens, shape.tokens)
+        + flops.encoder_forward(model.encoder, rows * shape.chunks, shape.frames)
+        + flops.adapter_forward(model, rows * shape.chunks * shape.frames // 8)
+    )
+    yield {
+        "shape": [rows, shape.tokens, shape.chunks],
+        "attention": setting,
+        "compile_seconds": compile_seconds,
+        "seconds": round(spent, 4),
+        "tokens_per_second": round(rows * sizes.prompt_tokens / spent),
+        "audio_seconds_per_second": round(rows * sizes.prompt_seconds / spent),
+        "tflop": round(work / 1e12, 2),
+        "mfu": share(work / spent, peak()),
+        **memory(program),
+    }

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import functools
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from moss_audio_jax import devices
 from moss_audio_jax.config import Compute, ModelConfig
 from moss_audio_jax.data.batch import IGNORE, Shape, TrainExample, make_train_batch
 from moss_audio_jax.models import flops, moss_audio
@@ -26,90 +24,94 @@ from moss_audio_jax.train.step import (
     state_shardings,
 )
 from moss_audio_jax.tree import flatten
-from tools.device.measure import Clock, compiled, kernel, memory, partition, seconds, share
+from tools.device.attention import check_packed
+from tools.device.measure import GIB, MOST, Sizes, compiled, memory, partition, peak, seconds, share
 
 OPTIMIZER = get_config().optimizer
 STEPS = 1000  # of the schedule
 CHUNK_TEXT = 14  # tokens of text that go with a chunk's 50 of sound: 64 a chunk
+REMAT, CHUNKS = "projections", 32
 
 
-def bench_train(args: argparse.Namespace, clock: Clock) -> None:
-    model = shallow(args.whole, args.decoder_layers, args.encoder_layers)
+def measure(setting: str, sizes: Sizes) -> Iterator[dict[str, Any]]:
+    """Seconds a step and MFU: float32 master and AdamW of every weight, bfloat16 compute.
+
+    `mfu` counts as models/flops.py, and so the training log, does: the head for every token.
+    `mfu_labelled` counts the head where labels are, as the loss computes it.
+
+    Args:
+      setting: "audio:mask", "audio:packed" (cuDNN's packed layout), "text:mask", "text:packed".
+    """
+    kind, _, layout = setting.partition(":")
+    checked = {"beside_mask": check_packed(sizes)} if layout == "packed" else {}
+    model = shallow(sizes.model, sizes.decoder_layers, sizes.encoder_layers)
     mesh = make_mesh(fsdp=-1)
-    state: dict[str, Any] = {}
-
-    def fresh() -> dict[str, Any]:
+    stats = jax.local_devices()[0].memory_stats() or {}
+    room = stats.get("bytes_limit", 0) > 100 * GIB or jax.default_backend() == "cpu"
+    rows = max(1, sizes.train_tokens // sizes.train_length // (1 if room else 2))
+    rows = -(-rows // mesh.size) * mesh.size
+    length = sizes.train_length
+    with jax.set_mesh(mesh):
+        state, init_seconds = fresh_state(model, mesh)
+        batch = train_batch(model, rows, length, kind == "audio")
+        most = MOST if layout == "packed" else 0
+        compute = Compute("bfloat16", "auto", REMAT, CHUNKS, most_segments=most)
         optimizer = make_optimizer(OPTIMIZER, STEPS, _ones(model))
-        recipe = Recipe(model, Compute())
-
-        def init(key: jax.Array) -> dict[str, Any]:
-            params = flatten(moss_audio.init_params(key, model))
-            return init_state(params, set(params), optimizer, recipe)
-
-        shardings = state_shardings(jax.eval_shape(init, jax.random.key(0)), model, mesh)
-        start = time.perf_counter()
-        made = jax.block_until_ready(jax.jit(init, out_shardings=shardings)(jax.random.key(0)))
-        clock.emit(
-            "train",
-            parameters=moss_audio.count_params(made["trained"]),
-            decoder_layers=args.decoder_layers,
-            encoder_layers=args.encoder_layers,
-            init_seconds=round(time.perf_counter() - start, 1),
-        )
-        return made
-
-    def one(setting: str) -> dict[str, Any]:
-        # A step that failed may have taken its state with it.
-        if not state or any(x.is_deleted() for x in jax.tree.leaves(state)):
-            state.clear()
-            state.update(fresh())
-        kind, length, remat, implementation = setting.split(":")
-        implementation = kernel() if implementation == "auto" else implementation
-        rows = max(1, args.tokens // int(length))
-        rows = -(-rows // mesh.size) * mesh.size
-        batch = train_batch(model, rows, int(length), kind == "audio")
-        recipe = Recipe(model, Compute("bfloat16", implementation, remat, args.encoder_chunks))
-        optimizer = make_optimizer(OPTIMIZER, STEPS, _ones(model))
-        step = make_train_step(recipe, optimizer, schedule(OPTIMIZER, STEPS))
+        step = make_train_step(Recipe(model, compute), optimizer, schedule(OPTIMIZER, STEPS))
         shardings = state_shardings(state, model, mesh)
         step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
         placed = jax.device_put(batch, batch_shardings(batch, mesh))
-        program, compile_seconds = compiled(step.lower(state, placed), args.xla)
+        program, compile_seconds = compiled(step.lower(state, placed))
+        held = {"state": state}
+        losses = []
 
         def call() -> Any:
-            new, metrics = program(state, placed)
-            state.update(new)
+            held["state"], metrics = program(held["state"], placed)
+            losses.append(metrics["mean_loss"])
             return metrics
 
-        spent = seconds(call, args.steps)
-        loss = float(call()["mean_loss"])
-        chunks, frames = batch["mels"].shape[1:3]
-        work = flops.train_step(model, rows, int(length), chunks, frames)
-        labels = int((batch["labels"] != IGNORE).sum())
-        idle = rows * int(length) - labels
-        labelled = work - 6.0 * model.decoder.hidden_size * model.decoder.vocab_size * idle
-        device = devices.of(jax.devices()[0].device_kind)
-        peak = device and device.peak * mesh.size
-        return {
-            "rows": kind,
-            "shape": [rows, int(length), chunks],
-            "remat": remat,
-            "attention": implementation,
-            "encoder_chunks": args.encoder_chunks,
-            "compile_seconds": compile_seconds,
-            "seconds": round(spent, 4),
-            "tokens_per_second": round(rows * int(length) / spent),
-            "labels": labels,
-            "tflop": round(work / 1e12, 1),
-            "mfu": share(work / spent, peak),
-            "mfu_labelled": share(labelled / spent, peak),
-            "loss": round(loss, 3),
-            **memory(program),
-        }
+        spent = seconds(call, sizes.repeats)
+    chunks, frames = batch["mels"].shape[1:3]
+    work = flops.train_step(model, rows, length, chunks, frames)
+    labels = int((batch["labels"] != IGNORE).sum())
+    idle = rows * length - labels
+    labelled = work - 6.0 * model.decoder.hidden_size * model.decoder.vocab_size * idle
+    most_flops = peak() and peak() * mesh.size
+    yield {
+        "parameters": moss_audio.count_params(moss_audio.abstract_params(model)),
+        "layers": [sizes.decoder_layers, sizes.encoder_layers],
+        "shape": [rows, length, chunks],
+        "remat": REMAT,
+        "encoder_chunks": CHUNKS,
+        "most_segments": most,
+        "segments": [int(row.max()) for row in batch["segment_ids"]],
+        **checked,
+        "init_seconds": init_seconds,
+        "compile_seconds": compile_seconds,
+        "seconds": round(spent, 4),
+        "tokens_per_second": round(rows * length / spent),
+        "labels": labels,
+        "tflop": round(work / 1e12, 1),
+        "mfu": share(work / spent, most_flops),
+        "mfu_labelled": share(labelled / spent, most_flops),
+        "first_loss": round(float(losses[0]), 4),
+        "loss": round(float(losses[-1]), 4),
+        **memory(program),
+    }
 
-    with jax.set_mesh(mesh):
-        for setting in clock.settings("train", args.train):
-            clock.guarded("train", setting, functools.partial(one, setting))
+
+def fresh_state(model: ModelConfig, mesh: jax.sharding.Mesh) -> tuple[dict[str, Any], float]:
+    """A train state of random weights, and the seconds that it took."""
+    optimizer, recipe = make_optimizer(OPTIMIZER, STEPS, _ones(model)), Recipe(model, Compute())
+
+    def init(key: jax.Array) -> dict[str, Any]:
+        params = flatten(moss_audio.init_params(key, model))
+        return init_state(params, set(params), optimizer, recipe)
+
+    shardings = state_shardings(jax.eval_shape(init, jax.random.key(0)), model, mesh)
+    start = time.perf_counter()
+    made = jax.block_until_ready(jax.jit(init, out_shardings=shardings)(jax.random.key(0)))
+    return made, round(time.perf_counter() - start, 1)
 
 
 def shallow(model: ModelConfig, decoder_layers: int, encoder_layers: int) -> ModelConfig:
@@ -151,7 +153,7 @@ def train_batch(model: ModelConfig, rows: int, length: int, audio: bool) -> dict
         )
 
     chunks = length // unit if audio else 0
-    most = 32 if audio else length // 4
+    most = min(32, chunks // 4) if audio else length // 4
     packed = [
         [example(units) for units in partition(rng, chunks or length, most)] for _ in range(rows)
     ]

@@ -213,9 +213,9 @@ def _asked(row: Row, task: str) -> tuple[str, str]:
     return question["content"], answer["content"]
 
 
-def make_tokenizer(workdir: Path) -> None:
+def make_tokenizer(workdir: Path, vocabulary: int = VOCABULARY) -> None:
     paths = sorted((workdir / "scenes").glob("train-*.array_record"))[:TOKENIZER_SHARDS]
-    train_tokenizer(texts_of(map(str, paths)), VOCABULARY, workdir / "tokenizer")
+    train_tokenizer(texts_of(map(str, paths)), vocabulary, workdir / "tokenizer")
 
 
 def train_stage(
@@ -321,7 +321,7 @@ def main() -> None:
         },
         "ship": functools.partial(ship, workdir, args.ship),
     }
-    todo = [name for name in STEPS if name in args.only and not _done(workdir, name)]
+    todo = [name for name in STEPS if name in args.only and not done(workdir, name)]
     for name, after in itertools.zip_longest(todo, todo[1:]):
         print(f"--- {name}", flush=True)
         ahead = None
@@ -336,7 +336,7 @@ def main() -> None:
             ahead.join()
 
 
-def _done(workdir: Path, name: str) -> bool:
+def done(workdir: Path, name: str) -> bool:
     if name in TRAINING:
         return (workdir / name / "export").exists()
     return name == "tokenizer" and (workdir / name / "tokenizer.model").exists()
