@@ -20,6 +20,7 @@ from moss_audio_jax.models.blocks import (
     Linear,
     as_dtype,
     init_residual_stack,
+    param,
     rematerialised,
 )
 from moss_audio_jax.ops.attention import attention
@@ -41,8 +42,8 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (3, 3, x.shape[-1], self.channels)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+        kernel = param(self, "kernel", nn.initializers.he_normal(), shape)
+        bias = param(self, "bias", nn.initializers.zeros, (self.channels,))
         return gelu(conv3x3_stride2(x, kernel, bias))
 
 
