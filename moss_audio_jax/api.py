@@ -32,13 +32,14 @@ from moss_audio_jax.config import (
 from moss_audio_jax.data.batch import Example, bucket_shape, check, make_batch
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.files import quoted
+from moss_audio_jax.generate.decode_state import hear
 from moss_audio_jax.generate.engine import Engine, Output
 from moss_audio_jax.generate.familiarity import Familiarity, Gauge
 from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
 from moss_audio_jax.generate.request import Audio, Clip, Prepared, Reply, Request, clip_of, name_of
 from moss_audio_jax.generate.stop_strings import UntilStop, first_stop
 from moss_audio_jax.generate.vocabulary import vocabulary
-from moss_audio_jax.models import decoder, encoder, moss_audio
+from moss_audio_jax.models import decoder, moss_audio
 from moss_audio_jax.models.quantize import quantize_leaf
 from moss_audio_jax.ops.linear import dense
 from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
@@ -210,8 +211,11 @@ class MossAudio:
         example = Example(ids, clips)
         check(example, self.config.encoder, self.processor.audio_token_id)
         batch = self._batch([example])
+        sound = (batch[name] for name in ("mels", "frames", "padded"))
         with jax.set_mesh(self.mesh):
-            features, taps = _encode(self._params, batch, self.config, self.compute)
+            features, taps = hear(
+                self.encoder_params, *sound, config=self.config.encoder, compute=self.compute
+            )
         places = batch["audio_index"][0]
         places = places[places >= 0]
         features = np.asarray(features[0], np.float32)[places]
@@ -586,18 +590,6 @@ def _by_layer(params: Any) -> Any:
         for index in range(count)
     )
     return decoder.with_layers(params, tuple(layers))
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _encode(params: Any, batch: moss_audio.Batch, config: ModelConfig, compute: Compute) -> tuple:
-    return encoder.encode_rows(
-        params["audio_encoder"],
-        config.encoder,
-        compute,
-        batch["mels"],
-        batch["frames"],
-        batch["padded"],
-    )
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -111,7 +111,12 @@ def hidden_states(
 
 
 def prefill(
-    params: Any, config: ModelConfig, compute: Compute, batch: Batch, length: int
+    params: Any,
+    config: ModelConfig,
+    compute: Compute,
+    batch: Batch,
+    length: int,
+    audio: Audio | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Runs prompts and returns their logits and a cache of their keys and values.
 
@@ -119,11 +124,12 @@ def prefill(
       params: with the decoder's layers unrolled, as in `extend` and `decode_step`.
       batch: one prompt a row, padded on the right (segments 1, then 0).
       length: tokens that the cache made here has room for, at least T.
+      audio: `encode_audio` of the same batch, if it was computed already.
 
     Returns:
       float32 logits [B, V] after each row's last token, and the cache.
     """
-    audio = encode_audio(params, config, compute, batch)
+    audio = encode_audio(params, config, compute, batch) if audio is None else audio
     x, injected = _embed(params, config, compute, batch, audio)
     batch_size, _ = batch["tokens"].shape
 
