@@ -49,6 +49,7 @@ from moss_audio_jax.text import build_prompt, load_tokenizer
 from moss_audio_jax.text.prompt import split_thinking
 from moss_audio_jax.text.tokenizer import StreamDecoder, Tokenizer, check_fits
 from moss_audio_jax.weights.convert import load_params
+from moss_audio_jax.weights.official import shapes
 from moss_audio_jax.weights.opening import read_config
 
 __all__ = ["Audio", "Clip", "MossAudio", "Prepared", "Reply", "Request", "Sampling", "Stream"]
@@ -95,7 +96,7 @@ class MossAudio:
         self._vocab = vocabulary(config, tokenizer, self.processor, stop_ids)
 
     def __repr__(self) -> str:
-        count = moss_audio.count_params(moss_audio.abstract_params(self.config))
+        count = moss_audio.count_params(shapes(self.config, self.compute.dtype))
         kind = self.compute.dtype
         if self.compute.quantize != "none":
             kind += f", int8 {self.compute.quantize}"
@@ -154,7 +155,7 @@ class MossAudio:
             processor = processor_from_official(read_json(processor_file), str(processor_file))
         check_fits(tokenizer, processor, vocab_size, str(path))
         mesh = serving_mesh(as_mesh(mesh))
-        shardings = param_shardings(moss_audio.abstract_params(config, dtype), config, mesh)
+        shardings = param_shardings(shapes(config, dtype), config, mesh)
 
         def then(path: str, leaf: jax.Array) -> Any:  # no two leaves are there in both forms
             leaf = leaf if quantize == "none" else _quantize(path, leaf, config)

@@ -179,9 +179,9 @@ def keep_compiled() -> None:
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = os.path.join(caches, "moss_audio_jax", "xla")
     jax.config.update("jax_compilation_cache_dir", folder)
-    # Programs that compile in less than JAX's limit of one second are kept, too: generation has
-    # dozens of them.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    # Programs that compile in less than JAX's limit of one second are kept, too: an answer has a
+    # dozen of them.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     reset_cache()  # JAX looks for a folder once, when it compiles for the first time
 
 

@@ -50,7 +50,7 @@ def init_params(key: jax.Array, config: ModelConfig, dtype: str = "float32") -> 
 
 def abstract_params(config: ModelConfig, dtype: str = "float32") -> Any:
     """The tree of `init_params` as ShapeDtypeStructs: nothing is computed or stored."""
-    return jax.eval_shape(lambda key: init_params(key, config, dtype), jax.random.key(0))
+    return jax.eval_shape(lambda: init_params(jax.random.key(0), config, dtype))
 
 
 def count_params(tree: Any) -> int:
