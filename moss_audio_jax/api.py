@@ -219,8 +219,8 @@ class MossAudio:
             )
         places = batch["audio_index"][0]
         places = places[places >= 0]
-        features = np.asarray(features[0], np.float32)[places]
-        taps = np.asarray(taps[:, 0], np.float32)[:, places]
+        features = np.asarray(features, np.float32)[0, places]
+        taps = np.asarray(taps, np.float32)[:, 0, places]
         ends = np.cumsum(counts)[:-1]
         return list(zip(np.split(features, ends), np.split(taps, ends, axis=1), strict=True))
 
