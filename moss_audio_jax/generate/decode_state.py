@@ -136,16 +136,16 @@ def prefill(
     params: Any,
     batch: moss_audio.Batch,
     answers: Answers,
-    audio: moss_audio.Audio | None,
+    audio: moss_audio.Audio | None = None,
     *,
     config: ModelConfig,
     compute: Compute,
     vocab: Vocabulary,
-    sampled: bool,
+    sampled: bool = True,
 ) -> DecodeState:
     """Prefills prompts and samples the first token of each, into b new slots.
 
-    `audio` is what `hear` makes of the batch, or None for a batch of text.
+    `audio` is what `hear` makes of the batch; None for a batch of text, or to encode it here.
     """
     length = batch["tokens"].shape[1]
     logits, cache = moss_audio.prefill(params, config, compute, batch, length, audio)
@@ -165,7 +165,7 @@ def extend(
     config: ModelConfig,
     compute: Compute,
     vocab: Vocabulary,
-    sampled: bool,
+    sampled: bool = True,
 ) -> DecodeState:
     """`prefill` for prompts whose first `begin` [b] tokens are in `cache`, the rest in `batch`."""
     logits, cache = moss_audio.extend(params, config, compute, batch, cache, begin)
@@ -201,7 +201,7 @@ def decode_until(
     config: ModelConfig,
     compute: Compute,
     vocab: Vocabulary,
-    sampled: bool,
+    sampled: bool = True,
 ) -> DecodeState:
     """Decodes until `enough_free` slots are not running, or `max_steps` steps are done.
 
