@@ -32,13 +32,14 @@ from moss_audio_jax.config import (
 from moss_audio_jax.data.batch import Example, bucket_shape, check, make_batch
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.files import quoted
+from moss_audio_jax.generate.decode_state import hear
 from moss_audio_jax.generate.engine import Engine, Output
 from moss_audio_jax.generate.familiarity import Familiarity, Gauge
 from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
 from moss_audio_jax.generate.request import Audio, Clip, Prepared, Reply, Request, clip_of, name_of
 from moss_audio_jax.generate.stop_strings import UntilStop, first_stop
 from moss_audio_jax.generate.vocabulary import vocabulary
-from moss_audio_jax.models import decoder, encoder, moss_audio
+from moss_audio_jax.models import decoder, moss_audio
 from moss_audio_jax.models.quantize import quantize_leaf
 from moss_audio_jax.ops.linear import dense
 from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
@@ -48,6 +49,7 @@ from moss_audio_jax.text import build_prompt, load_tokenizer
 from moss_audio_jax.text.prompt import split_thinking
 from moss_audio_jax.text.tokenizer import StreamDecoder, Tokenizer, check_fits
 from moss_audio_jax.weights.convert import load_params
+from moss_audio_jax.weights.official import shapes
 from moss_audio_jax.weights.opening import read_config
 
 __all__ = ["Audio", "Clip", "MossAudio", "Prepared", "Reply", "Request", "Sampling", "Stream"]
@@ -94,7 +96,7 @@ class MossAudio:
         self._vocab = vocabulary(config, tokenizer, self.processor, stop_ids)
 
     def __repr__(self) -> str:
-        count = moss_audio.count_params(moss_audio.abstract_params(self.config))
+        count = moss_audio.count_params(shapes(self.config, self.compute.dtype))
         kind = self.compute.dtype
         if self.compute.quantize != "none":
             kind += f", int8 {self.compute.quantize}"
@@ -154,7 +156,7 @@ class MossAudio:
             processor = processor_from_official(read_json(processor_file), str(processor_file))
         check_fits(tokenizer, processor, vocab_size, str(path))
         mesh = serving_mesh(as_mesh(mesh))
-        shardings = param_shardings(moss_audio.abstract_params(config, dtype), config, mesh)
+        shardings = param_shardings(shapes(config, dtype), config, mesh)
 
         def then(path: str, leaf: jax.Array) -> Any:  # only one leaf at a time exists in both forms
             leaf = leaf if quantize == "none" else _quantize(path, leaf, config)
@@ -215,12 +217,15 @@ class MossAudio:
         example = Example(ids, clips)
         check(example, self.config.encoder, self.processor.audio_token_id)
         batch = self._batch([example])
+        sound = (batch[name] for name in ("mels", "frames"))
         with jax.set_mesh(self.mesh):
-            features, taps = _encode(self._params, batch, self.config, self.compute)
+            features, taps = hear(
+                self.encoder_params, *sound, config=self.config.encoder, compute=self.compute
+            )
         places = batch["audio_index"][0]
         places = places[places >= 0]
-        features = np.asarray(features[0], np.float32)[places]
-        taps = np.asarray(taps[:, 0], np.float32)[:, places]
+        features = np.asarray(features, np.float32)[0, places]
+        taps = np.asarray(taps, np.float32)[:, 0, places]
         ends = np.cumsum(counts)[:-1]
         return list(zip(np.split(features, ends), np.split(taps, ends, axis=1), strict=True))
 
@@ -591,17 +596,6 @@ def _by_layer(params: Any) -> Any:
         for index in range(count)
     )
     return decoder.with_layers(params, tuple(layers))
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _encode(params: Any, batch: moss_audio.Batch, config: ModelConfig, compute: Compute) -> tuple:
-    return encoder.encode_rows(
-        params["audio_encoder"],
-        config.encoder,
-        compute,
-        batch["mels"],
-        batch["frames"],
-    )
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

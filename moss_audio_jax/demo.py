@@ -309,10 +309,16 @@ def main(argv: Sequence[str]) -> int:
     asked = [(clip, question) for clip in clips for question in clip.questions]
     model = command.load_model(args)
     command.say(f"{len(asked)} questions about {len(clips)} clips; first JAX compiles")
-    from moss_audio_jax.api import Request, Sampling
+    from moss_audio_jax import api
 
+    requests = []
+    for clip in clips:
+        sound = api.Clip(clip.wav)  # is encoded once for all questions
+        for question in clip.questions:
+            sampling = api.Sampling(max_new_tokens=LIMITS[question.kind])
+            requests.append(api.Request(question.prompt, [sound], sampling))
     replies = model.generate_batch(
-        [Request(q.prompt, [c.wav], Sampling(max_new_tokens=LIMITS[q.kind])) for c, q in asked],
+        requests,
         batch_size=len(asked),  # one prefill and one decode loop, so that little is compiled
         progress=sys.stderr.isatty(),
     )

@@ -181,8 +181,8 @@ def keep_compiled() -> None:
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = os.path.join(caches, "moss_audio_jax", "xla")
     jax.config.update("jax_compilation_cache_dir", folder)
-    # JAX's default limit is one second; generation has dozens of programs that compile faster.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    # JAX's default limit is one second; an answer has a dozen programs that compile faster.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     reset_cache()  # JAX reads the folder only once, at its first compilation
 
 

@@ -513,6 +513,35 @@ def process(*argv: object, **how) -> subprocess.CompletedProcess:
     )
 
 
+IMPORTED = """
+import sys
+from moss_audio_jax import cli
+code = cli.main(sys.argv[1:])
+print(code, *sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
+"""
+NEVER = {"grain", "matplotlib", "optax", "orbax", "scipy", "tensorstore", "torch", "transformers"}
+
+
+@pytest.mark.parametrize(
+    ("words", "never"),
+    [
+        (["--help"], NEVER | {"av", "flax", "jax", "numpy"}),
+        (["generate", "--help"], NEVER | {"av", "flax", "jax", "numpy"}),
+        (["generate", "--prompt", "hi", *FEW, "--audio", "a.wav"], NEVER | {"rapidfuzz"}),
+    ],
+    ids=["help", "help of a verb", "an answer"],
+)
+def test_a_verb_imports_only_what_it_needs(words, never, toy, tmp_path):
+    """By name: those that take a tenth of a second or more, and that an answer does without."""
+    write_wav(tmp_path / "a.wav", tone(1.0))
+    model = ("--checkpoint", toy) if "--audio" in words else ()
+    done = process("-c", IMPORTED, *words, *model, cwd=tmp_path)
+    code, *found = done.stderr.splitlines()[-1].split()
+    assert code == "0"
+    assert "moss_audio_jax" in found
+    assert not never & set(found)
+
+
 def test_the_console_script_says_nothing_but_its_own(toy, tmp_path):
     """stderr has no lines from libraries: the mp3 decoder, JAX, Orbax."""
     (entry,) = importlib.metadata.entry_points(group="console_scripts", name="moss-audio-jax")

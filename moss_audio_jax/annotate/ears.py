@@ -17,6 +17,7 @@ from moss_audio_jax.api import MossAudio, Request
 from moss_audio_jax.audio.features import log_mel
 from moss_audio_jax.audio.lengths import FRAMES_PER_TOKEN, HOP, SAMPLE_RATE, audio_tokens
 from moss_audio_jax.audio.windows import quiet_windows
+from moss_audio_jax.data.batch import token_frames
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.generate.familiarity import Familiarity, Gauge, Measures
 from moss_audio_jax.generate.sampling import Sampling
@@ -117,7 +118,7 @@ class Ears:
                     self.model.encoder_params,
                     self._projections,
                     mels,
-                    frames,
+                    token_frames(frames, size // FRAMES_PER_TOKEN),
                     self.model.config.encoder,
                     self.model.compute,
                     self._gauge.probe.tap if self._gauge else None,
@@ -199,7 +200,7 @@ def _batches(chunks: Sequence) -> Iterator[Sequence]:
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _heads(params, heads, mels, frames, config, compute, tap) -> dict[str, jax.Array]:
     # Each chunk is padded to its own length, as if it were a clip.
-    features, taps = encode(params, config, compute, mels, frames, frames)
+    features, taps = encode(params, config, compute, mels, frames)
     out = {}
     for name, (kernel, bias) in heads.items():
         logits = features.astype(jnp.float32) @ kernel + bias

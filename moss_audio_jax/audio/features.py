@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-import scipy.fft
 from numpy.lib.stride_tricks import sliding_window_view
 
 from moss_audio_jax.audio.lengths import HOP, SAMPLE_RATE, mel_frames
@@ -78,7 +77,7 @@ def log_mel(wav: np.ndarray) -> np.ndarray:
         used = (n - 1) * HOP + N_FFT
         samples[:used] = _reflected(wav, start * HOP - _HALF, start * HOP - _HALF + used)
         np.multiply(framed[:n], hann_window(), out=windowed[:n])
-        spectrum[:n] = scipy.fft.rfft(windowed[:n], axis=1)
+        spectrum[:n] = np.fft.rfft(windowed[:n], axis=1)
         np.square(spectrum.real[:n], out=power[:n])
         power[:n] += np.square(spectrum.imag[:n], out=squares[:n])
         rows = block[:n]

@@ -106,6 +106,14 @@ def size_of(mels: Sequence[np.ndarray], config: EncoderConfig) -> tuple[int, ...
     return token_counts(pieces_of([mel.shape[1] for mel in mels], config))
 
 
+def token_frames(frames: np.ndarray | int, tokens: int) -> np.ndarray:
+    """The mel frames behind each of a piece's first tokens, int32 [..., tokens], if convolutions
+    see so many `frames` [...] of it."""
+    before = lengths.FRAMES_PER_TOKEN * np.arange(tokens)
+    left = np.asarray(frames)[..., None] - before
+    return left.clip(0, lengths.FRAMES_PER_TOKEN).astype(np.int32)
+
+
 def bucket(n: int, smallest: int = 1) -> int:
     """The smallest 2^k or 3 * 2^(k-1) that is >= n and >= smallest; 0 stays 0."""
     if n == 0:
@@ -249,11 +257,10 @@ def _fill_strips(
         start = 0
         for n in pieces_of([frames], config):
             strip, first = next(places)
-            tokens = np.arange(lengths.audio_tokens(n))
+            tokens = first + np.arange(lengths.audio_tokens(n))
             frame = first * lengths.FRAMES_PER_TOKEN
             batch["mels"][row, strip, frame : frame + n] = mel[:, start : start + n].T
-            left = padded - tokens * lengths.FRAMES_PER_TOKEN
-            batch["frames"][row, strip, first + tokens] = left.clip(max=lengths.FRAMES_PER_TOKEN)
-            index.append(strip * stride + first + tokens)
+            batch["frames"][row, strip, tokens] = token_frames(padded, len(tokens))
+            index.append(strip * stride + tokens)
             start += n
     return np.concatenate(index)

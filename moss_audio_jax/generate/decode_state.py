@@ -1,7 +1,7 @@
 """The state of running answers on the device, and the programs that advance it.
 
-`prefill` and `extend` process prompts and fill new slots; `insert` copies these into the slots that
-`decode_until` decodes together. A slot holds one running answer.
+`hear` encodes sound; `prefill` and `extend` process prompts and fill new slots; `insert` copies
+these into the slots that `decode_until` decodes together. A slot holds one running answer.
 
 Letters: B slots, b slots of one prefill, M room for new tokens, V vocabulary.
 """
@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moss_audio_jax.config import Compute, ModelConfig
+from moss_audio_jax.config import Compute, EncoderConfig, ModelConfig
 from moss_audio_jax.data.batch import Example
 from moss_audio_jax.generate.sampling import MAX_STOP_IDS, Knobs, Sampling, choose
 from moss_audio_jax.generate.vocabulary import Vocabulary
 from moss_audio_jax.models import cache as kv_cache
-from moss_audio_jax.models import moss_audio
+from moss_audio_jax.models import encoder, moss_audio
 from moss_audio_jax.models.cache import Cache
 from moss_audio_jax.sharding import replicate
 
@@ -59,13 +59,16 @@ class DecodeState(NamedTuple):
     cache: Cache
 
 
-def sample(answers: Answers, logits: jax.Array, vocab: Vocabulary) -> Answers:
-    """Chooses the next token of each running answer from float32 logits [B, V] and records it."""
+def sample(answers: Answers, logits: jax.Array, vocab: Vocabulary, sampled: bool) -> Answers:
+    """Chooses the next token of each running answer from float32 logits [B, V] and records it.
+
+    `sampled`: any of the answers has a temperature. Otherwise the program is half as large.
+    """
     running = answers.state == RUNNING
     batch = jnp.arange(answers.token.shape[0])
     if vocab.forbidden:
         logits = logits.at[:, jnp.array(vocab.forbidden)].set(-jnp.inf)
-    token = choose(logits, answers.knobs, answers.seen, answers.count)
+    token = choose(logits, answers.knobs, answers.seen, answers.count, sampled)
 
     if vocab.close_thinking:
         closing = jnp.array(vocab.close_thinking, jnp.int32)
@@ -114,24 +117,42 @@ def sample(answers: Answers, logits: jax.Array, vocab: Vocabulary) -> Answers:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute", "vocab"))
+@functools.partial(jax.jit, static_argnames=("config", "compute"))
+def hear(
+    params: Any,
+    mels: jax.Array,
+    frames: jax.Array,
+    *,
+    config: EncoderConfig,
+    compute: Compute,
+) -> moss_audio.Audio:
+    """`encoder.encode_rows` as a program of its own, which all that hears shares."""
+    return encoder.encode_rows(params, config, compute, mels, frames)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "compute", "vocab", "sampled"))
 def prefill(
     params: Any,
     batch: moss_audio.Batch,
     answers: Answers,
+    audio: moss_audio.Audio | None = None,
     *,
     config: ModelConfig,
     compute: Compute,
     vocab: Vocabulary,
+    sampled: bool = True,
 ) -> DecodeState:
-    """Prefills prompts and samples the first token of each, into b new slots."""
+    """Prefills prompts and samples the first token of each, into b new slots.
+
+    `audio` is what `hear` makes of the batch; None for a batch of text, or to encode it here.
+    """
     length = batch["tokens"].shape[1]
-    logits, cache = moss_audio.prefill(params, config, compute, batch, length)
-    return DecodeState(replicate(sample(answers, logits, vocab)), cache)
+    logits, cache = moss_audio.prefill(params, config, compute, batch, length, audio)
+    return DecodeState(replicate(sample(answers, logits, vocab, sampled)), cache)
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "compute", "vocab"), donate_argnames=("cache",)
+    jax.jit, static_argnames=("config", "compute", "vocab", "sampled"), donate_argnames=("cache",)
 )
 def extend(
     params: Any,
@@ -143,10 +164,11 @@ def extend(
     config: ModelConfig,
     compute: Compute,
     vocab: Vocabulary,
+    sampled: bool = True,
 ) -> DecodeState:
     """`prefill` for prompts whose first `begin` [b] tokens are in `cache`, the rest in `batch`."""
     logits, cache = moss_audio.extend(params, config, compute, batch, cache, begin)
-    return DecodeState(replicate(sample(answers, logits, vocab)), cache)
+    return DecodeState(replicate(sample(answers, logits, vocab, sampled)), cache)
 
 
 # Separate from `extend`, which is then compiled for fewer shapes.
@@ -164,7 +186,9 @@ def insert(state: DecodeState, new: DecodeState, at: jax.Array) -> DecodeState:
 
 
 @functools.partial(
-    jax.jit, static_argnames=("reach", "config", "compute", "vocab"), donate_argnames=("state",)
+    jax.jit,
+    static_argnames=("reach", "config", "compute", "vocab", "sampled"),
+    donate_argnames=("state",),
 )
 def decode_until(
     params: Any,
@@ -176,6 +200,7 @@ def decode_until(
     config: ModelConfig,
     compute: Compute,
     vocab: Vocabulary,
+    sampled: bool = True,
 ) -> DecodeState:
     """Decodes until `enough_free` slots are not running, or `max_steps` steps are done.
 
@@ -192,7 +217,8 @@ def decode_until(
         logits, cache = moss_audio.decode_step(
             params, config, compute, answers.token, answers.position, cache, reach
         )
-        return DecodeState(replicate(sample(answers, logits, vocab)), kv_cache.pin(cache)), step + 1
+        answers = sample(answers, logits, vocab, sampled)
+        return DecodeState(replicate(answers), kv_cache.pin(cache)), step + 1
 
     state, _ = jax.lax.while_loop(go_on, one, (state, jnp.int32(0)))
     # A constraint inside the loop does not fix the result's sharding, and every process needs all

@@ -31,6 +31,7 @@ from moss_audio_jax.generate.decode_state import (
     empty_state,
     end,
     extend,
+    hear,
     insert,
     new_answers,
     prefill,
@@ -146,7 +147,8 @@ class Engine:
         room = bucket(max(limits), 64)
         size = bucket(max(len(e.ids) + n for (e, _), n in zip(requests, limits, strict=True)), 128)
         decoding = empty_state(**self._static, count=slots_count, room=room, size=size)
-        prefiller = _Prefiller(self._params, self._static, requests, limits, room, size)
+        static = self._static | {"sampled": any(s.temperature > 0 for _, s in requests)}
+        prefiller = _Prefiller(self._params, static, requests, limits, room, size)
         watched = [bool(s.stop) and self._decode is not None for _, s in requests]
         owner: list[int | None] = [None] * slots_count  # the request in each slot
         count = np.zeros(slots_count, int)  # tokens of its answer so far
@@ -182,7 +184,7 @@ class Engine:
                     min(steps, reach - top),
                     enough,
                     reach=reach,
-                    **self._static,
+                    **static,
                 )
 
             state, count, output = jax.device_get(
@@ -292,7 +294,13 @@ class _Prefiller:
         tokens = min(shape.tokens, self._config.decoder.max_positions)
         shape = dataclasses.replace(shape, tokens=tokens)
         batch = make_batch([[e] for e in examples], shape, encoder, self._vocab.audio_token_id)
-        return prefill(self._params, batch, self._answers(numbers, shape.rows), **self._static)
+        audio = None
+        if shape.chunks:
+            sound = (batch[name] for name in ("mels", "frames"))
+            compute = self._static["compute"]
+            audio = hear(self._params["audio_encoder"], *sound, config=encoder, compute=compute)
+        answers = self._answers(numbers, shape.rows)
+        return prefill(self._params, batch, answers, audio, **self._static)
 
     def _begin(self, families: Sequence[Family]) -> None:
         """Prefills what the members of each family share. All members wait afterwards."""

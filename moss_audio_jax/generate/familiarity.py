@@ -17,25 +17,25 @@ familiarity.json; other checkpoints give no verdict.
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from moss_audio_jax.audio.lengths import audio_tokens, chunk_frames
+from moss_audio_jax.audio.lengths import FRAMES_PER_TOKEN, audio_tokens, chunk_frames
 from moss_audio_jax.config import Compute, EncoderConfig, read_json
+from moss_audio_jax.data.batch import bucket, token_frames
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import write_whole
-from moss_audio_jax.models.encoder import encode
+from moss_audio_jax.generate.decode_state import hear
+from moss_audio_jax.sharding import ways
 from moss_audio_jax.weights.helpers import FOLDER, load_helpers
 
 NAME = "familiarity"
-_BUCKETS = (1, 4, 16, 64)  # chunks encoded at a time
+_TOGETHER = 64  # chunks encoded at a time
 _SHORTEST_FRAMES = 50  # half a second; a shorter clip has too few tokens for a verdict
 
 
@@ -149,21 +149,35 @@ class Gauge:
                 chunks.append((number, mel[:, start : start + frames].T))
                 start += frames
         totals: list[Any] = [None] * len(mels)
-        for batch in _batches(chunks):
-            places = next(b for b in _BUCKETS if b >= len(batch))
-            padded = np.zeros((places, size, 128), np.float32)
-            frames = np.zeros(places, np.int32)
-            for i, (_, mel) in enumerate(batch):
-                padded[i, : len(mel)], frames[i] = mel, len(mel)
+        for start in range(0, len(chunks), _TOGETHER):
+            batch = chunks[start : start + _TOGETHER]
             with jax.set_mesh(mesh):
-                sums = _sums(params, self._pieces, padded, frames, config, compute, self.probe.tap)
-            for (number, mel), *row in zip(batch, *map(np.asarray, sums), strict=False):
-                row = [*row, audio_tokens(len(mel))]
+                rows = ways((bucket(len(batch)),), "batch")
+                sound, frames = _strips([mel for _, mel in batch], rows, size)
+                # Each chunk is padded to its own length, as a separate clip would be.
+                heard = hear(params, sound, frames, config=config, compute=compute)
+            features, taps = (np.asarray(x, np.float32) for x in heard)
+            features = features.reshape(sound.shape[0] * sound.shape[1], -1, features.shape[-1])
+            states = taps[self.probe.tap].reshape(features.shape[0], -1, taps.shape[-1])
+            for i, (number, mel) in enumerate(batch):
+                count = audio_tokens(len(mel))
+                row = (*self._sums(features[i, :count], states[i, :count]), count)
                 so_far = totals[number]
                 if so_far is not None:
-                    row = [a + b for a, b in zip(so_far, row, strict=True)]
+                    row = tuple(a + b for a, b in zip(so_far, row, strict=True))
                 totals[number] = row
         return [None if each is None else _measures(*each) for each in totals]
+
+    def _sums(
+        self, features: np.ndarray, states: np.ndarray
+    ) -> tuple[float, np.ndarray, np.ndarray]:
+        """Sums over tokens [n, D]: entropy of the pieces, states [D], squared states [D]."""
+        kernel, bias = self._pieces
+        logits = features @ kernel + bias
+        logits -= logits.max(-1, keepdims=True)
+        log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        entropy = -float((np.exp(log_probs) * log_probs).sum())
+        return entropy, states.sum(0), np.square(states).sum(0)
 
 
 def save(checkpoint: Path, probe: Probe, notes: Mapping[str, Any]) -> None:
@@ -180,24 +194,11 @@ def _measures(entropy: float, total: np.ndarray, squares: np.ndarray, tokens: in
     return Measures(float(entropy) / tokens, np.concatenate([mean, spread]).astype(np.float32))
 
 
-def _batches(chunks: Sequence) -> Iterator[Sequence]:
-    for start in range(0, len(chunks), _BUCKETS[-1]):
-        yield chunks[start : start + _BUCKETS[-1]]
-
-
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
-def _sums(params, pieces, mels, frames, config, compute, tap) -> tuple[jax.Array, ...]:
-    """Sums over each chunk's tokens: entropy [N], states [N, D], squared states [N, D]."""
-    # Each chunk is padded to its own length, as a separate clip would be.
-    features, taps = encode(params, config, compute, mels, frames, frames)
-    kernel, bias = pieces
-    log_probs = jax.nn.log_softmax(features.astype(jnp.float32) @ kernel + bias)
-    entropy = -jnp.sum(jnp.exp(log_probs) * log_probs, -1)
-    states = taps[tap].astype(jnp.float32)
-    inside = jnp.arange(states.shape[1]) < audio_tokens(frames)[:, None]  # [N, S]
-    states = jnp.where(inside[..., None], states, 0)
-    return (
-        jnp.sum(jnp.where(inside, entropy, 0), -1),
-        jnp.sum(states, 1),
-        jnp.sum(jnp.square(states), 1),
-    )
+def _strips(chunks: Sequence[np.ndarray], rows: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Chunks [F, 128] in a bucket of strips: float32 [rows, C, size, 128], frames [rows, C, S]."""
+    count = bucket(len(chunks))
+    padded, frames = np.zeros((count, size, 128), np.float32), np.zeros(count, np.int32)
+    for i, mel in enumerate(chunks):
+        padded[i, : len(mel)], frames[i] = mel, len(mel)
+    of_tokens = token_frames(frames, size // FRAMES_PER_TOKEN)
+    return padded.reshape(rows, -1, size, 128), of_tokens.reshape(rows, -1, of_tokens.shape[1])

@@ -23,7 +23,9 @@ class Knobs(NamedTuple):
     seed: jax.Array
 
 
-def choose(logits: jax.Array, knobs: Knobs, seen: jax.Array, step: jax.Array) -> jax.Array:
+def choose(
+    logits: jax.Array, knobs: Knobs, seen: jax.Array, step: jax.Array, sampled: bool
+) -> jax.Array:
     """Samples one token for each row.
 
     Args:
@@ -32,6 +34,7 @@ def choose(logits: jax.Array, knobs: Knobs, seen: jax.Array, step: jax.Array) ->
       seen: bool [B, V], tokens in the prompt or the answer so far.
       step: int [B], tokens generated so far. The random key comes from it and the seed, so a row's
         token does not depend on other rows or on the row's index.
+      sampled: False takes the most likely token of each row, whatever its temperature.
 
     Returns:
       int32 [B].
@@ -39,21 +42,19 @@ def choose(logits: jax.Array, knobs: Knobs, seen: jax.Array, step: jax.Array) ->
     penalty = knobs.repetition_penalty[:, None]
     penalised = jnp.where(logits > 0, logits / penalty, logits * penalty)
     logits = jnp.where(seen, penalised, logits)
-    greedy = jnp.argmax(logits, axis=-1)
-
-    def sample() -> jax.Array:
-        scaled = logits / jnp.maximum(knobs.temperature, 1e-6)[:, None]
-        kept = jnp.where(scaled >= _threshold(scaled, knobs), scaled, -jnp.inf)
-        # The noise is indexed by token, not by rank, so rounding cannot reorder it.
-        noise = jax.vmap(
-            lambda seed, n: jax.random.gumbel(
-                jax.random.fold_in(jax.random.key(seed), n), logits.shape[-1:]
-            )
-        )(knobs.seed, step)
-        return jnp.where(knobs.temperature > 0, jnp.argmax(kept + noise, axis=-1), greedy)
-
-    chosen = jax.lax.cond(jnp.any(knobs.temperature > 0), sample, lambda: greedy)
-    return chosen.astype(jnp.int32)
+    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    if not sampled:
+        return greedy
+    scaled = logits / jnp.maximum(knobs.temperature, 1e-6)[:, None]
+    kept = jnp.where(scaled >= _threshold(scaled, knobs), scaled, -jnp.inf)
+    # The noise is indexed by token, not by rank, so rounding cannot reorder it.
+    noise = jax.vmap(
+        lambda seed, n: jax.random.gumbel(
+            jax.random.fold_in(jax.random.key(seed), n), logits.shape[-1:]
+        )
+    )(knobs.seed, step)
+    chosen = jnp.argmax(kept + noise, axis=-1).astype(jnp.int32)
+    return jnp.where(knobs.temperature > 0, chosen, greedy)
 
 
 def _threshold(logits: jax.Array, knobs: Knobs) -> jax.Array:

@@ -93,7 +93,7 @@ def init_head(key: jax.Array, config: DecoderConfig) -> Any:
 def unstack(layers: Any) -> tuple[Any, ...]:
     """Stacked layers, or one leaf of them: leaves [L, ...] as L trees of leaves [...]."""
     count = jax.tree.leaves(layers)[0].shape[0]
-    return tuple(_layer(layers, jnp.int32(index)) for index in range(count))
+    return tuple(_layer(layers, index) for index in range(count))
 
 
 @jax.jit
@@ -169,6 +169,7 @@ def decode(
     x = constrain(x, "batch", "tokens", None)
     body = rematerialised(body, compute)
     if isinstance(layers, tuple):
+        body = jax.jit(body)  # traced once for all layers
         carry, updated = (x, injected), []
         for index, own in enumerate(layers):
             own_cache = None if cache is None else cache[index]

@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moss_audio_jax.audio.lengths import conv_length
 from moss_audio_jax.config import Compute, EncoderConfig
@@ -23,6 +24,7 @@ from moss_audio_jax.models.blocks import (
     Linear,
     as_dtype,
     init_residual_stack,
+    param,
     rematerialised,
 )
 from moss_audio_jax.ops.activations import gelu
@@ -46,8 +48,8 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (3, 3, x.shape[-1], self.channels)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+        kernel = param(self, "kernel", nn.initializers.he_normal(), shape)
+        bias = param(self, "bias", nn.initializers.zeros, (self.channels,))
         return gelu(conv3x3_stride2(x, kernel, bias))
 
 
@@ -219,21 +221,20 @@ def _attend(
     x = constrain(x.reshape(*segments.shape, -1), "batch", None, None)
     layer = EncoderLayer(config, compute)
 
-    def body(x: jax.Array, layer_params: Any) -> tuple[jax.Array, None]:
-        x = layer.apply({"params": layer_params}, x, segments)
-        return constrain(x, "batch", None, None), None
+    count = len(config.tap_layers)
+    places = np.full(config.layers, count)  # of each layer's output among the taps, if it is tapped
+    places[list(config.tap_layers)] = np.arange(count)
 
-    body = rematerialised(body, compute)
-    taps, start = [], 0
-    for tap in config.tap_layers:  # one scan up to and with each tapped layer
-        x, _ = jax.lax.scan(body, x, _layers(params["layers"], start, tap + 1))
-        taps.append(x)
-        start = tap + 1
-    if start < config.layers:
-        x, _ = jax.lax.scan(body, x, _layers(params["layers"], start, config.layers))
+    def body(carry: tuple[jax.Array, jax.Array], xs: tuple[Any, jax.Array]) -> tuple[tuple, None]:
+        (x, taps), (layer_params, place) = carry, xs
+        x = constrain(layer.apply({"params": layer_params}, x, segments), "batch", None, None)
+        return (x, taps.at[place].set(x, mode="drop")), None
+
+    taps = jnp.zeros((count, *x.shape), x.dtype)
+    xs = params["layers"], places
+    (x, taps), _ = jax.lax.scan(rematerialised(body, compute), (x, taps), xs)
 
     features = LayerNorm(config.norm_eps).apply({"params": params["layer_norm"]}, x)
-    taps = jnp.stack(taps) if taps else jnp.zeros((0, *x.shape), x.dtype)
     if "out_proj" in params:
         project = Linear(config.output_dim)
         features, taps = (
@@ -294,10 +295,6 @@ def _in_parts(function: Callable, at_most: int, *arrays: jax.Array) -> Any:
         return x.reshape(*x.shape[:-4], strips, *x.shape[-2:])
 
     return jax.tree.map(joined, jax.lax.map(piece, jnp.arange(strips // size)))
-
-
-def _layers(stacked: Any, start: int, stop: int) -> Any:
-    return jax.tree.map(lambda p: p[start:stop], stacked)
 
 
 def _divisor(n: int, at_most: int) -> int:

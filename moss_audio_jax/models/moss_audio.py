@@ -53,7 +53,7 @@ def init_params(key: jax.Array, config: ModelConfig, dtype: str = "float32") -> 
 
 def abstract_params(config: ModelConfig, dtype: str = "float32") -> Any:
     """The tree of `init_params` as ShapeDtypeStructs: nothing is computed or stored."""
-    return jax.eval_shape(lambda key: init_params(key, config, dtype), jax.random.key(0))
+    return jax.eval_shape(lambda: init_params(jax.random.key(0), config, dtype))
 
 
 def count_params(tree: Any) -> int:
@@ -114,7 +114,12 @@ def hidden_states(
 
 
 def prefill(
-    params: Any, config: ModelConfig, compute: Compute, batch: Batch, length: int
+    params: Any,
+    config: ModelConfig,
+    compute: Compute,
+    batch: Batch,
+    length: int,
+    audio: Audio | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Runs prompts and returns their logits and a cache of their keys and values.
 
@@ -122,11 +127,12 @@ def prefill(
       params: with the decoder's layers unrolled, as in `extend` and `decode_step`.
       batch: one prompt a row, padded on the right (segments 1, then 0).
       length: tokens that the cache made here has room for, at least T.
+      audio: `encode_audio` of the same batch, if it was computed already.
 
     Returns:
       float32 logits [B, V] after each row's last token, and the cache.
     """
-    audio = encode_audio(params, config, compute, batch)
+    audio = encode_audio(params, config, compute, batch) if audio is None else audio
     x, injected = _embed(params, config, compute, batch, audio)
     batch_size, _ = batch["tokens"].shape
 

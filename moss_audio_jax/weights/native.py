@@ -21,11 +21,10 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from moss_audio_jax import files
 from moss_audio_jax.config import ModelConfig, ProcessorConfig, read_json
@@ -34,6 +33,9 @@ from moss_audio_jax.runtime import from_all
 from moss_audio_jax.tree import flatten, unflatten
 from moss_audio_jax.weights.folder import new_folder, wait_for_all, write_json, write_side_files
 from moss_audio_jax.weights.official import Entry, table
+
+if TYPE_CHECKING:  # elsewhere Orbax is imported where it is used; official folders do without it
+    import orbax.checkpoint as ocp
 
 MARKER = "moss_audio_jax.json"
 PARAMS = "params"
@@ -78,6 +80,8 @@ def write_native(
     folder: Path, entries: Sequence[Entry], leaves: Iterable[tuple[str, Any]], dtype: Any
 ) -> None:
     """Writes leaves, which arrive one by one in any order, into `folder`; the marker last."""
+    import orbax.checkpoint as ocp
+
     stacked = {entry.path: entry.stack is not None for entry in entries}
     share = jax.process_index(), jax.process_count()
     sums: dict[str, list[int]] = {}
@@ -179,19 +183,19 @@ class NativeReader:
 
     def read(self, path: str, dtype: Any = None) -> np.ndarray:
         """A whole leaf."""
-        args = ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.dtype(dtype or self.dtype))
-        return self._restore(path, args)
+        return self._restore(path, dtype)
 
     def load(self, path: str, sharding: jax.sharding.Sharding, dtype: Any = None) -> jax.Array:
         """A leaf on devices; each process reads the chunks that its own devices need."""
-        args = ocp.ArrayRestoreArgs(
-            sharding=sharding,
-            global_shape=self.entries[path].shape,
-            dtype=np.dtype(dtype or self.dtype),
-        )
-        return self._restore(path, args)
+        return self._restore(path, dtype, sharding)
 
-    def _restore(self, path: str, args: ocp.RestoreArgs) -> Any:
+    def _restore(self, path: str, dtype: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
+        import orbax.checkpoint as ocp
+
+        dtype, shape = np.dtype(dtype or self.dtype), self.entries[path].shape
+        args = ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype)
+        if sharding is not None:
+            args = ocp.ArrayRestoreArgs(sharding=sharding, global_shape=shape, dtype=dtype)
         here = _leaf_folder(self.folder, path)
         share = jax.process_index(), jax.process_count()  # each process checks some of the files
         if fault := files.damage(self.folder / PARAMS, self._sums.get(here.name, {}), share):
@@ -212,10 +216,10 @@ class NativeReader:
                 ),
             )
         value = flatten(tree)[name]
-        if value.shape != self.entries[path].shape:
+        if value.shape != shape:
             raise InputError(
                 f"{_leaf_folder(self.folder, path)}: shape {list(value.shape)}; {MARKER} says "
-                f"{list(self.entries[path].shape)}"
+                f"{list(shape)}"
             )
         return value
 
@@ -278,6 +282,8 @@ def _leaf_folder(folder: Path, path: str) -> Path:
 
 @contextlib.contextmanager
 def _checkpointer() -> Iterator[ocp.Checkpointer]:
+    import orbax.checkpoint as ocp
+
     # Uncompressed: bfloat16 weights do not shrink. Without OCDBT, saving takes a third less memory.
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
     log = logging.getLogger("absl")

@@ -27,6 +27,7 @@ import numpy as np
 from moss_audio_jax.config import ModelConfig
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import brief
+from moss_audio_jax.tree import unflatten
 from moss_audio_jax.weights import safetensors
 
 Index = tuple[slice, ...]
@@ -128,6 +129,14 @@ def table(config: ModelConfig) -> list[Entry]:
     if not dec.tie_embeddings:
         add("lm_head/kernel", dec.vocab_size, width)
     return entries
+
+
+def shapes(config: ModelConfig, dtype: Any) -> dict[str, Any]:
+    """The tree of parameters as ShapeDtypeStructs, like `moss_audio.abstract_params` but at once:
+    that traces how they are initialised."""
+    return unflatten(
+        {entry.path: jax.ShapeDtypeStruct(entry.shape, np.dtype(dtype)) for entry in table(config)}
+    )
 
 
 def qwen3_table(config: ModelConfig, tied: bool) -> list[Entry]:

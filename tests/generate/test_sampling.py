@@ -27,7 +27,7 @@ def knobs(count, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, penalty=1.0):
 def draw(logits, n=4000, seen=None, **kw):
     rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (n, len(logits)))
     seen = jnp.zeros(rows.shape, bool) if seen is None else jnp.broadcast_to(seen, rows.shape)
-    return np.asarray(choose(rows, knobs(n, **kw), seen, jnp.zeros((n,), jnp.int32)))
+    return np.asarray(choose(rows, knobs(n, **kw), seen, jnp.zeros((n,), jnp.int32), True))
 
 
 def distribution(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
@@ -66,7 +66,7 @@ def test_draws_follow_the_distribution(kw):
 def test_zero_temperature_is_greedy_also_beside_sampled_rows():
     logits = jnp.asarray(np.random.default_rng(1).normal(size=(6, VOCAB)), jnp.float32)
     mixed = knobs(6)._replace(temperature=jnp.array([0.0, 1, 0, 1, 0, 1]))
-    found = choose(logits, mixed, jnp.zeros(logits.shape, bool), jnp.zeros((6,), jnp.int32))
+    found = choose(logits, mixed, jnp.zeros(logits.shape, bool), jnp.zeros((6,), jnp.int32), True)
     assert np.array_equal(found[::2], jnp.argmax(logits, -1)[::2])
 
 
