@@ -25,12 +25,15 @@ from moss_audio_jax.models.blocks import (
 from moss_audio_jax.ops.attention import attention
 from moss_audio_jax.ops.conv import conv3x3_stride2
 from moss_audio_jax.ops.gelu import gelu
+from moss_audio_jax.ops.linear import Bits
 from moss_audio_jax.ops.rotary import sinusoids
 from moss_audio_jax.sharding import constrain, platform, ways
 
 _LAYER_EPS = 1e-5  # Whisper's; config's norm_eps is that of the final norm alone
 _LANES = 128  # of a TPU
-_STEM_BYTES = 2**29  # of its first convolution's output at a time: 12 MB a chunk, as released
+# Of its first convolution's output at a time: 12 MB a chunk, as released.
+_STEM_BYTES = 2**29
+_STEM_BYTES_FRUGAL = 2**26
 
 
 class Conv(nn.Module):
@@ -177,7 +180,8 @@ def encode_rows(
     attend = _of_rows(functools.partial(_attend, params, config, compute))
 
     def block(mels: jax.Array, frames: jax.Array, padded: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x = _in_pieces(convolve, _STEM_BYTES // a_chunk // on_device, mels, padded)
+        most = _STEM_BYTES_FRUGAL if _frugal(params) else _STEM_BYTES
+        x = _in_pieces(convolve, most // a_chunk // on_device, mels, padded)
         return attend(x, frames)
 
     features, taps = _in_pieces(block, compute.encoder_chunks // on_device, mels, frames, padded)
@@ -220,11 +224,11 @@ def _attend(
     body = rematerialised(body, compute)
     taps, start = [], 0
     for tap in config.tap_layers:  # one scan up to and with each tapped layer
-        x, _ = jax.lax.scan(body, x, _layers(params["layers"], start, tap + 1))
+        x = _through(body, params["layers"], start, tap + 1, x)
         taps.append(x)
         start = tap + 1
     if start < config.layers:
-        x, _ = jax.lax.scan(body, x, _layers(params["layers"], start, config.layers))
+        x = _through(body, params["layers"], start, config.layers, x)
 
     features = LayerNorm(config.norm_eps).apply({"params": params["layer_norm"]}, x)
     taps = jnp.stack(taps) if taps else jnp.zeros((0, *x.shape), x.dtype)
@@ -282,8 +286,24 @@ def _in_pieces(function: Callable, at_most: int, *arrays: jax.Array) -> Any:
     return jax.tree.map(joined, jax.lax.map(piece, jnp.arange(chunks // size)))
 
 
-def _layers(stacked: Any, start: int, stop: int) -> Any:
-    return jax.tree.map(lambda p: p[start:stop], stacked)
+def _frugal(params: Any) -> bool:
+    """Are the encoder's weights kept as bits, because a CPU's memory is to be saved?"""
+    return isinstance(params["stem"]["stem_proj"]["kernel"], Bits)
+
+
+def _through(body: Callable, layers: Any, start: int, stop: int, x: jax.Array) -> jax.Array:
+    """x after some of the stacked layers.
+
+    A scan over a part of the stack copies that part. Bits are taken out of the whole stack, layer
+    by layer. The gradient of that would be as large as the stack in every layer, but bits have none.
+    """
+    if not isinstance(layers["fc1"]["kernel"], Bits):
+        return jax.lax.scan(body, x, jax.tree.map(lambda p: p[start:stop], layers))[0]
+
+    def indexed(x: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+        return body(x, jax.tree.map(lambda p: p[index], layers))
+
+    return jax.lax.scan(indexed, x, jnp.arange(start, stop))[0]
 
 
 def _divisor(n: int, at_most: int) -> int:
