@@ -252,7 +252,11 @@ def load_tree(
         by_path = dict.fromkeys(reader.entries, shardings)
     else:
         by_path = flatten(shardings)
-    leaves: dict[str, Any] = {}
+    leaves: dict[str, Any] = dict.fromkeys(reader.entries)  # their order stays
+
+    def is_apart(path: str) -> bool:
+        return apart is not None and path.startswith(apart)
+
     total = total_bytes(reader.entries.values(), dtype or reader.dtype)
     with tqdm(
         desc="loading", total=total, unit="B", unit_scale=True, delay=1, disable=not progress
@@ -262,8 +266,13 @@ def load_tree(
             bar.update(leaf.nbytes)
             return then(path, leaf)
 
-        for path in reader.entries:
-            if apart is not None and path.startswith(apart):
+        def at_once(path: str) -> int:
+            values = math.prod(reader.entries[path].shape)
+            return values // reader.entries[path].stack if is_apart(path) else values
+
+        # What is large first: it is in memory twice or more while it is taken.
+        for path in sorted(reader.entries, key=at_once, reverse=True):
+            if is_apart(path):
                 layers = reader.layers(path, by_path[path], dtype)
                 leaves[path] = tuple(taken(path, layer) for layer in layers)
             else:
