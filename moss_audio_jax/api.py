@@ -40,7 +40,7 @@ from moss_audio_jax.generate.request import Audio, Clip, Prepared, Reply, Reques
 from moss_audio_jax.generate.stop_strings import UntilStop, first_stop
 from moss_audio_jax.generate.vocabulary import vocabulary
 from moss_audio_jax.models import decoder, moss_audio
-from moss_audio_jax.models.quantize import quantize_leaf
+from moss_audio_jax.models.quantize import held_leaf, plain
 from moss_audio_jax.ops.linear import dense
 from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
 from moss_audio_jax.runtime import keep_compiled
@@ -113,6 +113,7 @@ class MossAudio:
         encoder_attention: EncoderAttention | None = None,
         lora: str | Path | None = None,
         quantize: Quantize = "none",
+        progress: bool = False,
     ) -> MossAudio:
         """Loads an official or native checkpoint folder.
 
@@ -158,12 +159,11 @@ class MossAudio:
         mesh = serving_mesh(as_mesh(mesh))
         shardings = param_shardings(shapes(config, dtype), config, mesh)
 
-        def then(path: str, leaf: jax.Array) -> Any:  # only one leaf at a time exists in both forms
-            leaf = leaf if quantize == "none" else _quantize(path, leaf, config)
-            return decoder.unstack(leaf) if path.startswith(_LAYERS) else leaf
-
+        hold = functools.partial(held_leaf, quantize=quantize)
+        with jax.set_mesh(mesh):
+            params = load_params(path, config, dtype, shardings, lora, hold, _LAYERS, progress)
         return cls(
-            _by_layer(load_params(path, config, dtype, shardings, lora, then)),
+            _by_layer(params),
             config,
             compute=Compute(dtype=dtype, quantize=quantize),
             mesh=mesh,
@@ -190,7 +190,7 @@ class MossAudio:
         Each call makes a new stacked copy of the decoder, which is then in memory twice.
         """
         with jax.set_mesh(self.mesh):
-            return decoder.stacked(self._params)
+            return plain(decoder.stacked(self._params))
 
     @property
     def encoder_params(self) -> Any:
@@ -583,13 +583,12 @@ class Stream(Iterator[str]):
 
 
 _LAYERS = "language_model/layers/"
-_quantize = jax.jit(quantize_leaf, static_argnums=(0, 2))
 
 
 def _by_layer(params: Any) -> Any:
     """Turns a tuple of layers at each of the decoder's leaves into a tuple of trees."""
     leaves = params["language_model"]["layers"]
-    apart = {"is_leaf": lambda x: type(x) is tuple}  # Int8 is a named tuple
+    apart = {"is_leaf": lambda x: type(x) is tuple}  # Int8 and Bits are named tuples
     count = len(jax.tree.leaves(leaves, **apart)[0])
     layers = (
         jax.tree.map(lambda leaf: leaf[index], leaves, **apart)  # noqa: B023  used at once

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from moss_audio_jax.config import ModelConfig
@@ -173,6 +173,13 @@ def param_shardings(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(params, config, mesh))
 
 
+def of_a_layer(sharding: Sharding) -> Sharding:
+    """The sharding of one layer of a stacked parameter, whose layer axis is never split."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    return NamedSharding(sharding.mesh, P(*sharding.spec[1:]))
+
+
 def fit(shape: Sequence[int], axes: Sequence[Any], mesh: Any) -> P:
     """The PartitionSpec of `axes` without those that do not divide `shape`'s dimensions."""
     fitted = []
@@ -190,9 +197,9 @@ def constrain(x: jax.Array, *dimensions: str | None) -> jax.Array:
 
     `dimensions` are keys of ACTIVATIONS, one for each axis of x.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or math.prod(mesh.shape.values()) == 1:
+    if alone():
         return x
+    mesh = jax.sharding.get_abstract_mesh()
     spec = fit(x.shape, [ACTIVATIONS[name] for name in dimensions], mesh)
     return jax.lax.with_sharding_constraint(x, spec)
 
@@ -221,9 +228,9 @@ def on_each_device(
 
     For kernels that the compiler cannot split. `of_rows` are arrays [B, ...].
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if alone():
         return attend(query, key, value, *of_rows)
+    mesh = jax.sharding.get_abstract_mesh()
     axes = ACTIVATIONS["batch"], (), ACTIVATIONS["heads"]
     specs = [fit(x.shape, axes, mesh) for x in (query, key, value)]
     return jax.shard_map(
@@ -238,6 +245,12 @@ def platform() -> str:
     """The platform of compilation, "tpu", "gpu" or "cpu"; that of the mesh in context, if any."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device is not None else jax.default_backend()
+
+
+def alone() -> bool:
+    """Is a program compiled for a single device, by the mesh in context?"""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1
 
 
 def ways(shape: Sequence[int], *dimensions: str | None) -> int:

@@ -72,8 +72,7 @@ class Ears:
     def load(cls, checkpoint: str | Path) -> Ears:
         """Raises InputError if a file is missing or broken. Helpers may be missing."""
         helpers, tags = load_helpers(checkpoint)
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        return cls(MossAudio.load(checkpoint, dtype), helpers, tags, Gauge.load(checkpoint))
+        return cls(MossAudio.load(checkpoint), helpers, tags, Gauge.load(checkpoint))
 
     @property
     def has(self) -> frozenset[str]:

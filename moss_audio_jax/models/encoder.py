@@ -30,14 +30,15 @@ from moss_audio_jax.models.blocks import (
 from moss_audio_jax.ops.activations import gelu
 from moss_audio_jax.ops.attention import attention
 from moss_audio_jax.ops.conv import conv3x3_stride2
+from moss_audio_jax.ops.linear import Bits
 from moss_audio_jax.ops.rotary import sinusoids
 from moss_audio_jax.sharding import constrain, platform, ways
 
 _LAYER_EPS = 1e-5  # Whisper's; config's norm_eps is that of the final norm alone
 _LANES = 128  # of a TPU
-_STEM_BYTES = (
-    2**29
-)  # of its first convolution's output at a time: 12 MB a strip of 4 s, as released
+# Of the first convolution's output at a time: 12 MB a strip of 4 s, as released.
+_STEM_BYTES = 2**29
+_STEM_BYTES_FRUGAL = 2**26
 
 
 class Conv(nn.Module):
@@ -183,7 +184,8 @@ def encode_rows(
     attend = _of_rows(functools.partial(_attend, params, config, compute))
 
     def block(mels: jax.Array, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
-        x = _in_parts(convolve, _STEM_BYTES // a_strip // on_device, mels, frames)
+        most = _STEM_BYTES_FRUGAL if _frugal(params) else _STEM_BYTES
+        x = _in_parts(convolve, most // a_strip // on_device, mels, frames)
         return attend(x, frames)
 
     features, taps = _in_parts(block, compute.encoder_chunks // on_device, mels, frames)
@@ -295,6 +297,11 @@ def _in_parts(function: Callable, at_most: int, *arrays: jax.Array) -> Any:
         return x.reshape(*x.shape[:-4], strips, *x.shape[-2:])
 
     return jax.tree.map(joined, jax.lax.map(piece, jnp.arange(strips // size)))
+
+
+def _frugal(params: Any) -> bool:
+    """Are the encoder's weights kept as bits, because a CPU's memory is to be saved?"""
+    return isinstance(params["stem"]["stem_proj"]["kernel"], Bits)
 
 
 def _divisor(n: int, at_most: int) -> int:

@@ -1,4 +1,10 @@
-"""Matrix products with the precision their dtype promises; kernels plain or in int8."""
+"""Matrix products with the precision their dtype promises; kernels plain, in int8 or as bits.
+
+A CPU multiplies in float32. If a compiled program holds a bfloat16 or int8 kernel, XLA converts all
+of it first, and moves the conversion out of the loop over tokens, so that all kernels are in memory
+as float32 at once. There `matmul` converts a kernel block by block, in a loop that XLA cannot take
+apart because the kernel is an array of integers (docs/findings/2026-11-29-bfloat16-on-a-cpu.md).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from moss_audio_jax.sharding import platform
+from moss_audio_jax.sharding import alone, platform
+
+_BLOCK = 2**20  # weights that are converted at a time: 4 MB, which caches hold
+_ROWS = 16, 256  # at least so many of a kernel; that many are enough for any number of tokens
 
 
 class Int8(NamedTuple):
@@ -35,7 +44,30 @@ class Int8(NamedTuple):
         return Int8(self.values.T, self.scale.T)
 
 
-Kernel = jax.Array | Int8
+class Bits(NamedTuple):
+    """A bfloat16 kernel as its bits, for CPUs; see the head of this file.
+
+    Attributes:
+      values: uint16 [..., in, out].
+    """
+
+    values: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def T(self) -> Bits:
+        return Bits(self.values.T)
+
+
+Kernel = jax.Array | Int8 | Bits
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def to_bits(kernel: jax.Array) -> Bits:
+    return Bits(jax.lax.bitcast_convert_type(kernel, jnp.uint16))
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
@@ -63,12 +95,44 @@ def matmul(
         TPU's compiler copies activations that are reshaped beside a product
         (docs/findings/2026-11-28-modelled-train-step.md).
     """
-    values = kernel.values if isinstance(kernel, Int8) else kernel
-    product = _on_cpu if platform() == "cpu" else _product
-    y = product(x, values.astype(x.dtype).reshape(*x.shape[-axes:], *shape), axes, dtype)
+    values = kernel.values if isinstance(kernel, Int8 | Bits) else kernel
+    if isinstance(kernel, Bits) or (isinstance(kernel, Int8) and platform() == "cpu" and alone()):
+        y = _by_blocks(x.reshape(-1, values.shape[0]), values)
+        y = y.reshape(*x.shape[:-axes], *shape)
+        dtype = x.dtype if dtype is None else dtype
+    else:
+        product = _on_cpu if platform() == "cpu" else _product
+        y = product(x, values.astype(x.dtype).reshape(*x.shape[-axes:], *shape), axes, dtype)
+        dtype = y.dtype
     if isinstance(kernel, Int8):
-        y = (y * kernel.scale[0].reshape(shape)).astype(y.dtype)
-    return y
+        y = y * kernel.scale[0].reshape(shape)
+    return y.astype(dtype)
+
+
+def _by_blocks(x: jax.Array, values: jax.Array) -> jax.Array:
+    """[M, in] @ [in, out] -> float32 [M, out], a block of the kernel's rows at a time.
+
+    There are always two blocks, because XLA takes a loop of one apart.
+    """
+    n_in, n_out = values.shape
+    least, enough = _ROWS
+    most = min(max(_BLOCK // n_out, min(len(x), enough), least), n_in // 2)
+    rows = next(rows for rows in range(max(most, 1), 0, -1) if n_in % rows == 0)
+    x = x.astype(jnp.float32)
+
+    def add(block: jax.Array, y: jax.Array) -> jax.Array:
+        start = block * rows
+        part = _float32(jax.lax.dynamic_slice_in_dim(values, start, rows))
+        return y + jax.lax.dynamic_slice_in_dim(x, start, rows, axis=1) @ part
+
+    return jax.lax.fori_loop(0, n_in // rows, add, jnp.zeros((len(x), n_out)))
+
+
+def _float32(values: jax.Array) -> jax.Array:
+    """Integers as float32, or what they are the bits of."""
+    if values.dtype == jnp.uint16:
+        values = jax.lax.bitcast_convert_type(values, jnp.bfloat16)
+    return values.astype(jnp.float32)
 
 
 def _product(x: jax.Array, kernel: jax.Array, axes: int, dtype: jnp.dtype | None) -> jax.Array:
@@ -99,4 +163,6 @@ _on_cpu.defvjp(lambda x, kernel, *static: (_on_cpu(x, kernel, *static), (x, kern
 
 def dense(kernel: Kernel) -> jax.Array:
     """The kernel as an array: float32 where it is int8."""
+    if isinstance(kernel, Bits):
+        return jax.lax.bitcast_convert_type(kernel.values, jnp.bfloat16)
     return kernel.values * kernel.scale if isinstance(kernel, Int8) else kernel

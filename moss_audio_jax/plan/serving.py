@@ -20,7 +20,7 @@ from moss_audio_jax.generate import decode_state
 from moss_audio_jax.generate.families import PREFILL_TOKENS
 from moss_audio_jax.generate.vocabulary import vocabulary
 from moss_audio_jax.models import cache, decoder, moss_audio
-from moss_audio_jax.models.quantize import quantize
+from moss_audio_jax.models.quantize import held
 from moss_audio_jax.plan.compile import Compiled, compile_lowered, held_bytes, placed
 from moss_audio_jax.sharding import ACTIVATIONS, fit, make_mesh, param_shardings, serving_mesh
 
@@ -116,8 +116,8 @@ def build(
         )
     serving = Serving(model, compute, placed_on, load, None, None)
     params = moss_audio.abstract_params(model, compute.dtype)
-    if compute.quantize != "none":
-        params = jax.eval_shape(functools.partial(quantize, config=model), params)
+    with jax.set_mesh(placed_on):
+        params = jax.eval_shape(functools.partial(held, quantize=compute.quantize), params)
     params = placed(params, param_shardings(params, model, placed_on))
     layer = jax.tree.map(_of_one_layer, params["language_model"]["layers"])
     return dataclasses.replace(

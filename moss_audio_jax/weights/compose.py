@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from moss_audio_jax.config import (
 )
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.models import moss_audio
+from moss_audio_jax.sharding import of_a_layer
 from moss_audio_jax.tree import flatten, unflatten
 from moss_audio_jax.weights.adapters import Adapters
 from moss_audio_jax.weights.official import OfficialReader, check_float16, qwen3_table, table
@@ -170,9 +172,22 @@ class Merged:
         """A leaf on devices. Each process merges all of an adapted kernel on its host."""
         if path not in self._adapters.modules:
             return self._reader.load(path, sharding, dtype)
-        host = self.read(path, dtype or self.dtype)
-        leaf = jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
-        return leaf.block_until_ready()
+        return _placed(self.read(path, dtype or self.dtype), sharding)
+
+    def layers(
+        self, path: str, sharding: jax.sharding.Sharding, dtype: Any = None
+    ) -> Iterator[jax.Array]:
+        """The layers of a stacked leaf; an adapted one is merged as a whole."""
+        if path not in self._adapters.modules:
+            yield from self._reader.layers(path, sharding, dtype)
+            return
+        for layer in self.read(path, dtype or self.dtype):
+            yield _placed(layer, of_a_layer(sharding))
+
+
+def _placed(host: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    leaf = jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
+    return leaf.block_until_ready()
 
 
 def _check_decoder(theirs: DecoderConfig, ours: DecoderConfig, where: str) -> None:

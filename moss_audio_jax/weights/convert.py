@@ -29,6 +29,8 @@ def load_params(
     shardings: Any = None,
     lora: str | Path | None = None,
     then: Callable[[str, jax.Array], Any] = lambda path, leaf: leaf,
+    apart: str | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """The parameters of a checkpoint in either layout, as a tree of jax.Arrays.
 
@@ -39,7 +41,7 @@ def load_params(
       shardings: a tree of Shardings like the parameters, one for all, or None (the first device).
         Each process reads the parts on its own devices.
       lora: a folder of adapters to merge, on the host.
-      then: (path, leaf) -> a replacement of the leaf, called before the next one is read.
+      then, apart, progress: see `native.load_tree`.
 
     Raises:
       InputError: weights are missing, broken, incomplete, or do not fit the config.
@@ -49,7 +51,7 @@ def load_params(
     if lora is not None:
         reader = Merged(reader, lora, config)
     with reader:
-        return native.load_tree(reader, shardings, dtype, then)
+        return native.load_tree(reader, shardings, dtype, then, apart, progress)
 
 
 def save_official(

@@ -25,10 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from moss_audio_jax import files
 from moss_audio_jax.config import ModelConfig, ProcessorConfig, read_json
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.models.decoder import unstack
 from moss_audio_jax.runtime import from_all
 from moss_audio_jax.tree import flatten, unflatten
 from moss_audio_jax.weights.folder import new_folder, wait_for_all, write_json, write_side_files
@@ -189,6 +191,12 @@ class NativeReader:
         """A leaf on devices; each process reads the chunks that its own devices need."""
         return self._restore(path, dtype, sharding)
 
+    def layers(
+        self, path: str, sharding: jax.sharding.Sharding, dtype: Any = None
+    ) -> Iterator[jax.Array]:
+        """The layers of a stacked leaf, which is read as a whole."""
+        yield from unstack(self.load(path, sharding, dtype))
+
     def _restore(self, path: str, dtype: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
         import orbax.checkpoint as ocp
 
@@ -229,13 +237,18 @@ def load_tree(
     shardings: Any = None,
     dtype: Any = None,
     then: Callable[[str, jax.Array], Any] = lambda path, leaf: leaf,
+    apart: str | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Every leaf of a NativeReader or OfficialReader, leaf by leaf, as jax.Arrays.
 
     Args:
       shardings: a tree like the parameters, one Sharding for all, or None (the first device).
       dtype: cast to it while reading; None: as stored.
-      then: (path, leaf) -> a replacement of the leaf, called before the next one is read.
+      then: (path, leaf) -> what replaces the leaf, called before the next one is read.
+      apart: of the paths that begin like this, each leaf becomes a tuple of its layers, and `then`
+        gets layer by layer.
+      progress: show a bar on stderr, if loading takes more than a second.
     """
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -243,9 +256,32 @@ def load_tree(
         by_path = dict.fromkeys(reader.entries, shardings)
     else:
         by_path = flatten(shardings)
-    return unflatten(
-        {path: then(path, reader.load(path, by_path[path], dtype)) for path in reader.entries}
-    )
+    leaves: dict[str, Any] = dict.fromkeys(reader.entries)  # their order stays
+
+    def is_apart(path: str) -> bool:
+        return apart is not None and path.startswith(apart)
+
+    total = total_bytes(reader.entries.values(), dtype or reader.dtype)
+    with tqdm(
+        desc="loading", total=total, unit="B", unit_scale=True, delay=1, disable=not progress
+    ) as bar:
+
+        def taken(path: str, leaf: jax.Array) -> Any:
+            bar.update(leaf.nbytes)
+            return then(path, leaf)
+
+        def at_once(path: str) -> int:
+            values = math.prod(reader.entries[path].shape)
+            return values // reader.entries[path].stack if is_apart(path) else values
+
+        # What is large first: it is in memory twice or more while it is taken.
+        for path in sorted(reader.entries, key=at_once, reverse=True):
+            if is_apart(path):
+                layers = reader.layers(path, by_path[path], dtype)
+                leaves[path] = tuple(taken(path, layer) for layer in layers)
+            else:
+                leaves[path] = taken(path, reader.load(path, by_path[path], dtype))
+    return unflatten(leaves)
 
 
 def check_leaves(
@@ -272,7 +308,7 @@ def check_leaves(
     return next(iter(dtypes))
 
 
-def total_bytes(entries: Sequence[Entry], dtype: Any) -> int:
+def total_bytes(entries: Iterable[Entry], dtype: Any) -> int:
     return sum(math.prod(entry.shape) for entry in entries) * np.dtype(dtype).itemsize
 
 

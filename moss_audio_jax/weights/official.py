@@ -27,6 +27,7 @@ import numpy as np
 from moss_audio_jax.config import ModelConfig
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import brief
+from moss_audio_jax.sharding import of_a_layer
 from moss_audio_jax.tree import unflatten
 from moss_audio_jax.weights import safetensors
 
@@ -219,14 +220,27 @@ class OfficialReader:
 
     def load(self, path: str, sharding: jax.sharding.Sharding, dtype: Any = None) -> jax.Array:
         """A native leaf on devices; each process reads once what its own devices need."""
-        shape = self.entries[path].shape
+        return self._load(path, sharding, dtype)
+
+    def layers(
+        self, path: str, sharding: jax.sharding.Sharding, dtype: Any = None
+    ) -> Iterator[jax.Array]:
+        """The layers of a stacked leaf, read one by one."""
+        for layer in range(self.entries[path].stack):
+            yield self._load(path, of_a_layer(sharding), dtype, (slice(layer, layer + 1),))
+
+    def _load(
+        self, path: str, sharding: jax.sharding.Sharding, dtype: Any, layer: Index = ()
+    ) -> jax.Array:
+        shape = self.entries[path].shape[len(layer) :]
         local = sharding.addressable_devices_indices_map(shape).values()
         spans = [
             [part.indices(size) for part, size in zip(index, shape, strict=True)] for index in local
         ]
         starts = [min(axis[0] for axis in axes) for axes in zip(*spans, strict=True)]
         stops = [max(axis[1] for axis in axes) for axes in zip(*spans, strict=True)]
-        block = self.read(path, dtype, tuple(map(slice, starts, stops)))
+        block = self.read(path, dtype, (*layer, *map(slice, starts, stops)))
+        block = block[0] if layer else block
 
         def shard(index: Index) -> np.ndarray:
             spans = [part.indices(size) for part, size in zip(index, shape, strict=True)]

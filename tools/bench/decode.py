@@ -29,7 +29,7 @@ from moss_audio_jax.config import QUANTIZE, RELEASED
 from moss_audio_jax.generate import decode_state
 from moss_audio_jax.models import decoder as decoder_module
 from moss_audio_jax.models import moss_audio
-from moss_audio_jax.models.quantize import quantize
+from moss_audio_jax.models.quantize import held
 from moss_audio_jax.sharding import as_mesh
 from tools.device.generation import running_state, static_of
 from tools.device.measure import compiled
@@ -65,7 +65,7 @@ def main() -> None:
     def init(key: jax.Array) -> Any:
         params = moss_audio.init_params(key, model, args.dtype)
         params = {name: params[name] for name in ("language_model", "lm_head")}
-        return params if args.quantize == "none" else quantize(params, model)
+        return held(params, args.quantize)
 
     times = []
     with jax.set_mesh(as_mesh(None)):

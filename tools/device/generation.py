@@ -16,7 +16,7 @@ from moss_audio_jax.generate import decode_state
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import Vocabulary, vocabulary
 from moss_audio_jax.models import decoder, flops, moss_audio
-from moss_audio_jax.models.quantize import quantize
+from moss_audio_jax.models.quantize import held
 from moss_audio_jax.sharding import as_mesh
 from tools.device.measure import Sizes, bandwidth, compiled, memory, peak, seconds, share
 
@@ -26,7 +26,7 @@ def released(model: ModelConfig, how: str = "none") -> Any:
 
     def init(key: jax.Array) -> Any:
         params = moss_audio.init_params(key, model, "bfloat16")
-        return decoder.unrolled(params if how == "none" else quantize(params, model))
+        return decoder.unrolled(held(params, how))
 
     return jax.block_until_ready(jax.jit(init)(jax.random.key(0)))
 
