@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ml_dtypes  # noqa: F401  gives np.dtype the name bfloat16
 import numpy as np
@@ -19,7 +19,7 @@ from moss_audio_jax.errors import InputError
 
 # Lengths are rounded up to powers of two and the halves between them, so that few programs are
 # compiled and at most a third of a row is padding.
-_MIN_LENGTH = 128
+MIN_LENGTH = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +114,30 @@ def bucket_shape(examples: Sequence[Example], config: EncoderConfig, rows: int) 
         frames = frames * bucket(-(-longest // frames))
     return Shape(
         rows=rows,
-        tokens=bucket(max(len(e.ids) for e in examples), _MIN_LENGTH),
+        tokens=bucket(max(len(e.ids) for e in examples), MIN_LENGTH),
         chunks=bucket(max(chunk_count(e, config) for e in examples)),
         frames=frames,
+    )
+
+
+def packed_shape(rows: Sequence[Sequence[Example]], config: EncoderConfig, prompts: int) -> Shape:
+    """The bucket that holds rows of at most `prompts` examples each, packed one after the other.
+
+    Its tokens and chunks are multiples of an eighth of what as many of the longest would need.
+    """
+    largest = bucket_shape([example for row in rows for example in row], config, 1)
+    if prompts == 1:
+        return dataclasses.replace(largest, rows=len(rows))
+
+    def packed(most: int, size: Callable[[Example], int]) -> int:
+        eighth = -(-prompts * most // 8)
+        return eighth * -(-max(sum(map(size, row)) for row in rows) // eighth) if most else 0
+
+    return Shape(
+        rows=len(rows),
+        tokens=packed(largest.tokens, lambda example: len(example.ids)),
+        chunks=packed(largest.chunks, lambda example: chunk_count(example, config)),
+        frames=largest.frames,
     )
 
 

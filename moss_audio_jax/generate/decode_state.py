@@ -114,19 +114,23 @@ def sample(answers: Answers, logits: jax.Array, vocab: Vocabulary) -> Answers:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute", "vocab"))
+@functools.partial(jax.jit, static_argnames=("length", "config", "compute", "vocab"))
 def prefill(
     params: Any,
     batch: moss_audio.Batch,
     answers: Answers,
     *,
+    length: int,
     config: ModelConfig,
     compute: Compute,
     vocab: Vocabulary,
 ) -> DecodeState:
-    """Prefills prompts and samples the first token of each, into b new slots."""
-    length = batch["tokens"].shape[1]
-    logits, cache = moss_audio.prefill(params, config, compute, batch, length)
+    """Prefills prompts and samples the first token of each, into b new slots of `length` tokens.
+
+    A row of the batch packs as many prompts as there are slots for it.
+    """
+    prompts = len(answers.token) // len(batch["tokens"])
+    logits, cache = moss_audio.prefill(params, config, compute, batch, length, prompts)
     return DecodeState(replicate(sample(answers, logits, vocab)), cache)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from moss_audio_jax import devices
 from moss_audio_jax.config import Compute, ModelConfig, ProcessorConfig
-from moss_audio_jax.data.batch import Example, bucket_shape, make_batch
+from moss_audio_jax.data.batch import Example, bucket_shape, make_batch, packed_shape
 from moss_audio_jax.generate import decode_state
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import Vocabulary, vocabulary
@@ -119,12 +119,15 @@ def bench_prefill(args: argparse.Namespace, clock: Clock) -> None:
         ids[8 : 8 + -(-frames // 8)] = placeholder
         examples = [Example(ids, (mel,))] * rows
         shape = bucket_shape(examples, model.encoder, rows)
-        batch = make_batch([[e] for e in examples], shape, model.encoder, placeholder)
+        row = packed_shape([examples], model.encoder, rows)  # as the engine lays them out
+        batch = make_batch([examples], row, model.encoder, placeholder)
         requests = [(e, Sampling(64)) for e in examples]
         fresh = decode_state.new_answers(requests, [64] * rows, 64, rows, static["vocab"])
         batch, fresh = jax.device_put((batch, fresh))
         params = released(model)
-        lowered = decode_state.prefill.lower(params, batch, fresh, **static | {"compute": compute})
+        lowered = decode_state.prefill.lower(
+            params, batch, fresh, length=shape.tokens, **static | {"compute": compute}
+        )
         program, compile_seconds = compiled(lowered, args.xla)
         spent = seconds(lambda: program(params, batch, fresh), args.steps)
         tokens = rows * shape.tokens
