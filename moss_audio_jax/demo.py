@@ -67,7 +67,7 @@ class Question(NamedTuple):
     thinking: str | None
 
 
-class Clip(NamedTuple):
+class DemoClip(NamedTuple):
     """wav float32 [n], 16 kHz; labels as `world.scenes` has them, without single notes."""
 
     name: str
@@ -87,11 +87,11 @@ class Mark(NamedTuple):
     off: Collection[int] = ()
 
 
-def load_clips() -> list[Clip]:
+def load_clips() -> list[DemoClip]:
     """The bundled clips with their questions."""
     described = json.loads((CLIPS / "demo.json").read_text(encoding="utf-8"))
     return [
-        Clip(
+        DemoClip(
             clip["name"],
             load_audio(CLIPS / f"{clip['name']}.flac"),
             clip["labels"],
@@ -133,7 +133,7 @@ _MOST = 420  # characters of an answer in the table; the page has them all
 
 
 def table(
-    clips: Sequence[Clip], replies: Sequence[Reply], marks: Sequence[Mark], columns: int
+    clips: Sequence[DemoClip], replies: Sequence[Reply], marks: Sequence[Mark], columns: int
 ) -> str:
     """Plain text of lines up to so many columns (at least 60)."""
     columns = max(columns, 60)
@@ -165,8 +165,8 @@ def said(reply: Reply) -> str:
 
 
 def grouped(
-    clips: Sequence[Clip], replies: Sequence[Reply], marks: Sequence[Mark]
-) -> Iterator[tuple[Clip, list[tuple[Question, Reply, Mark]]]]:
+    clips: Sequence[DemoClip], replies: Sequence[Reply], marks: Sequence[Mark]
+) -> Iterator[tuple[DemoClip, list[tuple[Question, Reply, Mark]]]]:
     """Each clip with its (question, reply, mark)."""
     rest = iter(zip(replies, marks, strict=True))
     for clip in clips:
@@ -181,7 +181,7 @@ def summary(marks: Sequence[Mark], seconds: float) -> str:
     )
 
 
-def _about(clip: Clip) -> str:
+def _about(clip: DemoClip) -> str:
     return f"{clip.labels['content'].replace('+', ', ')}, {clip.labels['duration']:.1f} s"
 
 
@@ -244,7 +244,9 @@ th:last-child { width: 14%; }
 """
 
 
-def page(clips: Sequence[Clip], replies: Sequence[Reply], marks: Sequence[Mark], note: str) -> str:
+def page(
+    clips: Sequence[DemoClip], replies: Sequence[Reply], marks: Sequence[Mark], note: str
+) -> str:
     """One HTML file that needs nothing else. `note`: a line under the heading."""
     sections = [
         f"<p><b>{SYNTHETIC}</b> It comes from this project's procedural world, and so did all that "
