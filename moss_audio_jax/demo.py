@@ -68,7 +68,7 @@ class Question(NamedTuple):
     thinking: str | None
 
 
-class Clip(NamedTuple):
+class DemoClip(NamedTuple):
     """wav float32 [n], 16 kHz; labels as in `world.scenes`, without single notes."""
 
     name: str
@@ -88,11 +88,11 @@ class Mark(NamedTuple):
     off: Collection[int] = ()
 
 
-def load_clips() -> list[Clip]:
+def load_clips() -> list[DemoClip]:
     """The bundled clips with their questions."""
     described = json.loads((CLIPS / "demo.json").read_text(encoding="utf-8"))
     return [
-        Clip(
+        DemoClip(
             clip["name"],
             load_audio(CLIPS / f"{clip['name']}.flac"),
             clip["labels"],
@@ -134,7 +134,7 @@ _MOST = 420  # characters of an answer in the table; the page has them all
 
 
 def table(
-    clips: Sequence[Clip], replies: Sequence[Reply], marks: Sequence[Mark], columns: int
+    clips: Sequence[DemoClip], replies: Sequence[Reply], marks: Sequence[Mark], columns: int
 ) -> str:
     """Plain text in lines of up to `columns` columns (at least 60)."""
     columns = max(columns, 60)
@@ -166,8 +166,8 @@ def said(reply: Reply) -> str:
 
 
 def grouped(
-    clips: Sequence[Clip], replies: Sequence[Reply], marks: Sequence[Mark]
-) -> Iterator[tuple[Clip, list[tuple[Question, Reply, Mark]]]]:
+    clips: Sequence[DemoClip], replies: Sequence[Reply], marks: Sequence[Mark]
+) -> Iterator[tuple[DemoClip, list[tuple[Question, Reply, Mark]]]]:
     """Each clip with its (question, reply, mark)."""
     rest = iter(zip(replies, marks, strict=True))
     for clip in clips:
@@ -182,7 +182,7 @@ def summary(marks: Sequence[Mark], seconds: float) -> str:
     )
 
 
-def _about(clip: Clip) -> str:
+def _about(clip: DemoClip) -> str:
     return f"{clip.labels['content'].replace('+', ', ')}, {clip.labels['duration']:.1f} s"
 
 
@@ -245,7 +245,9 @@ th:last-child { width: 14%; }
 """
 
 
-def page(clips: Sequence[Clip], replies: Sequence[Reply], marks: Sequence[Mark], note: str) -> str:
+def page(
+    clips: Sequence[DemoClip], replies: Sequence[Reply], marks: Sequence[Mark], note: str
+) -> str:
     """One HTML file that needs no other files. `note`: a line under the heading."""
     sections = [
         f"<p><b>{SYNTHETIC}</b> This project's <code>world</code> made it, and all sound that the "

@@ -20,7 +20,7 @@ from moss_audio_jax.errors import InputError
 
 # Lengths are rounded up to powers of two and the halves between them, so that few programs are
 # compiled and at most a third of a row is padding.
-_MIN_LENGTH = 128
+MIN_LENGTH = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,12 +131,34 @@ def bucket_shape(examples: Sequence[Example], config: EncoderConfig, rows: int) 
         frames = frames * bucket(-(-longest // frames))
     shape = Shape(
         rows=rows,
-        tokens=bucket(max(len(e.ids) for e in examples), _MIN_LENGTH),
+        tokens=bucket(max(len(e.ids) for e in examples), MIN_LENGTH),
         chunks=0,
         frames=frames,
     )
     strips = max(strips_of(size_of(e.mels, config), shape.room()) for e in examples)
     return dataclasses.replace(shape, chunks=bucket(strips))
+
+
+def packed_shape(rows: Sequence[Sequence[Example]], config: EncoderConfig, prompts: int) -> Shape:
+    """The bucket that holds rows of at most `prompts` examples each, packed one after the other.
+
+    Its tokens and chunks are multiples of an eighth of what as many of the longest would need.
+    """
+    largest = bucket_shape([example for row in rows for example in row], config, 1)
+    if prompts == 1:
+        return dataclasses.replace(largest, rows=len(rows))
+
+    def packed(most: int, needed: list[int]) -> int:
+        eighth = -(-prompts * most // 8)
+        return eighth * -(-max(needed) // eighth) if most else 0
+
+    pieces = [[n for example in row for n in size_of(example.mels, config)] for row in rows]
+    return Shape(
+        rows=len(rows),
+        tokens=packed(largest.tokens, [sum(len(e.ids) for e in row) for row in rows]),
+        chunks=packed(largest.chunks, [strips_of(row, largest.room()) for row in pieces]),
+        frames=largest.frames,
+    )
 
 
 def make_batch(

@@ -278,7 +278,7 @@ def _timestamps(data: Path, root: Path | None, options: Options) -> Loaded:
     return _asked(clips, "timestamps", options.prompt or TRANSCRIBE[options.level]), problems
 
 
-def _asked(clips: Iterable[manifests.Clip], kind: Kind, prompt: str) -> list[Item]:
+def _asked(clips: Iterable[manifests.Entry], kind: Kind, prompt: str) -> list[Item]:
     return [Item(c.id, kind, prompt, c.audio, c.reference, c.group, c.cut) for c in clips]
 
 

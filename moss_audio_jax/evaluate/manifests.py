@@ -41,7 +41,7 @@ _TIERS: dict[Level, tuple[str, ...]] = {
 _NO_SPEECH = {"", "<eps>", "sil", "sp", "<sil>"}  # forced aligners' labels of pauses
 
 
-class Clip(NamedTuple):
+class Entry(NamedTuple):
     """A recording and its reference.
 
     `reference` is {"text"} or {"slots", "level"}; `cut` is a part of the recording.
@@ -81,7 +81,7 @@ class Root(NamedTuple):
         return str(self.folder / name)
 
 
-Clips = tuple[list[Clip], list[str]]  # clips, and a message for each oddity
+Clips = tuple[list[Entry], list[str]]  # clips, and a message for each oddity
 
 
 # --- transcripts ---------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def _manifest(data: Path, root: Root) -> Clips:
     return _noted(clips)
 
 
-def row_clip(row: dict[str, Any], where: str, root: Root, reference: dict[str, Any]) -> Clip:
+def row_clip(row: dict[str, Any], where: str, root: Root, reference: dict[str, Any]) -> Entry:
     """A clip from a JSONL row. If it has no "id", its id is made of its audio path and cut."""
     audio = first_of(row, AUDIO_KEYS, where)
     paths = [audio] if isinstance(audio, str) else audio
@@ -159,7 +159,7 @@ def row_clip(row: dict[str, Any], where: str, root: Root, reference: dict[str, A
         cut = _cut(start, row.get("duration"), where)
     name = name_of(row, " ".join(paths) + (f"@{start}" if start is not None else ""), where)
     group = group_of(row, ("dimension", "language", "category"), where)
-    return Clip(name, placed, reference, group, cut)
+    return Entry(name, placed, reference, group, cut)
 
 
 def _cut(offset: Any, duration: Any, where: str) -> Cut:
@@ -185,7 +185,7 @@ def _librispeech(data: Path, files: list[Path], root: Root) -> Clips:
                 raise InputError(f"{where}: {name} has no transcript")
             group = {"dimension": parts[max(-4, -len(parts))], "language": "en"}
             audio = root.place(str(folder / f"{name}.flac"), where)
-            clips.append(Clip(name, (audio,), {"text": text}, group))
+            clips.append(Entry(name, (audio,), {"text": text}, group))
     return clips, []
 
 
@@ -206,7 +206,7 @@ def _aishell(file: Path, root: Root, split: str) -> Clips:
         reference = {
             "text": text.replace(" ", "")
         }  # AISHELL-1 puts spaces between words, unlike Chinese writing
-        clips.append(Clip(name, (audio,), reference, {"dimension": "AISHELL-1", "language": "zh"}))
+        clips.append(Entry(name, (audio,), reference, {"dimension": "AISHELL-1", "language": "zh"}))
     return _noted(clips)
 
 
@@ -226,7 +226,7 @@ def _fleurs(file: Path, root: Root) -> Clips:
             )
         group = {"dimension": f"FLEURS {language}", "language": code}
         name, text = Path(columns[1]).stem, columns[2].strip()
-        clips.append(Clip(name, (root.place(columns[1], where),), {"text": text}, group))
+        clips.append(Entry(name, (root.place(columns[1], where),), {"text": text}, group))
     return _noted(clips)
 
 
@@ -252,7 +252,7 @@ def _kaldi(folder: Path, root: Root) -> Clips:
         if name not in known:
             raise InputError(f"{where}: {name} is not in {listed}")
         audio, cut = known.pop(name)
-        clips.append(Clip(name, (audio,), {"text": text}, {"dimension": folder.name}, cut))
+        clips.append(Entry(name, (audio,), {"text": text}, {"dimension": folder.name}, cut))
     clips, problems = _noted(clips)
     return clips, problems + [f"{folder / 'text'}: no transcript of {name}" for name in known]
 
@@ -274,7 +274,7 @@ def _segments(file: Path, recordings: Iterable[str]) -> Iterable[tuple[str, str,
         yield name, recording, (start, None if end == -1 else end)
 
 
-def _noted(clips: list[Clip]) -> Clips:
+def _noted(clips: list[Entry]) -> Clips:
     return clips, [
         f"{clip.id}: an empty transcript" for clip in clips if not clip.reference["text"].strip()
     ]
@@ -325,7 +325,7 @@ def read_timed(
     clips = []
     for where, name, slots in timed:
         reference = {"slots": checked_slots(slots, where), "level": level}
-        clips.append(Clip(name, (find(name, where),), reference, {"level": level}))
+        clips.append(Entry(name, (find(name, where),), reference, {"level": level}))
     return clips, []
 
 

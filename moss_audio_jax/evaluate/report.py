@@ -19,7 +19,7 @@ from pathlib import Path
 
 from moss_audio_jax import command
 from moss_audio_jax.errors import InputError, UsageError
-from moss_audio_jax.evaluate.report_page import Answers, page
+from moss_audio_jax.evaluate.report_page import AnswersSection, page
 from moss_audio_jax.evaluate.report_tables import (
     Cell,
     Score,
@@ -47,13 +47,13 @@ def write_report(
 
     Args:
       scores: the result of `labelled`.
-      audio_root, embed, rows: see `report_page.Answers`.
+      audio_root, embed, rows: see `report_page.AnswersSection`.
 
     Returns:
       A note for each thing that the page leaves out; the page contains these notes too.
     """
     found, made_from = sections(scores), origins(scores)
-    answers = Answers(scores, output, audio_root, embed, rows)
+    answers = AnswersSection(scores, output, audio_root, embed, rows)
     made_from.notes.extend(answers.notes)
     about = _about(scores)
     write_whole(output, page(TITLE, about, found, answers.html, made_from))

@@ -34,7 +34,7 @@ _ASSETS = Path(__file__).parents[1] / "assets"
 def page(
     title: str, about: str, sections: Sequence[Section], answers: str, origins: Section
 ) -> str:
-    """The whole page. `title` and `about` are text, `answers` the HTML of `Answers`."""
+    """The whole page. `title` and `about` are text, `answers` the HTML of `AnswersSection`."""
     links = [(s.anchor, s.title.split(":")[0]) for s in sections]
     links += [("answers", "Answers"), (origins.anchor, origins.title)]
     parts = [
@@ -141,7 +141,7 @@ class _Answer(NamedTuple):
     detail: str
 
 
-class Answers:
+class AnswersSection:
     """All questions, answers and references, with filters, search, audio and timelines.
 
     Each item appears once, with the answers of all models.

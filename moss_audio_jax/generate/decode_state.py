@@ -130,24 +130,26 @@ def hear(
     return encoder.encode_rows(params, config, compute, mels, frames)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "compute", "vocab", "sampled"))
+@functools.partial(jax.jit, static_argnames=("length", "config", "compute", "vocab", "sampled"))
 def prefill(
     params: Any,
     batch: moss_audio.Batch,
     answers: Answers,
     audio: moss_audio.Audio | None = None,
     *,
+    length: int,
     config: ModelConfig,
     compute: Compute,
     vocab: Vocabulary,
     sampled: bool = True,
 ) -> DecodeState:
-    """Prefills prompts and samples the first token of each, into b new slots.
+    """Prefills prompts and samples the first token of each, into b new slots of `length` tokens.
 
-    `audio` is what `hear` makes of the batch; None for a batch of text, or to encode it here.
+    A row of the batch packs as many prompts as there are slots for it. `audio` is what `hear` makes
+    of the batch; None for a batch of text, or to encode it here.
     """
-    length = batch["tokens"].shape[1]
-    logits, cache = moss_audio.prefill(params, config, compute, batch, length, audio)
+    prompts = len(answers.token) // len(batch["tokens"])
+    logits, cache = moss_audio.prefill(params, config, compute, batch, length, prompts, audio)
     return DecodeState(replicate(sample(answers, logits, vocab, sampled)), cache)
 
 

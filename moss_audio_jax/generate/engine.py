@@ -18,7 +18,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from moss_audio_jax.config import Compute, ModelConfig
-from moss_audio_jax.data.batch import Example, Shape, bucket, bucket_shape, make_batch
+from moss_audio_jax.data.batch import (
+    MIN_LENGTH,
+    Example,
+    Shape,
+    bucket,
+    make_batch,
+    packed_shape,
+)
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.generate.decode_state import (
     LENGTH,
@@ -42,6 +49,7 @@ from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import Vocabulary
 from moss_audio_jax.models.cache import Cache, length_of, slots_of
 from moss_audio_jax.models.decoder import unrolled
+from moss_audio_jax.sharding import ways
 
 FINISH_REASON = {STOP: "stop", LENGTH: "length", LOOP: "loop"}
 
@@ -145,7 +153,9 @@ class Engine:
         limits = [min(s.max_new_tokens, max_positions - len(e.ids)) for e, s in requests]
         slots_count = bucket(min(self._slots, len(requests)))
         room = bucket(max(limits), 64)
-        size = bucket(max(len(e.ids) + n for (e, _), n in zip(requests, limits, strict=True)), 128)
+        size = bucket(
+            max(len(e.ids) + n for (e, _), n in zip(requests, limits, strict=True)), MIN_LENGTH
+        )
         decoding = empty_state(**self._static, count=slots_count, room=room, size=size)
         static = self._static | {"sampled": any(s.temperature > 0 for _, s in requests)}
         prefiller = _Prefiller(self._params, static, requests, limits, room, size)
@@ -290,17 +300,22 @@ class _Prefiller:
             Example(self._ids(number)[:length], self._requests[number][0].mels)
             for number, length in zip(numbers, lengths, strict=True)
         ]
-        shape = bucket_shape(examples, encoder, bucket(len(examples)))
-        tokens = min(shape.tokens, self._config.decoder.max_positions)
-        shape = dataclasses.replace(shape, tokens=tokens)
-        batch = make_batch([[e] for e in examples], shape, encoder, self._vocab.audio_token_id)
+        slots = bucket(len(examples))
+        rows = ways((slots,), "batch")  # one for each group of devices
+        each = slots // rows
+        packed = [examples[each * row : each * (row + 1)] for row in range(rows)]
+        shape = packed_shape(packed, encoder, each)
+        length = min(bucket(max(lengths), MIN_LENGTH), self._config.decoder.max_positions)
+        if each == 1:
+            shape = dataclasses.replace(shape, tokens=length)
+        batch = make_batch(packed, shape, encoder, self._vocab.audio_token_id)
         audio = None
         if shape.chunks:
             sound = (batch[name] for name in ("mels", "frames"))
             compute = self._static["compute"]
             audio = hear(self._params["audio_encoder"], *sound, config=encoder, compute=compute)
-        answers = self._answers(numbers, shape.rows)
-        return prefill(self._params, batch, answers, audio, **self._static)
+        answers = self._answers(numbers, slots)
+        return prefill(self._params, batch, answers, audio, length=length, **self._static)
 
     def _begin(self, families: Sequence[Family]) -> None:
         """Prefills what the members of each family share. All members wait afterwards."""

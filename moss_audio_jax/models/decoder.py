@@ -35,37 +35,47 @@ from moss_audio_jax.sharding import constrain
 
 # (query [B,T,N,H], key [B,T,KV,H], value [B,T,KV,H], the layer's cache) -> (out [B,T,N,H], cache)
 Attend = Callable[..., tuple[jax.Array, LayerCache | None]]
+Keep = Callable[[jax.Array], jax.Array]  # [B, T, ...] -> [B, t, ...]: some of the tokens
 
 
 class SelfAttention(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, angles: tuple, attend: Callable) -> tuple[jax.Array, Any]:
+    def __call__(
+        self, x: jax.Array, angles: tuple, attend: Callable, keep: Keep
+    ) -> tuple[jax.Array, Any]:
         cfg = self.config
 
-        def heads(name: str, count: int) -> jax.Array:
+        def heads(name: str, count: int, x: jax.Array) -> jax.Array:
             y = Linear((count, cfg.head_dim), name=name)(x)
             return constrain(y, "batch", "tokens", "heads", None)
 
-        query = RMSNorm(cfg.norm_eps, name="q_norm")(heads("q_proj", cfg.heads))
-        key = RMSNorm(cfg.norm_eps, name="k_norm")(heads("k_proj", cfg.kv_heads))
-        value = heads("v_proj", cfg.kv_heads)
-        out, state = attend(rotate(query, angles), rotate(key, angles), value)
+        query = RMSNorm(cfg.norm_eps, name="q_norm")(heads("q_proj", cfg.heads, keep(x)))
+        key = RMSNorm(cfg.norm_eps, name="k_norm")(heads("k_proj", cfg.kv_heads, x))
+        value = heads("v_proj", cfg.kv_heads, x)
+        query = rotate(query, jax.tree.map(keep, angles))
+        out, state = attend(query, rotate(key, angles), value)
         return Linear(cfg.hidden_size, axes=2, name="o_proj")(out), state
 
 
 class DecoderLayer(nn.Module):
-    """x [B, T, D] -> (x [B, T, D], whatever `attend` returned beside its output)."""
+    """x [B, T, D] -> (x [B, t, D], whatever `attend` returned beside its output).
+
+    `keep` chooses the t tokens whose output is computed, by default all. The keys and values of all
+    tokens reach `attend`.
+    """
 
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, angles: tuple, attend: Callable) -> tuple[jax.Array, Any]:
+    def __call__(
+        self, x: jax.Array, angles: tuple, attend: Callable, keep: Keep = lambda x: x
+    ) -> tuple[jax.Array, Any]:
         cfg = self.config
         y = settled(RMSNorm(cfg.norm_eps, name="input_layernorm")(x))
-        y, state = SelfAttention(cfg, name="self_attn")(y, angles, attend)
-        x = x + y
+        y, state = SelfAttention(cfg, name="self_attn")(y, angles, attend, keep)
+        x = keep(x) + y
         y = settled(RMSNorm(cfg.norm_eps, name="post_attention_layernorm")(x))
         return x + GatedMLP(cfg.ffn_dim, cfg.hidden_size, name="mlp")(y), state
 
@@ -134,6 +144,7 @@ def decode(
     attend: Attend,
     cache: Cache | None = None,
     injected: jax.Array | None = None,
+    keep: Keep = lambda x: x,
 ) -> tuple[jax.Array, Cache | None]:
     """Runs all layers and the final norm.
 
@@ -145,24 +156,27 @@ def decode(
       attend: computes attention; it gets the layer's cache, or None, and returns the new one.
       cache: one for each layer, or None if nothing is cached.
       injected: [K, B, T, D], added to the outputs of layers 0..K-1 (DeepStack), or None.
+      keep: chooses the t tokens whose hidden states are needed, where there is a cache: the last
+        layer computes no others.
 
     Returns:
-      (hidden [B, T, D], cache).
+      (hidden [B, t, D], cache).
     """
     angles = rotary_angles(positions, config.head_dim, config.rope_theta)
     layer, layers = DecoderLayer(config), params["layers"]
 
-    def body(carry: tuple, xs: tuple) -> tuple[tuple, LayerCache | None]:
+    def body(carry: tuple, xs: tuple, **last: Keep) -> tuple[tuple, LayerCache | None]:
         x, gradients_of = carry
         layer_params, index, own_cache = xs
 
         def attend_here(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple:
             return attend(query, key, value, own_cache)
 
-        x, own_cache = layer.apply({"params": layer_params}, x, angles, attend_here)
+        x, own_cache = layer.apply({"params": layer_params}, x, angles, attend_here, **last)
         if injected is not None:
             with jax.named_scope("deepstack"):
-                x, gradients_of = _inject(x, jax.lax.stop_gradient(injected), gradients_of, index)
+                here = jax.vmap(last["keep"])(injected) if last else injected
+                x, gradients_of = _inject(x, jax.lax.stop_gradient(here), gradients_of, index)
         x = row_major(constrain(x, "batch", "tokens", None))
         return (x, gradients_of), own_cache
 
@@ -173,7 +187,8 @@ def decode(
         carry, updated = (x, injected), []
         for index, own in enumerate(layers):
             own_cache = None if cache is None else cache[index]
-            carry, own_cache = body(carry, (own, jnp.int32(index), own_cache))
+            last = {"keep": keep} if cache and index == len(layers) - 1 else {}
+            carry, own_cache = body(carry, (own, jnp.int32(index), own_cache), **last)
             updated.append(own_cache)
         x, cache = carry[0], None if cache is None else tuple(updated)
     else:

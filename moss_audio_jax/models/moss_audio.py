@@ -119,39 +119,72 @@ def prefill(
     compute: Compute,
     batch: Batch,
     length: int,
+    prompts: int = 1,
     audio: Audio | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Runs prompts and returns their logits and a cache of their keys and values.
 
+    Prompts are packed: only attention, which takes little of the time, sees each in a row of its
+    own. All else runs over the packed tokens, of which few are padding.
+
     Args:
       params: with the decoder's layers unrolled, as in `extend` and `decode_step`.
-      batch: one prompt a row, padded on the right (segments 1, then 0).
-      length: tokens that the cache made here has room for, at least T.
+      batch: P prompts a row, one after the other (segments 1..P, then 0).
+      length: tokens that the cache made here has room for, at least those of the longest prompt.
+      prompts: P.
       audio: `encode_audio` of the same batch, if it was computed already.
 
     Returns:
-      float32 logits [B, V] after each row's last token, and the cache.
+      float32 logits [B * P, V] after each prompt's last token, and the cache of B * P slots.
     """
     audio = encode_audio(params, config, compute, batch) if audio is None else audio
     x, injected = _embed(params, config, compute, batch, audio)
-    batch_size, _ = batch["tokens"].shape
+    rows, tokens = batch["tokens"].shape
+    width = min(length, tokens)
+    segments, positions = batch["segment_ids"], batch["positions"]
+    number = 1 + jnp.arange(prompts)[:, None]  # each [B, P]:
+    count = jnp.sum(segments[:, None] == number, axis=-1)
+    start = jnp.cumsum(count, axis=1) - count
+
+    def take(x: jax.Array, at: jax.Array) -> jax.Array:  # x [B, n, ...], at [B, m] -> [B, m, ...]
+        return jnp.take_along_axis(x, at.reshape(rows, -1, *[1] * (x.ndim - 2)), axis=1)
+
+    def apart(x: jax.Array) -> jax.Array:  # [B, T, ...] -> [B * P, width, ...]
+        # Beyond a prompt's end stands the next one, where its padding would be.
+        at = jnp.minimum(start[..., None] + jnp.arange(width), tokens - 1)
+        return x if prompts == 1 else take(x, at).reshape(-1, width, *x.shape[2:])
+
+    def packed(x: jax.Array) -> jax.Array:  # the inverse
+        at = jnp.maximum(segments - 1, 0) * width + positions
+        return x if prompts == 1 else take(x.reshape(rows, -1, *x.shape[2:]), at)
+
+    def last(x: jax.Array) -> jax.Array:  # [B, T, ...] -> [B, P, ...]
+        return take(x, jnp.maximum(start + count - 1, 0))
 
     def attend(query, key, value, kv):
+        key, value = apart(key), apart(value)
+        kv = cache.write_prefix(kv, key, value)
         # Padding is to the right of every prompt, so causality alone hides it.
-        out = attention(query, key, value, causal=True, implementation=compute.attention)
-        return out, cache.write_prefix(kv, key, value)
+        if query.shape[1] != tokens:  # in the last layer
+            query = query.reshape(-1, 1, *query.shape[2:])
+            ends = count.reshape(-1, 1) - 1
+            out = attention(query, key, value, causal=True, query_positions=ends)
+            return out.reshape(rows, prompts, *out.shape[2:]), kv
+        out = attention(apart(query), key, value, causal=True, implementation=compute.attention)
+        return packed(out), kv
 
     hidden, kv = decoder.decode(
         params["language_model"],
         config.decoder,
         compute,
         x,
-        batch["positions"],
+        positions,
         attend,
-        cache=cache.init_cache(config.decoder, batch_size, length, compute),
+        cache=cache.init_cache(config.decoder, rows * prompts, length, compute),
         injected=injected,
+        keep=last,
     )
-    return decoder.logits(params, _last(hidden, batch)), cache.pin(kv)
+    return decoder.logits(params, hidden.reshape(rows * prompts, -1)), cache.pin(kv)
 
 
 def extend(
@@ -172,16 +205,20 @@ def extend(
     tokens = batch["tokens"]
     x = decoder.embed_tokens(params["language_model"], tokens, as_dtype(compute))
     positions = start[:, None] + jnp.arange(tokens.shape[1])
+    end = jnp.maximum(jnp.sum(batch["segment_ids"] > 0, axis=1, keepdims=True) - 1, 0)
+
+    def last(x: jax.Array) -> jax.Array:  # [B, T, ...] -> [B, 1, ...]
+        return jnp.take_along_axis(x, end.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
 
     def attend(query, key, value, kv):
         kv = cache.write(kv, positions, key, value)
-        out = attention(query, *cache.read(kv), causal=True, query_positions=positions)
-        return out, kv
+        at = positions if query.shape[1] == tokens.shape[1] else last(positions)
+        return attention(query, *cache.read(kv), causal=True, query_positions=at), kv
 
     hidden, kv = decoder.decode(
-        params["language_model"], config.decoder, compute, x, positions, attend, cache=kv
+        params["language_model"], config.decoder, compute, x, positions, attend, kv, keep=last
     )
-    return decoder.logits(params, _last(hidden, batch)), cache.pin(kv)
+    return decoder.logits(params, hidden[:, 0]), cache.pin(kv)
 
 
 def decode_step(
@@ -221,12 +258,6 @@ def decode_step(
         params["language_model"], config.decoder, compute, x, here, attend, cache=kv
     )
     return decoder.logits(params, hidden[:, 0]), kv
-
-
-def _last(hidden: jax.Array, batch: Batch) -> jax.Array:
-    """[B, T, D] -> [B, D]: at each row's last token."""
-    last = jnp.maximum(jnp.sum(batch["segment_ids"] > 0, axis=1) - 1, 0)
-    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
 
 def _embed(

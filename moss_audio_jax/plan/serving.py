@@ -22,7 +22,14 @@ from moss_audio_jax.generate.vocabulary import vocabulary
 from moss_audio_jax.models import cache, decoder, moss_audio
 from moss_audio_jax.models.quantize import held
 from moss_audio_jax.plan.compile import Compiled, compile_lowered, held_bytes, placed
-from moss_audio_jax.sharding import ACTIVATIONS, fit, make_mesh, param_shardings, serving_mesh
+from moss_audio_jax.sharding import (
+    ACTIVATIONS,
+    fit,
+    make_mesh,
+    param_shardings,
+    serving_mesh,
+    ways,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +140,13 @@ def compile_prefill(serving: Serving) -> Compiled:
     The peak is that of this program; the device also holds the decode state.
     """
     shape = serving.load.prefill(serving.model)
-    row = make_batch([], dataclasses.replace(shape, rows=1), serving.model.encoder, 0)
+    with jax.set_mesh(serving.mesh):
+        rows = ways((shape.rows,), "batch")
+    prompts = shape.rows // rows  # packed in a row
+    row = Shape(1, prompts * shape.tokens, prompts * shape.chunks, shape.frames)
     batch = {
-        name: jax.ShapeDtypeStruct((shape.rows, *x.shape[1:]), x.dtype) for name, x in row.items()
+        name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
+        for name, x in make_batch([], row, serving.model.encoder, 0).items()
     }
     compute = dataclasses.replace(
         serving.compute, quantize="none"
@@ -143,7 +154,11 @@ def compile_prefill(serving: Serving) -> Compiled:
     answers = _state(serving, shape.rows).answers
     with jax.set_mesh(serving.mesh):
         lowered = decode_state.prefill.lower(
-            serving.params, batch, answers, **serving.static | {"compute": compute}
+            serving.params,
+            batch,
+            answers,
+            length=shape.tokens,
+            **serving.static | {"compute": compute},
         )
     given = held_bytes([serving.params, answers])
     return compile_lowered(lowered, given, serving.mesh.size)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moss_audio_jax.config import Compute, ModelConfig, ProcessorConfig
-from moss_audio_jax.data.batch import Example, bucket_shape, make_batch
+from moss_audio_jax.data.batch import Example, bucket_shape, make_batch, packed_shape
 from moss_audio_jax.generate import decode_state
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import Vocabulary, vocabulary
@@ -112,7 +112,8 @@ def measure_prefill(setting: str, sizes: Sizes) -> Iterator[dict[str, Any]]:
     ids[8 : 8 + -(-frames // 8)] = placeholder
     examples = [Example(ids, (mel,))] * rows
     shape = bucket_shape(examples, model.encoder, rows)
-    batch = make_batch([[e] for e in examples], shape, model.encoder, placeholder)
+    row = packed_shape([examples], model.encoder, rows)  # as the engine lays them out
+    batch = make_batch([examples], row, model.encoder, placeholder)
     requests = [(e, Sampling(64)) for e in examples]
     fresh = decode_state.new_answers(requests, [64] * rows, 64, rows, static["vocab"])
     static["compute"] = dataclasses.replace(static["compute"], attention=setting)
@@ -120,7 +121,7 @@ def measure_prefill(setting: str, sizes: Sizes) -> Iterator[dict[str, Any]]:
         batch, fresh = jax.device_put((batch, fresh))
         params = released(model)
         program, compile_seconds = compiled(
-            decode_state.prefill.lower(params, batch, fresh, **static)
+            decode_state.prefill.lower(params, batch, fresh, length=shape.tokens, **static)
         )
         spent = seconds(lambda: program(params, batch, fresh), sizes.repeats)
     tokens = rows * shape.tokens
