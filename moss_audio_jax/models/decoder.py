@@ -183,7 +183,7 @@ def decode(
     x = constrain(x, "batch", "tokens", None)
     body = rematerialised(body, compute)
     if isinstance(layers, tuple):
-        body = jax.jit(body)  # traced once for all layers
+        body = jax.jit(body, static_argnames="keep")  # traced once for all layers but the last
         carry, updated = (x, injected), []
         for index, own in enumerate(layers):
             own_cache = None if cache is None else cache[index]
