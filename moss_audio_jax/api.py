@@ -39,11 +39,11 @@ from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
 from moss_audio_jax.generate.request import Audio, Clip, Prepared, Reply, Request, clip_of, name_of
 from moss_audio_jax.generate.stop_strings import UntilStop, first_stop
 from moss_audio_jax.generate.vocabulary import vocabulary
-from moss_audio_jax.models import decoder, moss_audio
+from moss_audio_jax.models import decoder, memory, moss_audio
 from moss_audio_jax.models.quantize import held_leaf, plain
 from moss_audio_jax.ops.linear import dense
 from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
-from moss_audio_jax.runtime import keep_compiled
+from moss_audio_jax.runtime import keep_compiled, return_memory
 from moss_audio_jax.sharding import as_mesh, param_shardings, serving_mesh
 from moss_audio_jax.text import build_prompt, load_tokenizer
 from moss_audio_jax.text.prompt import split_thinking
@@ -112,7 +112,7 @@ class MossAudio:
         mesh: Mesh | Mapping[str, int] | Sequence[int] | None = None,
         encoder_attention: EncoderAttention | None = None,
         lora: str | Path | None = None,
-        quantize: Quantize = "none",
+        quantize: Quantize | None = None,
         progress: bool = False,
     ) -> MossAudio:
         """Loads an official or native checkpoint folder.
@@ -123,8 +123,8 @@ class MossAudio:
         Args:
           path: the folder; None for the small model of this package, which knows only synthetic
             sound.
-          dtype: of weights and compute: "bfloat16" or "float32"; None means bfloat16 on
-            accelerators, and on CPUs float32, which is faster there.
+          dtype: of weights and compute: "bfloat16" or "float32". None means bfloat16, except for
+            models of up to a billion parameters on CPUs, which are faster there in float32.
           mesh: a Mesh, axis sizes ({"tensor": 4} or (data, fsdp, tensor, sequence)), or None for
             one device.
           encoder_attention: "chunked", "full" or "sliding"; default chunked, as in the official
@@ -132,17 +132,18 @@ class MossAudio:
           lora: a folder of LoRA adapters to merge into the weights.
           quantize: what is stored as int8: "none"; "weights", those of the decoder and its head;
             "weights+cache", also keys and values. This halves the memory and what each token must
-            read, but answers may differ.
+            read, but answers may differ. None means "none"; on a CPU it means "weights", with a
+            warning, if dtype is None too and only int8 weights fit into memory.
+          progress: show a bar on stderr.
 
         Raises:
-          InputError: a file is missing, broken or does not fit the others.
+          InputError: a file is missing, broken or does not fit the others; the model does not fit
+            into memory, which is found before it is loaded.
           UsageError: no such dtype, mesh, attention or quantisation.
         """
-        if quantize not in QUANTIZE:
+        if quantize not in (None, *QUANTIZE):
             raise UsageError(f"quantize is {quantize!r}; expected one of {', '.join(QUANTIZE)}")
-        if dtype is None:
-            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        if dtype not in ("bfloat16", "float32"):
+        if dtype not in (None, "bfloat16", "float32"):
             raise UsageError(f"dtype is {dtype!r}; expected 'bfloat16' or 'float32'")
         keep_compiled()
         path = DEFAULT_CHECKPOINT if path is None else Path(path)
@@ -157,6 +158,9 @@ class MossAudio:
             processor = processor_from_official(read_json(processor_file), str(processor_file))
         check_fits(tokenizer, processor, vocab_size, str(path))
         mesh = serving_mesh(as_mesh(mesh))
+        dtype, quantize = memory.choose(str(path), config, dtype, quantize, mesh)
+        if mesh.local_devices[0].platform == "cpu" and dtype == "bfloat16":
+            return_memory()
         shardings = param_shardings(shapes(config, dtype), config, mesh)
 
         hold = functools.partial(held_leaf, quantize=quantize)

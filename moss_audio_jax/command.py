@@ -63,7 +63,7 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),
-        help="of weights and compute; default bfloat16, on CPUs float32",
+        help="of weights and compute; default bfloat16, of small models on CPUs float32",
     )
     group.add_argument(
         "--mesh",
@@ -79,9 +79,8 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--quantize",
         choices=QUANTIZE,
-        default="none",
         help="store the decoder's weights, or also keys and values, as int8: half the "
-        "memory, answers may differ; default none",
+        "memory, answers may differ; default none, or on a CPU weights if only those fit",
     )
 
 
@@ -117,6 +116,7 @@ def load_model(args: argparse.Namespace, mesh: Any = None) -> MossAudio:
         args.encoder_attention,
         args.lora,
         args.quantize,
+        progress=sys.stderr.isatty(),
     )
     if model.tokenizer is None:
         raise InputError(

@@ -1,13 +1,17 @@
-"""A table of accelerators: speed and memory of a device.
+"""A table of accelerators: speed and memory of a device; and the host's memory.
 
 A device is one of JAX's: a chip, or on tpu7x one of a chip's two chiplets. Needs no JAX.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+from pathlib import Path
 
 GIB = 2**30
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +90,29 @@ GPUS = (
     Device(("NVIDIA H100",), 989e12, 3.35e12),
     Device(("NVIDIA H200",), 989e12, 4.8e12),
 )
+
+
+def host_memory() -> int | None:
+    """Bytes of the host's memory that a process may still take; None where nobody says.
+
+    On Linux what is free or could be freed, at most what a container has left; elsewhere all of
+    the machine's memory.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        fields = {name: int(rest.split()[0]) for name, _, rest in (x.partition(":") for x in lines)}
+        free = 1024 * fields["MemAvailable"]
+    except (OSError, KeyError):
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, OSError, ValueError):
+            return None
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit ("max")
+        limit = int((_CGROUP / "memory.max").read_text())
+        stat = (_CGROUP / "memory.stat").read_text().splitlines()
+        files = int(next(line.split()[1] for line in stat if line.startswith("inactive_file ")))
+        free = min(free, limit - int((_CGROUP / "memory.current").read_text()) + files)
+    return free
 
 
 def of(device_kind: str) -> Device | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import functools
 import os
 import signal
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 INTERRUPTED = 130  # a shell's exit code for a process that Ctrl-C ended: 128 + SIGINT
+_LARGE = 4 << 20  # bytes; see `return_memory`
 _GRACE = 10.0  # seconds that a verb has to clean up after Ctrl-C
 
 
@@ -184,6 +186,20 @@ def keep_compiled() -> None:
     # JAX's default limit is one second; an answer has a dozen programs that compile faster.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     reset_cache()  # JAX reads the folder only once, at its first compilation
+
+
+def return_memory() -> None:
+    """Gives large buffers back to the system when they are freed, where the C library is glibc.
+
+    By itself glibc keeps buffers of up to 32 MB. What is allocated next to them then keeps them in
+    memory: gigabytes, while a large model is loaded.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # malloc.h
+        mallopt(mmap_threshold, _LARGE)
+        mallopt(trim_threshold, _LARGE)
+        mallopt(mmap_max, 65_536)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moss_audio_jax.sharding import alone, platform
 
@@ -65,9 +66,11 @@ class Bits(NamedTuple):
 Kernel = jax.Array | Int8 | Bits
 
 
-@functools.partial(jax.jit, donate_argnums=0)
 def to_bits(kernel: jax.Array) -> Bits:
-    return Bits(jax.lax.bitcast_convert_type(kernel, jnp.uint16))
+    """The same memory, if the kernel is an array on a CPU and not one of a program."""
+    if isinstance(kernel, jax.core.Tracer):
+        return Bits(jax.lax.bitcast_convert_type(kernel, jnp.uint16))
+    return Bits(jax.device_put(np.asarray(kernel).view(np.uint16)))
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
