@@ -9,7 +9,7 @@ Letters: B slots, b slots of one prefill, M room for new tokens, V vocabulary.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ from moss_audio_jax.generate.vocabulary import Vocabulary
 from moss_audio_jax.models import cache as kv_cache
 from moss_audio_jax.models import encoder, moss_audio
 from moss_audio_jax.models.cache import Cache
-from moss_audio_jax.sharding import replicate
+from moss_audio_jax.sharding import platform, replicate
 
 # Why an answer ended. RUNNING and EMPTY are states of a slot; the others reach the user.
 RUNNING, EMPTY, STOP, LENGTH, LOOP = range(5)
@@ -117,6 +117,33 @@ def sample(answers: Answers, logits: jax.Array, vocab: Vocabulary, sampled: bool
     )
 
 
+class _Program:
+    """A function under `jax.jit`, compiled to save memory where a CPU computes in bfloat16.
+
+    XLA otherwise orders a CPU's program so that much of it can run at once. As each layer has loops
+    of its own (`ops.linear`), buffers of all layers are then in memory at once.
+    """
+
+    def __init__(self, function: Callable, **how: Any) -> None:
+        functools.update_wrapper(self, function)
+        self._usual = jax.jit(function, **how)
+        in_order = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+        self._frugal = jax.jit(function, compiler_options=in_order, **how)
+
+    def __call__(self, *args: Any, compute: Compute, **static: Any) -> DecodeState:
+        return self._for(compute)(*args, compute=compute, **static)
+
+    def lower(self, *args: Any, compute: Compute, **static: Any) -> jax.stages.Lowered:
+        return self._for(compute).lower(*args, compute=compute, **static)
+
+    def _for(self, compute: Compute) -> Callable:
+        frugal = platform() == "cpu" and compute.dtype == "bfloat16"
+        return self._frugal if frugal else self._usual
+
+    def _cache_size(self) -> int:
+        return self._usual._cache_size() + self._frugal._cache_size()
+
+
 @functools.partial(jax.jit, static_argnames=("config", "compute"))
 def hear(
     params: Any,
@@ -130,7 +157,7 @@ def hear(
     return encoder.encode_rows(params, config, compute, mels, frames)
 
 
-@functools.partial(jax.jit, static_argnames=("length", "config", "compute", "vocab", "sampled"))
+@functools.partial(_Program, static_argnames=("length", "config", "compute", "vocab", "sampled"))
 def prefill(
     params: Any,
     batch: moss_audio.Batch,
@@ -154,7 +181,7 @@ def prefill(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "compute", "vocab", "sampled"), donate_argnames=("cache",)
+    _Program, static_argnames=("config", "compute", "vocab", "sampled"), donate_argnames=("cache",)
 )
 def extend(
     params: Any,
@@ -188,7 +215,7 @@ def insert(state: DecodeState, new: DecodeState, at: jax.Array) -> DecodeState:
 
 
 @functools.partial(
-    jax.jit,
+    _Program,
     static_argnames=("reach", "config", "compute", "vocab", "sampled"),
     donate_argnames=("state",),
 )
