@@ -1,4 +1,4 @@
-"""Where the seconds of a first answer go: imports, weights, each program that is compiled, the rest.
+"""Where the seconds of a first answer go: imports, weights, each compiled program, the rest.
 
     python tools/bench/first.py [--verbs generate,api] [--rounds 1]
 
@@ -45,8 +45,7 @@ VERBS = {
     "generate": ["generate", "--audio", SPEECH, "--prompt", "What is heard?"],
     "transcribe": ["transcribe", "--audio", SPEECH, "--timestamps", "word"],
     "demo": ["demo", "--output", "demo.html"],
-    "infer": ["evaluate", "infer", "--benchmark", "asr", "--data", "rows.jsonl"]
-    + ["--output", "answers.jsonl"],
+    "infer": "evaluate infer --benchmark asr --data rows.jsonl --output answers.jsonl".split(),
     "api": [],
 }
 
@@ -87,15 +86,18 @@ class Spans:
 
 def watch(spans: Spans) -> None:
     """Opens a span around every import, `MossAudio.load`, and each step to a program."""
-    for module, name in ((builtins, "__import__"), (importlib, "import_module")):
 
-        def timed(*args, _plain=getattr(module, name), **kwargs):
-            if args[0] in sys.modules or spans.within("imports"):
-                return _plain(*args, **kwargs)
+    def timed(plain):
+        def call(name, *args, **kwargs):
+            if name in sys.modules or spans.within("imports"):
+                return plain(name, *args, **kwargs)
             with spans.span("imports"):
-                return _plain(*args, **kwargs)
+                return plain(name, *args, **kwargs)
 
-        setattr(module, name, timed)
+        return call
+
+    builtins.__import__ = timed(builtins.__import__)
+    importlib.import_module = timed(importlib.import_module)
 
     import jax.monitoring
 
