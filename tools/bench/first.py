@@ -45,7 +45,16 @@ VERBS = {
     "generate": ["generate", "--audio", SPEECH, "--prompt", "What is heard?"],
     "transcribe": ["transcribe", "--audio", SPEECH, "--timestamps", "word"],
     "demo": ["demo", "--output", "demo.html"],
-    "infer": "evaluate infer --benchmark asr --data rows.jsonl --output answers.jsonl".split(),
+    "infer": [
+        "evaluate",
+        "infer",
+        "--benchmark",
+        "asr",
+        "--data",
+        "rows.jsonl",
+        "--output",
+        "answers.jsonl",
+    ],
     "api": [],
 }
 
