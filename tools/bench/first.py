@@ -30,7 +30,6 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,8 +46,14 @@ VERBS = {
     "transcribe": ["transcribe", "--audio", SPEECH, "--timestamps", "word"],
     "demo": ["demo", "--output", "demo.html"],
     "infer": [
-        *("evaluate", "infer", "--benchmark", "asr"),
-        *("--data", "rows.jsonl", "--output", "answers.jsonl"),
+        "evaluate",
+        "infer",
+        "--benchmark",
+        "asr",
+        "--data",
+        "rows.jsonl",
+        "--output",
+        "answers.jsonl",
     ],
     "api": [],
 }
@@ -91,14 +96,14 @@ class Spans:
 def watch(spans: Spans) -> None:
     """Opens a span around every import, `MossAudio.load`, and each step to a program."""
 
-    def timed(plain: Callable) -> Callable:
-        def watched(*args, **kwargs):
-            if args[0] in sys.modules or spans.within("imports"):
-                return plain(*args, **kwargs)
+    def timed(plain):
+        def call(name, *args, **kwargs):
+            if name in sys.modules or spans.within("imports"):
+                return plain(name, *args, **kwargs)
             with spans.span("imports"):
-                return plain(*args, **kwargs)
+                return plain(name, *args, **kwargs)
 
-        return watched
+        return call
 
     builtins.__import__ = timed(builtins.__import__)
     importlib.import_module = timed(importlib.import_module)
