@@ -33,6 +33,7 @@ from moss_audio_jax.data.batch import Example, bucket_shape, check, make_batch
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.files import quoted
 from moss_audio_jax.generate.decode_state import hear
+from moss_audio_jax.generate.drafts import Scribe, scribe_of
 from moss_audio_jax.generate.engine import Engine, Output
 from moss_audio_jax.generate.familiarity import Familiarity, Gauge
 from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
@@ -49,6 +50,7 @@ from moss_audio_jax.text import build_prompt, load_tokenizer
 from moss_audio_jax.text.prompt import split_thinking
 from moss_audio_jax.text.tokenizer import StreamDecoder, Tokenizer, check_fits
 from moss_audio_jax.weights.convert import load_params
+from moss_audio_jax.weights.helpers import load_helpers
 from moss_audio_jax.weights.official import shapes
 from moss_audio_jax.weights.opening import read_config
 
@@ -294,6 +296,7 @@ class MossAudio:
         stop_ids: Sequence[int] = Sampling.stop_ids,
         thinking_budget: int | None = Sampling.thinking_budget,
         loop_guard: bool = Sampling.loop_guard,
+        drafts: bool = Sampling.drafts,
     ) -> list[int]:
         """The ids that follow a prompt, without the stop token.
 
@@ -355,6 +358,7 @@ class MossAudio:
         stop_ids: Sequence[int] = Sampling.stop_ids,
         thinking_budget: int | None = Sampling.thinking_budget,
         loop_guard: bool = Sampling.loop_guard,
+        drafts: bool = Sampling.drafts,
     ) -> Reply:
         """Answers a text about any number of clips; greedy by default.
 
@@ -396,6 +400,7 @@ class MossAudio:
         stop_ids: Sequence[int] = Sampling.stop_ids,
         thinking_budget: int | None = Sampling.thinking_budget,
         loop_guard: bool = Sampling.loop_guard,
+        drafts: bool = Sampling.drafts,
     ) -> Stream:
         """`generate` piece by piece: `for piece in model.stream(...)`, then `Stream.reply`.
 
@@ -450,7 +455,8 @@ class MossAudio:
 
         with tqdm(total=len(prompts), unit="answer", disable=not progress) as bar:
             asked = [(prompt, prompt.sampling) for prompt in prompts]
-            self._engine(batch_size).run(asked, on_done=on_done)
+            drafts = any(prompt.sampling.drafts for prompt in prompts)
+            self._engine(batch_size, drafts).run(asked, on_done=on_done)
         return replies
 
     def familiarity(self, audio: Audio) -> Familiarity | None:
@@ -502,11 +508,20 @@ class MossAudio:
             )
         return self.tokenizer
 
-    def _engine(self, slots: int) -> Engine:
+    def _engine(self, slots: int, drafts: bool = False) -> Engine:
         decode = self.tokenizer.decode if self.tokenizer else None
+        scribe = self._scribe if drafts else None
         return Engine(
-            self._params, self.config, self.compute, self._vocab, self.mesh, decode, slots
+            self._params, self.config, self.compute, self._vocab, self.mesh, decode, slots, scribe
         )
+
+    @functools.cached_property
+    def _scribe(self) -> Scribe | None:
+        """Of the CTC head that lies beside the model, if one does."""
+        if self.folder is None or self.tokenizer is None:
+            return None
+        params, _ = load_helpers(self.folder)
+        return scribe_of(params, self.config, self.tokenizer)
 
     def _example(self, ids: Sequence[int], mels: Sequence[np.ndarray]) -> Example:
         ids = np.asarray(ids)
@@ -575,7 +590,8 @@ class Stream(Iterator[str]):
         until = UntilStop(prompt.sampling.stop, pieces.append)
         decoder, told = StreamDecoder(model.tokenizer), 0
         asked = [(prompt, prompt.sampling)]
-        for _, ids, output in model._engine(1).progress(asked, each_token=True):
+        engine = model._engine(1, prompt.sampling.drafts)
+        for _, ids, output in engine.progress(asked, each_token=True):
             for token in ids[told:]:
                 until.push(decoder.push(token))
             told = len(ids)

@@ -131,6 +131,9 @@ def sampling_options(options: argparse.ArgumentParser) -> None:
         action="store_false",
         help="do not end an answer that repeats itself",
     )
+    group.add_argument(
+        "--drafts", action="store_true", help="guess tokens ahead; the answer stays the same"
+    )
     options.set_defaults(
         **{
             name: list(value) if name == "stop" else value

@@ -1,9 +1,10 @@
 """The state of running answers on the device, and the programs that advance it.
 
 `hear` encodes sound; `prefill` and `extend` process prompts and fill new slots; `insert` copies
-these into the slots that `decode_until` decodes together. A slot holds one running answer.
+these into the slots that `decode_until` or, with drafts, `draft_until` decodes together. A slot
+holds one running answer.
 
-Letters: B slots, b slots of one prefill, M room for new tokens, V vocabulary.
+Letters: B slots, b slots of one prefill, M room for new tokens, H room for hints, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from moss_audio_jax.config import Compute, EncoderConfig, ModelConfig
 from moss_audio_jax.data.batch import Example
+from moss_audio_jax.generate.drafts import NOTHING, propose
 from moss_audio_jax.generate.sampling import MAX_STOP_IDS, Knobs, Sampling, choose
 from moss_audio_jax.generate.vocabulary import Vocabulary
 from moss_audio_jax.models import cache as kv_cache
@@ -52,6 +54,7 @@ class Answers(NamedTuple):
     thinking: jax.Array  # bool [B], inside a <think> block
     budget: jax.Array  # int [B], tokens left for thinking
     forced: jax.Array  # int [B], next entry of `close_thinking` to force; past its end: none
+    hints: jax.Array  # int [B, H], what drafts are made of (`drafts`)
 
 
 class DecodeState(NamedTuple):
@@ -59,12 +62,19 @@ class DecodeState(NamedTuple):
     cache: Cache
 
 
-def sample(answers: Answers, logits: jax.Array, vocab: Vocabulary, sampled: bool) -> Answers:
+def sample(
+    answers: Answers,
+    logits: jax.Array,
+    vocab: Vocabulary,
+    sampled: bool,
+    due: jax.Array | bool = True,
+) -> Answers:
     """Chooses the next token of each running answer from float32 logits [B, V] and records it.
 
     `sampled`: any of the answers has a temperature. Otherwise the program is half as large.
+    `due` bool [B]: all other answers stay as they are.
     """
-    running = answers.state == RUNNING
+    running = (answers.state == RUNNING) & due
     batch = jnp.arange(answers.token.shape[0])
     if vocab.forbidden:
         logits = logits.at[:, jnp.array(vocab.forbidden)].set(-jnp.inf)
@@ -110,10 +120,10 @@ def sample(answers: Answers, logits: jax.Array, vocab: Vocabulary, sampled: bool
         count=count,
         state=state,
         seen=answers.seen.at[batch, token].max(running),
-        matches=matches,
-        thinking=thinking,
+        matches=jnp.where(running[:, None], matches, answers.matches),
+        thinking=jnp.where(running, thinking, answers.thinking),
         budget=answers.budget - (running & answers.thinking),
-        forced=forced,
+        forced=jnp.where(running, forced, answers.forced),
     )
 
 
@@ -130,7 +140,7 @@ class _Program:
         in_order = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
         self._frugal = jax.jit(function, compiler_options=in_order, **how)
 
-    def __call__(self, *args: Any, compute: Compute, **static: Any) -> DecodeState:
+    def __call__(self, *args: Any, compute: Compute, **static: Any) -> Any:
         return self._for(compute)(*args, compute=compute, **static)
 
     def lower(self, *args: Any, compute: Compute, **static: Any) -> jax.stages.Lowered:
@@ -244,15 +254,74 @@ def decode_until(
     def one(carry: tuple) -> tuple:
         (answers, cache), step = carry
         logits, cache = moss_audio.decode_step(
-            params, config, compute, answers.token, answers.position, cache, reach
+            params, config, compute, answers.token[:, None], answers.position, cache, reach
         )
-        answers = sample(answers, logits, vocab, sampled)
-        return DecodeState(replicate(answers), kv_cache.pin(cache)), step + 1
+        answers = replicate(sample(answers, logits[:, 0], vocab, sampled))
+        return DecodeState(answers, kv_cache.pin(cache)), step + 1
 
     state, _ = jax.lax.while_loop(go_on, one, (state, jnp.int32(0)))
     # A constraint inside the loop does not fix the result's sharding, and every process needs all
     # answers.
     return DecodeState(replicate(state.answers), state.cache)
+
+
+@functools.partial(
+    _Program,
+    static_argnames=("reach", "width", "config", "compute", "vocab", "sampled"),
+    donate_argnames=("state",),
+)
+def draft_until(
+    params: Any,
+    state: DecodeState,
+    max_passes: jax.Array,
+    enough_free: jax.Array,
+    *,
+    reach: int,
+    width: int,
+    config: ModelConfig,
+    compute: Compute,
+    vocab: Vocabulary,
+    sampled: bool = True,
+) -> tuple[DecodeState, jax.Array]:
+    """`decode_until` in passes of `width` tokens, all but the first of them drafts.
+
+    A pass adds one token to each answer, and one more for each token of its draft that is the one
+    the model chooses. Each token is chosen and recorded as in `decode_until`, with its own random
+    key, so that loop guard, budgets and limits see them one by one.
+
+    Returns:
+      The state, and how many passes were made.
+    """
+
+    def go_on(carry: tuple) -> jax.Array:
+        state, passes = carry
+        free = jnp.sum(state.answers.state != RUNNING)
+        return (free < enough_free) & (passes < max_passes)
+
+    def one(carry: tuple) -> tuple:
+        (answers, cache), passes = carry
+        draft = propose(answers.hints, answers.output, answers.count, width - 1)
+        known = jnp.concatenate([answers.token[:, None], jnp.maximum(draft, 0)], axis=1)
+        logits, cache = moss_audio.decode_step(
+            params, config, compute, known, answers.position, cache, reach
+        )
+
+        def take(carry: tuple, column: tuple) -> tuple[tuple, None]:
+            answers, due = carry
+            logits, drafted = column
+            answers = sample(answers, logits, vocab, sampled, due)
+            due = due & (answers.state == RUNNING) & (answers.token == drafted)
+            return (replicate(answers), due), None
+
+        # After the last column every draft is used up.
+        drafted = jnp.pad(draft, ((0, 0), (0, 1)), constant_values=NOTHING)
+        due = jnp.ones(answers.token.shape, bool)
+        columns = jnp.moveaxis(logits, 1, 0), drafted.T
+        (answers, _), _ = jax.lax.scan(take, (answers, due), columns)
+        return DecodeState(answers, kv_cache.pin(cache)), passes + 1
+
+    state, passes = jax.lax.while_loop(go_on, one, (state, jnp.int32(0)))
+    return DecodeState(replicate(state.answers), state.cache), passes
 
 
 @functools.partial(jax.jit, donate_argnames=("state",))
@@ -264,12 +333,20 @@ def end(state: DecodeState, slot: jax.Array, why: jax.Array) -> DecodeState:
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "compute", "vocab", "count", "room", "size"),
+    static_argnames=("config", "compute", "vocab", "count", "room", "size", "hints"),
 )
 def empty_state(
-    *, config: ModelConfig, compute: Compute, vocab: Vocabulary, count: int, room: int, size: int
+    *,
+    config: ModelConfig,
+    compute: Compute,
+    vocab: Vocabulary,
+    count: int,
+    room: int,
+    size: int,
+    hints: int = 0,
 ) -> DecodeState:
-    """A state of `count` empty slots, each for `size` tokens in the cache and `room` new tokens."""
+    """A state of `count` empty slots, each for `size` tokens in the cache, `room` new tokens and
+    `hints` tokens of hints."""
     zero = jnp.zeros((count,), jnp.int32)
     knobs = Knobs(*(zero.astype(dtype) for dtype in (float, int, float, float, float, int)))
     answers = Answers(
@@ -287,6 +364,7 @@ def empty_state(
         thinking=zero.astype(bool),
         budget=zero,
         forced=zero,
+        hints=jnp.zeros((count, hints), jnp.int32),
     )
     cache = kv_cache.init_cache(config.decoder, count, size, compute)
     return DecodeState(replicate(answers), cache)
@@ -298,8 +376,10 @@ def new_answers(
     room: int,
     count: int,
     vocab: Vocabulary,
+    hints: int = 0,
 ) -> Answers:
-    """Answers before their first token: numpy arrays, padded to `count` slots."""
+    """Answers before their first token: numpy arrays, padded to `count` slots. What the prompts say
+    is in their `hints` tokens of hints."""
     samplings = [sampling for _, sampling in requests]
 
     def column(values: Sequence, dtype: type, fill: float = 0) -> np.ndarray:
@@ -338,4 +418,19 @@ def new_answers(
         thinking=thinking,
         budget=column([unlimited if b is None else b for b in budgets], np.int32),
         forced=np.full((count,), len(vocab.close_thinking), np.int32),
+        hints=np.stack(
+            [right_aligned(said(e.ids, vocab), hints) for e, _ in requests]
+            + [np.full(hints, NOTHING, np.int32)] * (count - len(requests))
+        ),
     )
+
+
+def said(ids: np.ndarray, vocab: Vocabulary) -> np.ndarray:
+    """A prompt's tokens without its audio."""
+    return ids[ids != vocab.audio_token_id]
+
+
+def right_aligned(ids: Sequence[int], room: int) -> np.ndarray:
+    """The last `room` ids, int32 [room], padded with NOTHING on the left."""
+    ids = np.asarray(ids, np.int32)[max(0, len(ids) - room) :]
+    return np.pad(ids, (room - len(ids), 0), constant_values=NOTHING)

@@ -3,8 +3,9 @@
 Several questions about one clip are a family (`families`). What their prompts share is prefilled
 once and kept until the last of them has a slot; each then runs its own rest.
 
-The loop over tokens runs on the device (`decode_until`). The host acts only to refill slots once
-enough are free, to stream, or to look for stop strings.
+The loop over tokens runs on the device (`decode_until`, with drafts `draft_until`). The host acts
+only to refill slots once enough are free, to stream, to look for stop strings, or to see whether
+drafts pay.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from moss_audio_jax.generate.decode_state import (
     Answers,
     DecodeState,
     decode_until,
+    draft_until,
     empty_state,
     end,
     extend,
@@ -42,8 +44,11 @@ from moss_audio_jax.generate.decode_state import (
     insert,
     new_answers,
     prefill,
+    right_aligned,
+    said,
     take_slots,
 )
+from moss_audio_jax.generate.drafts import Pace, Scribe, pieces_heard
 from moss_audio_jax.generate.families import PREFILL_TOKENS, Family, Queue
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import Vocabulary
@@ -55,6 +60,7 @@ FINISH_REASON = {STOP: "stop", LENGTH: "length", LOOP: "loop"}
 
 _STOP_STRING_STEPS = 16  # tokens between two searches for stop strings
 _STEPS_AHEAD, _LEAST_REACH = 32, 128  # see `_reach`
+_WRITTEN = 4  # tokens of transcripts for one of audio, at most
 _MIN_REST = 32  # the smallest bucket of tokens after a shared beginning
 
 
@@ -84,6 +90,7 @@ class Engine:
       mesh: as `sharding.serving_mesh` makes it.
       decode: ids -> text, for stop strings; None if there is no tokenizer.
       slots: answers that are decoded together.
+      scribe: of the CTC head that lies beside the model, for drafts; None if there is none.
     """
 
     def __init__(
@@ -95,6 +102,7 @@ class Engine:
         mesh: Mesh,
         decode: Callable[[list[int]], str] | None = None,
         slots: int = 16,
+        scribe: Scribe | None = None,
     ) -> None:
         with jax.set_mesh(mesh):
             self._params = unrolled(params)
@@ -102,6 +110,7 @@ class Engine:
         self._mesh = mesh
         self._decode = decode
         self._slots = slots
+        self._scribe = scribe
 
     def run(
         self,
@@ -156,12 +165,17 @@ class Engine:
         size = bucket(
             max(len(e.ids) + n for (e, _), n in zip(requests, limits, strict=True)), MIN_LENGTH
         )
-        decoding = empty_state(**self._static, count=slots_count, room=room, size=size)
+        pace = Pace(slots_count) if any(s.drafts for _, s in requests) else None
+        scribe, hints = self._scribe if pace else None, 0
+        if pace:
+            hints = bucket(max(self._hints(e, scribe is not None) for e, _ in requests), MIN_LENGTH)
+        decoding = empty_state(**self._static, count=slots_count, room=room, size=size, hints=hints)
         static = self._static | {"sampled": any(s.temperature > 0 for _, s in requests)}
-        prefiller = _Prefiller(self._params, static, requests, limits, room, size)
+        prefiller = _Prefiller(self._params, static, requests, limits, room, size, hints, scribe)
         watched = [bool(s.stop) and self._decode is not None for _, s in requests]
         owner: list[int | None] = [None] * slots_count  # the request in each slot
         count = np.zeros(slots_count, int)  # tokens of its answer so far
+        heard = np.zeros(len(requests), int)  # tokens of each request that were told
         while prefiller or any(number is not None for number in owner):
             free = [slot for slot, number in enumerate(owner) if number is None]
             if prefiller and free:
@@ -173,11 +187,11 @@ class Engine:
                 for slot, number in zip(free, taken, strict=False):
                     owner[slot] = number
             else:
-                steps = max(limits)
+                width, steps = pace.next(max(limits)) if pace else (1, max(limits))
                 if each_token:
                     steps = 1
                 elif any(number is not None and watched[number] for number in owner):
-                    steps = _STOP_STRING_STEPS
+                    steps = min(steps, max(1, _STOP_STRING_STEPS // width))
                 # Return when a quarter of the slots are done, to refill them or to report them.
                 resting = sum(number is None for number in owner)
                 enough = min(resting + max(1, slots_count // 4), slots_count)
@@ -188,14 +202,20 @@ class Engine:
                     if number is not None
                 )
                 reach = _reach(top, size)
-                decoding = decode_until(
-                    self._params,
-                    decoding,
-                    min(steps, reach - top),
-                    enough,
-                    reach=reach,
-                    **static,
-                )
+                if reach < size:  # beyond that all answers have come to their limits
+                    steps = min(steps, (reach - top) // width)
+                running = [slot for slot, number in enumerate(owner) if number is not None]
+                if width == 1:
+                    decoding = decode_until(
+                        self._params, decoding, steps, enough, reach=reach, **static
+                    )
+                else:
+                    before = count[running].sum()
+                    decoding, passes = draft_until(
+                        self._params, decoding, steps, enough, reach=reach, width=width, **static
+                    )
+                    made, passes = jax.device_get((decoding.answers.count, passes))
+                    pace.told(made[running].sum() - before, int(passes) * len(running))
 
             state, count, output = jax.device_get(
                 (decoding.answers.state, decoding.answers.count, decoding.answers.output)
@@ -212,10 +232,19 @@ class Engine:
                         ids, reason = ids[:cut], STOP
                         decoding = end(decoding, slot, STOP)
                 ended = None if reason == RUNNING else Output(ids, FINISH_REASON[reason])
+                if each_token:
+                    between = range(heard[number] + 1, len(ids))
+                    told += [Progress(number, ids[:n], None) for n in between]
+                heard[number] = len(ids)
                 told.append(Progress(number, ids, ended))
                 if ended is not None:
                     owner[slot] = None
             yield told
+
+    def _hints(self, example: Example, heard: bool) -> int:
+        """Room for the hints about one answer."""
+        words = len(said(example.ids, self._static["vocab"]))
+        return words + heard * _WRITTEN * (len(example.ids) - words)
 
     def _first_stop(self, ids: list[int], stops: tuple[str, ...]) -> int | None:
         """The number of ids before the text first holds a stop string, or None if it never does."""
@@ -248,12 +277,13 @@ class _Waiting(NamedTuple):
     number: int
     slot: int  # of the prefixes' cache
     begin: int  # tokens that are in there
+    heard: list[int]  # what was heard, as transcripts
 
 
 class _Prefiller:
     """Prompts that wait for slots; true as long as there are any.
 
-    The slots have space for `room` new tokens and `size` tokens in the cache.
+    The slots have space for `room` new tokens, `size` tokens in the cache and `hints` of hints.
     """
 
     def __init__(
@@ -264,6 +294,8 @@ class _Prefiller:
         limits: Sequence[int],
         room: int,
         size: int,
+        hints: int,
+        scribe: Scribe | None,
     ) -> None:
         # A prompt attends to its own keys and values unrounded, in one pass or in two; only the
         # slots' cache rounds them.
@@ -271,7 +303,8 @@ class _Prefiller:
         self._params, self._static = params, static | {"compute": compute}
         self._config, self._vocab = static["config"], static["vocab"]
         self._requests, self._limits = requests, limits
-        self._room, self._size = room, size
+        self._room, self._size, self._hints = room, size, hints
+        self._scribe = scribe
         examples = [example for example, _ in requests]
         self._queue = Queue(examples, self._config.encoder, self._vocab.audio_token_id)
         self._prefixes: Cache | None = None  # of the families that have members waiting
@@ -286,15 +319,19 @@ class _Prefiller:
             families = self._queue.take(free)
             if not families[0].shared:
                 numbers = [family.members[0] for family in families]
-                return numbers, self._prefill(numbers, [len(self._ids(i)) for i in numbers])
+                new, heard = self._prefill(numbers, [len(self._ids(i)) for i in numbers])
+                return numbers, self._hinted(new, numbers, heard)
             self._begin(families)
         return self._extend(free)
 
     def _ids(self, number: int) -> np.ndarray:
         return self._requests[number][0].ids
 
-    def _prefill(self, numbers: Sequence[int], lengths: Sequence[int]) -> DecodeState:
-        """Prefills the first tokens of some prompts, padded to a bucket of slots."""
+    def _prefill(
+        self, numbers: Sequence[int], lengths: Sequence[int]
+    ) -> tuple[DecodeState, list[list[int]]]:
+        """Prefills the first tokens of some prompts, padded to a bucket of slots. Also says what
+        was heard in each."""
         encoder = self._config.encoder
         examples = [
             Example(self._ids(number)[:length], self._requests[number][0].mels)
@@ -315,15 +352,36 @@ class _Prefiller:
             compute = self._static["compute"]
             audio = hear(self._params["audio_encoder"], *sound, config=encoder, compute=compute)
         answers = self._answers(numbers, slots)
-        return prefill(self._params, batch, answers, audio, length=length, **self._static)
+        new = prefill(self._params, batch, answers, audio, length=length, **self._static)
+        if self._scribe is None or audio is None:
+            return new, [[] for _ in numbers]
+        heard, written = np.asarray(pieces_heard(self._scribe.ear, audio[0])), []
+        for slot in range(len(numbers)):
+            row, segment = divmod(slot, each)
+            index = batch["audio_index"][row, batch["segment_ids"][row] == segment + 1]
+            written.append(self._scribe.write(heard[row, index[index >= 0]]))
+        return new, written
+
+    def _hinted(
+        self, new: DecodeState, numbers: Sequence[int], heard: Sequence[list[int]]
+    ) -> DecodeState:
+        """New slots that know what was heard in their prompts."""
+        if not any(heard):
+            return new
+        hints = np.array(new.answers.hints)
+        for slot, (number, written) in enumerate(zip(numbers, heard, strict=True)):
+            text = said(self._ids(number), self._vocab)
+            hints[slot] = right_aligned([*written, *text], self._hints)
+        return new._replace(answers=new.answers._replace(hints=hints))
 
     def _begin(self, families: Sequence[Family]) -> None:
         """Prefills what the members of each family share. All members wait afterwards."""
         # Reuses the program for whole prompts and only keeps its cache: one less to compile.
         numbers, lengths = [f.members[0] for f in families], [f.shared for f in families]
-        self._prefixes = self._prefill(numbers, lengths).cache
+        new, heard = self._prefill(numbers, lengths)
+        self._prefixes = new.cache
         self._waiting = [
-            _Waiting(number, slot, family.shared)
+            _Waiting(number, slot, family.shared, heard[slot])
             for slot, family in enumerate(families)
             for number in family.members
         ]
@@ -345,7 +403,8 @@ class _Prefiller:
         cache = take_slots(self._prefixes, slot, length=length)
         self._release()
         answers = self._answers(numbers, shape.rows)
-        return numbers, extend(self._params, batch, answers, cache, begin, **self._static)
+        new = extend(self._params, batch, answers, cache, begin, **self._static)
+        return numbers, self._hinted(new, numbers, [each.heard for each in taken])
 
     def _release(self) -> None:
         """Frees the prefixes that no prompt waits for."""
@@ -362,4 +421,4 @@ class _Prefiller:
     def _answers(self, numbers: Sequence[int], count: int) -> Answers:
         requests = [self._requests[number] for number in numbers]
         limits = [self._limits[number] for number in numbers]
-        return new_answers(requests, limits, self._room, count, self._vocab)
+        return new_answers(requests, limits, self._room, count, self._vocab, self._hints)

@@ -29,6 +29,8 @@ class Sampling:
       stop_ids: token ids that end the answer, in addition to the model's own.
       thinking_budget: tokens after which an open <think> block is closed; None for no limit.
       loop_guard: end an answer that repeats itself endlessly (`finish_reason` "loop").
+      drafts: guess tokens ahead and let one pass of the model check several of them. Answers stay
+        the same; it goes on only while it pays.
     """
 
     max_new_tokens: int = 1024
@@ -42,6 +44,7 @@ class Sampling:
     stop_ids: tuple[int, ...] = ()
     thinking_budget: int | None = None
     loop_guard: bool = True
+    drafts: bool = False
 
     def __post_init__(self) -> None:
         for name in ("stop", "stop_ids"):

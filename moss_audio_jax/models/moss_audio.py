@@ -230,23 +230,23 @@ def decode_step(
     kv: Cache,
     reach: int | None = None,
 ) -> tuple[jax.Array, Cache]:
-    """One token for each row.
+    """One token for each row, or several that follow each other.
 
     Args:
-      tokens: int [B], the newest token of each row.
-      positions: int [B], its position.
+      tokens: int [B, T], the newest tokens of each row.
+      positions: int [B], that of the first of them.
       reach: how many of the cache's positions are read, by default all: more than the position of
-        any row whose logits matter.
+        any token whose logits matter.
 
     Returns:
-      float32 logits [B, V] for the next token, and the cache with this one in it.
+      float32 logits [B, T, V] after each token, and the cache with the tokens in it.
     """
-    x = decoder.embed_tokens(params["language_model"], tokens[:, None], as_dtype(compute))
-    here = positions[:, None]
+    x = decoder.embed_tokens(params["language_model"], tokens, as_dtype(compute))
+    here = positions[:, None] + jnp.arange(tokens.shape[1])
 
     def attend(query, key, value, kv):
         written = cache.write(kv, here, key, value)
-        if platform() == "tpu":
+        if platform() == "tpu" and tokens.shape[1] == 1:
             # If the cache is written first, a TPU's compiler moves all of it into the core's memory
             # and back. If it is written last, a CPU's compiler copies it.
             held = cache.read(kv, reach)
@@ -257,7 +257,7 @@ def decode_step(
     hidden, kv = decoder.decode(
         params["language_model"], config.decoder, compute, x, here, attend, cache=kv
     )
-    return decoder.logits(params, hidden[:, 0]), kv
+    return decoder.logits(params, hidden), kv
 
 
 def _embed(

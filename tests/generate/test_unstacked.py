@@ -76,9 +76,9 @@ def test_prefill_extend_and_step_give_the_logits_of_one_pass():
             params, config, model.compute, batch_of(tokens[20:25], 8), kv, jnp.array([20])
         )
         last, kv = moss_audio.decode_step(
-            params, config, model.compute, jnp.array(tokens[25:]), jnp.array([25]), kv
+            params, config, model.compute, jnp.array([tokens[25:]]), jnp.array([25]), kv
         )
-        return (first[0], more[0], last[0]), kv
+        return (first[0], more[0], last[0, 0]), kv
 
     found, kv = run(model.params)
     assert len(kv) == config.decoder.layers
@@ -103,9 +103,15 @@ def test_steps_on_tpus_are_those_elsewhere(model, monkeypatch):
             found = []
             for at, token in enumerate((3, 77, 300)):
                 logits, kv = moss_audio.decode_step(
-                    params, config, model.compute, jnp.array([token]), jnp.array([20 + at]), kv, 24
+                    params,
+                    config,
+                    model.compute,
+                    jnp.array([[token]]),
+                    jnp.array([20 + at]),
+                    kv,
+                    24,
                 )
-                found.append(logits)
+                found.append(logits[:, 0])
             return jnp.stack(found), kv
 
         return jax.jit(run)(model.params)

@@ -1,7 +1,7 @@
 """Generated tokens a second: ours beside the official PyTorch code, same weights, same prompts.
 
     OMP_NUM_THREADS=1 taskset -c 0 python tools/bench/generate.py [--official DIR] [--rounds 5]
-    python tools/bench/generate.py --checkpoint DIR --data SCENES [--tasks asr,asr_words]
+    python tools/bench/generate.py --checkpoint DIR --data SCENES [--tasks asr,asr_words] [--drafts]
     python tools/bench/generate.py --prefix 8 [--seconds 30] [--tokens 64] [--checkpoint DIR]
 
 The model of tools/bench/train.py (50 million parameters, float32, random weights) or --checkpoint;
@@ -20,6 +20,11 @@ at once to one by one. --data and --prefix measure one layout, chunked by defaul
 --data SCENES: instead of noise the clips of a folder that `moss-audio-jax world` wrote, asked what
 --tasks names; answers end by themselves, after 768 tokens at the latest.
 
+--drafts: measures answers with drafts, one by one, instead of 16 at once: `drafting` while they
+pay, as users have it, and `always`. `passes` counts the runs of the decoder after prefill, with
+drafts or without, `gain` is in seconds to one by one, prefill and encoder included, and `same`
+counts the answers that equal those without drafts.
+
 --prefix N: instead, N questions about one clip of noise of --seconds, all at once: `shared`, as
 they are, and `apart`, where the clip of each differs by one last bit, so that none is recognised as
 another's. One JSON line: median seconds for all N answers and range over the rounds, `gain`, the
@@ -29,7 +34,10 @@ median ratio of apart to shared, and `same`, how many answers are equal.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import json
+import operator
 import os
 import statistics
 import sys
@@ -43,6 +51,7 @@ import numpy as np
 from moss_audio_jax import command
 from moss_audio_jax.api import MossAudio, Prepared, Request
 from moss_audio_jax.data.batch import Example
+from moss_audio_jax.generate import drafts, engine
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.text import build_prompt
 
@@ -134,6 +143,13 @@ def measure(folder: Path, args: argparse.Namespace, layout: str) -> dict[str, An
     if args.official:
         official = Official(Path(args.official), checkpoint, model.processor.audio_token_id)
         ways["official"] = lambda: [official.answer(e, args.tokens) for e in asked]
+    counted = Counted()
+    if args.drafts:
+        del ways["ours, 16 at once"]
+        ready = dataclasses.replace(sampling, drafts=True)
+        eager = [dataclasses.replace(each, sampling=ready) for each in asked]
+        for name in ("drafting", "always"):
+            ways[name] = functools.partial(counted.answers, model, eager, name == "always")
     answers = {name: way() for name, way in ways.items()}  # compiles
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(args.rounds):
@@ -141,14 +157,16 @@ def measure(folder: Path, args: argparse.Namespace, layout: str) -> dict[str, An
             start = clock()
             tokens = sum(map(len, way()))
             speeds[name].append(tokens / (clock() - start))
-    one, many = speeds["ours, one by one"], speeds["ours, 16 at once"]
+    one = speeds["ours, one by one"]
     result: dict[str, Any] = {
         "clock": args.clock,
         "cores": len(os.sched_getaffinity(0)),
         "tokens": args.tokens,
         "encoder_attention": layout,
-        "batch_gain": round(statistics.median(b / a for a, b in zip(one, many, strict=True)), 2),
     }
+    if many := speeds.get("ours, 16 at once"):
+        gains = (b / a for a, b in zip(one, many, strict=True))
+        result["batch_gain"] = round(statistics.median(gains), 2)
     for name, found in speeds.items():
         result[name] = {
             "answers": len(asked),
@@ -160,7 +178,45 @@ def measure(folder: Path, args: argparse.Namespace, layout: str) -> dict[str, An
             result[name]["ratio"] = round(statistics.median(a / b for a, b in pairs), 2)
             same = zip(answers[name], answers["official"], strict=True)
             result[name]["same"] = sum(a == b for a, b in same)
+    for name in ("drafting", "always") if args.drafts else ():
+        pairs = zip(speeds[name], one, strict=True)
+        result[name]["gain"] = round(statistics.median(a / b for a, b in pairs), 2)
+        plain = answers["ours, one by one"]
+        result[name]["same"] = sum(map(operator.eq, answers[name], plain))
+        result[name]["tokens"] = sum(map(len, plain))
+        result[name]["passes"] = counted.passes[name == "always"]
     return result
+
+
+class Counted:
+    """Answers one by one with drafts, and how many passes of the decoder the last of them took."""
+
+    def __init__(self) -> None:
+        self.passes = {}
+
+    def answers(self, model: MossAudio, asked: Sequence[Prepared], always: bool) -> list[list[int]]:
+        passes, saved = [], (engine.draft_until, engine.decode_until, drafts.Pace.next)
+
+        def draft_until(*args, **static):
+            state, made = saved[0](*args, **static)
+            passes.append(int(made))
+            return state, made
+
+        def decode_until(params, state, *args, **static):
+            before = int(state.answers.position[0])
+            state = saved[1](params, state, *args, **static)
+            passes.append(int(state.answers.position[0]) - before)
+            return state
+
+        engine.draft_until, engine.decode_until = draft_until, decode_until
+        if always:
+            drafts.Pace.next = lambda self, limit: (drafts.WIDTH, limit)
+        try:
+            found = [model.answer([each], 1)[0].ids for each in asked]
+        finally:
+            engine.draft_until, engine.decode_until, drafts.Pace.next = saved
+        self.passes[always] = sum(passes)
+        return found
 
 
 def measure_prefix(folder: Path, args: argparse.Namespace, layout: str) -> dict[str, Any]:
@@ -218,6 +274,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--data", type=Path, metavar="SCENES")
     parser.add_argument("--tasks", default="asr,asr_words")
+    parser.add_argument("--drafts", action="store_true", help="also with drafts")
     parser.add_argument("--prefix", type=int, metavar="N", help="questions about one clip")
     parser.add_argument("--seconds", type=float, default=30, help="of that clip")
     parser.add_argument("--encoder-attention", choices=LAYOUTS, help="one layout instead of both")

@@ -63,8 +63,8 @@ def _forced(
 
     def step(carry: tuple, token: jax.Array) -> tuple:
         kv, at = carry
-        logits, kv = moss_audio.decode_step(params, config, compute, token, at, kv)
-        return (kv, at + 1), logits
+        logits, kv = moss_audio.decode_step(params, config, compute, token[:, None], at, kv)
+        return (kv, at + 1), logits[:, 0]
 
     _, rest = jax.lax.scan(step, (kv, lengths), answers.T)
     return jnp.concatenate([first[None], rest])

@@ -1,0 +1,194 @@
+"""Drafts of an answer's next tokens; one pass of the model checks them all.
+
+This is speculative decoding (arXiv 2211.17192) without a second model. What is known beforehand of
+an answer, its hints, and the answer so far are searched for the place that is most like the
+answer's end, and what follows there is the draft (prompt lookup). Hints are the prompt's text and,
+where a CTC head lies beside the model (`weights.helpers`), what this head heard, written as
+transcripts without times, with times of sentences and with times of words.
+
+A draft's token counts only where it is the token that the model itself chooses, so drafts change no
+answer: greedy or sampled, it is the same, up to rounding in passes of another width.
+
+Letters: B slots, H room for hints, M room for new tokens, W width of a pass, n audio tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moss_audio_jax import devices
+from moss_audio_jax.config import ModelConfig
+from moss_audio_jax.ops.linear import precision
+from moss_audio_jax.sharding import platform, replicate
+from moss_audio_jax.text.tokenizer import Tokenizer
+
+WIDTH = 8  # tokens of a pass: the newest one and a draft of the others
+NOTHING = -1  # in hints: no token
+
+_ALIKE = 8  # newest tokens that a place is compared by
+_CONTEXT = 2  # tokens before a token that must be the same for it to be the same again
+_TRIAL, _REST = 4, 128  # passes to see whether drafts pay; steps without them if not
+_LETTERS = "bcdefghjklmnopqrstuvwxyz"
+_SECONDS = 0.08  # of an audio token
+_PAUSE = 4  # audio tokens without a word that end a sentence
+
+
+def propose(hints: jax.Array, output: jax.Array, count: jax.Array, width: int) -> jax.Array:
+    """Drafts `width` tokens for each row.
+
+    Args:
+      hints: int [B, H], padded with NOTHING on the left.
+      output: int [B, M], the answers so far.
+      count: int [B], how many tokens of it there are, at least 1.
+
+    Returns:
+      int [B, width]; NOTHING where nothing is known.
+    """
+    known = jnp.concatenate([hints, output], axis=1)  # tokens before `end` are in their order
+    end = hints.shape[1] + count[:, None]
+    place = jnp.arange(known.shape[1])
+
+    def token(at: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(known, jnp.maximum(at, 0), axis=1)
+
+    score = jnp.zeros(known.shape, jnp.int32)
+    for back in range(1, _ALIKE + 1):
+        same = known == token(end - back)
+        # The newest tokens count most. One that differs does not end the comparison, because a
+        # draft goes on after a digit that was wrong.
+        score += jnp.pad(same[:, :-back], ((0, 0), (back, 0))) * (2 * _ALIKE - back)
+    score = jnp.where((place < end) & (known != NOTHING), score, -1)
+    # Of places that are equally alike the last one.
+    best = known.shape[1] - 1 - jnp.argmax(score[:, ::-1], axis=1, keepdims=True)
+    ahead = jnp.arange(-_CONTEXT, width)
+    # What repeats itself up to its end goes on doing so.
+    source = token(best + jnp.where(ahead < 0, ahead, ahead % jnp.maximum(end - best, 1)))
+    draft = source[:, _CONTEXT:]
+    # What the answer had in place of a token of the source, it will have again: a word begins where
+    # the last one ended, in the source and, with another digit, in the answer.
+    for back in range(_ALIKE, 0, -1):
+        there = token(best - back - jnp.arange(_CONTEXT + 1))
+        again = [
+            source[:, _CONTEXT - i : _CONTEXT - i + width] == there[:, i : i + 1]
+            for i in range(_CONTEXT + 1)
+        ]
+        draft = jnp.where(functools.reduce(jnp.logical_and, again), token(end - back), draft)
+    return draft
+
+
+class Ear(NamedTuple):
+    """A CTC head on the encoder's features: kernel [D, V + 1], bias [V + 1]; the last: no piece."""
+
+    kernel: jax.Array
+    bias: jax.Array
+
+
+@jax.jit
+def pieces_heard(ear: Ear, features: jax.Array) -> jax.Array:
+    """The likeliest piece at each audio token: features [..., D] -> int [...]."""
+    kernel = ear.kernel.astype(features.dtype)
+    scores = jnp.matmul(features, kernel, precision=precision(features.dtype))
+    pieces = jnp.argmax(scores.astype(jnp.float32) + ear.bias, axis=-1)
+    return replicate(pieces.astype(jnp.int32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scribe:
+    """Writes what an ear hears as the transcripts that models are asked for."""
+
+    ear: Ear
+    tokenizer: Tokenizer
+
+    def write(self, pieces: Sequence[int]) -> list[int]:
+        """Ids of all transcripts of int [n] pieces, one after the other."""
+        words = self._words(pieces)
+        if not words:
+            return []
+        sentences = [[words[0]]]
+        for word in words[1:]:
+            if word[0] - sentences[-1][-1][1] >= _PAUSE:
+                sentences.append([])
+            sentences[-1].append(word)
+        joined = [(s[0][0], s[-1][1], " ".join(text for *_, text in s)) for s in sentences]
+        plain = " ".join(text for *_, text in joined)
+        texts = (plain, self._timed(joined), self._timed(words))
+        return [i for text in texts for i in self.tokenizer.encode(text)]
+
+    def _timed(self, spans: Sequence[tuple[int, int, str]]) -> str:
+        return "".join(
+            f"[{_SECONDS * start:.2f}]{text}[{_SECONDS * end:.2f}]" for start, end, text in spans
+        )
+
+    def _words(self, pieces: Sequence[int]) -> list[tuple[int, int, str]]:
+        """(start, end, text) in audio tokens. A letter that is no word belongs to what follows."""
+        edges = [0, *(1 + np.flatnonzero(np.diff(pieces))), len(pieces)]
+        words: list[tuple[int, int, str]] = []
+        for start, end in itertools.pairwise(edges):
+            if start == end or pieces[start] == len(self.ear.bias) - 1:
+                continue
+            text = self.tokenizer.decode([int(pieces[start])]).strip()
+            if words and words[-1][1] == start and words[-1][2] in _LETTERS:
+                words[-1] = (words[-1][0], int(end), words[-1][2] + text)
+            else:
+                words.append((int(start), int(end), text))
+        return words
+
+
+def scribe_of(
+    params: Mapping[str, Any], config: ModelConfig, tokenizer: Tokenizer
+) -> Scribe | None:
+    """Of the CTC head among a checkpoint's helpers (`load_helpers`); None without one that fits."""
+    kernel, bias = (params.get(f"helpers/pieces/{name}") for name in ("kernel", "bias"))
+    shape = config.encoder.output_dim, config.decoder.vocab_size + 1
+    if kernel is None or bias is None or kernel.shape != shape:
+        return None
+    return Scribe(Ear(jnp.asarray(kernel), jnp.asarray(bias)), tokenizer)
+
+
+class Pace:
+    """Decides whether the next passes draft: while more tokens pass the check than a wider pass
+    costs. Where they do not, drafts are tried again after a while.
+
+    It asks no clock, so that all processes of a mesh decide alike.
+
+    Args:
+      slots: answers that are decoded together.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._needed = _cost(slots * WIDTH) / _cost(slots)
+        self._found: float | None = None  # tokens a pass and answer, of late
+
+    def next(self, limit: int) -> tuple[int, int]:
+        """(width of the next passes, how many of them at most); at most `limit` tokens."""
+        if self._needed >= WIDTH:
+            return 1, limit
+        if self._found is None:
+            return WIDTH, _TRIAL
+        if self._found > self._needed:
+            return WIDTH, 4 * _TRIAL
+        self._found = None
+        return 1, _REST
+
+    def told(self, tokens: int, passes: int) -> None:
+        """`passes` of each answer, summed over the answers, added `tokens`."""
+        found = tokens / max(passes, 1)
+        self._found = found if self._found is None else (self._found + found) / 2
+
+
+def _cost(rows: int) -> float:
+    """Time of a pass over so many tokens, in that of a pass over one."""
+    if platform() == "cpu":  # docs/findings/2026-11-29-batched-generation.md
+        return 1 if rows == 1 else 1.9 + rows / 8
+    device = devices.of(jax.devices()[0].device_kind)
+    bandwidth = device and device.hbm_bandwidth
+    # Weights are read once for all rows, which takes as long as computing so many.
+    return max(1, rows / (device.peak / bandwidth if bandwidth else 256))
