@@ -1,6 +1,6 @@
 """The state of running answers on the device, and the programs that advance it.
 
-`hear` encodes sound; `prefill` and `extend` process prompts and fill new slots; `insert` copies
+`encode` encodes sound; `prefill` and `extend` process prompts and fill new slots; `insert` copies
 these into the slots that `decode_until` decodes together. A slot holds one running answer.
 
 Letters: B slots, b slots of one prefill, M room for new tokens, V vocabulary.
@@ -118,7 +118,7 @@ def sample(answers: Answers, logits: jax.Array, vocab: Vocabulary, sampled: bool
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute"))
-def hear(
+def encode(
     params: Any,
     mels: jax.Array,
     frames: jax.Array,
@@ -145,7 +145,7 @@ def prefill(
 ) -> DecodeState:
     """Prefills prompts and samples the first token of each, into b new slots.
 
-    `audio` is what `hear` makes of the batch; None for a batch of text, or to encode it here.
+    `audio` is what `encode` makes of the batch; None for a batch of text, or to encode it here.
     """
     length = batch["tokens"].shape[1]
     logits, cache = moss_audio.prefill(params, config, compute, batch, length, audio)

@@ -29,9 +29,9 @@ from moss_audio_jax.generate.decode_state import (
     DecodeState,
     decode_until,
     empty_state,
+    encode,
     end,
     extend,
-    hear,
     insert,
     new_answers,
     prefill,
@@ -298,7 +298,7 @@ class _Prefiller:
         if shape.chunks:
             sound = (batch[name] for name in ("mels", "frames", "padded"))
             compute = self._static["compute"]
-            audio = hear(self._params["audio_encoder"], *sound, config=encoder, compute=compute)
+            audio = encode(self._params["audio_encoder"], *sound, config=encoder, compute=compute)
         answers = self._answers(numbers, shape.rows)
         return prefill(self._params, batch, answers, audio, **self._static)
 
