@@ -32,7 +32,7 @@ from moss_audio_jax.config import (
 from moss_audio_jax.data.batch import Example, bucket_shape, check, make_batch
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.files import quoted
-from moss_audio_jax.generate.decode_state import hear
+from moss_audio_jax.generate.decode_state import encode
 from moss_audio_jax.generate.drafts import Scribe, scribe_of
 from moss_audio_jax.generate.engine import Engine, Output
 from moss_audio_jax.generate.familiarity import Familiarity, Gauge
@@ -225,7 +225,7 @@ class MossAudio:
         batch = self._batch([example])
         sound = (batch[name] for name in ("mels", "frames"))
         with jax.set_mesh(self.mesh):
-            features, taps = hear(
+            features, taps = encode(
                 self.encoder_params, *sound, config=self.config.encoder, compute=self.compute
             )
         places = batch["audio_index"][0]

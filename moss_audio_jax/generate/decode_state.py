@@ -1,6 +1,6 @@
 """The state of running answers on the device, and the programs that advance it.
 
-`hear` encodes sound; `prefill` and `extend` process prompts and fill new slots; `insert` copies
+`encode` encodes sound; `prefill` and `extend` process prompts and fill new slots; `insert` copies
 these into the slots that `decode_until` or, with drafts, `draft_until` decodes together. A slot
 holds one running answer.
 
@@ -155,7 +155,7 @@ class _Program:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "compute"))
-def hear(
+def encode(
     params: Any,
     mels: jax.Array,
     frames: jax.Array,
@@ -182,7 +182,7 @@ def prefill(
 ) -> DecodeState:
     """Prefills prompts and samples the first token of each, into b new slots of `length` tokens.
 
-    A row of the batch packs as many prompts as there are slots for it. `audio` is what `hear` makes
+    A row of the batch packs as many prompts as there are slots for it. `audio` is what `encode` makes
     of the batch; None for a batch of text, or to encode it here.
     """
     prompts = len(answers.token) // len(batch["tokens"])

@@ -38,9 +38,9 @@ from moss_audio_jax.generate.decode_state import (
     decode_until,
     draft_until,
     empty_state,
+    encode,
     end,
     extend,
-    hear,
     insert,
     new_answers,
     prefill,
@@ -350,7 +350,7 @@ class _Prefiller:
         if shape.chunks:
             sound = (batch[name] for name in ("mels", "frames"))
             compute = self._static["compute"]
-            audio = hear(self._params["audio_encoder"], *sound, config=encoder, compute=compute)
+            audio = encode(self._params["audio_encoder"], *sound, config=encoder, compute=compute)
         answers = self._answers(numbers, slots)
         new = prefill(self._params, batch, answers, audio, length=length, **self._static)
         if self._scribe is None or audio is None:

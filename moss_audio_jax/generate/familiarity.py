@@ -30,7 +30,7 @@ from moss_audio_jax.config import Compute, EncoderConfig, read_json
 from moss_audio_jax.data.batch import bucket, token_frames
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import write_whole
-from moss_audio_jax.generate.decode_state import hear
+from moss_audio_jax.generate.decode_state import encode
 from moss_audio_jax.sharding import ways
 from moss_audio_jax.weights.helpers import FOLDER, load_helpers
 
@@ -155,7 +155,7 @@ class Gauge:
                 rows = ways((bucket(len(batch)),), "batch")
                 sound, frames = _strips([mel for _, mel in batch], rows, size)
                 # Each chunk is padded to its own length, as a separate clip would be.
-                heard = hear(params, sound, frames, config=config, compute=compute)
+                heard = encode(params, sound, frames, config=config, compute=compute)
             features, taps = (np.asarray(x, np.float32) for x in heard)
             features = features.reshape(sound.shape[0] * sound.shape[1], -1, features.shape[-1])
             states = taps[self.probe.tap].reshape(features.shape[0], -1, taps.shape[-1])
