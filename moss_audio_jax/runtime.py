@@ -20,8 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, NoReturn
 
+<<<<<<< HEAD
 INTERRUPTED = 130  # a shell's exit code for a process that Ctrl-C ended: 128 + SIGINT
 _LARGE = 4 << 20  # bytes; see `return_memory`
+=======
+INTERRUPTED = 130  # what a shell says of a process that Ctrl-C ended: 128 + SIGINT
+_LARGE = 1 << 19  # bytes; see `return_memory`
+>>>>>>> 94ece32aaccd0e663936dbaceefaa49fac6a18ff
 _GRACE = 10.0  # seconds that a verb has to clean up after Ctrl-C
 
 
@@ -191,15 +196,27 @@ def keep_compiled() -> None:
 def return_memory() -> None:
     """Gives large buffers back to the system when they are freed, where the C library is glibc.
 
-    By itself glibc keeps buffers of up to 32 MB. What is allocated next to them then keeps them in
-    memory: gigabytes, while a large model is loaded.
+    By itself glibc keeps buffers of up to 32 MB, in an area for each thread. What is allocated next
+    to them then keeps them in memory: gigabytes, while a large model is loaded.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # malloc.h
-        mallopt(mmap_threshold, _LARGE)
-        mallopt(trim_threshold, _LARGE)
-        mallopt(mmap_max, 65_536)
+    if libc := _glibc("mallopt"):
+        trim_threshold, mmap_threshold, mmap_max, arena_max = -1, -3, -4, -8  # malloc.h
+        libc.mallopt(mmap_threshold, _LARGE)
+        libc.mallopt(trim_threshold, _LARGE)
+        libc.mallopt(mmap_max, 65_536)
+        libc.mallopt(arena_max, 1)
+
+
+def trim_memory() -> None:
+    """Gives back what small buffers have left free, such as after compiling."""
+    if libc := _glibc("malloc_trim"):
+        libc.malloc_trim(0)
+
+
+def _glibc(name: str) -> ctypes.CDLL | None:
+    """The C library, if it has a function of this name."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if hasattr(libc, name) else None
 
 
 @functools.cache

@@ -48,6 +48,8 @@ class Int8(NamedTuple):
 class Bits(NamedTuple):
     """A bfloat16 kernel as its bits, for CPUs; see the head of this file.
 
+    `np.asarray` gives the bfloat16 array.
+
     Attributes:
       values: uint16 [..., in, out].
     """
@@ -57,6 +59,13 @@ class Bits(NamedTuple):
     @property
     def shape(self) -> tuple[int, ...]:
         return self.values.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(jnp.bfloat16)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(np.asarray(self.values).view(self.dtype), dtype, copy=copy)
 
     @property
     def T(self) -> Bits:
