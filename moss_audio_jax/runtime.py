@@ -20,13 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, NoReturn
 
-<<<<<<< HEAD
 INTERRUPTED = 130  # a shell's exit code for a process that Ctrl-C ended: 128 + SIGINT
-_LARGE = 4 << 20  # bytes; see `return_memory`
-=======
-INTERRUPTED = 130  # what a shell says of a process that Ctrl-C ended: 128 + SIGINT
 _LARGE = 1 << 19  # bytes; see `return_memory`
->>>>>>> 94ece32aaccd0e663936dbaceefaa49fac6a18ff
 _GRACE = 10.0  # seconds that a verb has to clean up after Ctrl-C
 
 

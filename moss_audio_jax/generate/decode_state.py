@@ -141,18 +141,13 @@ class _Program:
         in_order = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
         self._frugal = jax.jit(function, compiler_options=in_order, **how)
 
-<<<<<<< HEAD
     def __call__(self, *args: Any, compute: Compute, **static: Any) -> Any:
-        return self._for(compute)(*args, compute=compute, **static)
-=======
-    def __call__(self, *args: Any, compute: Compute, **static: Any) -> DecodeState:
         program = self._for(compute)
         compiled = program._cache_size()
         result = program(*args, compute=compute, **static)
         if program is self._frugal and program._cache_size() > compiled:
             trim_memory()  # a compiler's leavings: 0.2 GB for a 4B
         return result
->>>>>>> 94ece32aaccd0e663936dbaceefaa49fac6a18ff
 
     def lower(self, *args: Any, compute: Compute, **static: Any) -> jax.stages.Lowered:
         return self._for(compute).lower(*args, compute=compute, **static)
@@ -193,8 +188,8 @@ def prefill(
 ) -> DecodeState:
     """Prefills prompts and samples the first token of each, into b new slots of `length` tokens.
 
-    A row of the batch packs as many prompts as there are slots for it. `audio` is what `encode` makes
-    of the batch; None for a batch of text, or to encode it here.
+    A row of the batch packs as many prompts as there are slots for it. `audio` is `encode` of the
+    batch; None for a batch of text, or to encode it here.
     """
     prompts = len(answers.token) // len(batch["tokens"])
     logits, cache = moss_audio.prefill(params, config, compute, batch, length, prompts, audio)
