@@ -187,7 +187,7 @@ def test_the_encoder_hears_a_family_once_and_its_prefix_goes_with_it(load, monke
 
     def watched(*args, **more):
         made = start(*args, **more)
-        caches.append(weakref.ref(made[0].cache[0].key))
+        caches.append(weakref.ref(made.cache[0].key))
         return made
 
     monkeypatch.setattr(encoder, "encode_rows", counted)
