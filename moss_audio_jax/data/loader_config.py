@@ -32,7 +32,7 @@ class LoaderConfig:
       batch: rows of the global batch, B.
       length: tokens of a row, T.
       chunks: strips of sound in a row, C (4 s each with chunked attention). What is shorter than
-        its strip shares it with others. About length / 72 fits speech-like mixtures.
+        its strip shares it with others. About length / 64 fits speech-like mixtures.
       frames: mel frames of a strip, F; None: the encoder's chunk_frames. Give it for full and
         sliding attention, a multiple of 8: longer clips are dropped as over-long.
       packing: several examples in a row; else one.

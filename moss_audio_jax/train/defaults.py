@@ -39,8 +39,8 @@ def get_config(size: str = "4b") -> ConfigDict:
     data.mixture = ConfigDict()  # or, if train is empty, named parts: see docs/data.md
     data.eval = ()  # paths, for the held-out loss
     data.length = 8192  # tokens of a row
-    data.chunks = -1  # chunks of 4 s in a row; -1 = as many as fit its tokens; 0 = text only
-    data.frames = 0  # mel frames in a chunk, for full and sliding attention; 0 = the encoder's
+    data.chunks = -1  # strips of sound in a row; -1 = as many as fit its tokens; 0 = text only
+    data.frames = 0  # mel frames in a strip, for full and sliding attention; 0 = 4 s
     data.batch = 256  # rows of a step, over all devices
     data.packing = True  # several examples share a row
     # Examples that share a row at most; 0 = any number. A limit lets cuDNN skip what lies between
