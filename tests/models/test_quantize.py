@@ -214,7 +214,7 @@ def test_the_option_reaches_the_model_and_what_is_written_of_it(
     audio = tmp_path / "a.wav"
     soundfile.write(audio, np.zeros(1600), 16_000)
     assert cli.main(["transcribe", "--audio", str(audio), "--quantize", "weights"]) == 1
-    assert asked == ["none", "weights", "weights+cache", "weights"]
+    assert asked == [None, "weights", "weights+cache", "weights"]
     capsys.readouterr()
     assert cli.main([*base, "--quantize", "int4"]) == 2
     assert "int4" in capsys.readouterr().err
