@@ -170,7 +170,7 @@ def test_steps_with_an_int8_cache_stay_near_those_without(model):
         found = []
         for i, token in enumerate((5, 77, 300, 12)):
             at = jnp.array([len(tokens) + i])
-            logits, kv = step(model.params, config, compute, jnp.array([token]), at, kv)
+            logits, kv = step(model.params, config, compute, jnp.array([[token]]), at, kv)
             found.append(logits)
         return np.asarray(found)
 
