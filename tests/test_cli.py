@@ -248,7 +248,7 @@ def test_warnings_are_lines_and_part_of_the_json(run, toy):
 
 def test_who_answers_is_said_where_nobody_chose(capsys, monkeypatch):
     small = types.SimpleNamespace(tokenizer=True, random_weights=False)
-    monkeypatch.setattr(MossAudio, "load", lambda *_: small)
+    monkeypatch.setattr(MossAudio, "load", lambda *_, **__: small)
     for argv, lines in (([], [command.SMALL_MODEL]), (["--checkpoint", "mine"], [])):
         options = command.parser("x", "")
         command.add_model_options(options)

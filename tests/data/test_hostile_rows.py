@@ -145,7 +145,7 @@ def test_clips_beyond_what_a_row_holds_are_not_read(make_loader, tmp_path):
     loader = make_loader((path,), report_dir=str(tmp_path), batch=1, window=2)
     next(loader)
     (listed,) = (tmp_path / "overlong_rows.jsonl").read_text().splitlines()
-    assert "2 of its 1000 clips need 14 chunks; a row of the batch has 8" in listed
+    assert "2 of its 1000 clips need 13 chunks; a row of the batch has 8" in listed
 
 
 def job(part, index=0):

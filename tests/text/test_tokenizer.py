@@ -154,7 +154,7 @@ def added(content, index):
     [
         (lambda d: shutil.rmtree(d), "no such folder"),
         (lambda d: [f.unlink() for f in d.iterdir()], "no tokenizer; expected tokenizer.json"),
-        (lambda d: (d / "merges.txt").unlink(), "merges.txt: no such file, though vocab.json"),
+        (lambda d: (d / "merges.txt").unlink(), "merges.txt: no such file, although vocab.json"),
         (lambda d: (d / "vocab.json").write_text('{"a": '), "vocab.json: not valid JSON"),
         (lambda d: rewrite(d / "vocab.json", lambda v: v.update(h="x")), "id of 'h' is 'x'"),
         (lambda d: rewrite(d / "vocab.json", lambda v: v.update(h=5)), "id 5 is both"),
