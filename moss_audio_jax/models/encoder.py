@@ -294,8 +294,8 @@ def _frugal(params: Any) -> bool:
 def _through(body: Callable, layers: Any, start: int, stop: int, x: jax.Array) -> jax.Array:
     """x after some of the stacked layers.
 
-    A scan over a part of the stack copies that part. Bits are taken out of the whole stack, layer
-    by layer. The gradient of that would be as large as the stack in every layer, but bits have none.
+    A scan over a part of the stack copies that part. Bits are taken out of the whole stack layer by
+    layer. The gradient of that would be as large as the stack at each layer, but bits have none.
     """
     if not isinstance(layers["fc1"]["kernel"], Bits):
         return jax.lax.scan(body, x, jax.tree.map(lambda p: p[start:stop], layers))[0]

@@ -43,7 +43,12 @@ def held_leaf(path: str, leaf: jax.Array, quantize: Quantize) -> Kernel:
         return _int8(leaf, -2)
     if quantize != "none" and path == _EMBEDDING:
         return _int8(leaf, -1)
-    if leaf.dtype == jnp.bfloat16 and re.search(_MATRICES, path) and platform() == "cpu" and alone():
+    if (
+        leaf.dtype == jnp.bfloat16
+        and re.search(_MATRICES, path)
+        and platform() == "cpu"
+        and alone()
+    ):
         return to_bits(leaf)
     return leaf
 
