@@ -22,9 +22,9 @@ _log = logging.getLogger(__name__)
 Form = tuple[str, Quantize]  # dtype, and what is int8
 
 _SMALL = 1_000_000_000  # parameters up to which a CPU takes float32
-# What answering takes beside the weights on a CPU: JAX with its programs, and caches and
-# activations, which grow with the model. Measured on the 4B (docs/results/memory.json).
-_BESIDE, _BESIDE_SHARE = 300_000_000, 0.06
+# What answering takes beside the weights on a CPU: JAX itself; programs, caches and activations,
+# which grow with the model, up to what one clip of a minute takes (docs/use_a_checkpoint.md).
+_BESIDE, _BESIDE_SHARE, _BESIDE_MOST = 200_000_000, 0.2, 1_200_000_000
 
 
 def choose(
@@ -80,7 +80,7 @@ def needed(config: ModelConfig, form: Form, mesh: Mesh) -> int:
         )
     if mesh.local_devices[0].platform == "cpu":  # all of its devices share the host's memory
         weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
-        return int(weights * (1 + _BESIDE_SHARE)) + _BESIDE
+        return weights + _BESIDE + min(int(_BESIDE_SHARE * weights), _BESIDE_MOST)
     shardings = jax.tree.leaves(param_shardings(params, config, mesh))
     return sum(
         math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize

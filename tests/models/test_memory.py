@@ -190,7 +190,7 @@ def test_what_is_given_stays_or_is_refused_with_what_would_fit(monkeypatch):
         with pytest.raises(mj.InputError, match=f"^here: 5.2 billion parameters {words}"):
             choose(*given)
     monkeypatch.setattr(devices, "host_memory", lambda: int(3e9))
-    with pytest.raises(mj.InputError, match="in bfloat16 with int8 weights take 6.* close other"):
+    with pytest.raises(mj.InputError, match=r"in bfloat16 with int8 weights take 6.* close"):
         choose(None, None)
     monkeypatch.setattr(devices, "host_memory", lambda: None)  # nobody says
     assert choose("float32", None) == ("float32", "none")
