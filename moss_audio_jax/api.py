@@ -40,7 +40,7 @@ from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
 from moss_audio_jax.generate.request import Audio, Clip, Prepared, Reply, Request, clip_of, name_of
 from moss_audio_jax.generate.stop_strings import UntilStop, first_stop
 from moss_audio_jax.generate.vocabulary import vocabulary
-from moss_audio_jax.models import decoder, memory, moss_audio
+from moss_audio_jax.models import decoder, moss_audio
 from moss_audio_jax.models.quantize import held_leaf, plain
 from moss_audio_jax.ops.linear import dense
 from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
@@ -49,6 +49,7 @@ from moss_audio_jax.sharding import as_mesh, param_shardings, serving_mesh
 from moss_audio_jax.text import build_prompt, load_tokenizer
 from moss_audio_jax.text.prompt import split_thinking
 from moss_audio_jax.text.tokenizer import StreamDecoder, Tokenizer, check_fits
+from moss_audio_jax.weights import memory
 from moss_audio_jax.weights.convert import load_params
 from moss_audio_jax.weights.helpers import load_helpers
 from moss_audio_jax.weights.official import shapes

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import io
 import logging
 import os
@@ -21,7 +20,7 @@ from moss_audio_jax import libtpu
 from moss_audio_jax.config import DEFAULT_CHECKPOINT, QUANTIZE
 from moss_audio_jax.errors import InputError, UsageError, out_of_memory
 from moss_audio_jax.files import reason
-from moss_audio_jax.runtime import INTERRUPTED, keep_compiled, run_as_process
+from moss_audio_jax.runtime import INTERRUPTED, keep_compiled, keep_memory, run_as_process
 
 if TYPE_CHECKING:
     from moss_audio_jax.api import MossAudio
@@ -141,23 +140,6 @@ def join_processes() -> None:
         )
     elif "MOSS_AUDIO_JAX_DISTRIBUTED" in os.environ:  # TPU pods, SLURM, GKE: JAX finds them
         jax.distributed.initialize()
-
-
-def keep_memory() -> None:
-    """On CPUs, lets this process keep memory that was freed.
-
-    By default the C library returns large buffers at once, and the system has to clear their pages
-    again for the next step.
-    """
-    import jax
-
-    if jax.default_backend() != "cpu" or not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's, malloc.h
-    if mallopt is not None:
-        trim_threshold, mmap_max = -1, -4
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, -1)
 
 
 def mesh_sizes(text: str) -> dict[str, int]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 INTERRUPTED = 130  # a shell's exit code for a process that Ctrl-C ended: 128 + SIGINT
-_LARGE = 1 << 19  # bytes; see `return_memory`
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8  # malloc.h
 _GRACE = 10.0  # seconds that a verb has to clean up after Ctrl-C
 
 
@@ -188,24 +188,38 @@ def keep_compiled() -> None:
     reset_cache()  # JAX reads the folder only once, at its first compilation
 
 
-def return_memory() -> None:
-    """Gives large buffers back to the system when they are freed, where the C library is glibc.
+def keep_memory() -> None:
+    """On CPUs, lets this process keep memory that was freed.
 
-    By itself glibc keeps buffers of up to 32 MB, in an area for each thread. What is allocated next
-    to them then keeps them in memory: gigabytes, while a large model is loaded.
+    By default glibc returns large buffers at once, and the system has to clear their pages again
+    for the next step.
     """
-    if libc := _glibc("mallopt"):
-        trim_threshold, mmap_threshold, mmap_max, arena_max = -1, -3, -4, -8  # malloc.h
-        libc.mallopt(mmap_threshold, _LARGE)
-        libc.mallopt(trim_threshold, _LARGE)
-        libc.mallopt(mmap_max, 65_536)
-        libc.mallopt(arena_max, 1)
+    import jax
+
+    if jax.default_backend() == "cpu":
+        _mallopt({_MMAP_MAX: 0, _TRIM_THRESHOLD: -1})
+
+
+def return_memory() -> None:
+    """Returns large buffers to the system when they are freed, if the C library is glibc.
+
+    By default glibc keeps buffers of up to 32 MB. Buffers that are allocated next to them then keep
+    them in memory: gigabytes, while a large model is loaded.
+    """
+    large = 1 << 19  # bytes
+    _mallopt({_MMAP_THRESHOLD: large, _TRIM_THRESHOLD: large, _MMAP_MAX: 65_536, _ARENA_MAX: 1})
 
 
 def trim_memory() -> None:
-    """Gives back what small buffers have left free, such as after compiling."""
+    """Returns what small freed buffers occupy, for example after compiling."""
     if libc := _glibc("malloc_trim"):
         libc.malloc_trim(0)
+
+
+def _mallopt(options: dict[int, int]) -> None:
+    if libc := _glibc("mallopt"):
+        for option, value in options.items():
+            libc.mallopt(option, value)
 
 
 def _glibc(name: str) -> ctypes.CDLL | None:

@@ -91,13 +91,13 @@ def check(example: Example, config: EncoderConfig, audio_token_id: int) -> None:
 
 
 def pieces_of(mel_frames: Sequence[int], config: EncoderConfig) -> list[int]:
-    """The mel frames of the pieces that the encoder hears by themselves, of clips of so many."""
+    """The mel frames of each piece into which the encoder cuts clips of `mel_frames`, in order."""
     size = config.chunk_frames if config.attention == "chunked" else None
     return [n for frames in mel_frames for n in lengths.chunk_frames(frames, size or frames)]
 
 
 def token_counts(pieces: Sequence[int]) -> tuple[int, ...]:
-    """The audio tokens of pieces of so many mel frames."""
+    """The audio tokens of each piece, from its mel frames."""
     return tuple(lengths.audio_tokens(n) for n in pieces)
 
 
@@ -107,8 +107,14 @@ def size_of(mels: Sequence[np.ndarray], config: EncoderConfig) -> tuple[int, ...
 
 
 def token_frames(frames: np.ndarray | int, tokens: int) -> np.ndarray:
-    """The mel frames behind each of a piece's first tokens, int32 [..., tokens], if convolutions
-    see so many `frames` [...] of it."""
+    """The mel frames behind each of a piece's first `tokens` audio tokens.
+
+    Args:
+      frames: int [...], the frames of the piece that the convolutions see, padding included.
+
+    Returns:
+      int32 [..., tokens], 0 to 8.
+    """
     before = lengths.FRAMES_PER_TOKEN * np.arange(tokens)
     left = np.asarray(frames)[..., None] - before
     return left.clip(0, lengths.FRAMES_PER_TOKEN).astype(np.int32)
@@ -188,15 +194,14 @@ def make_batch(
     }
     room = shape.room(share)
     for row, examples in enumerate(rows):
-        pieces = [size_of(example.mels, config) for example in examples]
-        places = iter(place([n for each in pieces for n in each], room))
+        places = place([n for example in examples for n in size_of(example.mels, config)], room)
         tokens = sum(len(example.ids) for example in examples)
-        strips = strips_of([n for each in pieces for n in each], room)
+        strips = 1 + max((each.strip for each in places), default=-1)
         if tokens > t or strips > c:
             raise InputError(
                 f"row {row} needs {tokens} tokens and {strips} chunks; the batch has {t} and {c}"
             )
-        token = 0
+        token, left = 0, iter(places)
         for segment, example in enumerate(examples, 1):
             check(example, config, audio_token_id)
             n = len(example.ids)
@@ -205,14 +210,9 @@ def make_batch(
             batch["positions"][row, here] = np.arange(n)
             batch["segment_ids"][row, here] = segment
             at = token + np.flatnonzero(np.asarray(example.ids) == audio_token_id)
-            batch["audio_index"][row, at] = _fill_strips(batch, row, places, example, config)
+            batch["audio_index"][row, at] = _fill_strips(batch, row, left, example, config)
             token += n
     return batch
-
-
-def shares(targets: Targets | None) -> bool:
-    """Whether pieces may share a strip: not if a helper loss aligns words strip by strip."""
-    return not (targets and targets.words)
 
 
 def make_train_batch(
@@ -233,7 +233,7 @@ def make_train_batch(
 
     and with `targets` the arrays that `data.targets` describes.
     """
-    share = shares(targets)
+    share = targets is None or targets.share
     batch = make_batch(rows, shape, config, audio_token_id, mel_dtype, share)
     b, t = shape.rows, shape.tokens
     batch["labels"] = np.full((b, t), IGNORE, np.int32)
@@ -268,7 +268,7 @@ def _fill_strips(
     example: Example,
     config: EncoderConfig,
 ) -> np.ndarray:
-    """Writes an example's sound to its `places`; returns where its audio tokens will stand."""
+    """Writes an example's sound to the next `places`; returns where its audio tokens will stand."""
     stride = batch["frames"].shape[2]  # tokens a strip
     clips = [mel.shape[1] for mel in example.mels]
     padded = lengths.padded_frames(

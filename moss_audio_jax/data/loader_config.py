@@ -10,6 +10,7 @@ from moss_audio_jax.config import EncoderConfig
 from moss_audio_jax.data.augment import Augment
 from moss_audio_jax.data.batch import Shape
 from moss_audio_jax.data.packing import Room
+from moss_audio_jax.data.targets import Targets
 from moss_audio_jax.errors import UsageError
 
 _MAX_STREAMS = 8
@@ -36,7 +37,7 @@ class LoaderConfig:
       frames: mel frames of a strip, F; None: the encoder's chunk_frames. Give it for full and
         sliding attention, a multiple of 8: longer clips are dropped as over-long.
       packing: several examples in a row; else one.
-      row_examples: that a packed row holds at most; 0: any number.
+      row_examples: the most examples that a packed row holds; 0: any number.
       seed: of the order and of the augmentation.
       streams: S; None: the largest divisor of `batch` up to 8. It must divide the batch and be a
         multiple of the number of processes, and must not change when a run is continued.
@@ -120,9 +121,14 @@ class LoaderConfig:
         return encoder.chunk_frames if self.frames is None else self.frames
 
     def room(self, encoder: EncoderConfig) -> Room:
-        """What a row holds. Helper targets of words need a strip for each piece of sound."""
-        room = self.shape(encoder).room(share=not self.words)
+        """What a row holds."""
+        targets = self.targets()
+        room = self.shape(encoder).room(share=targets is None or targets.share)
         return dataclasses.replace(room, examples=self.row_examples)
+
+    def targets(self) -> Targets | None:
+        """What the helper losses learn from; None: nothing."""
+        return Targets(self.words, self.tags) if self.words or self.tags else None
 
     def shape(self, encoder: EncoderConfig, process_count: int = 1) -> Shape:
         """The static shape of one process's part of a batch."""

@@ -32,7 +32,6 @@ from moss_audio_jax.data.loader_config import LoaderConfig
 from moss_audio_jax.data.mixture import Mixture
 from moss_audio_jax.data.packed_rows import PackedRows
 from moss_audio_jax.data.reports import COUNTS, Reports
-from moss_audio_jax.data.targets import Targets
 from moss_audio_jax.data.workers import Made, Workers
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import brief
@@ -294,7 +293,7 @@ class _Room:
     ):
         self._shape = config.shape(encoder, process_count)
         self._branched = config.branches > 1
-        self._targets = targets_of(config)
+        self._targets = config.targets()
         self._encoder = encoder
         self._processor = tokenizer.processor
 
@@ -339,13 +338,9 @@ def example_maker(
         seed=config.seed,
         branches=config.branches,
         pick=config.pick,
-        targets=targets_of(config),
+        targets=config.targets(),
         time_markers=config.time_markers,
     )
-
-
-def targets_of(config: LoaderConfig) -> Targets | None:
-    return Targets(config.words, config.tags) if config.words or config.tags else None
 
 
 def _fingerprint(
@@ -363,6 +358,7 @@ def _fingerprint(
         "pick": [list(rule) for rule in config.pick],
         "attention": encoder.attention,
         "frames": config.chunk_frames(encoder),
+        "words": bool(config.words),  # with them each piece of sound has a strip of its own
         "time_markers": config.time_markers,
         "vocabulary": tokenizer.vocab_size,
     }

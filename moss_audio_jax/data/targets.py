@@ -45,6 +45,11 @@ class Targets:
     words: int
     tags: tuple[str, ...]
 
+    @property
+    def share(self) -> bool:
+        """Whether pieces of sound may share a strip. Words are aligned strip by strip."""
+        return not self.words
+
     def heard(self, row: Row, tokenizer: Tokenizer, chunks: Sequence[int]) -> Heard:
         """What a row says of its clip, whose chunks have so many tokens each."""
         said = self._said(row, tokenizer, chunks) if self.words else (None, None, None)

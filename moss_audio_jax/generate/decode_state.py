@@ -169,7 +169,7 @@ def encode(
     config: EncoderConfig,
     compute: Compute,
 ) -> moss_audio.Audio:
-    """`encoder.encode_rows` as a program of its own, which all that hears shares."""
+    """`encoder.encode_rows` as one program for prompts, familiarity and `encode_audio`."""
     return encoder.encode_rows(params, config, compute, mels, frames)
 
 
@@ -252,11 +252,6 @@ def decode_until(
     Each step reads the first `reach` positions of the cache; no running answer may exceed them.
     """
 
-    def go_on(carry: tuple) -> jax.Array:
-        state, step = carry
-        free = jnp.sum(state.answers.state != RUNNING)
-        return (free < enough_free) & (step < max_steps)
-
     def one(carry: tuple) -> tuple:
         (answers, cache), step = carry
         logits, cache = moss_audio.decode_step(
@@ -265,6 +260,7 @@ def decode_until(
         answers = replicate(sample(answers, logits[:, 0], vocab, sampled))
         return DecodeState(answers, kv_cache.pin(cache)), step + 1
 
+    go_on = functools.partial(_unfinished, max_steps, enough_free)
     state, _ = jax.lax.while_loop(go_on, one, (state, jnp.int32(0)))
     # A constraint inside the loop does not fix the result's sharding, and every process needs all
     # answers.
@@ -299,11 +295,6 @@ def draft_until(
       The state, and how many passes were made.
     """
 
-    def go_on(carry: tuple) -> jax.Array:
-        state, passes = carry
-        free = jnp.sum(state.answers.state != RUNNING)
-        return (free < enough_free) & (passes < max_passes)
-
     def one(carry: tuple) -> tuple:
         (answers, cache), passes = carry
         draft = propose(answers.hints, answers.output, answers.count, width - 1)
@@ -326,8 +317,16 @@ def draft_until(
         (answers, _), _ = jax.lax.scan(take, (answers, due), columns)
         return DecodeState(answers, kv_cache.pin(cache)), passes + 1
 
+    go_on = functools.partial(_unfinished, max_passes, enough_free)
     state, passes = jax.lax.while_loop(go_on, one, (state, jnp.int32(0)))
     return DecodeState(replicate(state.answers), state.cache), passes
+
+
+def _unfinished(most: jax.Array, enough_free: jax.Array, carry: tuple) -> jax.Array:
+    """Whether the device loop goes on, for its carry of (state, turns so far)."""
+    state, turns = carry
+    free = jnp.sum(state.answers.state != RUNNING)
+    return (free < enough_free) & (turns < most)
 
 
 @functools.partial(jax.jit, donate_argnames=("state",))

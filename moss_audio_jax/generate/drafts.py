@@ -1,13 +1,13 @@
 """Drafts of an answer's next tokens; one pass of the model checks them all.
 
-This is speculative decoding (arXiv 2211.17192) without a second model. What is known beforehand of
-an answer, its hints, and the answer so far are searched for the place that is most like the
-answer's end, and what follows there is the draft (prompt lookup). Hints are the prompt's text and,
-where a CTC head lies beside the model (`weights.helpers`), what this head heard, written as
-transcripts without times, with times of sentences and with times of words.
+This is speculative decoding (arXiv 2211.17192) without a second model. `propose` searches the hints
+and the answer so far for the place that is most like the answer's end. The tokens that follow there
+are the draft (prompt lookup). Hints are tokens that an answer may repeat: the prompt's text and, if
+the checkpoint has a CTC head (`weights.helpers`), the transcript from that head without times, with
+times of sentences and with times of words.
 
-A draft's token counts only where it is the token that the model itself chooses, so drafts change no
-answer: greedy or sampled, it is the same, up to rounding in passes of another width.
+A drafted token is kept only if the model chooses the same token. So drafts do not change an answer,
+greedy or sampled, except for rounding: a pass over several tokens adds in another order.
 
 Letters: B slots, H room for hints, M room for new tokens, W width of a pass, n audio tokens.
 """
@@ -66,14 +66,14 @@ def propose(hints: jax.Array, output: jax.Array, count: jax.Array, width: int) -
         # draft goes on after a digit that was wrong.
         score += jnp.pad(same[:, :-back], ((0, 0), (back, 0))) * (2 * _ALIKE - back)
     score = jnp.where((place < end) & (known != NOTHING), score, -1)
-    # Of places that are equally alike the last one.
+    # If several places are equally alike, take the last one.
     best = known.shape[1] - 1 - jnp.argmax(score[:, ::-1], axis=1, keepdims=True)
     ahead = jnp.arange(-_CONTEXT, width)
-    # What repeats itself up to its end goes on doing so.
+    # An answer that repeats itself up to its end is continued in the same way.
     source = token(best + jnp.where(ahead < 0, ahead, ahead % jnp.maximum(end - best, 1)))
     draft = source[:, _CONTEXT:]
-    # What the answer had in place of a token of the source, it will have again: a word begins where
-    # the last one ended, in the source and, with another digit, in the answer.
+    # If the answer had another token where the source had this one, it will have that one again: a
+    # word begins at the time at which the last one ended, which may differ by a digit.
     for back in range(_ALIKE, 0, -1):
         there = token(best - back - jnp.arange(_CONTEXT + 1))
         again = [
@@ -154,10 +154,10 @@ def scribe_of(
 
 
 class Pace:
-    """Decides whether the next passes draft: while more tokens pass the check than a wider pass
-    costs. Where they do not, drafts are tried again after a while.
+    """Decides whether the next passes draft.
 
-    It asks no clock, so that all processes of a mesh decide alike.
+    They do while a pass adds more tokens than its cost, in steps of one token. Otherwise drafts are
+    tried again after a while. No clock is read, so that all processes of a mesh decide alike.
 
     Args:
       slots: answers that are decoded together.

@@ -24,14 +24,14 @@ _ADDED = ("out_proj", "fc2", "o_proj", "down_proj")  # whose outputs join the re
 
 
 def settled(x: Any) -> Any:
-    """Returns a tree of arrays unchanged; on TPUs its gradients are written out once.
+    """Returns a tree of arrays unchanged; its gradients are written out once in the backward pass.
 
     A TPU's compiler would otherwise recompute them inside each product that reads them, or fuse a
     norm's sums into a product, which costs more in tiling than a pass over memory
-    (docs/findings/2026-11-28-modelled-train-step.md). A CPU's compiler would transpose what is
-    written out.
+    (docs/findings/2026-11-28-modelled-train-step.md). On CPUs it does nothing, because there the
+    compiler would transpose what is written out.
     """
-    return _settled(x) if platform() == "tpu" else x
+    return x if platform() == "cpu" else _settled(x)
 
 
 @jax.custom_vjp
@@ -55,8 +55,11 @@ def row_major(x: jax.Array) -> jax.Array:
 
 
 def param(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> jax.Array:
-    """`module.param` without its check of a shape that `apply` is given: it traces the initialiser
-    for each, which took a quarter of the time to trace a model. Loading checks all shapes."""
+    """`module.param` without Flax's check of the shape, for parameters that exist.
+
+    Flax traces the initialiser for this check, which took a quarter of the time to trace a model.
+    Loading checks all shapes.
+    """
     if module.has_variable("params", name):
         return module.get_variable("params", name)
     return module.param(name, init, shape)

@@ -142,7 +142,8 @@ def prefill(
     rows, tokens = batch["tokens"].shape
     width = min(length, tokens)
     segments, positions = batch["segment_ids"], batch["positions"]
-    number = 1 + jnp.arange(prompts)[:, None]  # each [B, P]:
+    number = 1 + jnp.arange(prompts)[:, None]
+    # Tokens of each prompt, and where it starts: [B, P].
     count = jnp.sum(segments[:, None] == number, axis=-1)
     start = jnp.cumsum(count, axis=1) - count
 

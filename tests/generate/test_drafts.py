@@ -8,8 +8,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+from golden_prompts import OWN, golden_prompts
 from scipy import stats
-from test_engine import AUDIO, OWN, VOCAB, always
+from test_engine import AUDIO, VOCAB, always
 
 import moss_audio_jax as mj
 from moss_audio_jax.data.batch import Example
@@ -43,12 +44,7 @@ def model(load):
 
 @pytest.fixture(scope="module")
 def prompts():
-    golden = np.load(OWN / "golden.npz")
-    made = []
-    for i in range(7):
-        clips = np.cumsum(golden[f"s{i}_clips"])[:-1]
-        made.append(Example(golden[f"s{i}_ids"], tuple(np.split(golden[f"s{i}_mel"], clips, 1))))
-    return made
+    return golden_prompts()
 
 
 @pytest.fixture

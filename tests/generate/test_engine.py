@@ -1,11 +1,11 @@
 """Generation: the loop on the device, slots that are refilled, and all ends of an answer."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from golden_prompts import OWN, golden_prompts
 
 import moss_audio_jax as mj
 from moss_audio_jax.data.batch import Example
@@ -15,7 +15,6 @@ from moss_audio_jax.generate.engine import Engine
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import Vocabulary
 
-OWN = Path(__file__).parents[1] / "golden" / "tiny" / "a"
 AUDIO, START, END = 445, 446, 447
 VOCAB = Vocabulary(448, AUDIO, forbidden=(AUDIO, START, END))
 
@@ -27,12 +26,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def prompts():
-    golden = np.load(OWN / "golden.npz")
-    made = []
-    for i in range(7):
-        clips = np.cumsum(golden[f"s{i}_clips"])[:-1]
-        made.append(Example(golden[f"s{i}_ids"], tuple(np.split(golden[f"s{i}_mel"], clips, 1))))
-    return made
+    return golden_prompts()
 
 
 def engine(model, vocab=VOCAB, slots=8, params=None, decode=None):

@@ -1,16 +1,14 @@
 """Prompts are packed into rows for prefill: each must come out as it does in a row of its own."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
+from golden_prompts import OWN, golden_prompts
 
 import moss_audio_jax as mj
 from moss_audio_jax.data.batch import Example, Shape, bucket_shape, make_batch, packed_shape
 from moss_audio_jax.models import moss_audio
 
-OWN = Path(__file__).parents[1] / "golden" / "tiny" / "a"
 ROOM = 160
 
 
@@ -21,12 +19,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def prompts():
-    golden = np.load(OWN / "golden.npz")
-    made = []
-    for i in (1, 5, 0, 2):
-        clips = np.cumsum(golden[f"s{i}_clips"])[:-1]
-        made.append(Example(golden[f"s{i}_ids"], tuple(np.split(golden[f"s{i}_mel"], clips, 1))))
-    return [*made, Example(np.array([7])), Example(np.arange(90))]
+    return [*golden_prompts((1, 5, 0, 2)), Example(np.array([7])), Example(np.arange(90))]
 
 
 def prefill(model, rows, shape, count):

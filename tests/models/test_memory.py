@@ -20,11 +20,12 @@ from moss_audio_jax.data.batch import Example, Shape, make_batch
 from moss_audio_jax.generate import decode_state
 from moss_audio_jax.generate.options import Sampling
 from moss_audio_jax.generate.vocabulary import vocabulary
-from moss_audio_jax.models import blocks, decoder, memory, moss_audio, quantize
+from moss_audio_jax.models import blocks, decoder, moss_audio, quantize
 from moss_audio_jax.ops import linear
 from moss_audio_jax.ops.linear import Bits, dense, matmul, to_bits
 from moss_audio_jax.sharding import as_mesh
 from moss_audio_jax.tree import flatten
+from moss_audio_jax.weights import memory
 from moss_audio_jax.weights.convert import convert, load_params
 
 OWN = Path(__file__).parents[1] / "golden" / "tiny" / "a"

@@ -155,6 +155,17 @@ def test_it_is_refused_what_it_cannot_do(gpu, monkeypatch):
         attention(*half, causal=True, implementation="cudnn")
 
 
+def kernels_for_cuda(loss, sizes):
+    """cuDNN's calls, forward and backward, in the program for a GPU."""
+    arrays = qkv(heads=8, dim=128, dtype=jnp.bfloat16)
+    with jax.set_mesh(make_mesh(*sizes)):
+        traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*arrays)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    kernels = [line for line in text.splitlines() if "@__cudnn$" in line]
+    assert len(kernels) == 2
+    return kernels
+
+
 @pytest.mark.parametrize("sizes", [(1,), (2, 1, 2, 1)])
 def test_a_program_for_cuda_holds_the_kernel(gpu, monkeypatch, sizes):
     """As lowered for a GPU: the causal term as cuDNN's own, the rest as its bias, both passes."""
@@ -166,12 +177,7 @@ def test_a_program_for_cuda_holds_the_kernel(gpu, monkeypatch, sizes):
         out = attention(*arrays, causal=True, segment_ids=(segments, segments))
         return jnp.sum(out.astype(jnp.float32))
 
-    arrays = qkv(heads=8, dim=128, dtype=jnp.bfloat16)
-    with jax.set_mesh(make_mesh(*sizes)):
-        traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*arrays)
-        text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    kernels = [line for line in text.splitlines() if "@__cudnn$" in line]
-    assert len(kernels) == 2
+    kernels = kernels_for_cuda(loss, sizes)
     assert "fmhaScaleBiasSoftmax(" in kernels[0]
     assert "fmhaScaleBiasSoftmaxBackward(" in kernels[1]
     rows, heads = (1, 4) if len(sizes) > 1 else (2, 8)  # of a device
@@ -305,12 +311,7 @@ def test_a_program_for_cuda_holds_the_packed_kernel(gpu, monkeypatch, sizes):
         out = attention(*arrays, causal=True, segment_ids=(PACKED, PACKED), most_segments=5)
         return jnp.sum(out.astype(jnp.float32))
 
-    arrays = qkv(heads=8, dim=128, dtype=jnp.bfloat16)
-    with jax.set_mesh(make_mesh(*sizes)):
-        traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*arrays)
-        text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    kernels = [line for line in text.splitlines() if "@__cudnn$" in line]
-    assert len(kernels) == 2
+    kernels = kernels_for_cuda(loss, sizes)
     assert "fmhaSoftmax(" in kernels[0]
     assert "fmhaSoftmaxBackward(" in kernels[1]
     rows, heads = (1, 4) if len(sizes) > 1 else (2, 8)  # of a device

@@ -1,4 +1,4 @@
-"""Whether a model fits into memory, and in what form a CPU holds it unless the user says."""
+"""Whether a model fits into memory, and the default form in which a CPU holds it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from moss_audio_jax.errors import InputError
 from moss_audio_jax.models import moss_audio
 from moss_audio_jax.models.quantize import held
 from moss_audio_jax.sharding import param_shardings
+from moss_audio_jax.weights.official import shapes
 
 _log = logging.getLogger(__name__)
 
@@ -30,10 +31,10 @@ _BESIDE, _BESIDE_SHARE, _BESIDE_MOST = 200_000_000, 0.2, 1_200_000_000
 def choose(
     where: str, config: ModelConfig, dtype: str | None, quantize: Quantize | None, mesh: Mesh
 ) -> Form:
-    """In what form to hold a model; what is given stays.
+    """The form in which to hold a model; a given `dtype` or `quantize` is kept.
 
     The default is bfloat16 on accelerators. On CPUs it is float32 for small models and bfloat16 for
-    others, or int8 weights where only those fit; a message says which.
+    others, or int8 weights if only those fit; a message says which.
 
     Args:
       where: the checkpoint, for messages.
@@ -42,7 +43,7 @@ def choose(
       InputError: the model does not fit into the memory that is free.
     """
     device = mesh.local_devices[0]
-    count = moss_audio.count_params(moss_audio.abstract_params(config))
+    count = moss_audio.count_params(shapes(config, "float32"))
     large = device.platform != "cpu" or count > _SMALL
     first: Form = dtype or ("bfloat16" if large else "float32"), quantize or "none"
     free = _free(device)
@@ -72,12 +73,11 @@ def choose(
 
 
 def needed(config: ModelConfig, form: Form, mesh: Mesh) -> int:
-    """Bytes: of the weights on each accelerator; on a CPU with what answers take beside them."""
+    """The bytes that a model takes: on an accelerator the weights of one device, on a CPU the
+    weights and what answers need besides."""
     dtype, quantize = form
     with jax.set_mesh(mesh):
-        params = jax.eval_shape(
-            functools.partial(held, quantize=quantize), moss_audio.abstract_params(config, dtype)
-        )
+        params = jax.eval_shape(functools.partial(held, quantize=quantize), shapes(config, dtype))
     if mesh.local_devices[0].platform == "cpu":  # all of its devices share the host's memory
         weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
         return weights + _BESIDE + min(int(_BESIDE_SHARE * weights), _BESIDE_MOST)
@@ -89,7 +89,7 @@ def needed(config: ModelConfig, form: Form, mesh: Mesh) -> int:
 
 
 def _free(device: jax.Device) -> int | None:
-    """Bytes of the memory that are free; None where nobody says."""
+    """The bytes of free memory; None if they are not known."""
     if device.platform == "cpu":
         return devices.host_memory()
     stats = device.memory_stats() or {}
