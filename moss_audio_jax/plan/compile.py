@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 from moss_audio_jax import libtpu
 from moss_audio_jax.config import ModelConfig
 from moss_audio_jax.data.batch import Shape, make_train_batch
-from moss_audio_jax.data.pipeline import targets_of
 from moss_audio_jax.devices import GIB
 from moss_audio_jax.errors import InputError, UsageError, extra
 from moss_audio_jax.plan.hlo import Module
@@ -247,7 +246,7 @@ def _abstract_batch(run: Setup) -> dict[str, Any]:
         0,
         "bfloat16",
         branched=run.loader.branches > 1,
-        targets=targets_of(run.loader),
+        targets=run.loader.targets(),
     )
     return {
         name: jax.ShapeDtypeStruct((run.shape.rows, *x.shape[1:]), x.dtype)
