@@ -8,7 +8,8 @@ from runs import command, environment, log
 
 
 def test_killed_at_any_moment_a_run_continues_bit_for_bit(small_run, tmp_path):
-    env, rows = environment(), ("data.batch=2", "data.streams=2")
+    env = environment()
+    rows = ("data.batch=2", "data.streams=2")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command(small_run, whole, *rows), env=env, check=True, capture_output=True)
     expected = log(whole)
@@ -16,7 +17,8 @@ def test_killed_at_any_moment_a_run_continues_bit_for_bit(small_run, tmp_path):
 
     # Killed once so many steps are logged: right after a save began (even) and between saves.
     for steps in (3, 6, 9):
-        run = subprocess.Popen(command(small_run, killed, *rows), env=env, stderr=subprocess.DEVNULL)
+        again = command(small_run, killed, *rows)
+        run = subprocess.Popen(again, env=env, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while run.poll() is None and time.monotonic() < deadline:
             done = killed / "metrics.jsonl"
@@ -26,7 +28,7 @@ def test_killed_at_any_moment_a_run_continues_bit_for_bit(small_run, tmp_path):
         assert run.poll() is None, "the run ended before it was killed"
         run.send_signal(signal.SIGKILL)
         run.wait()
-    subprocess.run(command(small_run, killed, *rows), env=env, check=True, capture_output=True)
+    subprocess.run(again, env=env, check=True, capture_output=True)
 
     found = log(killed)
     for key in ("step", "loss", "grad_norm", "tokens", "tokens_seen"):
