@@ -37,6 +37,7 @@ from moss_audio_jax.generate.drafts import Scribe, scribe_of
 from moss_audio_jax.generate.engine import Engine, Output, Size
 from moss_audio_jax.generate.familiarity import Familiarity, Gauge
 from moss_audio_jax.generate.hearing import Hearing
+from moss_audio_jax.generate.listen import Ear, tokens_for
 from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
 from moss_audio_jax.generate.request import Audio, Clip, Prepared, Reply, Request, clip_of, name_of
 from moss_audio_jax.generate.service import Service
@@ -450,7 +451,7 @@ class MossAudio:
         `on_reply` is called with (prompt number, reply) as each answer ends.
         """
         replies: list[Reply | None] = [None] * len(prompts)
-        prompts = self._warned(prompts)
+        prompts = self.warned(prompts)
 
         def on_done(number: int, output: Output) -> None:
             replies[number] = reply = self.reply(output, prompts[number])
@@ -481,7 +482,7 @@ class MossAudio:
         )
         return [None if each is None else self._gauge.judge(each) for each in measured]
 
-    def _warned(self, prompts: Sequence[Prepared]) -> list[Prepared]:
+    def warned(self, prompts: Sequence[Prepared]) -> list[Prepared]:
         """The prompts, with a warning for each clip that is unlike the model's training data."""
         # Questions share clips; each clip is judged once.
         clips = {id(mel): mel for prompt in prompts for mel in prompt.mels}
@@ -544,22 +545,39 @@ class MossAudio:
             until there is room for all that they may need.
           max_new_tokens: the most that an answer may have, whatever its request says.
         """
+        return Service(self._sized_engine(slots, cache_tokens, max_new_tokens))
+
+    def listen(self, seconds: float = 600.0, max_new_tokens: int = 1024) -> Ear:
+        """Live audio: `with model.listen() as ear: ear.push(samples); ear.ask("What happens?")`.
+
+        Each chunk of 4 s is encoded and prefilled when it is whole, and answers are those of
+        `generate` about the whole clip.
+
+        Args:
+          seconds: the most that will be pushed.
+          max_new_tokens: the most that an answer may have.
+        """
+        tokens = tokens_for(seconds, max_new_tokens)
+        positions = self.config.decoder.max_positions
+        if tokens > positions:
+            raise UsageError(
+                f"{seconds:g} s of sound, a question and {max_new_tokens} new tokens may take "
+                f"{tokens} tokens, but the model has {positions} positions; listen for less"
+            )
+        return Ear(self, self._sized_engine(1, tokens, max_new_tokens), seconds)
+
+    def _sized_engine(self, slots: int, cache_tokens: int, max_new_tokens: int) -> Engine:
         with jax.set_mesh(self.mesh):
             groups = ways((slots,), "batch")
-        size = Size(slots, pages_for(-(-cache_tokens // groups)), max_new_tokens)
-        decode = self.tokenizer.decode if self.tokenizer else None
-        return Service(
-            Engine(
-                self._params,
-                self.config,
-                self.compute,
-                self._vocab,
-                self.mesh,
-                decode,
-                slots,
-                size=size,
-                hearing=Hearing(self.encoder_params, self.config.encoder, self.compute),
-            )
+        return Engine(
+            self._params,
+            self.config,
+            self.compute,
+            self._vocab,
+            self.mesh,
+            self.tokenizer.decode if self.tokenizer else None,
+            slots,
+            size=Size(slots, pages_for(-(-cache_tokens // groups)), max_new_tokens),
         )
 
     def forget(self) -> None:
@@ -642,7 +660,7 @@ class Stream(Iterator[str]):
         return next(self._pieces)
 
     def _written(self, model: MossAudio, prompt: Prepared) -> Iterator[str]:
-        (prompt,) = model._warned([prompt])
+        (prompt,) = model.warned([prompt])
         pieces: list[str] = []
         until = UntilStop(prompt.sampling.stop, pieces.append)
         decoder, told = StreamDecoder(model.tokenizer), 0

@@ -205,10 +205,12 @@ class Engine:
         self, requests: Sequence[tuple[Example, Sampling]], each_token: bool
     ) -> Iterator[Progress]:
         """The work of `run` bit by bit: after every token, or whenever the device loop returns."""
-        asked = [self._asked(*request, each_token) for request in requests]
+        make = self._asked if self._patient else self.asked
+        asked = [make(*request, each_token) for request in requests]
         if not asked:
             return
-        self._fit(asked)
+        if self._patient:
+            self._fit(asked)
         number = {one.number: at for at, one in enumerate(asked)}
         # Costly prompts first, so that short ones fill the end; questions about one clip together.
         self._line += sorted(

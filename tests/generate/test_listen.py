@@ -1,0 +1,77 @@
+"""Live audio: what is answered while sound comes is what would be answered about the whole clip."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import moss_audio_jax as mj
+from moss_audio_jax.config import DEFAULT_CHECKPOINT
+from moss_audio_jax.errors import InputError, UsageError
+
+CLIP = Path(DEFAULT_CHECKPOINT).parent / "demo" / "two_people.flac"
+ASKED = "Transcribe the speech."
+
+
+@pytest.fixture(scope="module")
+def model():
+    return mj.MossAudio.load(dtype="float32")
+
+
+def pushed(ear, wav, seed):
+    """Pushes a waveform in pieces of random lengths."""
+    rng = np.random.default_rng(seed)
+    while len(wav):
+        n = int(rng.integers(1, 40_000))
+        ear.push(wav[:n])
+        wav = wav[n:]
+
+
+def test_answers_are_those_about_the_whole_clip(model):
+    wav = np.tile(mj.load_audio(CLIP), 2)
+    assert len(wav) > 160_000
+    half = wav[: len(wav) // 2]
+    with model.listen(seconds=60, max_new_tokens=48) as ear:
+        pushed(ear, half, 0)
+        early = ear.ask(ASKED, max_new_tokens=32)
+        pushed(ear, wav[len(half) :], 1)
+        late = ear.ask(ASKED, max_new_tokens=48)
+        again = ear.ask("How many people speak?", max_new_tokens=8)
+        heard = ear._engine.hearing.frames
+        kept = ear._engine.counts["cached_tokens"] / ear._engine.counts["prompt_tokens"]
+    assert early.ids == model.generate(ASKED, [half], max_new_tokens=32).ids
+    assert late.ids == model.generate(ASKED, [wav], max_new_tokens=48).ids
+    assert again.ids == model.generate("How many people speak?", [wav], max_new_tokens=8).ids
+    # Each chunk was encoded once; the last one of each question again when it was whole.
+    assert heard <= 100 * len(wav) / 16_000 + 2 * 400
+    assert kept > 0.5
+
+
+def test_a_maximum_that_comes_last_changes_what_was_heard_before(model):
+    """The floor of the log-mel rises, so earlier chunks are heard again."""
+    wav = mj.load_audio(CLIP)
+    wav = np.concatenate([0.02 * wav, 0.02 * wav, np.clip(40 * wav[:30_000], -1, 1)])
+    with model.listen(seconds=60, max_new_tokens=32) as ear:
+        pushed(ear, wav, 2)
+        reply = ear.ask(ASKED, max_new_tokens=32)
+    assert reply.ids == model.generate(ASKED, [wav], max_new_tokens=32).ids
+
+
+def test_what_an_ear_cannot_take_is_said(model):
+    with pytest.raises(UsageError, match="listen for less"):
+        model.listen(seconds=1e5)
+    ear = model.listen(seconds=1)
+    with pytest.raises(InputError, match="clip 1"):
+        ear.ask(ASKED)
+    with pytest.raises(UsageError, match="expected float"):
+        ear.push(np.zeros((2, 8)))
+    with pytest.raises(InputError, match="NaN"):
+        ear.push(np.array([np.nan]))
+    with pytest.raises(InputError, match="more than the 1 s"):
+        ear.push(np.zeros(16_001, np.float32))
+    with pytest.raises(UsageError, match="warmth"):
+        ear.ask(ASKED, warmth=1)
+    with ear:
+        pass
+    with pytest.raises(UsageError, match="closed"):
+        ear.push(np.zeros(8))
