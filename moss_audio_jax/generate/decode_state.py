@@ -21,6 +21,7 @@ import numpy as np
 from moss_audio_jax.config import Compute, EncoderConfig, ModelConfig
 from moss_audio_jax.data.batch import Example
 from moss_audio_jax.generate.drafts import NOTHING, propose
+from moss_audio_jax.generate.options import MOST_LOGPROBS
 from moss_audio_jax.generate.sampling import MAX_STOP_IDS, Knobs, Sampling, choose
 from moss_audio_jax.generate.vocabulary import Vocabulary
 from moss_audio_jax.models import cache as kv_cache
@@ -37,6 +38,14 @@ RUNNING, EMPTY, STOP, LENGTH, LOOP = range(5)
 _LOOP_PERIODS = 64
 _LOOP_TOKENS = 48
 _LOOP_ROUNDS = 6
+
+
+class Logprobs(NamedTuple):
+    """Log-probabilities of each token so far. M is 0 in a state that is made for none."""
+
+    token: jax.Array  # float32 [B, M], the token's own
+    top_ids: jax.Array  # int [B, M, K], the likeliest tokens
+    top: jax.Array  # float32 [B, M, K], theirs
 
 
 class Answers(NamedTuple):
@@ -57,6 +66,8 @@ class Answers(NamedTuple):
     budget: jax.Array  # int [B], tokens left for thinking
     forced: jax.Array  # int [B], next entry of `close_thinking` to force; past its end: none
     hints: jax.Array  # int [B, H], what drafts are made of (`drafts`)
+    wanted: jax.Array  # bool [B], keep log-probabilities
+    logprobs: Logprobs
 
 
 class DecodeState(NamedTuple):
@@ -70,16 +81,20 @@ def sample(
     vocab: Vocabulary,
     sampled: bool,
     due: jax.Array | bool = True,
+    allowed: jax.Array | None = None,
 ) -> Answers:
     """Chooses the next token of each running answer from float32 logits [B, V] and records it.
 
     `sampled`: any of the answers has a temperature. Otherwise the program is half as large.
-    `due` bool [B]: all other answers stay as they are.
+    `due` bool [B]: all other answers stay as they are. `allowed` bool [B, V]: the tokens that may
+    come; None: all.
     """
     running = (answers.state == RUNNING) & due
     batch = jnp.arange(answers.token.shape[0])
     if vocab.forbidden:
         logits = logits.at[:, jnp.array(vocab.forbidden)].set(-jnp.inf)
+    if allowed is not None:
+        logits = jnp.where(allowed, logits, -jnp.inf)
     token = choose(logits, answers.knobs, answers.seen, answers.count, sampled)
 
     if vocab.close_thinking:
@@ -113,12 +128,12 @@ def sample(
         [answers.state, STOP, LOOP, LENGTH],
         RUNNING,
     )
+    place = jnp.where(recorded, answers.count, room)  # of the token in the answer
     return answers._replace(
+        logprobs=_keep_logprobs(answers, logits, token, recorded, place),
         token=jnp.where(running, token, answers.token),
         position=answers.position + running,
-        output=answers.output.at[batch, jnp.where(recorded, answers.count, room)].set(
-            token, mode="drop"
-        ),
+        output=answers.output.at[batch, place].set(token, mode="drop"),
         count=count,
         state=state,
         seen=answers.seen.at[batch, token].max(running),
@@ -127,6 +142,25 @@ def sample(
         budget=answers.budget - (running & answers.thinking),
         forced=jnp.where(running, forced, answers.forced),
     )
+
+
+def _keep_logprobs(
+    answers: Answers, logits: jax.Array, token: jax.Array, recorded: jax.Array, place: jax.Array
+) -> Logprobs:
+    """The log-probabilities with those of each new token at its `place` [B]."""
+    kept = answers.logprobs
+    if kept.token.shape[1] == 0:
+        return kept
+    batch = jnp.arange(len(token))
+
+    def with_new() -> Logprobs:
+        heat = answers.knobs.temperature[:, None]
+        scores = jax.nn.log_softmax(logits / jnp.where(heat > 0, heat, 1), axis=-1)
+        top, top_ids = jax.lax.top_k(scores, kept.top.shape[-1])
+        new = Logprobs(scores[batch, token], top_ids, top)
+        return jax.tree.map(lambda old, x: old.at[batch, place].set(x, mode="drop"), kept, new)
+
+    return jax.lax.cond(jnp.any(recorded & answers.wanted), with_new, lambda: kept)
 
 
 class _Program:
@@ -188,6 +222,7 @@ def prefill(
     answers: Answers,
     slots: jax.Array,
     audio: moss_audio.Audio | None = None,
+    allowed: jax.Array | None = None,
     *,
     config: ModelConfig,
     compute: Compute,
@@ -201,9 +236,10 @@ def prefill(
       answers: new ones [b] (`new_answers`).
       slots: int [b], the slot of each; a number beyond the slots is dropped.
       audio: at which the batch's `audio_index` points; None for a batch of text.
+      allowed: bool [b, V], the tokens that may come first; None: all.
     """
     logits, cache = moss_audio.prefill(params, config, compute, batch, state.cache, tables, audio)
-    return _filled(state._replace(cache=cache), answers, logits, slots, vocab, sampled)
+    return _filled(state._replace(cache=cache), answers, logits, slots, vocab, sampled, allowed)
 
 
 @functools.partial(
@@ -218,6 +254,7 @@ def extend(
     slots: jax.Array,
     start: jax.Array,
     audio: moss_audio.Audio | None = None,
+    allowed: jax.Array | None = None,
     *,
     config: ModelConfig,
     compute: Compute,
@@ -231,7 +268,7 @@ def extend(
     logits, cache = moss_audio.extend(
         params, config, compute, batch, state.cache, tables, start, audio
     )
-    return _filled(state._replace(cache=cache), answers, logits, slots, vocab, sampled)
+    return _filled(state._replace(cache=cache), answers, logits, slots, vocab, sampled, allowed)
 
 
 def _filled(
@@ -241,9 +278,10 @@ def _filled(
     slots: jax.Array,
     vocab: Vocabulary,
     sampled: bool,
+    allowed: jax.Array | None,
 ) -> DecodeState:
     """Samples the first token of new answers, and copies them into their slots."""
-    new = sample(answers, logits, vocab, sampled)
+    new = sample(answers, logits, vocab, sampled, allowed=allowed)
     answers = jax.tree.map(lambda old, one: old.at[slots].set(one, mode="drop"), state.answers, new)
     return DecodeState(replicate(answers), state.cache)
 
@@ -259,6 +297,7 @@ def decode_until(
     tables: jax.Array,
     max_steps: jax.Array,
     enough_free: jax.Array,
+    allowed: jax.Array | None = None,
     *,
     config: ModelConfig,
     compute: Compute,
@@ -267,7 +306,8 @@ def decode_until(
 ) -> DecodeState:
     """Decodes until `enough_free` slots are not running, or `max_steps` steps are done.
 
-    Each step reads all pages of `tables` [B, n]; no running answer may grow beyond them.
+    Each step reads all pages of `tables` [B, n]; no running answer may grow beyond them. `allowed`
+    bool [B, V] are the tokens that may come next, for a single step; None: all.
     """
 
     def one(carry: tuple) -> tuple:
@@ -275,7 +315,7 @@ def decode_until(
         logits, cache = moss_audio.decode_step(
             params, config, compute, answers.token[:, None], answers.position, cache, tables
         )
-        answers = replicate(sample(answers, logits[:, 0], vocab, sampled))
+        answers = replicate(sample(answers, logits[:, 0], vocab, sampled, allowed=allowed))
         return DecodeState(answers, kv_cache.pin(cache)), step + 1
 
     go_on = functools.partial(_unfinished, max_steps, enough_free)
@@ -356,7 +396,7 @@ def end(state: DecodeState, slot: jax.Array, why: jax.Array) -> DecodeState:
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "compute", "vocab", "count", "room", "pages", "hints"),
+    static_argnames=("config", "compute", "vocab", "count", "room", "pages", "hints", "logprobs"),
 )
 def empty_state(
     *,
@@ -367,9 +407,11 @@ def empty_state(
     room: int,
     pages: int,
     hints: int = 0,
+    logprobs: bool = False,
 ) -> DecodeState:
-    """A state of `count` empty slots, each for `room` new tokens and `hints` tokens of hints, and a
-    cache of `pages` pages for each group of devices."""
+    """A state of `count` empty slots, each for `room` new tokens, with `logprobs` also their
+    log-probabilities, and `hints` tokens of hints; and a cache of `pages` pages for each group of
+    devices."""
     zero = jnp.zeros((count,), jnp.int32)
     knobs = Knobs(*(zero.astype(dtype) for dtype in (float, int, float, float, float, int)))
     answers = Answers(
@@ -388,6 +430,8 @@ def empty_state(
         budget=zero,
         forced=zero,
         hints=jnp.zeros((count, hints), jnp.int32),
+        wanted=zero.astype(bool),
+        logprobs=_no_logprobs(count, room if logprobs else 0, vocab, jnp.zeros),
     )
     cache = kv_cache.init_cache(config.decoder, ways((count,), "batch"), pages, compute)
     return DecodeState(replicate(answers), cache)
@@ -399,6 +443,7 @@ def new_answers(
     room: int,
     vocab: Vocabulary,
     hints: int = 0,
+    logprobs: bool = False,
 ) -> Answers:
     """Answers before their first token: numpy arrays, an empty one for each None.
 
@@ -445,7 +490,14 @@ def new_answers(
         budget=column(budgets, np.int32),
         forced=np.full((count,), len(vocab.close_thinking), np.int32),
         hints=np.stack([right_aligned(said(ids, vocab), hints) for ids in prompts]),
+        wanted=column([s.logprobs is not None for s in samplings], bool),
+        logprobs=_no_logprobs(count, room if logprobs else 0, vocab, np.zeros),
     )
+
+
+def _no_logprobs(count: int, room: int, vocab: Vocabulary, zeros: Callable) -> Logprobs:
+    shape = count, room, min(MOST_LOGPROBS, vocab.size)
+    return Logprobs(zeros(shape[:2], np.float32), zeros(shape, np.int32), zeros(shape, np.float32))
 
 
 def said(ids: np.ndarray, vocab: Vocabulary) -> np.ndarray:

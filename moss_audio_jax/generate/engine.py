@@ -42,6 +42,7 @@ from moss_audio_jax.generate.decode_state import (
 from moss_audio_jax.generate.drafts import Pace, Scribe, pieces_heard
 from moss_audio_jax.generate.hearing import Heard, Hearing, Piece, sound_of
 from moss_audio_jax.generate.pages import Pages, marks_of, page_keys, text_marks
+from moss_audio_jax.generate.request import Guide, Prepared
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import Vocabulary
 from moss_audio_jax.models.cache import NOWHERE, PAGE, pages_for
@@ -58,6 +59,14 @@ _WORTH = 4  # a beginning of so many parts of a prompt is taken from another one
 _WRITTEN = 4  # tokens of transcripts for one of audio, at most
 
 
+class TokenLogprobs(NamedTuple):
+    """The log-probability of an answer's token, and (token, log-probability) of the likeliest."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Output:
     """Token ids of one answer without its stop token, and why it ended: stop, length, loop,
@@ -65,6 +74,7 @@ class Output:
 
     ids: list[int]
     finish_reason: str
+    logprobs: list[TokenLogprobs] | None = None  # if `Sampling.logprobs` asks for them
 
 
 class Progress(NamedTuple):
@@ -82,12 +92,14 @@ class Size(NamedTuple):
       slots: answers that are decoded together.
       pages: of the cache, in each group of devices.
       room: new tokens of one answer.
+      logprobs: whether log-probabilities of the tokens are kept for who asks.
       hints: tokens of hints for drafts.
     """
 
     slots: int
     pages: int
     room: int
+    logprobs: bool = True
     hints: int = 0
 
 
@@ -111,10 +123,16 @@ class Asked:
     heard: dict[bytes, Heard] = dataclasses.field(default_factory=dict)  # what the next piece needs
     count: int = 0  # tokens of the answer
     told: int = 0  # of these
+    pushed: int = 0  # of these: its guide knows them
+    begun: bool = False  # is its answer in the decode state?
 
     @property
     def length(self) -> int:
         return len(self.example.ids)
+
+    @property
+    def guide(self) -> Guide | None:
+        return self.example.guide if isinstance(self.example, Prepared) else None
 
     @property
     def tokens(self) -> int:
@@ -338,7 +356,8 @@ class Engine:
         hints, drafts = 0, any(one.sampling.drafts for one in asked)
         if drafts:
             hints = bucket(max(self._hints(one.example) for one in asked), 64)
-        size = Size(slots, pages, bucket(max(one.limit for one in asked), 64), hints)
+        logprobs = any(one.sampling.logprobs is not None for one in asked)
+        size = Size(slots, pages, bucket(max(one.limit for one in asked), 64), logprobs, hints)
         old = self._size
         if old is None or old.slots != slots or any(a < b for a, b in zip(old, size, strict=True)):
             self._make(size)
@@ -355,6 +374,7 @@ class Engine:
                 room=size.room,
                 pages=size.pages,
                 hints=size.hints,
+                logprobs=size.logprobs,
             )
 
     # --- in line -------------------------------------------------------------------------------
@@ -536,7 +556,8 @@ class Engine:
                 requests[at] = one.example, one.sampling
             self._learn(one)
         limits = [one.limit if one else 0 for one in placed]
-        answers = new_answers(requests, limits, self._size.room, self._vocab, self._size.hints)
+        size = self._size
+        answers = new_answers(requests, limits, size.room, self._vocab, size.hints, size.logprobs)
         if self._size.hints:
             for at, one in enumerate(placed):
                 if one and one.sound and one.sampling.drafts:
@@ -550,9 +571,13 @@ class Engine:
             slots,
             *start,
             audio,
+            self._allowed([one if at else None for one, at in zip(placed, requests, strict=True)]),
             **self._static,
             sampled=self._sampled,
         )
+        for one in placed:
+            if one is not None:
+                one.begun = one.done == one.length
 
     def _batch(self, rows: int, tokens: int) -> dict[str, np.ndarray]:
         """Empty rows. What an audio token is stands at the token's own place in the row."""
@@ -616,7 +641,9 @@ class Engine:
         slots = len(self._owner)
         pace = self._pace
         width, steps = pace.next(self._size.room) if pace else (1, self._size.room)
-        if any(one.each_token for one in running):
+        if any(one.guide for one in running):
+            width, steps = 1, 1
+        elif any(one.each_token for one in running):
             steps = 1
         elif any(one.sampling.stop for one in running) and self._decode is not None:
             steps = min(steps, max(1, _STOP_STRING_STEPS // width))
@@ -636,7 +663,10 @@ class Engine:
         static = self._static | {"sampled": self._sampled}
         numbers = np.int32(steps), np.int32(enough)
         if width == 1:
-            self._state = decode_until(self._params, self._state, tables, *numbers, **static)
+            allowed = self._allowed(self._owner)
+            self._state = decode_until(
+                self._params, self._state, tables, *numbers, allowed, **static
+            )
             return
         self._state, passes = draft_until(
             self._params, self._state, tables, *numbers, width=width, **static
@@ -666,10 +696,40 @@ class Engine:
             new = len(ids) > one.told
             one.told = len(ids)
             if reason != RUNNING:
-                told.append(self._end(one, Output(ids, FINISH_REASON[reason])))
+                kept = self._logprobs(one, ids)
+                told.append(self._end(one, Output(ids, FINISH_REASON[reason], kept)))
             elif new or not one.each_token:
                 told.append(Progress(one.number, ids, None))
         return told
+
+    def _logprobs(self, one: Asked, ids: list[int]) -> list[TokenLogprobs] | None:
+        """What is kept of an answer's tokens, if it is asked for."""
+        most = one.sampling.logprobs
+        if most is None:
+            return None
+        kept = self._state.answers.logprobs
+        own, top_ids, top = jax.device_get(jax.tree.map(lambda x: x[one.slot, : len(ids)], kept))
+        pairs = [
+            [*zip(a[:most].tolist(), b[:most].tolist(), strict=True)]
+            for a, b in zip(top_ids, top, strict=True)
+        ]
+        return [TokenLogprobs(*each) for each in zip(ids, own.tolist(), pairs, strict=True)]
+
+    def _allowed(self, those: Sequence[Asked | None]) -> np.ndarray | None:
+        """bool [len(those), V]: the tokens that guides allow next; None if there is no guide."""
+        guided = [(row, one) for row, one in enumerate(those) if one and one.guide]
+        if not guided:
+            return None
+        allowed = np.ones((len(those), self._vocab.size), bool)
+        count, output = jax.device_get((self._state.answers.count, self._state.answers.output))
+        for row, one in guided:
+            if one.begun and one.done == one.length:
+                for token in output[one.slot, one.pushed : count[one.slot]].tolist():
+                    one.guide.push(token)
+                    one.pushed += 1
+            if one.done == one.length:
+                allowed[row] = one.guide.allowed()
+        return allowed
 
     def _end(self, one: Asked, output: Output) -> Progress:
         """Frees a request's place."""

@@ -9,6 +9,7 @@ from typing import Any
 from moss_audio_jax.errors import UsageError
 
 MAX_STOP_IDS = 8
+MOST_LOGPROBS = 20
 BATCH_SIZE = 16  # answers that are decoded together
 
 
@@ -29,6 +30,9 @@ class Sampling:
       stop_ids: token ids that end the answer, in addition to the model's own.
       thinking_budget: tokens after which an open <think> block is closed; None for no limit.
       loop_guard: end an answer that repeats itself endlessly (`finish_reason` "loop").
+      logprobs: keep each token's log-probability and those of so many likeliest ones, at most 20;
+        None keeps none. They are of the whole vocabulary at this temperature (0: at 1), before
+        top_k and the like.
       drafts: guess tokens ahead and let one pass of the model check several of them. Answers stay
         the same; it goes on only while it pays.
     """
@@ -45,6 +49,7 @@ class Sampling:
     thinking_budget: int | None = None
     loop_guard: bool = True
     drafts: bool = False
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("stop", "stop_ids"):
@@ -60,6 +65,7 @@ class Sampling:
             "seed": lambda seed: seed == int(seed),
             "stop": lambda stops: type(stops) is tuple and all(len(s) > 0 for s in stops),
             "stop_ids": lambda ids: type(ids) is tuple and len(ids) <= MAX_STOP_IDS,
+            "logprobs": lambda n: n is None or (0 <= n <= MOST_LOGPROBS and n == int(n)),
             "thinking_budget": lambda n: n is None or 0 <= n < 2**31,
         }
         for name, good in limits.items():

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -87,15 +87,27 @@ class Request:
         return [audio] if one or (with_rate and not isinstance(audio[1], str)) else audio
 
 
+class Guide(Protocol):
+    """Constrains one answer, token by token."""
+
+    def allowed(self) -> np.ndarray:
+        """Bool [V]: the tokens that may come next."""
+
+    def push(self, token: int) -> None:
+        """Says which one came."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared(Example):
     """A request as model input: token ids and log-mels, and what its reply needs.
 
-    `warnings` tells the reader of the answer about problems of the sound.
+    `warnings` tells the reader of the answer about problems of the sound. `guide` says which tokens
+    may come next; None allows all.
     """
 
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     warnings: tuple[str, ...] = ()
+    guide: Guide | None = None
 
 
 @dataclasses.dataclass(frozen=True)
