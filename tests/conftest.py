@@ -7,7 +7,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-# Tests compile much and compute little: half the compile time for slower, equal numbers.
+# Tests compile much and compute little, so these make compiling several times faster and what it
+# makes slower. XLA optimises the same HLO as ever and rounds as usual: only the code of each loop
+# is plain. Tests of numbers so keep their meaning and their bounds. A test of a program's memory
+# turns the fusion emitters on where they matter.
 _FAST_COMPILE = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"

@@ -112,7 +112,9 @@ def test_an_hour_of_sound_takes_the_memory_of_ten_minutes():
         mels = jax.ShapeDtypeStruct((1, chunks, 400, 128), jnp.float32)
         frames = jax.ShapeDtypeStruct((1, chunks, 50), jnp.int32)
         lowered = encode.lower(params, mels=mels, frames=frames)
-        return lowered.compile().memory_analysis().temp_size_in_bytes
+        # Compiled as users' programs are: the emitters of other tests keep more for longer.
+        compiled = lowered.compile(compiler_options={"xla_cpu_use_fusion_emitters": True})
+        return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporary(60) <= 1.2 * temporary(10)
 

@@ -52,7 +52,7 @@ def run_config(corpus):
             config.model = sizes(tiny_config(max_positions=512))
         config.tokenizer = str(corpus / "start")
         config.data.train = (str(corpus / "rows.jsonl"),)
-        config.data.length, config.data.chunks, config.data.batch = 128, 2, 4
+        config.data.length, config.data.chunks, config.data.batch = 128, 2, 8
         config.train.log_every = 1
         config.train.dtype, config.train.remat = "float32", "none"
         config.checkpoint.export = "none"

@@ -20,6 +20,7 @@ def test_a_damaged_newest_step_changes_nothing_nor_do_data_that_hang(
     run_config, tmp_path, monkeypatch
 ):
     config = run_config(
+        "data.batch=4",
         "train.steps=5",
         "checkpoint.every=2",
         "data.log_rows=true",

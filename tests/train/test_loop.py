@@ -30,6 +30,7 @@ def test_it_learns_by_heart_and_the_export_says_so(run_config, corpus, tmp_path)
         'data.tasks=["pitch", "tone"]',
         "eval.every=100",
         "eval.samples=2",
+        "data.batch=4",
         "eval.max_new_tokens=16",
     )
     config.data.eval = config.data.train
@@ -70,6 +71,7 @@ def test_with_echo_fewer_rows_are_made_and_all_are_learned(run_config, tmp_path)
         "optimizer.warmup=5",
         "data.echo=4",
         "data.echo_rows=8",
+        "data.batch=4",
         "train.log_every=20",
         "data.log_rows=true",
     )
@@ -81,6 +83,7 @@ def test_with_echo_fewer_rows_are_made_and_all_are_learned(run_config, tmp_path)
 
 def test_lora_is_saved_alone_and_merged_in_the_export(run_config, corpus, tmp_path):
     config = run_config(
+        "data.batch=4",
         "lora.rank=2",
         "lora.alpha=4",
         "train.steps=3",
@@ -132,6 +135,7 @@ def test_rows_of_text_alone_are_learned_without_the_encoder(run_config, corpus, 
     file = tmp_path / "chat.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = run_config(
+        "data.batch=4",
         "data.chunks=0",
         "train.steps=20",
         "checkpoint.export=native",
@@ -152,6 +156,7 @@ def test_rows_of_text_alone_are_learned_without_the_encoder(run_config, corpus, 
 
 def test_a_run_that_diverges_stops_with_a_saved_state(run_config, tmp_path):
     config = run_config(
+        "data.batch=4",
         "optimizer.learning_rate=1e30",
         "optimizer.warmup=0",
         "train.steps=50",
@@ -178,7 +183,7 @@ def test_what_is_not_finite_is_not_exported(run_config, tmp_path):
 
 
 def test_a_run_continues_on_another_mesh(run_config, tmp_path):
-    options = ("train.steps=4", "checkpoint.every=2", "optimizer.schedule=constant")
+    options = ("data.batch=4", "train.steps=4", "checkpoint.every=2", "optimizer.schedule=constant")
     train(run_config(*options), tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "moved")
     shutil.rmtree(tmp_path / "moved" / "checkpoints" / "4")  # it stopped behind step 2

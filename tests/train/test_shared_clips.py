@@ -78,7 +78,7 @@ def test_branches_are_conversations_of_their_own(folder):
     assert sorted(set(shared.branches)) == [0, 1, 2, 3]
 
     def batch(rows):
-        shape = Shape(len(rows), 512, 2, MODEL.encoder.chunk_frames)
+        shape = Shape(len(rows), 192, 2, MODEL.encoder.chunk_frames)
         return make_train_batch(rows, shape, MODEL.encoder, 261, branched=True)
 
     together, sums = grad_fn(recipe)(params, {}, batch=batch([[shared]]))
