@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -70,13 +70,16 @@ class Request:
     """One question: a text, its clips (see `Audio`), how to sample the answer.
 
     `system` replaces the default system text; `time_markers` overrides processor_config.json.
+    `messages` is a conversation in OpenAI's form (`text.messages`), instead of text, audio and
+    system.
     """
 
-    text: str
+    text: str = ""
     audio: Sequence[Audio] | Audio = ()
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     system: str | None = None
     time_markers: bool | None = None
+    messages: Sequence[Mapping[str, Any]] | None = None
 
     @property
     def clips(self) -> Sequence[Audio]:
@@ -87,15 +90,27 @@ class Request:
         return [audio] if one or (with_rate and not isinstance(audio[1], str)) else audio
 
 
+class Guide(Protocol):
+    """Constrains one answer, token by token."""
+
+    def allowed(self) -> np.ndarray:
+        """Bool [V]: the tokens that may come next."""
+
+    def push(self, token: int) -> None:
+        """Says which one came."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared(Example):
     """A request as model input: token ids and log-mels, and what its reply needs.
 
-    `warnings` tells the reader of the answer about problems of the sound.
+    `warnings` tells the reader of the answer about problems of the sound. `guide` says which tokens
+    may come next; None allows all.
     """
 
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     warnings: tuple[str, ...] = ()
+    guide: Guide | None = None
 
 
 @dataclasses.dataclass(frozen=True)
