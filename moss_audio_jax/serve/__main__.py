@@ -145,10 +145,12 @@ def _serve(app: Any, state: Any, listening: socket.socket, limits: Limits) -> No
 
 @contextlib.contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that listens, before a model is loaded for minutes."""
+    """A socket that has its port before a model is loaded for minutes; it listens afterwards."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.create_server(address[:2], family=family, backlog=512)
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
     except (OSError, OverflowError, UnicodeError) as error:
         raise UsageError(f"cannot listen on {host}:{port} ({reason(error)})") from None
     with listening:

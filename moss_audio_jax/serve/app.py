@@ -132,9 +132,8 @@ class Gate:
         scheme, _, key = headers.get(b"authorization", "").partition(" ")
         given = _digest(key.strip())
         # Every key is compared, each in constant time.
-        if scheme.lower() != "bearer" or not any(
-            [hmac.compare_digest(given, k) for k in self._keys]
-        ):
+        matches = [hmac.compare_digest(given, key) for key in self._keys]
+        if scheme.lower() != "bearer" or not any(matches):
             raise ApiError(
                 401,
                 "no valid API key; send it as 'Authorization: Bearer KEY'",

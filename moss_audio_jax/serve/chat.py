@@ -302,7 +302,7 @@ async def _file(state: State, part: dict[str, Any], where: str) -> Any:
     url = part.get("audio_url")
     url = url.get("url") if isinstance(url, dict) else None
     try:
-        if isinstance(url, str) and state.audio_hosts and not url[:5].lower() == "data:":
+        if isinstance(url, str) and state.audio_hosts and url[:5].lower() != "data:":
             return await state.in_thread(
                 fetch, url, state.audio_hosts, state.limits.body_bytes, state.limits.decode_seconds
             )

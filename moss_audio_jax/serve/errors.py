@@ -40,7 +40,7 @@ class ApiError(Exception):
             "error": {
                 "message": brief(str(self), _MOST),
                 "type": kind.get(self.status, other),
-                "param": self.param,
+                "param": None if self.param is None else brief(self.param, 80),
                 "code": self.code,
             }
         }

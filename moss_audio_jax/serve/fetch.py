@@ -43,7 +43,7 @@ def fetch(url: str, hosts: Collection[str], max_bytes: int, seconds: float) -> b
     if parts.username is not None or parts.password is not None:
         raise InputError("holds a user name or a password, which are not sent")
     usual = port == _PORTS[parts.scheme]
-    if not hosts or not (host in hosts and usual or f"{host}:{port}" in hosts):
+    if not hosts or not ((host in hosts and usual) or f"{host}:{port}" in hosts):
         raise InputError(
             "its host is not one that this server may fetch from (--allow-audio-host); send the "
             "sound itself, as input_audio or a data: URL"

@@ -39,7 +39,7 @@ class Guides:
         """
         try:
             text = json.dumps({"type": "object"} if schema is None else schema)
-            grammar = llguidance.LLMatcher.grammar_from_json_schema(text, defaults=_FORM)
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=_FORM)
         except ValueError as error:
             raise invalid(f"{where}: {error}", where, "invalid_schema") from None
         limits = llguidance.LLParserLimits(max_grammar_size=100_000, verbose_errors=False)

@@ -152,7 +152,7 @@ def read(kind: type[BaseModel], values: Any) -> Any:
         if first["type"] == "extra_forbidden":
             raise invalid(
                 f"Unknown parameter: {brief(repr(field), 80)}.", field, "unknown_parameter"
-            )
+            ) from None
         if first["type"] == "missing":
             raise invalid(
                 f"Missing required parameter: '{field}'.", field, "missing_required_parameter"

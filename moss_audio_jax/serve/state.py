@@ -1,4 +1,4 @@
-"""What all requests of a server share: the model, the engine, the decoding processes, the places."""
+"""What all requests of a server share: model, engine, decoding processes, places."""
 
 from __future__ import annotations
 
