@@ -79,6 +79,8 @@ def main(argv: Sequence[str]) -> int:
     )
     add_limits(options)
     args = options.parse_args(argv)
+    if not 0 <= args.port < 2**16:
+        raise UsageError(f"--port {args.port}: expected a port from 0 to 65535")
     keys = _keys(args.api_key_file)
     local = _is_loopback(args.host)
     if not local and not keys and not args.no_api_key:
@@ -134,6 +136,7 @@ def _serve(app: Any, state: Any, listening: socket.socket, limits: Limits) -> No
         http="h11",
         ws="none",
         lifespan="off",
+        loop="asyncio",
         log_config=None,
         access_log=False,
         server_header=False,

@@ -75,7 +75,8 @@ class Answers:
     async def __aiter__(self) -> AsyncIterator[tuple[int, Progress]]:
         while self._open:
             try:
-                async with asyncio.timeout(_LOOK):
+                left = self._until - time.monotonic()
+                async with asyncio.timeout(min(_LOOK, max(left, 0))):
                     number, progress = await self._told.get()
             except TimeoutError:
                 if self._service.dead is not None:

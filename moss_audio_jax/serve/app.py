@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 OPEN = ("/health", "/ready")  # without a key
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+_INTERNAL = ApiError(500, "internal error; the server's log has its place", "internal")
 _EVENTS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _FIELD_BYTES = 1 << 20  # of a form's text
 
@@ -58,6 +59,7 @@ def make_app(state: State, keys: Sequence[str] = (), hosts: Collection[str] = ()
         exception_handlers={
             ApiError: lambda _, error: error.response(),
             HTTPException: _http_error,
+            Exception: lambda *_: _INTERNAL.response(),
         },
     )
     app.state.serve = state
@@ -109,7 +111,7 @@ class Gate:
                 where = where.tb_next
             place = f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}"
             log.error("internal error: %s at %s", type(error).__name__, place)
-            fault = ApiError(500, "internal error; the server's log has its place", "internal")
+            fault = _INTERNAL
         if fault is not None and not status:
             await fault.response()(scope, receive, note)
         path = scope["path"] if scope["path"] in self._routes else "other"

@@ -15,6 +15,7 @@ from moss_audio_jax.serve.errors import ApiError, busy, invalid, unavailable
 from moss_audio_jax.serve.guides import Guides
 from moss_audio_jax.serve.limits import Limits
 from moss_audio_jax.serve.metrics import Metrics
+from moss_audio_jax.transcribe import WINDOW_SECONDS
 
 if TYPE_CHECKING:
     from moss_audio_jax.api import MossAudio
@@ -29,6 +30,7 @@ class State:
     names: under which clients ask for it; the first is listed first.
     limits: of each request.
     audio_hosts: from which sound may be fetched.
+    window_seconds: longer sound is transcribed in windows of at most this length.
     """
 
     def __init__(
@@ -38,10 +40,12 @@ class State:
         names: Sequence[str],
         limits: Limits | None = None,
         audio_hosts: Sequence[str] = (),
+        window_seconds: float = WINDOW_SECONDS,
     ) -> None:
         self.model, self.service, self.names = model, service, tuple(names)
         self.limits = limits or Limits()
         self.audio_hosts = frozenset(host.lower() for host in audio_hosts)
+        self.window_seconds = window_seconds
         self.metrics = Metrics(service)
         self.decoder = Decoder(seconds=self.limits.decode_seconds)
         stop_ids = tuple(model.tokenizer.stop_ids)

@@ -51,7 +51,9 @@ class Transcription:
         answers = stack.enter_context(Answers(self._state.service, seconds))
         most = min(Sampling.max_new_tokens, self._state.limits.max_new_tokens)
         sampling = Sampling(max_new_tokens=most, temperature=self.asked.temperature or 0.0)
-        windows = each_window(self._state.model, self._wav, self.timestamps, sampling=sampling)
+        windows = each_window(
+            self._state.model, self._wav, self.timestamps, self._state.window_seconds, sampling
+        )
         work = Work(self._state, answers, windows)
         await work.more()
         if not work.windows:

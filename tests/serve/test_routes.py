@@ -26,6 +26,7 @@ from moss_audio_jax.serve.limits import Limits
 DEMO = DEFAULT_CHECKPOINT.parent / "demo"
 KEY = "a-key-for-tests"
 QUESTION = "What instruments are heard?"
+WINDOW = 6.0
 LIMITS = Limits(max_body_mb=2.0, max_audio_seconds=200.0, max_clips=3, max_messages=8)
 
 
@@ -36,7 +37,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def served(model):
-    with serving(model, LIMITS, KEY) as server:
+    with serving(model, LIMITS, KEY, window_seconds=WINDOW) as server:
         yield server
 
 
@@ -57,10 +58,10 @@ def speech():
 
 @pytest.fixture(scope="module")
 def long_speech(speech):
-    """74 s, so that it has two windows."""
+    """11 s, so that it has several windows."""
     wav = mj.load_audio(io.BytesIO(speech))
     held = io.BytesIO()
-    soundfile.write(held, np.tile(wav, 13), 16_000, format="FLAC", subtype="PCM_16")
+    soundfile.write(held, np.tile(wav, 2), 16_000, format="FLAC", subtype="PCM_16")
     return held.getvalue()
 
 
@@ -282,7 +283,7 @@ def test_verbose_json_without_granularities_as_litellm_asks(served, model, speec
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_a_streamed_transcript_of_several_windows(client, model, long_speech, form):
     events = list(transcribe(client, long_speech, stream=True, response_format=form))
-    whole = mj.transcribe(model, read(long_speech))
+    whole = mj.transcribe(model, read(long_speech), window_seconds=WINDOW)
     assert len(whole.segments) > 1
     assert events[-1].type == "transcript.text.done"
     assert events[-1].text == whole.text
@@ -292,7 +293,7 @@ def test_a_streamed_transcript_of_several_windows(client, model, long_speech, fo
 def test_what_was_not_heard_is_said(model, long_speech):
     """Each window has two tokens; a text has no place for it but the headers."""
     limits = Limits(max_new_tokens=2)
-    with serving(model, limits) as server:
+    with serving(model, limits, window_seconds=WINDOW) as server:
         answer = transcribe(server.openai(), long_speech)
         assert answer.stopped_at == 0
         assert any("cut short (length)" in warning for warning in answer.warnings)
