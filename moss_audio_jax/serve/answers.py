@@ -13,11 +13,13 @@ from moss_audio_jax.errors import InputError
 from moss_audio_jax.generate.request import Prepared
 from moss_audio_jax.generate.stop_strings import UntilStop
 from moss_audio_jax.serve.errors import ApiError, invalid, too_late, unavailable
+from moss_audio_jax.serve.metrics import Metrics
 from moss_audio_jax.text.tokenizer import THINK, StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
     from moss_audio_jax.generate.engine import Progress
 
+MEL_RATE = 100  # frames a second
 _LOOK = 1.0  # seconds between looks at whether the engine is alive
 
 
@@ -28,15 +30,20 @@ class Answers:
 
     Args:
       service: the engine (`generate.service`).
+      metrics: of the server.
       seconds: in which all of them must end.
+      each_token: tell of every token; otherwise the engine tells when it suits it.
 
     Raises:
       ApiError: on `begin`, a prompt does not fit; then and later, the engine has died, or the time
         is over.
     """
 
-    def __init__(self, service: Any, seconds: float) -> None:
-        self._service, self._seconds = service, seconds
+    def __init__(
+        self, service: Any, metrics: Metrics, seconds: float, each_token: bool = False
+    ) -> None:
+        self._service, self._metrics, self._seconds = service, metrics, seconds
+        self._each_token = each_token
         self._until = time.monotonic() + seconds
         self._loop, self._told = asyncio.get_running_loop(), asyncio.Queue()
         self._open: dict[int, int] = {}  # number here -> the service's
@@ -51,12 +58,15 @@ class Answers:
                 self._loop.call_soon_threadsafe(self._told.put_nowait, (number, progress))
 
         try:
-            self._open[number] = self._service.submit(prompt, told)
+            self._open[number] = self._service.submit(
+                prompt, prompt.sampling, told, self._each_token
+            )
         except InputError as error:
             raise invalid(str(error), "messages", "context_length_exceeded") from None
         except Exception as error:
             raise _dead(error) from error
         self._begun += 1
+        self._metrics.audio.inc(sum(mel.shape[1] for mel in prompt.mels) / MEL_RATE)
         return number
 
     @property
@@ -70,6 +80,7 @@ class Answers:
     def __exit__(self, *_: object) -> None:
         for number in self._open.values():
             self._service.cancel(number)
+            self._metrics.answers.labels("cancelled").inc()
         self._open.clear()
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Progress]]:
@@ -88,8 +99,12 @@ class Answers:
                 raise too_late(self._seconds)
             if progress.output is not None:
                 del self._open[number]
-                if progress.output.finish_reason == "cancelled":  # the engine was closed
+                reason = progress.output.finish_reason
+                self._metrics.answers.labels(reason).inc()
+                if reason == "cancelled":  # the engine was closed
                     raise unavailable("this server is stopping; the answer was ended")
+                if reason == "error":
+                    raise _dead(self._service.dead)
             yield number, progress
 
 
@@ -98,7 +113,7 @@ def sse(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value)}\n\n"
 
 
-def _dead(error: BaseException) -> ApiError:
+def _dead(error: BaseException | None) -> ApiError:
     return unavailable(f"the engine answers no more ({type(error).__name__})")
 
 

@@ -46,8 +46,8 @@ class Chat:
 
     def begin(self, stack: contextlib.ExitStack) -> Answers:
         """Submits the prompts. They are cancelled when the stack is left."""
-        seconds = self._state.limits.request_seconds
-        answers = stack.enter_context(Answers(self._state.service, seconds))
+        state, seconds = self._state, self._state.limits.request_seconds
+        answers = stack.enter_context(Answers(state.service, state.metrics, seconds, self.stream))
         for prompt in self._prompts:
             answers.begin(prompt)
         return answers

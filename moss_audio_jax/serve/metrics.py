@@ -13,12 +13,9 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300)
 # Of the engine (`Service.stats`): its name there, its name here, what it is.
 _COUNTERS = {
     "prompt_tokens": "tokens of prompts",
-    "cached_prompt_tokens": "tokens of prompts that were held from before",
+    "cached_tokens": "tokens of prompts that were held from before",
     "new_tokens": "tokens of answers",
-    "audio_seconds": "seconds of sound in prompts",
     "encoded_seconds": "seconds of sound that were encoded; the rest was held from before",
-    "loops": "answers that repeated themselves and were ended",
-    "lengths": "answers that reached their limit of tokens",
     "turns": "turns of the device",
     "programs": "programs that were compiled",
 }
@@ -26,6 +23,7 @@ _GAUGES = {
     "waiting": "answers that wait for a place",
     "running": "answers that are being written",
     "slots": "places",
+    "cache_tokens_taken": "tokens for which running answers have taken room in the cache",
     "cache_tokens_held": "tokens in the cache of keys and values",
     "cache_tokens_room": "tokens for which it has room",
 }
@@ -44,6 +42,8 @@ class Metrics:
         self.requests = make(Counter, "requests", "requests", ("route", "status"))
         self.rejected = make(Counter, "rejected", "requests that were refused", ("reason",))
         self.active = make(Gauge, "active_requests", "requests that are being answered")
+        self.answers = make(Counter, "answers", "answers, by why they ended", ("reason",))
+        self.audio = make(Counter, "audio_seconds", "seconds of sound in prompts")
         self.stopped_early = make(
             Counter, "transcripts_stopped_early", "transcripts of which a part may be missing"
         )

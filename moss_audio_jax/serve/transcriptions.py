@@ -47,8 +47,9 @@ class Transcription:
 
     async def begin(self, stack: contextlib.ExitStack) -> Work:
         """Submits the first windows, so that a file that cannot be used is refused at once."""
-        seconds = self._state.limits.request_seconds
-        answers = stack.enter_context(Answers(self._state.service, seconds))
+        state, seconds = self._state, self._state.limits.request_seconds
+        stream = bool(self.asked.stream)
+        answers = stack.enter_context(Answers(state.service, state.metrics, seconds, stream))
         most = min(Sampling.max_new_tokens, self._state.limits.max_new_tokens)
         sampling = Sampling(max_new_tokens=most, temperature=self.asked.temperature or 0.0)
         windows = each_window(

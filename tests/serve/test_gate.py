@@ -120,12 +120,13 @@ def test_a_server_that_stops(model):
             assert (await client.get("/ready")).status_code == 503
             service.tell(1, [400], "stop")
             assert (await begun).status_code == 200
-        service = Scripted()
-        async with asking(model, service) as client:  # the deadline is over
-            begun = asyncio.ensure_future(client.post(CHAT, json=BODY))
-            await submitted(service)
-            service.tell(1, [400], "cancelled")
-            assert (await begun).status_code == 503
+        for reason in ("cancelled", "error"):  # the deadline is over; the engine has died
+            service = Scripted()
+            async with asking(model, service) as client:
+                begun = asyncio.ensure_future(client.post(CHAT, json=BODY))
+                await submitted(service)
+                service.tell(1, [400], reason)
+                assert (await begun).status_code == 503
 
     asyncio.run(run())
 

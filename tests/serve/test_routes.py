@@ -622,6 +622,9 @@ def test_metrics(served):
         "moss_audio_first_token_seconds_count",
         "moss_audio_between_tokens_seconds_count",
         "moss_audio_prompt_tokens_total",
+        'moss_audio_answers_total{reason="stop"}',
+        'moss_audio_answers_total{reason="cancelled"}',
+        "moss_audio_audio_seconds_total",
         "moss_audio_engine_alive 1.0",
     ):
         assert name in text

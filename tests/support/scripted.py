@@ -17,7 +17,7 @@ class Scripted:
     def __init__(self, slots: int = 1) -> None:
         self.slots, self.dead, self.prompts, self.cancelled, self.full = slots, None, {}, [], False
 
-    def submit(self, prompt, told) -> int:
+    def submit(self, prompt, sampling, told, each_token=True) -> int:
         if self.dead is not None:
             raise self.dead
         if self.full:
