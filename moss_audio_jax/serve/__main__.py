@@ -13,12 +13,14 @@ if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends thos
 
     cli.run_verb("serve")
 
+import asyncio
 import contextlib
 import ipaddress
 import os
 import re
 import signal
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from moss_audio_jax.generate.options import BATCH_SIZE
 from moss_audio_jax.serve.limits import Limits, add_limits, limits_from
 
 KEY = "MOSS_AUDIO_JAX_API_KEY"
+_GRACE = 2  # seconds in which clients are told that their answers were ended
 
 
 def main(argv: Sequence[str]) -> int:
@@ -77,6 +80,12 @@ def main(argv: Sequence[str]) -> int:
         metavar="N",
         help=f"answers that are written together; default {BATCH_SIZE}",
     )
+    options.add_argument(
+        "--cache-tokens",
+        type=command.positive,
+        metavar="N",
+        help="tokens of prompts and answers for which the cache has room; default 32768",
+    )
     add_limits(options)
     args = options.parse_args(argv)
     if not 0 <= args.port < 2**16:
@@ -99,7 +108,10 @@ def main(argv: Sequence[str]) -> int:
         model = command.load_model(args)
         names = args.model_name or [model.folder.resolve().name]
         hosts = () if keys or not local else {*LOOPBACK, args.host, *args.allow_host}
-        service = model.service(slots=args.slots, max_new_tokens=limits.max_new_tokens)
+        size = {"slots": args.slots, "max_new_tokens": limits.max_new_tokens}
+        if args.cache_tokens is not None:
+            size["cache_tokens"] = args.cache_tokens
+        service = model.service(**size)
         state = State(model, service, names, limits, args.allow_audio_host)
         try:
             _serve(make_app(state, keys, hosts), state, listening, limits)
@@ -125,6 +137,12 @@ def _serve(app: Any, state: Any, listening: socket.socket, limits: Limits) -> No
             finally:
                 signal.signal(signal.SIGTERM, before)
 
+        async def shutdown(self, sockets: Any = None) -> None:
+            # After the deadline the engine ends its answers, each of which is told so.
+            end = threading.Thread(target=state.service.close, daemon=True)
+            asyncio.get_running_loop().call_later(limits.drain_seconds, end.start)
+            await super().shutdown(sockets)
+
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
             host, port = listening.getsockname()[:2]
@@ -141,7 +159,7 @@ def _serve(app: Any, state: Any, listening: socket.socket, limits: Limits) -> No
         access_log=False,
         server_header=False,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=max(1, round(limits.drain_seconds)),
+        timeout_graceful_shutdown=round(limits.drain_seconds) + _GRACE,
     )
     Server(config).run([listening])
 

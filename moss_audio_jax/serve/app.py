@@ -105,6 +105,10 @@ class Gate:
             status = 499  # nobody reads a reply
         except ApiError as error:
             fault = error
+        except asyncio.CancelledError:
+            if not self._state.draining:
+                raise
+            fault = unavailable("this server is stopping; the request was ended")
         except Exception as error:  # its message may quote a body, so it is not logged
             where = error.__traceback__
             while where.tb_next is not None:

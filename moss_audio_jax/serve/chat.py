@@ -193,13 +193,12 @@ def _sampling(state: State, asked: ChatRequest) -> tuple[Sampling, int]:
         raise invalid(
             f"{name} is {most}; this server gives at most {limits.max_new_tokens} tokens",
             name,
-            "invalid_value",
         )
     count = asked.n or 1
     if count > limits.max_choices:
-        raise invalid(f"n is {count}; expected at most {limits.max_choices}", "n", "invalid_value")
+        raise invalid(f"n is {count}; expected at most {limits.max_choices}", "n")
     if asked.top_logprobs is not None and not asked.logprobs:
-        raise invalid("top_logprobs needs logprobs: true", "top_logprobs", "invalid_value")
+        raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
     given = {
         "max_new_tokens": most or min(Sampling.max_new_tokens, limits.max_new_tokens),
         "seed": secrets.randbits(31) if asked.seed is None else asked.seed,
@@ -265,7 +264,7 @@ async def _heard(
     try:
         found = [conversations.parts(m, f"messages[{i}]") for i, m in enumerate(messages)]
     except InputError as error:
-        raise invalid(str(error), "messages", "invalid_value") from None
+        raise invalid(str(error), "messages") from None
     clips = sum(part["type"] in conversations.SOUNDS for parts in found for part, _ in parts)
     if clips > limits.max_clips:
         raise invalid(f"{clips} clips; expected at most {limits.max_clips}", "messages")

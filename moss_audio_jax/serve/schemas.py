@@ -158,7 +158,7 @@ def read(kind: type[BaseModel], values: Any) -> Any:
                 f"Missing required parameter: '{field}'.", field, "missing_required_parameter"
             ) from None
         message = first["msg"].removeprefix("Value error, ")
-        raise invalid(f"{field or 'the body'}: {message}", field, "invalid_value") from None
+        raise invalid(f"{field or 'the body'}: {message}", field) from None
 
 
 def _absent(name: str) -> ApiError:

@@ -222,13 +222,11 @@ async def read_transcription(state: State, form: FormData) -> Transcription:
         raise invalid(
             f"response_format {asked.response_format} is not streamed; expected json or text",
             "response_format",
-            "invalid_value",
         )
     if asked.timestamp_granularities and asked.response_format in ("json", "text"):
         raise invalid(
             "timestamp_granularities needs response_format verbose_json, srt or vtt",
             "timestamp_granularities",
-            "invalid_value",
         )
     data = await upload.read()
     decoded = await state.decode(data, state.limits.max_audio_seconds, "file", "file")
@@ -243,7 +241,7 @@ def _fields(form: FormData) -> tuple[Mapping[str, Any], UploadFile]:
         name = key.partition("[")[0]
         if isinstance(value, UploadFile):
             if name != "file":
-                raise invalid(f"{name}: a file; expected it as 'file'", "file", "invalid_value")
+                raise invalid(f"{name}: a file; expected it as 'file'", "file")
             upload = value
         elif name in _LISTS:
             values.setdefault(name, []).append(value)

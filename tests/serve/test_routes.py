@@ -339,8 +339,13 @@ def test_what_was_not_heard_is_said(model, long_speech):
             "response_format.json_schema",
         ),
         ({"messages": [{"role": "user"}]}, openai.BadRequestError, "invalid_value", "messages"),
-        ({"messages": [user("x")] * 9}, openai.BadRequestError, None, "messages"),
-        ({"messages": [user("x", *[b"x"] * 4)]}, openai.BadRequestError, None, "messages"),
+        ({"messages": [user("x")] * 9}, openai.BadRequestError, "invalid_value", "messages"),
+        (
+            {"messages": [user("x", *[b"x"] * 4)]},
+            openai.BadRequestError,
+            "invalid_value",
+            "messages",
+        ),
         (
             {"messages": [user("x", b"no sound")]},
             openai.BadRequestError,
@@ -360,7 +365,7 @@ def test_what_was_not_heard_is_said(model, long_speech):
                 ]
             },
             openai.BadRequestError,
-            None,
+            "invalid_value",
             "messages",
         ),
         (
