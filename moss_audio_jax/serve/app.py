@@ -183,17 +183,11 @@ async def _chat(request: Request) -> Response:
     state = _state(request)
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise ApiError(415, "the body must be JSON; send Content-Type: application/json")
-    body = await _in_time(request.body(), state)
     stack = request.scope["stack"]
-    stack.enter_context(state.place())
+    stack.enter_context(state.place())  # before the body, which takes memory
+    values = await _json(request, state)
 
     async def begin() -> Any:
-        try:
-            values = await state.in_thread(parse_json, body, "the body")
-        except InputError as error:
-            raise invalid(str(error), code="invalid_json") from None
-        if not isinstance(values, dict):
-            raise invalid("the body must be a JSON object")
         chat = await read_chat(state, values)
         return chat, chat.begin(stack)
 
@@ -209,8 +203,8 @@ async def _transcribe(request: Request) -> Response:
         raise ApiError(415, "the body must be a form; send Content-Type: multipart/form-data")
     stack = request.scope["stack"]
     limits = {"max_files": 1, "max_fields": 64, "max_part_size": _FIELD_BYTES}
-    form = await _in_time(request.form(**limits), state)
     stack.enter_context(state.place())
+    form = await _in_time(request.form(**limits), state)
 
     async def begin() -> Any:
         transcription = await read_transcription(state, form)
@@ -264,6 +258,21 @@ async def _openapi(_: Request) -> Response:
 
 def _state(request: Request) -> State:
     return request.app.state.serve
+
+
+async def _json(request: Request, state: State) -> dict[str, Any]:
+    """The body's JSON object. Its bytes are not kept."""
+
+    async def read() -> bytes:
+        return b"".join([piece async for piece in request.stream()])
+
+    try:
+        values = await state.in_thread(parse_json, await _in_time(read(), state), "the body")
+    except InputError as error:
+        raise invalid(str(error), code="invalid_json") from None
+    if not isinstance(values, dict):
+        raise invalid("the body must be a JSON object")
+    return values
 
 
 async def _in_time(reading: Awaitable[T], state: State) -> T:

@@ -162,8 +162,12 @@ class Chat:
         return {**one(token, logprob), "top_logprobs": [one(*each) for each in top]}
 
 
-async def read_chat(state: State, body: Any) -> Chat:
-    """A request's prompts. Raises ApiError, naming the field that is wrong."""
+async def read_chat(state: State, body: dict[str, Any]) -> Chat:
+    """A request's prompts; takes the messages out of the body.
+
+    Raises:
+      ApiError: a field, which is named, is wrong.
+    """
     asked: ChatRequest = read(ChatRequest, body)
     state.check_name(asked.model)
     asked.refuse()
@@ -173,7 +177,10 @@ async def read_chat(state: State, body: Any) -> Chat:
     if where is not None:
         for _ in range(count):
             guides.append(await state.in_thread(state.guides.of, schema, where))
-    heard, notes = await _heard(state, asked.messages)
+    body.pop("messages")
+    messages, asked.messages = asked.messages, []  # encoded sound is not kept while it is answered
+    heard, notes = await _heard(state, messages)
+    del messages
     prepared = await state.prepare(Request(messages=heard, sampling=sampling))
     prepared = dataclasses.replace(prepared, warnings=(*notes, *prepared.warnings))
     prompts = []

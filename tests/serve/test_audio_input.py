@@ -57,6 +57,23 @@ def test_faults_and_warnings_are_told(decoder):
     assert warning.startswith("its channels are in opposite phase")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:5,\n{file}\n#EXT-X-ENDLIST\n",
+        "#EXTM3U\n#EXTINF:5,\nhttp://127.0.0.1:9/a.mp3\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile '{file}'\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n",
+    ],
+    ids=["playlist", "address", "concat", "session"],
+)
+def test_a_file_opens_no_other(decoder, text, tmp_path):
+    file = tmp_path / "a.wav"
+    soundfile.write(file, np.zeros(16_000), 16_000)
+    with pytest.raises(InputError, match="not audio that can be decoded"):
+        decoder.decode(text.format(file=file).encode(), 10)
+
+
 def test_a_decoder_that_hangs_is_killed_and_replaced(decoder):
     data = flac(0.5)
     decoder.decode(data, 2)
