@@ -453,7 +453,7 @@ class MossAudio:
         `on_reply` is called with (prompt number, reply) as each answer ends.
         """
         replies: list[Reply | None] = [None] * len(prompts)
-        prompts = self._warned(prompts)
+        prompts = self.warned(prompts)
 
         def on_done(number: int, output: Output) -> None:
             replies[number] = reply = self.reply(output, prompts[number])
@@ -484,8 +484,11 @@ class MossAudio:
         )
         return [None if each is None else self._gauge.judge(each) for each in measured]
 
-    def _warned(self, prompts: Sequence[Prepared]) -> list[Prepared]:
-        """The prompts, with a warning for each clip that is unlike the model's training data."""
+    def warned(self, prompts: Sequence[Prepared]) -> list[Prepared]:
+        """The prompts, with a warning for each clip that is unlike the model's training data.
+
+        `answer` does this by itself.
+        """
         # Questions share clips; each clip is judged once.
         clips = {id(mel): mel for prompt in prompts for mel in prompt.mels}
         verdicts = dict(zip(clips, self.judged([*clips.values()]), strict=True))
@@ -593,7 +596,7 @@ class Stream(Iterator[str]):
         return next(self._pieces)
 
     def _written(self, model: MossAudio, prompt: Prepared) -> Iterator[str]:
-        (prompt,) = model._warned([prompt])
+        (prompt,) = model.warned([prompt])
         pieces: list[str] = []
         until = UntilStop(prompt.sampling.stop, pieces.append)
         decoder, told = StreamDecoder(model.tokenizer), 0

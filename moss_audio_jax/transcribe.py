@@ -185,9 +185,9 @@ def joined(answered: Sequence[tuple[Window, Reply]], timestamps: Timestamps) -> 
         text, found, wrong = _read(reply.text, timestamps, duration)
         if reply.finish_reason != "stop":
             wrong.append(f"the answer was cut short ({reply.finish_reason})")
-            if stopped_at is None:
-                heard = max((s.end for s in found), default=0.0) if timestamps != "none" else 0.0
-                stopped_at = window.start + heard
+            if stopped_at is None:  # after the last time, unless that is only the window's end
+                last = max((s.end for s in found), default=0.0)
+                stopped_at = window.start + (last if last < duration else 0.0)
         place = f"{window.start:.2f}-{window.end:.2f} s"
         texts += [text] if text else []
         segments += shift(found, window.start)

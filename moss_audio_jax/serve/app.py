@@ -118,7 +118,10 @@ class Gate:
             fault = _INTERNAL
         if fault is not None and not status:
             await fault.response()(scope, receive, note)
-        path = scope["path"] if scope["path"] in self._routes else "other"
+        path = scope["path"]
+        named = [each for each in self._routes if "{" in each]
+        path = next((each for each in named if path.startswith(each.partition("{")[0])), path)
+        path = path if path in self._routes else "other"
         seconds = time.monotonic() - started
         self._state.metrics.requests.labels(path, str(status)).inc()
         self._state.metrics.request.labels(path).observe(seconds)

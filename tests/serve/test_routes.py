@@ -216,6 +216,18 @@ def test_a_warning_about_the_sound_is_in_the_reply(client):
     assert any("every sample is 0" in warning for warning in answer.warnings)
 
 
+def test_sound_that_the_model_does_not_know(client, model):
+    held = io.BytesIO()
+    wav = np.sign(np.sin(np.arange(48_000) * 90 * 2 * np.pi / 16_000))
+    soundfile.write(held, wav, 16_000, format="WAV")
+    reply = model.generate("What?", [read(held.getvalue())], max_new_tokens=2)
+    assert reply.warnings
+    answer = chat(client, user("What?", held.getvalue()), max_tokens=2)
+    assert answer.warnings == list(reply.warnings)
+    transcript = transcribe(client, held.getvalue())
+    assert transcript.warnings == mj.transcribe(model, read(held.getvalue())).problems
+
+
 def test_open_webui(served, band):
     """Its fields, with those that it adds for itself."""
     body = {
