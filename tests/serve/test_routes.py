@@ -605,6 +605,7 @@ def test_a_client_that_goes_away_frees_its_place(served, band):
         with pytest.raises(httpx.TimeoutException):
             http.post("/v1/chat/completions", json=body | {"stream": False}, timeout=0.3)
     until(lambda: idle(served), 10)
+    assert 'moss_audio_answers_total{reason="cancelled"}' in served.http().get("/metrics").text
     assert served.state.service.stats()["new_tokens"] - before < 16 * 256
 
 
@@ -631,7 +632,10 @@ def test_nothing_of_a_request_is_logged(served, band, caplog):
     assert not any(secret in line or KEY in line for line in lines)
 
 
-def test_metrics(served):
+def test_metrics(served, client, band):
+    chat(client, user(QUESTION, band))
+    with pytest.raises(openai.BadRequestError):
+        chat(client, user(QUESTION), temperature=9)
     text = served.http().get("/metrics").text
     for name in (
         'moss_audio_requests_total{route="/v1/chat/completions",status="200"}',
@@ -640,7 +644,6 @@ def test_metrics(served):
         "moss_audio_between_tokens_seconds_count",
         "moss_audio_prompt_tokens_total",
         'moss_audio_answers_total{reason="stop"}',
-        'moss_audio_answers_total{reason="cancelled"}',
         "moss_audio_audio_seconds_total",
         "moss_audio_engine_alive 1.0",
     ):
