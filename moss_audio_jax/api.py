@@ -34,18 +34,21 @@ from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.files import quoted
 from moss_audio_jax.generate.decode_state import encode
 from moss_audio_jax.generate.drafts import Scribe, scribe_of
-from moss_audio_jax.generate.engine import Engine, Output
+from moss_audio_jax.generate.engine import Engine, Output, Size
 from moss_audio_jax.generate.familiarity import Familiarity, Gauge
+from moss_audio_jax.generate.hearing import Hearing
 from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
 from moss_audio_jax.generate.request import Audio, Clip, Prepared, Reply, Request, clip_of, name_of
+from moss_audio_jax.generate.service import Service
 from moss_audio_jax.generate.stop_strings import UntilStop, first_stop
 from moss_audio_jax.generate.vocabulary import vocabulary
 from moss_audio_jax.models import decoder, moss_audio
+from moss_audio_jax.models.cache import pages_for
 from moss_audio_jax.models.quantize import held_leaf, plain
 from moss_audio_jax.ops.linear import dense
 from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
 from moss_audio_jax.runtime import keep_compiled, return_memory
-from moss_audio_jax.sharding import as_mesh, param_shardings, serving_mesh
+from moss_audio_jax.sharding import as_mesh, param_shardings, serving_mesh, ways
 from moss_audio_jax.text import build_conversation, build_prompt, load_tokenizer
 from moss_audio_jax.text.messages import from_openai
 from moss_audio_jax.text.prompt import split_thinking
@@ -98,6 +101,7 @@ class MossAudio:
         self.folder = folder
         self._gauge = gauge
         self._vocab = vocabulary(config, tokenizer, self.processor, stop_ids)
+        self._kept: tuple[tuple[int, bool], Engine] | None = None
 
     def __repr__(self) -> str:
         count = moss_audio.count_params(shapes(self.config, self.compute.dtype))
@@ -520,11 +524,63 @@ class MossAudio:
         return self.tokenizer
 
     def _engine(self, slots: int, drafts: bool = False) -> Engine:
+        """The engine of the last call if it is alike: it knows what that call heard."""
+        if self._kept is None or self._kept[0] != (slots, drafts) or self._kept[1].busy:
+            decode = self.tokenizer.decode if self.tokenizer else None
+            scribe = self._scribe if drafts else None
+            self._kept = None  # frees its cache first
+            engine = Engine(
+                self._params,
+                self.config,
+                self.compute,
+                self._vocab,
+                self.mesh,
+                decode,
+                slots,
+                scribe,
+                hearing=self._hearing,
+            )
+            self._kept = (slots, drafts), engine
+        return self._kept[1]
+
+    def service(
+        self, slots: int = BATCH_SIZE, cache_tokens: int = 2**15, max_new_tokens: int = 4096
+    ) -> Service:
+        """An engine that takes requests from any thread, at any time, until it is closed.
+
+        Args:
+          slots: answers that are decoded together.
+          cache_tokens: tokens of prompts and answers that the cache has room for. Requests wait
+            until there is room for all that they may need.
+          max_new_tokens: the most that an answer may have, whatever its request says.
+        """
+        with jax.set_mesh(self.mesh):
+            groups = ways((slots,), "batch")
+        size = Size(slots, pages_for(-(-cache_tokens // groups)), max_new_tokens)
         decode = self.tokenizer.decode if self.tokenizer else None
-        scribe = self._scribe if drafts else None
-        return Engine(
-            self._params, self.config, self.compute, self._vocab, self.mesh, decode, slots, scribe
+        return Service(
+            Engine(
+                self._params,
+                self.config,
+                self.compute,
+                self._vocab,
+                self.mesh,
+                decode,
+                slots,
+                size=size,
+                hearing=Hearing(self.encoder_params, self.config.encoder, self.compute),
+            )
         )
+
+    def forget(self) -> None:
+        """Drops what was kept of earlier calls: the encoder's outputs, and a cache of keys and
+        values. The next question about a clip hears it again."""
+        self._kept = None
+        self.__dict__.pop("_hearing", None)
+
+    @functools.cached_property
+    def _hearing(self) -> Hearing:
+        return Hearing(self.encoder_params, self.config.encoder, self.compute)
 
     @functools.cached_property
     def _scribe(self) -> Scribe | None:

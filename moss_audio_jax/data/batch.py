@@ -145,28 +145,6 @@ def bucket_shape(examples: Sequence[Example], config: EncoderConfig, rows: int) 
     return dataclasses.replace(shape, chunks=bucket(strips))
 
 
-def packed_shape(rows: Sequence[Sequence[Example]], config: EncoderConfig, prompts: int) -> Shape:
-    """The bucket that holds rows of at most `prompts` examples each, packed one after the other.
-
-    Its tokens and chunks are multiples of an eighth of what as many of the longest would need.
-    """
-    largest = bucket_shape([example for row in rows for example in row], config, 1)
-    if prompts == 1:
-        return dataclasses.replace(largest, rows=len(rows))
-
-    def packed(most: int, needed: list[int]) -> int:
-        eighth = -(-prompts * most // 8)
-        return eighth * -(-max(needed) // eighth) if most else 0
-
-    pieces = [[n for example in row for n in size_of(example.mels, config)] for row in rows]
-    return Shape(
-        rows=len(rows),
-        tokens=packed(largest.tokens, [sum(len(e.ids) for e in row) for row in rows]),
-        chunks=packed(largest.chunks, [strips_of(row, largest.room()) for row in pieces]),
-        frames=largest.frames,
-    )
-
-
 def make_batch(
     rows: Sequence[Sequence[Example]],
     shape: Shape,

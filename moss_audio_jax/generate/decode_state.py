@@ -1,10 +1,11 @@
 """The state of running answers on the device, and the programs that advance it.
 
-`encode` encodes sound; `prefill` and `extend` process prompts and fill new slots; `insert` copies
-these into the slots that `decode_until` or, with drafts, `draft_until` decodes together. A slot
-holds one running answer.
+`encode` encodes sound. `prefill` runs whole prompts, `extend` a piece of one; both write keys and
+values into the cache and, with a prompt's last piece, fill the slot of its answer. `decode_until`
+or, with drafts, `draft_until` decodes all slots together. A slot holds one running answer.
 
-Letters: B slots, b slots of one prefill, M room for new tokens, H room for hints, V vocabulary.
+Letters: B slots, b prompts of one prefill, M room for new tokens, H room for hints, V vocabulary,
+n pages of a table (`models.cache`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from moss_audio_jax.models import cache as kv_cache
 from moss_audio_jax.models import encoder, moss_audio
 from moss_audio_jax.models.cache import Cache
 from moss_audio_jax.runtime import trim_memory
-from moss_audio_jax.sharding import platform, replicate
+from moss_audio_jax.sharding import platform, replicate, ways
 
 # Why an answer ended. RUNNING and EMPTY are states of a slot; the others reach the user.
 RUNNING, EMPTY, STOP, LENGTH, LOOP = range(5)
@@ -169,79 +170,96 @@ def encode(
     config: EncoderConfig,
     compute: Compute,
 ) -> moss_audio.Audio:
-    """`encoder.encode_rows` as one program for prompts, familiarity and `encode_audio`."""
-    return encoder.encode_rows(params, config, compute, mels, frames)
+    """`encoder.encode_rows` as one program for prompts, familiarity and `encode_audio`.
 
-
-@functools.partial(_Program, static_argnames=("length", "config", "compute", "vocab", "sampled"))
-def prefill(
-    params: Any,
-    batch: moss_audio.Batch,
-    answers: Answers,
-    audio: moss_audio.Audio | None = None,
-    *,
-    length: int,
-    config: ModelConfig,
-    compute: Compute,
-    vocab: Vocabulary,
-    sampled: bool = True,
-) -> DecodeState:
-    """Prefills prompts and samples the first token of each, into b new slots of `length` tokens.
-
-    A row of the batch packs as many prompts as there are slots for it. `audio` is `encode` of the
-    batch; None for a batch of text, or to encode it here.
+    Every process gets all of its output.
     """
-    prompts = len(answers.token) // len(batch["tokens"])
-    logits, cache = moss_audio.prefill(params, config, compute, batch, length, prompts, audio)
-    return DecodeState(replicate(sample(answers, logits, vocab, sampled)), cache)
+    return replicate(encoder.encode_rows(params, config, compute, mels, frames))
 
 
 @functools.partial(
-    _Program, static_argnames=("config", "compute", "vocab", "sampled"), donate_argnames=("cache",)
+    _Program, static_argnames=("config", "compute", "vocab", "sampled"), donate_argnames=("state",)
 )
-def extend(
+def prefill(
     params: Any,
+    state: DecodeState,
     batch: moss_audio.Batch,
+    tables: jax.Array,
     answers: Answers,
-    cache: Cache,
-    begin: jax.Array,
+    slots: jax.Array,
+    audio: moss_audio.Audio | None = None,
     *,
     config: ModelConfig,
     compute: Compute,
     vocab: Vocabulary,
     sampled: bool = True,
 ) -> DecodeState:
-    """`prefill` for prompts whose first `begin` [b] tokens are in `cache`, the rest in `batch`."""
-    logits, cache = moss_audio.extend(params, config, compute, batch, cache, begin)
-    return DecodeState(replicate(sample(answers, logits, vocab, sampled)), cache)
+    """Prefills whole prompts, packed into rows, and samples the first token of each.
+
+    Args:
+      tables: int [rows, b / rows, n], the pages of each prompt.
+      answers: new ones [b] (`new_answers`).
+      slots: int [b], the slot of each; a number beyond the slots is dropped.
+      audio: at which the batch's `audio_index` points; None for a batch of text.
+    """
+    logits, cache = moss_audio.prefill(params, config, compute, batch, state.cache, tables, audio)
+    return _filled(state._replace(cache=cache), answers, logits, slots, vocab, sampled)
 
 
-# Separate from `extend`, which is then compiled for fewer shapes.
-take_slots = functools.partial(jax.jit, static_argnames=("length",))(kv_cache.take_slots)
+@functools.partial(
+    _Program, static_argnames=("config", "compute", "vocab", "sampled"), donate_argnames=("state",)
+)
+def extend(
+    params: Any,
+    state: DecodeState,
+    batch: moss_audio.Batch,
+    tables: jax.Array,
+    answers: Answers,
+    slots: jax.Array,
+    start: jax.Array,
+    audio: moss_audio.Audio | None = None,
+    *,
+    config: ModelConfig,
+    compute: Compute,
+    vocab: Vocabulary,
+    sampled: bool = True,
+) -> DecodeState:
+    """Prefills a piece of each prompt [b], which continues its `start` [b] tokens in the cache.
 
-
-@functools.partial(jax.jit, donate_argnames=("state",))
-def insert(state: DecodeState, new: DecodeState, at: jax.Array) -> DecodeState:
-    """Copies new slots into the slots `at` [b]; a number beyond the slots is dropped."""
-    answers = jax.tree.map(
-        lambda old, one: old.at[at].set(one, mode="drop"), state.answers, new.answers
+    Only what is the last piece of its prompt has a slot; other slots lie beyond them.
+    """
+    logits, cache = moss_audio.extend(
+        params, config, compute, batch, state.cache, tables, start, audio
     )
-    cache = kv_cache.store_as(state.cache, new.cache)
-    return DecodeState(replicate(answers), kv_cache.insert_slots(state.cache, cache, at))
+    return _filled(state._replace(cache=cache), answers, logits, slots, vocab, sampled)
+
+
+def _filled(
+    state: DecodeState,
+    answers: Answers,
+    logits: jax.Array,
+    slots: jax.Array,
+    vocab: Vocabulary,
+    sampled: bool,
+) -> DecodeState:
+    """Samples the first token of new answers, and copies them into their slots."""
+    new = sample(answers, logits, vocab, sampled)
+    answers = jax.tree.map(lambda old, one: old.at[slots].set(one, mode="drop"), state.answers, new)
+    return DecodeState(replicate(answers), state.cache)
 
 
 @functools.partial(
     _Program,
-    static_argnames=("reach", "config", "compute", "vocab", "sampled"),
+    static_argnames=("config", "compute", "vocab", "sampled"),
     donate_argnames=("state",),
 )
 def decode_until(
     params: Any,
     state: DecodeState,
+    tables: jax.Array,
     max_steps: jax.Array,
     enough_free: jax.Array,
     *,
-    reach: int,
     config: ModelConfig,
     compute: Compute,
     vocab: Vocabulary,
@@ -249,13 +267,13 @@ def decode_until(
 ) -> DecodeState:
     """Decodes until `enough_free` slots are not running, or `max_steps` steps are done.
 
-    Each step reads the first `reach` positions of the cache; no running answer may exceed them.
+    Each step reads all pages of `tables` [B, n]; no running answer may grow beyond them.
     """
 
     def one(carry: tuple) -> tuple:
         (answers, cache), step = carry
         logits, cache = moss_audio.decode_step(
-            params, config, compute, answers.token[:, None], answers.position, cache, reach
+            params, config, compute, answers.token[:, None], answers.position, cache, tables
         )
         answers = replicate(sample(answers, logits[:, 0], vocab, sampled))
         return DecodeState(answers, kv_cache.pin(cache)), step + 1
@@ -269,16 +287,16 @@ def decode_until(
 
 @functools.partial(
     _Program,
-    static_argnames=("reach", "width", "config", "compute", "vocab", "sampled"),
+    static_argnames=("width", "config", "compute", "vocab", "sampled"),
     donate_argnames=("state",),
 )
 def draft_until(
     params: Any,
     state: DecodeState,
+    tables: jax.Array,
     max_passes: jax.Array,
     enough_free: jax.Array,
     *,
-    reach: int,
     width: int,
     config: ModelConfig,
     compute: Compute,
@@ -300,7 +318,7 @@ def draft_until(
         draft = propose(answers.hints, answers.output, answers.count, width - 1)
         known = jnp.concatenate([answers.token[:, None], jnp.maximum(draft, 0)], axis=1)
         logits, cache = moss_audio.decode_step(
-            params, config, compute, known, answers.position, cache, reach
+            params, config, compute, known, answers.position, cache, tables
         )
 
         def take(carry: tuple, column: tuple) -> tuple[tuple, None]:
@@ -338,7 +356,7 @@ def end(state: DecodeState, slot: jax.Array, why: jax.Array) -> DecodeState:
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "compute", "vocab", "count", "room", "size", "hints"),
+    static_argnames=("config", "compute", "vocab", "count", "room", "pages", "hints"),
 )
 def empty_state(
     *,
@@ -347,11 +365,11 @@ def empty_state(
     vocab: Vocabulary,
     count: int,
     room: int,
-    size: int,
+    pages: int,
     hints: int = 0,
 ) -> DecodeState:
-    """A state of `count` empty slots, each for `size` tokens in the cache, `room` new tokens and
-    `hints` tokens of hints."""
+    """A state of `count` empty slots, each for `room` new tokens and `hints` tokens of hints, and a
+    cache of `pages` pages for each group of devices."""
     zero = jnp.zeros((count,), jnp.int32)
     knobs = Knobs(*(zero.astype(dtype) for dtype in (float, int, float, float, float, int)))
     answers = Answers(
@@ -371,49 +389,52 @@ def empty_state(
         forced=zero,
         hints=jnp.zeros((count, hints), jnp.int32),
     )
-    cache = kv_cache.init_cache(config.decoder, count, size, compute)
+    cache = kv_cache.init_cache(config.decoder, ways((count,), "batch"), pages, compute)
     return DecodeState(replicate(answers), cache)
 
 
 def new_answers(
-    requests: Sequence[tuple[Example, Sampling]],
+    requests: Sequence[tuple[Example, Sampling] | None],
     limits: Sequence[int],
     room: int,
-    count: int,
     vocab: Vocabulary,
     hints: int = 0,
 ) -> Answers:
-    """Answers before their first token: numpy arrays, padded to `count` slots. What the prompts say
-    is in their `hints` tokens of hints."""
-    samplings = [sampling for _, sampling in requests]
+    """Answers before their first token: numpy arrays, an empty one for each None.
 
-    def column(values: Sequence, dtype: type, fill: float = 0) -> np.ndarray:
-        return np.array([*values] + [fill] * (count - len(requests)), dtype)
+    What the prompts say is in their `hints` tokens of hints.
+    """
+    count = len(requests)
+    samplings = [Sampling() if each is None else each[1] for each in requests]
+    prompts = [np.zeros(0, np.int32) if each is None else each[0].ids for each in requests]
+
+    def column(values: Sequence, dtype: type) -> np.ndarray:
+        return np.array([*values], dtype)
 
     seen = np.zeros((count, vocab.size), bool)
     stop_ids = np.full((count, MAX_STOP_IDS), -1, np.int32)
     thinking = np.zeros((count,), bool)
-    for slot, (example, sampling) in enumerate(requests):
-        seen[slot, example.ids] = True
+    for slot, (ids, sampling) in enumerate(zip(prompts, samplings, strict=True)):
+        seen[slot, ids] = True
         stop_ids[slot, : len(sampling.stop_ids)] = sampling.stop_ids
-        marks = [i for i in example.ids if i in (vocab.think_open, vocab.think_close)]
-        thinking[slot] = bool(marks) and marks[-1] == vocab.think_open
-    budgets = [s.thinking_budget for s in samplings]
+        marks = ids[(ids == vocab.think_open) | (ids == vocab.think_close)]
+        thinking[slot] = len(marks) > 0 and marks[-1] == vocab.think_open
     unlimited = np.iinfo(np.int32).max
+    budgets = [unlimited if s.thinking_budget is None else s.thinking_budget for s in samplings]
     return Answers(
         token=np.zeros((count,), np.int32),
         # `sample` adds one: the first new token comes right after the prompt.
-        position=column([len(e.ids) - 1 for e, _ in requests], np.int32),
+        position=column([len(ids) - 1 for ids in prompts], np.int32),
         output=np.zeros((count, room), np.int32),
         count=np.zeros((count,), np.int32),
-        state=column([RUNNING] * len(requests), np.int32, EMPTY),
+        state=column([EMPTY if each is None else RUNNING for each in requests], np.int32),
         limit=column(limits, np.int32),
         knobs=Knobs(
             temperature=column([s.temperature for s in samplings], np.float32),
             top_k=column([s.top_k for s in samplings], np.int32),
-            top_p=column([s.top_p for s in samplings], np.float32, 1),
+            top_p=column([s.top_p for s in samplings], np.float32),
             min_p=column([s.min_p for s in samplings], np.float32),
-            repetition_penalty=column([s.repetition_penalty for s in samplings], np.float32, 1),
+            repetition_penalty=column([s.repetition_penalty for s in samplings], np.float32),
             seed=column([s.seed % 2**31 for s in samplings], np.int32),
         ),
         stop_ids=stop_ids,
@@ -421,12 +442,9 @@ def new_answers(
         guard=column([s.loop_guard for s in samplings], bool),
         matches=np.zeros((count, _LOOP_PERIODS), np.int32),
         thinking=thinking,
-        budget=column([unlimited if b is None else b for b in budgets], np.int32),
+        budget=column(budgets, np.int32),
         forced=np.full((count,), len(vocab.close_thinking), np.int32),
-        hints=np.stack(
-            [right_aligned(said(e.ids, vocab), hints) for e, _ in requests]
-            + [np.full(hints, NOTHING, np.int32)] * (count - len(requests))
-        ),
+        hints=np.stack([right_aligned(said(ids, vocab), hints) for ids in prompts]),
     )
 
 

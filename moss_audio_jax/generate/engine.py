@@ -1,16 +1,18 @@
-"""Batched generation: prompts are prefilled in buckets, slots decode together and are refilled.
+"""Generation for requests that come at any time: everybody's way to answers.
 
-Several questions about one clip are a family (`families`). What their prompts share is prefilled
-once and kept until the last of them has a slot; each then runs its own rest.
+A request waits in line until a slot is free and pages of the cache are promised for all that it may
+need. Its sound is heard (`hearing`), its prompt is prefilled in pieces (`piece_tokens`), and
+then its slot is decoded together with the others. What begins like an earlier prompt takes that
+one's pages (`pages`), so a second question about a clip runs its own words only.
 
 The loop over tokens runs on the device (`decode_until`, with drafts `draft_until`). The host acts
-only to refill slots once enough are free, to stream, to look for stop strings, or to see whether
-drafts pay.
+between turns: it admits, prefills, streams, looks for stop strings and sees whether drafts pay.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,55 +20,49 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from moss_audio_jax.audio.lengths import padded_frames
 from moss_audio_jax.config import Compute, ModelConfig
-from moss_audio_jax.data.batch import (
-    MIN_LENGTH,
-    Example,
-    Shape,
-    bucket,
-    make_batch,
-    packed_shape,
-)
+from moss_audio_jax.data.batch import Example, bucket, check
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.generate.decode_state import (
     LENGTH,
     LOOP,
     RUNNING,
     STOP,
-    Answers,
     DecodeState,
     decode_until,
     draft_until,
     empty_state,
-    encode,
     end,
     extend,
-    insert,
     new_answers,
     prefill,
     right_aligned,
     said,
-    take_slots,
 )
 from moss_audio_jax.generate.drafts import Pace, Scribe, pieces_heard
-from moss_audio_jax.generate.families import PREFILL_TOKENS, Family, Queue
+from moss_audio_jax.generate.hearing import Heard, Hearing
+from moss_audio_jax.generate.pages import Pages, digest_of, marks_of, page_keys, text_marks
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import Vocabulary
-from moss_audio_jax.models.cache import Cache, length_of, slots_of
+from moss_audio_jax.models.cache import NOWHERE, PAGE, pages_for
 from moss_audio_jax.models.decoder import unrolled
 from moss_audio_jax.sharding import ways
 
 FINISH_REASON = {STOP: "stop", LENGTH: "length", LOOP: "loop"}
+TOGETHER = 8  # prompts that are prefilled in one row, at most
 
+_SMALLEST = 64  # tokens of a row
 _STOP_STRING_STEPS = 16  # tokens between two searches for stop strings
 _STEPS_AHEAD, _LEAST_REACH = 32, 128  # see `_reach`
+_WORTH = 4  # a beginning of so many parts of a prompt is taken from another one
 _WRITTEN = 4  # tokens of transcripts for one of audio, at most
-_MIN_REST = 32  # the smallest bucket of tokens after a shared beginning
 
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """Token ids of one answer without its stop token, and why it ended: stop, length or loop."""
+    """Token ids of one answer without its stop token, and why it ended: stop, length, loop,
+    cancelled, or error if the engine died."""
 
     ids: list[int]
     finish_reason: str
@@ -80,6 +76,53 @@ class Progress(NamedTuple):
     output: Output | None
 
 
+class Size(NamedTuple):
+    """What the decode state is made for.
+
+    Attributes:
+      slots: answers that are decoded together.
+      pages: of the cache, in each group of devices.
+      room: new tokens of one answer.
+      hints: tokens of hints for drafts.
+    """
+
+    slots: int
+    pages: int
+    room: int
+    hints: int = 0
+
+
+@dataclasses.dataclass(eq=False)
+class Asked:
+    """A request, and how far it is."""
+
+    number: int
+    example: Example
+    sampling: Sampling
+    limit: int  # new tokens
+    digests: list[bytes]  # of its clips
+    marks: np.ndarray  # [L, 3]
+    keys: list[bytes]  # of its whole pages
+    each_token: bool  # is somebody told of every token?
+    slot: int = -1
+    pages: list[int] = dataclasses.field(default_factory=list)
+    promised: int = 0
+    learnt: int = 0  # its first pages that are known to `Pages`
+    done: int = 0  # tokens of the prompt that are in the cache
+    heard: list[Heard | None] = dataclasses.field(default_factory=list)
+    count: int = 0  # tokens of the answer
+    told: int = 0  # of these
+
+    @property
+    def length(self) -> int:
+        return len(self.example.ids)
+
+    @property
+    def tokens(self) -> int:
+        """The most that it may hold in the cache."""
+        return self.length + self.limit
+
+
 class Engine:
     """Generates answers with one set of parameters.
 
@@ -89,8 +132,10 @@ class Engine:
       vocab: special ids; its `size` is the model's vocabulary.
       mesh: as `sharding.serving_mesh` makes it.
       decode: ids -> text, for stop strings; None if there is no tokenizer.
-      slots: answers that are decoded together.
+      slots: answers that are decoded together by `run`.
       scribe: of the CTC head that lies beside the model, for drafts; None if there is none.
+      size: what the state is made for, once and for all; None: for the requests of each `run`.
+      hearing: the encoder's outputs, if they are shared with others; None: its own.
     """
 
     def __init__(
@@ -103,14 +148,32 @@ class Engine:
         decode: Callable[[list[int]], str] | None = None,
         slots: int = 16,
         scribe: Scribe | None = None,
+        size: Size | None = None,
+        hearing: Hearing | None = None,
     ) -> None:
         with jax.set_mesh(mesh):
             self._params = unrolled(params)
+        self._config, self._vocab, self._mesh = config, vocab, mesh
         self._static = {"config": config, "compute": compute, "vocab": vocab}
-        self._mesh = mesh
         self._decode = decode
         self._slots = slots
         self._scribe = scribe
+        self.hearing = hearing or Hearing(params["audio_encoder"], config.encoder, compute)
+        self._numbers = itertools.count(1)
+        self._line: list[Asked] = []
+        self._owner: list[Asked | None] = []  # of each slot
+        self._groups: list[Pages] = []
+        self._state: DecodeState | None = None
+        self._size: Size | None = None
+        self._pace: Pace | None = None
+        self._patient, self._sampled = True, True
+        self._piece = piece_tokens(mesh.devices.flat[0].platform)
+        self.counts = dict.fromkeys(("prompt_tokens", "cached_tokens", "new_tokens", "turns"), 0)
+        if size is not None:
+            self._make(size)
+            self._patient = False
+
+    # --- requests ------------------------------------------------------------------------------
 
     def run(
         self,
@@ -143,108 +206,528 @@ class Engine:
         self, requests: Sequence[tuple[Example, Sampling]], each_token: bool
     ) -> Iterator[Progress]:
         """The work of `run` bit by bit: after every token, or whenever the device loop returns."""
-        work = self._progress(requests, each_token) if requests else iter(())
-        while True:
-            with jax.set_mesh(self._mesh):  # not around the yield: there the mesh is the caller's
-                told = next(work, None)
-            if told is None:
-                return
-            yield from told
+        asked = [self._asked(*request, each_token) for request in requests]
+        if not asked:
+            return
+        self._fit(asked)
+        number = {one.number: at for at, one in enumerate(asked)}
+        # Costly prompts first, so that short ones fill the end; questions about one clip together.
+        self._line += sorted(asked, key=lambda one: (-len(one.marks), one.digests))
+        try:
+            while self.busy:
+                for one in self.step():
+                    yield one._replace(number=number[one.number])
+        finally:
+            for one in asked:  # what is left if the caller stops early
+                self.cancel(one.number)
 
-    def _progress(self, requests, each_token) -> Iterator[list[Progress]]:
-        max_positions = self._static["config"].decoder.max_positions
-        for example, _ in requests:
-            if len(example.ids) >= max_positions:
-                raise InputError(
-                    f"the prompt has {len(example.ids)} tokens, but the model has "
-                    f"{max_positions} positions; shorten the audio or the text"
-                )
-        limits = [min(s.max_new_tokens, max_positions - len(e.ids)) for e, s in requests]
-        slots_count = bucket(min(self._slots, len(requests)))
-        room = bucket(max(limits), 64)
-        size = bucket(
-            max(len(e.ids) + n for (e, _), n in zip(requests, limits, strict=True)), MIN_LENGTH
-        )
-        pace = Pace(slots_count) if any(s.drafts for _, s in requests) else None
-        scribe, hints = self._scribe if pace else None, 0
-        if pace:
-            hints = bucket(max(self._hints(e, scribe is not None) for e, _ in requests), MIN_LENGTH)
-        decoding = empty_state(**self._static, count=slots_count, room=room, size=size, hints=hints)
-        static = self._static | {"sampled": any(s.temperature > 0 for _, s in requests)}
-        prefiller = _Prefiller(self._params, static, requests, limits, room, size, hints, scribe)
-        watched = [bool(s.stop) and self._decode is not None for _, s in requests]
-        owner: list[int | None] = [None] * slots_count  # the request in each slot
-        count = np.zeros(slots_count, int)  # tokens of its answer so far
-        heard = np.zeros(len(requests), int)  # tokens of each request that were told
-        while prefiller or any(number is not None for number in owner):
-            free = [slot for slot, number in enumerate(owner) if number is None]
-            if prefiller and free:
-                taken, new = prefiller.take(len(free))
-                at = np.full(new.answers.token.shape, slots_count)
-                at[: len(taken)] = free[: len(taken)]
-                decoding = insert(decoding, new, at)
-                del new  # its cache is as large as a prefill
-                for slot, number in zip(free, taken, strict=False):
-                    owner[slot] = number
-            else:
-                width, steps = pace.next(max(limits)) if pace else (1, max(limits))
-                if each_token:
-                    steps = 1
-                elif any(number is not None and watched[number] for number in owner):
-                    steps = min(steps, max(1, _STOP_STRING_STEPS // width))
-                # Return when a quarter of the slots are done, to refill them or to report them.
-                resting = sum(number is None for number in owner)
-                enough = min(resting + max(1, slots_count // 4), slots_count)
-                # Where the longest answer's next token goes.
-                top = max(
-                    len(requests[number][0].ids) + count[slot] - 1
-                    for slot, number in enumerate(owner)
-                    if number is not None
-                )
-                reach = _reach(top, size)
-                if reach < size:  # beyond that all answers have come to their limits
-                    steps = min(steps, (reach - top) // width)
-                running = [slot for slot, number in enumerate(owner) if number is not None]
-                if width == 1:
-                    decoding = decode_until(
-                        self._params, decoding, steps, enough, reach=reach, **static
-                    )
-                else:
-                    before = count[running].sum()
-                    decoding, passes = draft_until(
-                        self._params, decoding, steps, enough, reach=reach, width=width, **static
-                    )
-                    made, passes = jax.device_get((decoding.answers.count, passes))
-                    pace.told(made[running].sum() - before, int(passes) * len(running))
+    def asked(self, example: Example, sampling: Sampling, each_token: bool = False) -> Asked:
+        """A request for `enter`; any thread may make one.
 
-            state, count, output = jax.device_get(
-                (decoding.answers.state, decoding.answers.count, decoding.answers.output)
+        Raises:
+          InputError: it does not fit the model's positions or the engine's size, or its
+            placeholders and clips disagree.
+        """
+        one = self._asked(example, sampling, each_token)
+        most = min(self._size.pages * PAGE, self._config.decoder.max_positions)
+        if one.length >= most:
+            raise InputError(
+                f"the prompt has {one.length} tokens, but the cache holds {most}; shorten the "
+                "audio or the text"
             )
-            told = []
-            for slot, number in enumerate(owner):
-                if number is None:
-                    continue
-                ids = output[slot, : count[slot]].tolist()
-                reason = int(state[slot])
-                if watched[number]:
-                    cut = self._first_stop(ids, requests[number][1].stop)
-                    if cut is not None:
-                        ids, reason = ids[:cut], STOP
-                        decoding = end(decoding, slot, STOP)
-                ended = None if reason == RUNNING else Output(ids, FINISH_REASON[reason])
-                if each_token:
-                    between = range(heard[number] + 1, len(ids))
-                    told += [Progress(number, ids[:n], None) for n in between]
-                heard[number] = len(ids)
-                told.append(Progress(number, ids, ended))
-                if ended is not None:
-                    owner[slot] = None
-            yield told
+        one.limit = min(one.limit, self._size.room, most - one.length)
+        return one
 
-    def _hints(self, example: Example, heard: bool) -> int:
+    def enter(self, one: Asked) -> int:
+        """Puts a request in line; returns its number."""
+        self._line.append(one)
+        return one.number
+
+    def cancel(self, number: int) -> Progress | None:
+        """Ends a request wherever it is, and frees its place; None if it has ended already."""
+        for one in [*self._line, *self._running]:
+            if one.number == number:
+                return self._end(one, Output(self._ids(one), "cancelled"))
+        return None
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._line or self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have no slot yet."""
+        return len(self._line)
+
+    @property
+    def running(self) -> int:
+        """Requests that have a slot."""
+        return len(self._running)
+
+    @property
+    def slots(self) -> int:
+        return len(self._owner)
+
+    @property
+    def room(self) -> int:
+        """Tokens that the cache has room for."""
+        return sum(group.count for group in self._groups) * PAGE
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """Tokens that the pages in use have room for, and tokens in them."""
+        pages = sum(group.used for group in self._groups) * PAGE
+        tokens = sum(min(one.done + one.count, one.tokens) for one in [*self._owner] if one)
+        return pages, tokens
+
+    def step(self) -> list[Progress]:
+        """One turn: admits who can be admitted, prefills a piece of prompts, decodes some tokens.
+
+        Prompts are prefilled first if the engine is patient, as in `run`. Otherwise a piece of
+        them and some tokens of the running answers take turns.
+        """
+        with jax.set_mesh(self._mesh):
+            self.counts["turns"] += 1
+            self._admit()
+            begun = [one for one in self._running if one.done < one.length]
+            if begun:
+                self._prefill(begun)
+                begun = [one for one in begun if one.done < one.length]
+            if self._patient and (begun or self._admit()):
+                return []
+            if not any(one.done == one.length for one in self._running):
+                return []
+            self._advance()
+            return self._tell()
+
+    # --- before a turn -------------------------------------------------------------------------
+
+    def _asked(self, example: Example, sampling: Sampling, each_token: bool) -> Asked:
+        config, positions = self._config.encoder, self._config.decoder.max_positions
+        check(example, config, self._vocab.audio_token_id)
+        if len(example.ids) >= positions:
+            raise InputError(
+                f"the prompt has {len(example.ids)} tokens, but the model has {positions} "
+                "positions; shorten the audio or the text"
+            )
+        padded = self._padded(example)
+        digests = [digest_of(mel, padded) for mel in example.mels]
+        marks = marks_of(example, digests, self._vocab.audio_token_id)
+        limit = min(sampling.max_new_tokens, positions - len(example.ids))
+        return Asked(
+            next(self._numbers),
+            example,
+            sampling,
+            limit,
+            digests,
+            marks,
+            page_keys(marks),
+            each_token,
+        )
+
+    def _padded(self, example: Example) -> int:
+        config = self._config.encoder
+        chunk = config.chunk_frames if config.attention == "chunked" else None
+        return padded_frames([mel.shape[1] for mel in example.mels], chunk)
+
+    def _fit(self, asked: Sequence[Asked]) -> None:
+        """Makes the state anew if it is not made for these requests. Nothing may be running."""
+        slots = bucket(min(self._slots, len(asked)))
+        with jax.set_mesh(self._mesh):
+            groups = ways((slots,), "batch")
+        # Room for one answer more than there are slots: for what is kept.
+        each = pages_for(bucket(max(one.tokens for one in asked), _LEAST_REACH))
+        pages = (slots // groups + 1) * each
+        hints, drafts = 0, any(one.sampling.drafts for one in asked)
+        if drafts:
+            hints = bucket(max(self._hints(one.example) for one in asked), 64)
+        size = Size(slots, pages, bucket(max(one.limit for one in asked), 64), hints)
+        old = self._size
+        if old is None or old.slots != slots or any(a < b for a, b in zip(old, size, strict=True)):
+            self._make(size)
+        self._pace = Pace(slots) if drafts else None
+        self._sampled = any(one.sampling.temperature > 0 for one in asked)
+
+    def _make(self, size: Size) -> None:
+        self._size, self._owner, self._state = size, [None] * size.slots, None
+        with jax.set_mesh(self._mesh):
+            self._groups = [Pages(size.pages) for _ in range(ways((size.slots,), "batch"))]
+            self._state = empty_state(
+                **self._static,
+                count=size.slots,
+                room=size.room,
+                pages=size.pages,
+                hints=size.hints,
+            )
+
+    # --- in line -------------------------------------------------------------------------------
+
+    @property
+    def _running(self) -> list[Asked]:
+        return [one for one in self._owner if one is not None]
+
+    def _group(self, slot: int) -> int:
+        return slot * len(self._groups) // len(self._owner)
+
+    def _admit(self) -> bool:
+        """Gives free slots to those in line, in order; says whether anyone got one.
+
+        Who begins like a prompt that is just being prefilled lets others pass, to take its pages.
+        """
+        waiting = len(self._line)
+        coming: list[set[bytes]] = [set() for _ in self._groups]
+        for one in self._running:
+            coming[self._group(one.slot)].update(one.keys[one.learnt :])
+        for one in [*self._line]:
+            free: dict[int, int] = {}
+            for slot in reversed(range(len(self._owner))):
+                if self._owner[slot] is None:
+                    free[self._group(slot)] = slot
+            if not free:
+                break
+            # The prompt's last token must be run, to know what follows it.
+            keys = one.keys[: (one.length - 1) // PAGE]
+            # A short beginning, such as a system text that all have alike, is not worth a pass over
+            # pages: whole prompts are packed more tightly.
+            worth = one.length / (_WORTH * PAGE)
+            known = {group: self._groups[group].known(keys) for group in free}
+            soon = {group: self._groups[group].known(keys, coming[group]) for group in free}
+            if any(worth <= len(soon[group]) > len(known[group]) for group in free):
+                continue
+            best = max(free, key=lambda g: (len(known[g]), self._groups[g].available))
+            shared = known[best] if worth <= len(known[best]) else []
+            more = pages_for(one.tokens) - len(shared)
+            if not self._groups[best].promise(shared, more):
+                break
+            self._line.remove(one)
+            one.slot, one.pages, one.promised = free[best], [*shared], more
+            one.learnt, one.done = len(shared), len(shared) * PAGE
+            self._owner[one.slot] = one
+            coming[best].update(one.keys[one.learnt :])
+            self.counts["prompt_tokens"] += one.length
+            self.counts["cached_tokens"] += one.done
+            one.heard = [None] * len(one.digests)
+            for clip in self._clips(one, one.done, one.length):
+                one.heard[clip] = self.hearing.get(one.digests[clip])
+                if one.heard[clip] is None:
+                    mel = one.example.mels[clip]
+                    self.hearing.want(one.digests[clip], mel, self._padded(one.example))
+        return len(self._line) < waiting
+
+    def _clips(self, one: Asked, start: int, stop: int) -> list[int]:
+        """The clips that have tokens among start..stop of a prompt."""
+        sound = one.marks[start:stop]
+        sound = sound[one.example.ids[start:stop] == self._vocab.audio_token_id]
+        wanted = {row.tobytes() for row in np.unique(sound[:, 1:], axis=0)}
+        return [clip for clip, digest in enumerate(one.digests) if digest in wanted]
+
+    # --- prefill -------------------------------------------------------------------------------
+
+    def _prefill(self, begun: Sequence[Asked]) -> None:
+        """Prefills whole prompts or pieces, those of the longest waiting first."""
+        begun = sorted(begun, key=lambda one: one.number) if not self._patient else begun
+        ready = []
+        for one in begun:
+            if self._hears(one, min(one.done + self._piece, one.length)):
+                ready.append(one)
+            elif not ready or self._patient:
+                self.hearing.turn()
+                if not self._patient:
+                    return
+                if self._hears(one, min(one.done + self._piece, one.length)):
+                    ready.append(one)
+        if not ready:
+            return
+        if ready[0].done == 0 and ready[0].length <= self._piece:
+            self._prefill_whole(
+                [one for one in ready if one.done == 0 and one.length <= self._piece]
+            )
+        else:
+            self._prefill_pieces([one for one in ready if one.done or one.length > self._piece])
+
+    def _hears(self, one: Asked, stop: int) -> bool:
+        """Whether what the next piece needs of the sound is there."""
+        for clip in self._clips(one, one.done, stop):
+            if one.heard[clip] is None:
+                one.heard[clip] = self.hearing.get(one.digests[clip])
+            if one.heard[clip] is None:  # it may have been dropped since
+                mel = one.example.mels[clip]
+                self.hearing.want(one.digests[clip], mel, self._padded(one.example))
+                return False
+        return True
+
+    def _prefill_whole(self, ready: Sequence[Asked]) -> None:
+        groups = len(self._groups)
+        rows: list[list[Asked]] = [[] for _ in range(groups)]
+        used = [0] * groups
+        for one in ready:
+            group = self._group(one.slot)
+            if used[group] + one.length <= self._piece and len(rows[group]) < TOGETHER:
+                rows[group].append(one)
+                used[group] += one.length
+        each = 1 if max(map(len, rows)) == 1 else TOGETHER
+        tokens = -(-max(used) // _SMALLEST) * _SMALLEST
+        batch = self._batch(groups, tokens)
+        reach = pages_for(tokens)
+        tables = np.full((groups, each, reach), NOWHERE, np.int32)
+        placed: list[Asked | None] = [None] * (groups * each)
+        for group, row in enumerate(rows):
+            at = 0
+            for segment, one in enumerate(row):
+                here = slice(at, at + one.length)
+                self._lay(batch, (group, here), one, 0, one.length)
+                batch["segment_ids"][group, here] = segment + 1
+                batch["positions"][group, here] = np.arange(one.length)
+                self._grow(one, one.length)
+                tables[group, segment, : len(one.pages)] = one.pages
+                placed[group * each + segment] = one
+                at += one.length
+        self._run(prefill, batch, tables, placed)
+
+    def _prefill_pieces(self, ready: Sequence[Asked]) -> None:
+        groups = len(self._groups)
+        width = _SMALLEST
+        while width < min(ready[0].length - ready[0].done, self._piece):
+            width *= 2
+        most = max(1, self._piece // width)
+        rows: list[list[Asked]] = [[] for _ in range(groups)]
+        for one in ready:
+            row = rows[self._group(one.slot)]
+            fits = one.length - one.done <= width or one is ready[0]
+            if len(row) < most and (fits or width == self._piece):
+                row.append(one)
+        each = bucket(max(map(len, rows)))
+        batch = self._batch(groups * each, width)
+        start = np.zeros(groups * each, np.int32)
+        placed: list[Asked | None] = [None] * (groups * each)
+        for group, row in enumerate(rows):
+            for at, one in enumerate(row, group * each):
+                stop = min(one.done + width, one.length)
+                here = slice(0, stop - one.done)
+                self._lay(batch, (at, here), one, one.done, stop)
+                batch["segment_ids"][at, here] = 1
+                start[at] = one.done
+                self._grow(one, stop)
+                placed[at] = one
+        reach = max(one.done for one in placed if one) + width
+        reach = pages_for(_reach(reach, self._reach_most))
+        tables = np.full((groups * each, reach), NOWHERE, np.int32)
+        for at, one in enumerate(placed):
+            if one:
+                tables[at, : len(one.pages)] = one.pages[:reach]
+        del batch["positions"]
+        self._run(extend, batch, tables, placed, start)
+
+    def _run(
+        self,
+        program: Callable[..., DecodeState],
+        batch: dict[str, np.ndarray],
+        tables: np.ndarray,
+        placed: Sequence[Asked | None],
+        *start: np.ndarray,
+    ) -> None:
+        """Runs a prefill, whose prompts stand in `placed`."""
+        count = len(placed)
+        # The tokens of a row that holds sound are its own features: see `_batch`.
+        audio = batch.pop("features"), batch.pop("taps")
+        audio = audio if (batch["audio_index"] >= 0).any() else None
+        slots = np.full(count, len(self._owner), np.int32)
+        requests: list[tuple[Example, Sampling] | None] = [None] * count
+        lengths = batch["segment_ids"].sum(axis=1)
+        for at, one in enumerate(placed):
+            if one is None:
+                continue
+            one.done = min(one.length, one.done + int(lengths[at])) if start else one.length
+            if one.done == one.length:
+                slots[at] = one.slot
+                requests[at] = one.example, one.sampling
+            self._learn(one)
+        limits = [one.limit if one else 0 for one in placed]
+        answers = new_answers(requests, limits, self._size.room, self._vocab, self._size.hints)
+        if self._size.hints:
+            for at, one in enumerate(placed):
+                if one and one.digests and one.sampling.drafts:
+                    answers.hints[at] = self._hint(one)
+        self._state = program(
+            self._params,
+            self._state,
+            batch,
+            tables,
+            answers,
+            slots,
+            *start,
+            audio,
+            **self._static,
+            sampled=self._sampled,
+        )
+
+    def _batch(self, rows: int, tokens: int) -> dict[str, np.ndarray]:
+        """Empty rows. What an audio token is stands at the token's own place in the row."""
+        encoder = self._config.encoder
+        dtype = np.dtype(self._static["compute"].dtype)
+        taps = len(encoder.tap_layers)
+        return {
+            "tokens": np.zeros((rows, tokens), np.int32),
+            "positions": np.zeros((rows, tokens), np.int32),
+            "segment_ids": np.zeros((rows, tokens), np.int32),
+            "audio_index": np.full((rows, tokens), -1, np.int32),
+            "features": np.zeros((rows, tokens, encoder.output_dim), dtype),
+            "taps": np.zeros((taps, rows, tokens, encoder.output_dim), dtype),
+        }
+
+    def _lay(
+        self,
+        batch: dict[str, np.ndarray],
+        at: tuple[int, slice],
+        one: Asked,
+        start: int,
+        stop: int,
+    ) -> None:
+        """Writes the tokens start..stop of a prompt to a place of the batch."""
+        row, here = at
+        batch["tokens"][row, here] = one.example.ids[start:stop]
+        marks = one.marks[start:stop]
+        sound = one.example.ids[start:stop] == self._vocab.audio_token_id
+        for clip in self._clips(one, start, stop):
+            digest = np.frombuffer(one.digests[clip], np.uint64)
+            mine = sound & (marks[:, 1:] == digest).all(axis=1)
+            place = here.start + np.flatnonzero(mine)
+            token = marks[mine, 0].astype(int)
+            batch["audio_index"][row, place] = place
+            batch["features"][row, place] = one.heard[clip].features[token]
+            batch["taps"][:, row, place] = one.heard[clip].taps[:, token]
+
+    def _grow(self, one: Asked, tokens: int) -> None:
+        """Takes the pages that so many tokens need."""
+        group = self._groups[self._group(one.slot)]
+        while len(one.pages) < pages_for(tokens):
+            one.pages.append(group.take())
+            one.promised -= 1
+
+    def _learn(self, one: Asked) -> None:
+        """Lets others use the pages whose tokens are in the cache."""
+        while one.learnt < min(one.done // PAGE, len(one.keys)):
+            group = self._groups[self._group(one.slot)]
+            group.learn(one.pages[one.learnt], one.keys[one.learnt])
+            one.learnt += 1
+
+    # --- decoding ------------------------------------------------------------------------------
+
+    @property
+    def _reach_most(self) -> int:
+        """The most tokens that one answer holds."""
+        return min(self._size.pages * PAGE, self._config.decoder.max_positions)
+
+    def _advance(self) -> None:
+        """Decodes some tokens of every running answer."""
+        running = [one for one in self._running if one.done == one.length]
+        slots = len(self._owner)
+        pace = self._pace
+        width, steps = pace.next(self._size.room) if pace else (1, self._size.room)
+        if any(one.each_token for one in running):
+            steps = 1
+        elif any(one.sampling.stop for one in running) and self._decode is not None:
+            steps = min(steps, max(1, _STOP_STRING_STEPS // width))
+        if not self._patient:
+            steps = min(steps, _STEPS_AHEAD // width)
+        # Return when a quarter of the slots are done, to refill them or to report them.
+        resting = slots - len(running)
+        enough = min(resting + max(1, slots // 4), slots)
+        # Where the longest answer's next token goes.
+        top = max(one.length + one.count for one in running)
+        reach = _reach(top + width, self._reach_most)
+        steps = max(1, min(steps, (reach - top) // width))
+        tables = np.full((slots, pages_for(reach)), NOWHERE, np.int32)
+        for one in running:
+            self._grow(one, min(one.length + one.count + steps * width, one.tokens))
+            tables[one.slot, : len(one.pages)] = one.pages[: tables.shape[1]]
+        static = self._static | {"sampled": self._sampled}
+        numbers = np.int32(steps), np.int32(enough)
+        if width == 1:
+            self._state = decode_until(self._params, self._state, tables, *numbers, **static)
+            return
+        self._state, passes = draft_until(
+            self._params, self._state, tables, *numbers, width=width, **static
+        )
+        made, passes = jax.device_get((self._state.answers.count, passes))
+        told = sum(int(made[one.slot]) - one.count for one in running)
+        pace.told(told, int(passes) * len(running))
+
+    def _tell(self) -> list[Progress]:
+        """What is new since the last turn."""
+        answers = self._state.answers
+        state, count, output = jax.device_get((answers.state, answers.count, answers.output))
+        told = []
+        for one in [one for one in self._running if one.done == one.length]:
+            slot = one.slot
+            ids, reason = output[slot, : count[slot]].tolist(), int(state[slot])
+            self.counts["new_tokens"] += len(ids) - one.count
+            one.count = len(ids)
+            if one.sampling.stop and self._decode is not None:
+                cut = self._first_stop(ids, one.sampling.stop)
+                if cut is not None:
+                    ids, reason = ids[:cut], STOP
+                    if int(state[slot]) == RUNNING:
+                        self._state = end(self._state, slot, STOP)
+            if one.each_token:
+                told += [Progress(one.number, ids[:n], None) for n in range(one.told + 1, len(ids))]
+            new = len(ids) > one.told
+            one.told = len(ids)
+            if reason != RUNNING:
+                told.append(self._end(one, Output(ids, FINISH_REASON[reason])))
+            elif new or not one.each_token:
+                told.append(Progress(one.number, ids, None))
+        return told
+
+    def _end(self, one: Asked, output: Output) -> Progress:
+        """Frees a request's place."""
+        if one in self._line:
+            self._line.remove(one)
+        elif self._owner[one.slot] is one:
+            if output.finish_reason == "cancelled" and one.done == one.length:
+                self._state = end(self._state, one.slot, STOP)
+            group = self._groups[self._group(one.slot)]
+            # The last token of an answer may not be in the cache.
+            inside = one.length + one.count - 1
+            if one.done == one.length and inside // PAGE > len(one.keys):
+                ids = np.array(self._ids(one)[: inside - one.length])
+                one.keys = page_keys(np.concatenate([one.marks, text_marks(ids)]), one.keys)
+                one.done = inside
+            self._learn(one)
+            group.release(one.pages, one.promised)
+            self._owner[one.slot] = None
+        return Progress(one.number, output.ids, output)
+
+    def _ids(self, one: Asked) -> list[int]:
+        """The answer so far."""
+        if self._state is None or one.done < one.length or one.slot < 0:
+            return []
+        return np.asarray(self._state.answers.output)[one.slot, : one.count].tolist()
+
+    # --- words ---------------------------------------------------------------------------------
+
+    def _hints(self, example: Example) -> int:
         """Room for the hints about one answer."""
-        words = len(said(example.ids, self._static["vocab"]))
+        words = len(said(example.ids, self._vocab))
+        heard = self._scribe is not None
         return words + heard * _WRITTEN * (len(example.ids) - words)
+
+    def _hint(self, one: Asked) -> np.ndarray:
+        """What was heard in a prompt, as transcripts, and its text."""
+        text = said(one.example.ids, self._vocab)
+        written = []
+        if self._scribe is not None:
+            written = self._scribe.write(self._pieces(one))
+        return right_aligned([*written, *text], self._size.hints)
+
+    def _pieces(self, one: Asked) -> np.ndarray:
+        """The word piece that is heard at each audio token of a prompt, int [n]."""
+        heard = [self.hearing.get(digest) for digest in one.digests]
+        if None in heard:  # its pages were known, and what was heard is no longer kept
+            return np.zeros(0, int)
+        features = np.concatenate([each.features for each in heard])
+        padded = np.pad(features, [(0, bucket(len(features), 64) - len(features)), (0, 0)])
+        return np.asarray(pieces_heard(self._scribe.ear, padded))[: len(features)]
 
     def _first_stop(self, ids: list[int], stops: tuple[str, ...]) -> int | None:
         """The number of ids before the text first holds a stop string, or None if it never does."""
@@ -260,165 +743,18 @@ class Engine:
         return high
 
 
-def _reach(top: int, size: int) -> int:
-    """Positions that the next steps read of a cache with `size`: all, half, a quarter and so on.
+def piece_tokens(platform: str) -> int:
+    """Tokens of prompts that are prefilled together in one row, at most.
+
+    Others wait for it, so it is no larger than what keeps a device busy.
+    """
+    return 512 if platform == "cpu" else 2048
+
+
+def _reach(top: int, most: int) -> int:
+    """Tokens that the next steps may hold and read, of an answer that may hold `most`.
 
     A step reads what it may reach, and most answers end long before their limit. Each size is its
     own program. Some steps beyond `top` have room, so that the device loop does not return at once.
     """
-    while size % 2 == 0 and size // 2 >= max(top + _STEPS_AHEAD, _LEAST_REACH):
-        size //= 2
-    return size
-
-
-class _Waiting(NamedTuple):
-    """A request whose prompt's beginning has been prefilled."""
-
-    number: int
-    slot: int  # of the prefixes' cache
-    begin: int  # tokens that are in there
-    heard: list[int]  # what was heard, as transcripts
-
-
-class _Prefiller:
-    """Prompts that wait for slots; true as long as there are any.
-
-    The slots have space for `room` new tokens, `size` tokens in the cache and `hints` of hints.
-    """
-
-    def __init__(
-        self,
-        params: Any,
-        static: dict[str, Any],
-        requests: Sequence[tuple[Example, Sampling]],
-        limits: Sequence[int],
-        room: int,
-        size: int,
-        hints: int,
-        scribe: Scribe | None,
-    ) -> None:
-        # A prompt attends to its own keys and values unrounded, in one pass or in two; only the
-        # slots' cache rounds them.
-        compute = dataclasses.replace(static["compute"], quantize="none")
-        self._params, self._static = params, static | {"compute": compute}
-        self._config, self._vocab = static["config"], static["vocab"]
-        self._requests, self._limits = requests, limits
-        self._room, self._size, self._hints = room, size, hints
-        self._scribe = scribe
-        examples = [example for example, _ in requests]
-        self._queue = Queue(examples, self._config.encoder, self._vocab.audio_token_id)
-        self._prefixes: Cache | None = None  # of the families that have members waiting
-        self._waiting: list[_Waiting] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._waiting or self._queue)
-
-    def take(self, free: int) -> tuple[list[int], DecodeState]:
-        """Prefills up to `free` requests: their numbers, and new slots that hold them."""
-        if not self._waiting:
-            families = self._queue.take(free)
-            if not families[0].shared:
-                numbers = [family.members[0] for family in families]
-                new, heard = self._prefill(numbers, [len(self._ids(i)) for i in numbers])
-                return numbers, self._hinted(new, numbers, heard)
-            self._begin(families)
-        return self._extend(free)
-
-    def _ids(self, number: int) -> np.ndarray:
-        return self._requests[number][0].ids
-
-    def _prefill(
-        self, numbers: Sequence[int], lengths: Sequence[int]
-    ) -> tuple[DecodeState, list[list[int]]]:
-        """Prefills the first tokens of some prompts, padded to a bucket of slots. Also says what
-        was heard in each."""
-        encoder = self._config.encoder
-        examples = [
-            Example(self._ids(number)[:length], self._requests[number][0].mels)
-            for number, length in zip(numbers, lengths, strict=True)
-        ]
-        slots = bucket(len(examples))
-        rows = ways((slots,), "batch")  # one for each group of devices
-        each = slots // rows
-        packed = [examples[each * row : each * (row + 1)] for row in range(rows)]
-        shape = packed_shape(packed, encoder, each)
-        length = min(bucket(max(lengths), MIN_LENGTH), self._config.decoder.max_positions)
-        if each == 1:
-            shape = dataclasses.replace(shape, tokens=length)
-        batch = make_batch(packed, shape, encoder, self._vocab.audio_token_id)
-        audio = None
-        if shape.chunks:
-            sound = (batch[name] for name in ("mels", "frames"))
-            compute = self._static["compute"]
-            audio = encode(self._params["audio_encoder"], *sound, config=encoder, compute=compute)
-        answers = self._answers(numbers, slots)
-        new = prefill(self._params, batch, answers, audio, length=length, **self._static)
-        if self._scribe is None or audio is None:
-            return new, [[] for _ in numbers]
-        heard, written = np.asarray(pieces_heard(self._scribe.ear, audio[0])), []
-        for slot in range(len(numbers)):
-            row, segment = divmod(slot, each)
-            index = batch["audio_index"][row, batch["segment_ids"][row] == segment + 1]
-            written.append(self._scribe.write(heard[row, index[index >= 0]]))
-        return new, written
-
-    def _hinted(
-        self, new: DecodeState, numbers: Sequence[int], heard: Sequence[list[int]]
-    ) -> DecodeState:
-        """New slots that know what was heard in their prompts."""
-        if not any(heard):
-            return new
-        hints = np.array(new.answers.hints)
-        for slot, (number, written) in enumerate(zip(numbers, heard, strict=True)):
-            text = said(self._ids(number), self._vocab)
-            hints[slot] = right_aligned([*written, *text], self._hints)
-        return new._replace(answers=new.answers._replace(hints=hints))
-
-    def _begin(self, families: Sequence[Family]) -> None:
-        """Prefills what the members of each family share. All members wait afterwards."""
-        # Reuses the program for whole prompts and only keeps its cache: one less to compile.
-        numbers, lengths = [f.members[0] for f in families], [f.shared for f in families]
-        new, heard = self._prefill(numbers, lengths)
-        self._prefixes = new.cache
-        self._waiting = [
-            _Waiting(number, slot, family.shared, heard[slot])
-            for slot, family in enumerate(families)
-            for number in family.members
-        ]
-
-    def _extend(self, free: int) -> tuple[list[int], DecodeState]:
-        """Prefills the rests of up to `free` prompts that wait."""
-        rests = [len(self._ids(each.number)) - each.begin for each in self._waiting[:free]]
-        tokens = bucket(max(rests), _MIN_REST)
-        length = min(length_of(self._prefixes) + tokens, self._size)
-        together = min(free, max(1, PREFILL_TOKENS // length))
-        taken, self._waiting = self._waiting[:together], self._waiting[together:]
-        shape = Shape(bucket(len(taken)), tokens, 0, self._config.encoder.chunk_frames)
-        numbers = [each.number for each in taken]
-        texts = [[Example(self._ids(each.number)[each.begin :])] for each in taken]
-        batch = make_batch(texts, shape, self._config.encoder, self._vocab.audio_token_id)
-        slot, begin = np.zeros((2, shape.rows), np.int32)
-        slot[: len(taken)] = [each.slot for each in taken]
-        begin[: len(taken)] = [each.begin for each in taken]
-        cache = take_slots(self._prefixes, slot, length=length)
-        self._release()
-        answers = self._answers(numbers, shape.rows)
-        new = extend(self._params, batch, answers, cache, begin, **self._static)
-        return numbers, self._hinted(new, numbers, [each.heard for each in taken])
-
-    def _release(self) -> None:
-        """Frees the prefixes that no prompt waits for."""
-        needed = sorted({each.slot for each in self._waiting})
-        if not needed:
-            self._prefixes = None
-        elif bucket(len(needed)) < slots_of(self._prefixes):
-            slot = np.zeros(bucket(len(needed)), np.int32)
-            slot[: len(needed)] = needed
-            length = length_of(self._prefixes)
-            self._prefixes = take_slots(self._prefixes, slot, length=length)
-            self._waiting = [each._replace(slot=needed.index(each.slot)) for each in self._waiting]
-
-    def _answers(self, numbers: Sequence[int], count: int) -> Answers:
-        requests = [self._requests[number] for number in numbers]
-        limits = [self._limits[number] for number in numbers]
-        return new_answers(requests, limits, self._room, count, self._vocab, self._hints)
+    return bucket(min(top + _STEPS_AHEAD, most), _LEAST_REACH)

@@ -1,10 +1,19 @@
 """The key/value cache of the decoder: an argument and a result, never hidden state.
 
-Whatever has a cache runs through unrolled layers, so a cache is one `Cache` for each layer.
+Keys and values lie in pages of PAGE tokens each. A table says which pages hold a prompt and its
+answer, so that memory is taken as tokens come, and prompts that begin alike share pages (the idea
+of PagedAttention, arXiv 2309.06180).
+
+Whatever has a cache runs through unrolled layers, so a cache is one `LayerCache` for each layer.
+
+Letters: G groups of devices (`data`), each with pages of its own, N pages of a group, P tokens of
+a page, KV heads, H head size, R rows, of which each group has R / G, T tokens, n pages of a table.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -13,18 +22,18 @@ import jax.numpy as jnp
 from moss_audio_jax.config import Compute, DecoderConfig
 from moss_audio_jax.models.blocks import as_dtype
 from moss_audio_jax.models.quantize import to_int8
+from moss_audio_jax.ops.attention import attention
 from moss_audio_jax.ops.linear import Int8
-from moss_audio_jax.sharding import constrain
+from moss_audio_jax.sharding import constrain, platform
 
-DIMENSIONS = ("batch", "heads", None, None)  # of every leaf, on the mesh
+PAGE = 16  # tokens
+DIMENSIONS = ("batch", "heads", None, None, None)  # of every leaf, on the mesh
 
 
 class LayerCache(NamedTuple):
-    """Keys (rotated) and values of one layer: [B, KV, S, H] each, S tokens of each of B slots.
+    """Keys (rotated) and values of one layer: [G, KV, N, P, H] each.
 
-    In int8 each token's head has a scale, [B, KV, S], in compute's dtype; otherwise None. The token
-    axis is next to H, the order in which the products read it. With the head axis there, of which
-    a device may have two, a TPU would transpose every layer at every step.
+    In int8 each token's head has a scale, [G, KV, N, P], in compute's dtype; otherwise None.
     """
 
     key: jax.Array
@@ -36,9 +45,9 @@ class LayerCache(NamedTuple):
 Cache = tuple[LayerCache, ...]
 
 
-def init_cache(config: DecoderConfig, batch: int, length: int, compute: Compute) -> Cache:
-    """An empty cache for `length` tokens a slot, in compute's dtype or, if it says so, int8."""
-    shape = (batch, config.kv_heads, length, config.head_dim)
+def init_cache(config: DecoderConfig, groups: int, pages: int, compute: Compute) -> Cache:
+    """An empty cache of `pages` pages a group, in compute's dtype or, if it says so, int8."""
+    shape = (groups, config.kv_heads, pages, PAGE, config.head_dim)
     stored = jnp.int8 if compute.quantize == "weights+cache" else as_dtype(compute)
 
     def layer() -> LayerCache:
@@ -50,89 +59,151 @@ def init_cache(config: DecoderConfig, batch: int, length: int, compute: Compute)
     return pin(tuple(layer() for _ in range(config.layers)))
 
 
-def slots_of(cache: Cache) -> int:
+def pages_for(tokens: int) -> int:
+    """How many pages hold so many tokens."""
+    return -(-tokens // PAGE)
+
+
+def groups_of(cache: Cache) -> int:
     return cache[0].key.shape[0]
 
 
-def length_of(cache: Cache) -> int:
+def pages_of(cache: Cache) -> int:
+    """The pages of one group."""
     return cache[0].key.shape[2]
 
 
 def pin(cache: Cache) -> Cache:
-    """The cache placed on the mesh: slots over `data`, heads over `tensor`."""
+    """The cache placed on the mesh: groups over `data`, heads over `tensor`."""
     return jax.tree.map(lambda x: constrain(x, *DIMENSIONS[: x.ndim]), cache)
+
+
+def at_positions(tables: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The page and the place in it of tokens at some positions.
+
+    Args:
+      tables: int [R, n].
+      positions: int [R, T]. Beyond the table, the page is one that does not exist.
+
+    Returns:
+      int [R, T] each.
+    """
+    number = positions // PAGE
+    page = jnp.take_along_axis(tables, jnp.minimum(number, tables.shape[1] - 1), axis=1)
+    return jnp.where(number < tables.shape[1], page, NOWHERE), positions % PAGE
+
+
+NOWHERE = 2**30  # a page that no cache has: what is written there is dropped
 
 
 # --- one layer -----------------------------------------------------------------------------------
 
 
-def write_prefix(cache: LayerCache, key: jax.Array, value: jax.Array) -> LayerCache:
-    """Stores key and value [B, T, KV, H] at positions 0..T-1 (T <= S)."""
+def write(
+    cache: LayerCache, place: tuple[jax.Array, jax.Array], key: jax.Array, value: jax.Array
+) -> LayerCache:
+    """Stores key and value [R, T, KV, H] of some tokens at their `place` (`at_positions`).
 
-    def write(old: jax.Array, new: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice(old, new, [0] * old.ndim)
-
-    key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
-    return jax.tree.map(write, cache, _stored(cache, key, value))
-
-
-def write(cache: LayerCache, positions: jax.Array, key: jax.Array, value: jax.Array) -> LayerCache:
-    """Stores key and value [B, T, KV, H] of some tokens of each slot at their positions [B, T].
-
-    Positions beyond the cache are dropped, because finished answers may run past their end.
+    Places on pages that do not exist are dropped.
     """
-    slots, heads = jnp.arange(key.shape[0]), jnp.arange(key.shape[2])
+    groups, heads = cache.key.shape[:2]
+
+    def grouped(x: jax.Array) -> jax.Array:  # [R, T, ...] -> [G, R / G * T, ...]
+        return x.reshape(groups, -1, *x.shape[2:])
+
+    page, inside = (grouped(x)[:, None] for x in place)
     # Heads are indexed one by one, so that each write is [H] and does not force a layout.
-    at = (slots[:, None, None], heads[:, None], positions[:, None])
-    key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+    at = (jnp.arange(groups)[:, None, None], jnp.arange(heads)[:, None], page, inside)
+    key, value = (jnp.swapaxes(grouped(x), 1, 2) for x in (key, value))
     return jax.tree.map(
-        lambda old, new: old.at[at].set(new, mode="drop"), cache, _stored(cache, key, value)
+        lambda old, new: old.at[at].set(new, mode="drop"), cache, stored(cache, key, value)
     )
 
 
-def read(cache: LayerCache, length: int | None = None) -> tuple[jax.Array | Int8, jax.Array | Int8]:
-    """Keys and values, [B, S, KV, H] each, as `attention` takes them; only the first `length`
-    positions if that is given."""
-    first = jax.tree.map(lambda x: jnp.swapaxes(x[:, :, :length], 1, 2), cache)
-    key, value, key_scale, value_scale = first
+def read(cache: LayerCache, tables: jax.Array) -> tuple[jax.Array | Int8, jax.Array | Int8]:
+    """Keys and values of the pages in `tables` [R, n], [R, n * P, KV, H] each, as `attention` takes
+    them. Instead of a page that does not exist it reads another one."""
+    groups = cache.key.shape[0]
+    by_group = tables.reshape(groups, -1, tables.shape[1])
+
+    def take(x: jax.Array) -> jax.Array:  # [G, KV, N, P, ...] -> [R, n * P, KV, ...]
+        taken = jax.vmap(functools.partial(jnp.take, axis=1, mode="clip"))(x, by_group)
+        taken = jnp.moveaxis(taken, 1, 4)  # [G, R / G, n, P, KV, ...]
+        return taken.reshape(len(tables), -1, *taken.shape[4:])
+
+    key, value, key_scale, value_scale = jax.tree.map(take, cache)
     if key_scale is None:
         return key, value
     return Int8(key, key_scale), Int8(value, value_scale)
 
 
-# --- slots ---------------------------------------------------------------------------------------
+def attend(
+    cache: LayerCache, tables: jax.Array, query: jax.Array, positions: jax.Array
+) -> jax.Array:
+    """Attention of a few newest tokens to what the pages hold up to each of them, itself included.
 
+    Args:
+      tables: int [R, n].
+      query: [R, T, N, H].
+      positions: int [R, T].
 
-def insert_slots(cache: Cache, new: Cache, at: jax.Array) -> Cache:
-    """Copies `new`, T tokens each, over the first T positions of the slots `at` [b].
-
-    A number beyond the cache's slots is dropped.
+    Returns:
+      [R, T, N, H] in query's dtype.
     """
+    if platform() != "cpu":
+        return attention(query, *read(cache, tables), causal=True, query_positions=positions)
+    groups = cache.key.shape[0]
 
-    def insert(old: jax.Array, one: jax.Array) -> jax.Array:
-        return old.at[at, :, : one.shape[2]].set(one, mode="drop")
+    def turns(x: jax.Array) -> jax.Array:  # [R, ...] -> [R / G, G, ...]
+        return jnp.swapaxes(x.reshape(groups, -1, *x.shape[1:]), 0, 1)
 
-    return pin(jax.tree.map(insert, cache, new))
-
-
-def store_as(cache: Cache, new: Cache) -> Cache:
-    """`new`, whose keys and values are in compute's dtype, as `cache` stores them."""
-    return tuple(_stored(old, one.key, one.value) for old, one in zip(cache, new, strict=True))
-
-
-def take_slots(cache: Cache, slots: jax.Array, length: int) -> Cache:
-    """A cache of the slots `slots` [b], which may repeat, with room for `length` tokens (at
-    least as many as `cache` has)."""
-
-    def take(x: jax.Array) -> jax.Array:
-        room = [(0, 0)] * x.ndim
-        room[2] = (0, length - x.shape[2])
-        return jnp.pad(jnp.take(x, slots, axis=0), room)
-
-    return pin(jax.tree.map(take, cache))
+    # One row of each group at a time: its keys and values then stay in a core's own caches.
+    row = jax.vmap(_attend_row, in_axes=(0, 0, 0, 0))
+    rows = tuple(map(turns, (tables, query, positions)))
+    out = jax.lax.map(lambda each: row(cache, *each), rows)
+    return jnp.swapaxes(out, 0, 1).reshape(query.shape)
 
 
-def _stored(cache: LayerCache, key: jax.Array, value: jax.Array) -> LayerCache:
+def _attend_row(
+    cache: LayerCache, table: jax.Array, query: jax.Array, positions: jax.Array
+) -> jax.Array:
+    """`attend` for a row of one group: leaves [KV, N, P, ...], [n], [T, N, H], [T].
+
+    For so few queries a CPU multiplies and sums faster than it calls a matrix product.
+    """
+    (tokens, heads, dim), dtype = query.shape, query.dtype
+
+    def take(x: jax.Array | None) -> jax.Array | None:  # [KV, N, P, ...] -> float32 [KV, S, ...]
+        if x is None:
+            return None
+        taken = jnp.take(x, table, axis=1, mode="clip")
+        return taken.reshape(x.shape[0], -1, *x.shape[3:]).astype(jnp.float32)
+
+    key, value, key_scale, value_scale = map(take, cache)
+    query = query.reshape(tokens, key.shape[0], -1, dim).astype(jnp.float32)
+    query = jnp.moveaxis(query, 0, 2)[:, :, :, None]  # [KV, N / KV, T, 1, H]
+    scores = jnp.sum(query * key[:, None, None], axis=-1) / math.sqrt(dim)
+    if key_scale is not None:
+        scores = scores * key_scale[:, None, None]
+    seen = jnp.arange(key.shape[1]) <= positions[:, None]  # [T, S]
+    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+    if value_scale is not None:
+        weights = weights * value_scale[:, None, None]
+    out = jnp.sum(weights[..., None] * value[:, None, None], axis=3)  # [KV, N / KV, T, H]
+    return jnp.moveaxis(out, 2, 0).reshape(tokens, heads, dim).astype(dtype)
+
+
+def as_stored(
+    cache: LayerCache, key: jax.Array, value: jax.Array
+) -> tuple[jax.Array | Int8, jax.Array | Int8]:
+    """Keys and values [R, T, KV, H] as `read` gives them back: rounded if the cache is int8."""
+    if cache.key_scale is None:
+        return key, value
+    key, value, key_scale, value_scale = stored(cache, key, value)
+    return Int8(key, key_scale), Int8(value, value_scale)
+
+
+def stored(cache: LayerCache, key: jax.Array, value: jax.Array) -> LayerCache:
     """Keys and values [..., H] as this cache stores them."""
     if cache.key_scale is None:
         return LayerCache(key.astype(cache.key.dtype), value.astype(cache.value.dtype))

@@ -118,61 +118,62 @@ def prefill(
     config: ModelConfig,
     compute: Compute,
     batch: Batch,
-    length: int,
-    prompts: int = 1,
+    kv: Cache,
+    tables: jax.Array,
     audio: Audio | None = None,
 ) -> tuple[jax.Array, Cache]:
-    """Runs prompts and returns their logits and a cache of their keys and values.
-
-    Prompts are packed: only attention, which takes little of the time, sees each in a row of its
-    own. All else runs over the packed tokens, of which few are padding.
+    """Runs whole prompts and returns their logits and the cache with their keys and values.
 
     Args:
       params: with the decoder's layers unrolled, as in `extend` and `decode_step`.
-      batch: P prompts a row, one after the other (segments 1..P, then 0).
-      length: tokens that the cache made here has room for, at least those of the longest prompt.
-      prompts: P.
-      audio: `encode_audio` of the same batch, if it was computed already.
+      batch: P prompts a row, one after the other (segments 1..P, then 0); a row for each group of
+        the cache.
+      kv: the cache; it is written at the pages of `tables`.
+      tables: int [B, P, n], the pages of each prompt.
+      audio: features and taps at which `audio_index` points; None for a batch of text.
 
     Returns:
-      float32 logits [B * P, V] after each prompt's last token, and the cache of B * P slots.
+      float32 logits [B * P, V] after each prompt's last token, and the cache.
     """
-    audio = encode_audio(params, config, compute, batch) if audio is None else audio
     x, injected = _embed(params, config, compute, batch, audio)
     rows, tokens = batch["tokens"].shape
-    width = min(length, tokens)
+    prompts = tables.shape[1]
     segments, positions = batch["segment_ids"], batch["positions"]
-    number = 1 + jnp.arange(prompts)[:, None]
-    # Tokens of each prompt, and where it starts: [B, P].
-    count = jnp.sum(segments[:, None] == number, axis=-1)
-    start = jnp.cumsum(count, axis=1) - count
-
-    def take(x: jax.Array, at: jax.Array) -> jax.Array:  # x [B, n, ...], at [B, m] -> [B, m, ...]
-        return jnp.take_along_axis(x, at.reshape(rows, -1, *[1] * (x.ndim - 2)), axis=1)
-
-    def apart(x: jax.Array) -> jax.Array:  # [B, T, ...] -> [B * P, width, ...]
-        # Beyond a prompt's end stands the next one, where its padding would be.
-        at = jnp.minimum(start[..., None] + jnp.arange(width), tokens - 1)
-        return x if prompts == 1 else take(x, at).reshape(-1, width, *x.shape[2:])
-
-    def packed(x: jax.Array) -> jax.Array:  # the inverse
-        at = jnp.maximum(segments - 1, 0) * width + positions
-        return x if prompts == 1 else take(x.reshape(rows, -1, *x.shape[2:]), at)
+    # The last token of each prompt: [B, P].
+    count = jnp.sum(segments[:, None] == 1 + jnp.arange(prompts)[:, None], axis=-1)
+    end = jnp.maximum(jnp.cumsum(count, axis=1) - 1, 0)
+    number = jnp.clip(segments - 1, 0, prompts - 1) * tables.shape[2] + positions // cache.PAGE
+    page = jnp.take_along_axis(tables.reshape(rows, -1), number, axis=1)
+    place = jnp.where(segments > 0, page, cache.NOWHERE), positions % cache.PAGE
 
     def last(x: jax.Array) -> jax.Array:  # [B, T, ...] -> [B, P, ...]
-        return take(x, jnp.maximum(start + count - 1, 0))
+        return _take(x, end)
 
     def attend(query, key, value, kv):
-        key, value = apart(key), apart(value)
-        kv = cache.write_prefix(kv, key, value)
-        # Padding is to the right of every prompt, so causality alone hides it.
-        if query.shape[1] != tokens:  # in the last layer
-            query = query.reshape(-1, 1, *query.shape[2:])
-            ends = count.reshape(-1, 1) - 1
-            out = attention(query, key, value, causal=True, query_positions=ends)
-            return out.reshape(rows, prompts, *out.shape[2:]), kv
-        out = attention(apart(query), key, value, causal=True, implementation=compute.attention)
-        return packed(out), kv
+        written = cache.write(kv, place, key, value)
+        key, value = cache.as_stored(kv, key, value)
+        if query.shape[1] == tokens:
+            # A row with one prompt has its padding on the right, where causality hides it.
+            alone = prompts == 1
+            out = attention(
+                query,
+                key,
+                value,
+                causal=True,
+                segment_ids=None if alone else (segments, segments),
+                most_segments=0 if alone else prompts,
+                implementation=compute.attention,
+            )
+            return out, written
+        out = attention(
+            query,
+            key,
+            value,
+            causal=True,
+            segment_ids=(last(segments), segments),
+            query_positions=end,
+        )
+        return out, written
 
     hidden, kv = decoder.decode(
         params["language_model"],
@@ -181,7 +182,7 @@ def prefill(
         x,
         positions,
         attend,
-        cache=cache.init_cache(config.decoder, rows * prompts, length, compute),
+        cache=kv,
         injected=injected,
         keep=last,
     )
@@ -189,35 +190,53 @@ def prefill(
 
 
 def extend(
-    params: Any, config: ModelConfig, compute: Compute, batch: Batch, kv: Cache, start: jax.Array
+    params: Any,
+    config: ModelConfig,
+    compute: Compute,
+    batch: Batch,
+    kv: Cache,
+    tables: jax.Array,
+    start: jax.Array,
+    audio: Audio | None = None,
 ) -> tuple[jax.Array, Cache]:
-    """Runs text that continues what a cache holds, in one pass.
+    """Runs tokens that continue what the cache holds, in one pass.
 
     Args:
-      batch: `tokens` and `segment_ids` [B, T], one text a row, padded on the right; no audio.
-      kv: cache of B rows; a row's positions below its `start` are filled, all others may hold
-        anything.
+      batch: `tokens` and `segment_ids` [B, T], one text a row, padded on the right; with `audio`
+        also `audio_index`.
+      tables: int [B, n], the pages of each row, of which those before its `start` are filled.
       start: int [B], the position of each row's first token here.
+      audio: as in `prefill`.
 
     Returns:
-      float32 logits [B, V] after each row's last token, and the cache with the text in it. Later
-      positions are never read before they are written.
+      float32 logits [B, V] after each row's last token, and the cache with the tokens in it.
     """
-    tokens = batch["tokens"]
-    x = decoder.embed_tokens(params["language_model"], tokens, as_dtype(compute))
-    positions = start[:, None] + jnp.arange(tokens.shape[1])
-    end = jnp.maximum(jnp.sum(batch["segment_ids"] > 0, axis=1, keepdims=True) - 1, 0)
+    tokens = batch["tokens"].shape[1]
+    x, injected = _embed(params, config, compute, batch, audio)
+    here = batch["segment_ids"] > 0
+    positions = start[:, None] + jnp.arange(tokens)
+    page, inside = cache.at_positions(tables, positions)
+    place = jnp.where(here, page, cache.NOWHERE), inside
+    end = jnp.maximum(jnp.sum(here, axis=1, keepdims=True) - 1, 0)
 
     def last(x: jax.Array) -> jax.Array:  # [B, T, ...] -> [B, 1, ...]
-        return jnp.take_along_axis(x, end.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
+        return _take(x, end)
 
     def attend(query, key, value, kv):
-        kv = cache.write(kv, positions, key, value)
-        at = positions if query.shape[1] == tokens.shape[1] else last(positions)
-        return attention(query, *cache.read(kv), causal=True, query_positions=at), kv
+        kv = cache.write(kv, place, key, value)
+        at = positions if query.shape[1] == tokens else last(positions)
+        return attention(query, *cache.read(kv, tables), causal=True, query_positions=at), kv
 
     hidden, kv = decoder.decode(
-        params["language_model"], config.decoder, compute, x, positions, attend, kv, keep=last
+        params["language_model"],
+        config.decoder,
+        compute,
+        x,
+        positions,
+        attend,
+        cache=kv,
+        injected=injected,
+        keep=last,
     )
     return decoder.logits(params, hidden[:, 0]), cache.pin(kv)
 
@@ -229,36 +248,41 @@ def decode_step(
     tokens: jax.Array,
     positions: jax.Array,
     kv: Cache,
-    reach: int | None = None,
+    tables: jax.Array,
 ) -> tuple[jax.Array, Cache]:
     """One token for each row, or several that follow each other.
 
     Args:
       tokens: int [B, T], the newest tokens of each row.
       positions: int [B], that of the first of them.
-      reach: how many of the cache's positions are read, by default all: more than the position of
-        any token whose logits matter.
+      tables: int [B, n], the pages of each row, up to its newest token or further. All of them are
+        read.
 
     Returns:
       float32 logits [B, T, V] after each token, and the cache with the tokens in it.
     """
     x = decoder.embed_tokens(params["language_model"], tokens, as_dtype(compute))
     here = positions[:, None] + jnp.arange(tokens.shape[1])
+    place = cache.at_positions(tables, here)
 
     def attend(query, key, value, kv):
-        written = cache.write(kv, here, key, value)
+        written = cache.write(kv, place, key, value)
         if platform() == "tpu" and tokens.shape[1] == 1:
             # If the cache is written first, a TPU's compiler moves all of it into the core's memory
             # and back. If it is written last, a CPU's compiler copies it.
-            held = cache.read(kv, reach)
+            held = cache.read(kv, tables)
             return decode_attention(query, key, value, *held, positions), written
-        held = cache.read(written, reach)
-        return attention(query, *held, causal=True, query_positions=here), written
+        return cache.attend(written, tables, query, here), written
 
     hidden, kv = decoder.decode(
         params["language_model"], config.decoder, compute, x, here, attend, cache=kv
     )
     return decoder.logits(params, hidden), kv
+
+
+def _take(x: jax.Array, at: jax.Array) -> jax.Array:
+    """x [B, T, ...] at `at` [B, m] -> [B, m, ...]."""
+    return jnp.take_along_axis(x, at.reshape(*at.shape, *[1] * (x.ndim - 2)), axis=1)
 
 
 def _embed(

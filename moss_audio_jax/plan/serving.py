@@ -14,10 +14,10 @@ from jax.sharding import PartitionSpec as P
 
 from moss_audio_jax.audio.lengths import audio_tokens
 from moss_audio_jax.config import Compute, ModelConfig, ProcessorConfig
-from moss_audio_jax.data.batch import Shape, bucket, make_batch, pieces_of
+from moss_audio_jax.data.batch import bucket
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.generate import decode_state
-from moss_audio_jax.generate.families import PREFILL_TOKENS
+from moss_audio_jax.generate.engine import TOGETHER, piece_tokens
 from moss_audio_jax.generate.vocabulary import vocabulary
 from moss_audio_jax.models import cache, decoder, moss_audio
 from moss_audio_jax.models.quantize import held
@@ -49,18 +49,12 @@ class Load:
         """Positions of the cache; rounded as in the engine, like the other sizes here."""
         return bucket(self.prompt_tokens + self.new_tokens, 128)
 
-    def prefill(self, model: ModelConfig) -> Shape:
-        """The shape of the batch of prompts that the engine prefills together."""
-        frames = round(100 * self.audio_seconds)
-        tokens = bucket(self.prompt_tokens, 128)
-        chunked = model.encoder.attention == "chunked"
-        size = model.encoder.chunk_frames
-        return Shape(
-            rows=bucket(min(self.batch, max(1, PREFILL_TOKENS // tokens))),
-            tokens=min(tokens, model.decoder.max_positions),
-            chunks=bucket(len(pieces_of([frames] if frames else [], model.encoder))),
-            frames=size if chunked else size * bucket(-(-frames // size)),
-        )
+    def prefill(self) -> tuple[int, int]:
+        """What the engine prefills at once in each group of devices: so many prompts, and so many
+        tokens of each. Of a long prompt it is the last piece."""
+        piece = piece_tokens("tpu")
+        tokens = min(self.prompt_tokens, piece)
+        return max(1, min(TOGETHER, piece // tokens, self.batch)), tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,33 +129,39 @@ def build(
 
 
 def compile_prefill(serving: Serving) -> Compiled:
-    """Compiles `prefill` of as many prompts as the engine prefills together.
+    """Compiles what the engine prefills at once: whole prompts, or the last piece of a long one.
 
-    The peak is that of this program; the device also holds the decode state.
+    The encoder, a program of its own, is not in it. The peak is that of this program; the device
+    also holds the decode state.
     """
-    shape = serving.load.prefill(serving.model)
+    prompts, tokens = serving.load.prefill()
+    groups = cache.groups_of(serving.state.cache)
+    whole = tokens == serving.load.prompt_tokens
+    rows, width = (groups, prompts * tokens) if whole else (groups * prompts, tokens)
+    encoder, dtype = serving.model.encoder, serving.compute.dtype
+    integers = jax.ShapeDtypeStruct((rows, width), "int32")
+    features = (rows, width, encoder.output_dim)
+    audio = (
+        jax.ShapeDtypeStruct(features, dtype),
+        jax.ShapeDtypeStruct((len(encoder.tap_layers), *features), dtype),
+    )
+    batch = dict.fromkeys(("tokens", "segment_ids", "audio_index"), integers)
+    answers = _state(serving, groups * prompts).answers
+    slots = jax.ShapeDtypeStruct((groups * prompts,), "int32")
+    if whole:
+        program, start = decode_state.prefill, ()
+        batch["positions"] = integers
+        tables = jax.ShapeDtypeStruct((groups, prompts, cache.pages_for(width)), "int32")
+    else:
+        program, start = decode_state.extend, (slots,)
+        pages = cache.pages_for(serving.load.cache_positions)
+        tables = jax.ShapeDtypeStruct((rows, pages), "int32")
+    given = serving.params, serving.state
     with jax.set_mesh(serving.mesh):
-        rows = ways((shape.rows,), "batch")
-    prompts = shape.rows // rows  # packed in a row
-    row = Shape(1, prompts * shape.tokens, prompts * shape.chunks, shape.frames)
-    batch = {
-        name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
-        for name, x in make_batch([], row, serving.model.encoder, 0).items()
-    }
-    compute = dataclasses.replace(
-        serving.compute, quantize="none"
-    )  # its cache is not int8, as in the engine
-    answers = _state(serving, shape.rows).answers
-    with jax.set_mesh(serving.mesh):
-        lowered = decode_state.prefill.lower(
-            serving.params,
-            batch,
-            answers,
-            length=shape.tokens,
-            **serving.static | {"compute": compute},
+        lowered = program.lower(
+            *given, batch, tables, answers, slots, *start, audio, **serving.static
         )
-    given = held_bytes([serving.params, answers])
-    return compile_lowered(lowered, given, serving.mesh.size)
+    return compile_lowered(lowered, held_bytes(given), serving.mesh.size)
 
 
 def compile_decode(serving: Serving) -> Compiled:
@@ -169,15 +169,18 @@ def compile_decode(serving: Serving) -> Compiled:
 
     The peak is that of this program; the device also holds the weights of encoder and adapters.
     """
-    number = jax.ShapeDtypeStruct((), "int32", sharding=NamedSharding(serving.mesh, P()))
+    everywhere = NamedSharding(serving.mesh, P())
+    number = jax.ShapeDtypeStruct((), "int32", sharding=everywhere)
+    shape = bucket(serving.load.batch), cache.pages_for(serving.load.cache_positions)
+    tables = jax.ShapeDtypeStruct(shape, "int32", sharding=everywhere)
     with jax.set_mesh(serving.mesh):
         lowered = decode_state.decode_until.lower(
             serving.params,
             serving.state,
+            tables,
             number,
             number,
             **serving.static,
-            reach=cache.length_of(serving.state.cache),
         )
     given = held_bytes([decoder_params(serving), serving.state])
     return compile_lowered(lowered, given, serving.mesh.size)
@@ -196,15 +199,17 @@ def _of_one_layer(stacked: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 def _state(serving: Serving, count: int) -> decode_state.DecodeState:
     """The decode state, with its shardings, as the engine makes it."""
-    made = jax.eval_shape(
-        functools.partial(
-            decode_state.empty_state,
-            **serving.static,
-            count=count,
-            room=bucket(serving.load.new_tokens, 64),
-            size=serving.load.cache_positions,
+    with jax.set_mesh(serving.mesh):
+        each = count // ways((count,), "batch")
+        made = jax.eval_shape(
+            functools.partial(
+                decode_state.empty_state,
+                **serving.static,
+                count=count,
+                room=bucket(serving.load.new_tokens, 64),
+                pages=each * cache.pages_for(serving.load.cache_positions),
+            )
         )
-    )
 
     def place(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         dimensions = [ACTIVATIONS[name] for name in cache.DIMENSIONS[: leaf.ndim]]

@@ -17,6 +17,8 @@ from typing import Any
 
 import jax
 
+from moss_audio_jax.audio.lengths import audio_tokens
+from moss_audio_jax.models import cache as cache_module
 from moss_audio_jax.models import flops
 from moss_audio_jax.plan.compile import Compiled, held_bytes
 from moss_audio_jax.plan.estimate import METHOD, Estimate, by_kind, estimate
@@ -89,18 +91,19 @@ def assess(
     model, load = serving.model, serving.load
     weights, state = held_bytes(serving.params), held_bytes(serving.state)
     decoder = held_bytes(decoder_params(serving))
-    shape = load.prefill(model)
-    audio = shape.rows * shape.chunks * shape.frames // 8
+    groups = cache_module.groups_of(serving.state.cache)
+    prompts, each = load.prefill()
+    tokens = groups * prompts * each
     head = 2 * model.decoder.hidden_size * model.decoder.vocab_size
-    tokens = shape.rows * shape.tokens
+    seen = 2 * load.prompt_tokens - each  # twice what a token sees on average
+    sound = groups * prompts * min(each, audio_tokens(round(100 * load.audio_seconds)))
     work = (
-        flops.decoder_forward(model.decoder, tokens, shape.tokens)
-        - (tokens - shape.rows) * head  # logits are computed for a prompt's last token only
-        + flops.encoder_forward(model.encoder, shape.rows * shape.chunks, shape.frames)
-        + flops.adapter_forward(model, audio)
+        flops.decoder_forward(model.decoder, tokens, seen)
+        - (tokens - groups * prompts) * head  # logits are computed for last tokens only
+        + flops.adapter_forward(model, sound)
     )
     kernels = bool(prefill.module and prefill.module.kernels())
-    attention = kernels * 2 * model.decoder.heads * model.decoder.head_dim * shape.tokens
+    attention = kernels * 2 * model.decoder.heads * model.decoder.head_dim * seen
     step = decode.module.turn() if decode.module else None
     step_work = flops.decoder_forward(model.decoder, load.batch, 2 * load.cache_positions)
     cache, weights_read = held_bytes(serving.state.cache), _weights_read(serving)
@@ -197,7 +200,7 @@ def _elements(leaf: jax.ShapeDtypeStruct) -> int:
 
 def as_json(plan: ServingPlan) -> dict[str, Any]:
     """The plan as a JSON object; bytes are of one device, FLOPs and tokens of all devices."""
-    load, shape = plan.serving.load, plan.serving.load.prefill(plan.serving.model)
+    load, (prompts, tokens) = plan.serving.load, plan.serving.load.prefill()
     step = plan.decode.estimate
     return {
         "topology": plan.topology.name,
@@ -222,8 +225,8 @@ def as_json(plan: ServingPlan) -> dict[str, Any]:
         },
         "prefill": _program_json(plan.prefill)
         | {
-            "prompts": shape.rows,
-            "tokens": shape.rows * shape.tokens,
+            "prompts": prompts,
+            "tokens": prompts * tokens,
             "model_flops": plan.prefill_flops,
             "modelled_seconds": plan.prefill.estimate and plan.prefill.estimate.seconds,
             "mfu": plan.prefill.estimate and plan.prefill.estimate.mfu,
@@ -245,7 +248,7 @@ def _program_json(program: Program) -> dict[str, Any]:
 
 def table(plan: ServingPlan) -> str:
     """The plan as lines of text."""
-    load, shape = plan.serving.load, plan.serving.load.prefill(plan.serving.model)
+    load, (prompts, tokens) = plan.serving.load, plan.serving.load.prefill()
     sizes = plan.serving.mesh.shape
     mesh = ", ".join(f"{axis} {n}" for axis, n in sizes.items() if n > 1) or "one"
     lines = [
@@ -286,7 +289,8 @@ def table(plan: ServingPlan) -> str:
         for made in plan.copies_once
     ]
     lines.append(
-        f"  a prefill: {shape.rows} prompts of {shape.tokens} tokens, "
+        f"  a prefill: {tokens} tokens of {prompts} prompts in each group of devices, without "
+        "the encoder: "
         f"{plan.prefill_flops / 1e12:,.1f} model TFLOP"
     )
     if e := plan.prefill.estimate:

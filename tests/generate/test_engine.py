@@ -65,7 +65,7 @@ def test_cached_decoding_equals_uncached(model, prompts):
 
 def test_a_second_prompt_in_the_same_buckets_compiles_nothing(model, prompts):
     def programs():
-        jitted = (engine_module.prefill, engine_module.insert, engine_module.decode_until)
+        jitted = (engine_module.prefill, engine_module.extend, engine_module.decode_until)
         return [function._cache_size() for function in jitted]
 
     def ask(ids):
@@ -73,6 +73,7 @@ def test_a_second_prompt_in_the_same_buckets_compiles_nothing(model, prompts):
         model.generate_ids(ids, prompts[1].mels, max_new_tokens=5, temperature=1.0, top_k=3)
 
     ask(prompts[1].ids)
+    ask(prompts[1].ids)  # now its beginning is known
     before = programs()
     ask(np.concatenate([prompts[1].ids, prompts[1].ids[:3]]))
     assert programs() == before
@@ -85,9 +86,9 @@ def test_steps_read_no_more_of_the_cache_than_they_reach(model, prompts, monkeyp
     reaches = []
     decode_until = engine_module.decode_until
 
-    def spy(*args, reach, **static):
-        reaches.append(reach)
-        return decode_until(*args, reach=reach, **static)
+    def spy(params, state, tables, *numbers, **static):
+        reaches.append(tables.shape[1])
+        return decode_until(params, state, tables, *numbers, **static)
 
     monkeypatch.setattr(engine_module, "decode_until", spy)
     monkeypatch.setattr(engine_module, "_LEAST_REACH", 10**6)
@@ -97,7 +98,7 @@ def test_steps_read_no_more_of_the_cache_than_they_reach(model, prompts, monkeyp
     monkeypatch.setattr(engine_module, "_STEPS_AHEAD", 4)
     assert engine(model, slots=3).run(requests) == whole
     assert len(set(reaches)) > 2
-    assert all(max(reaches) % reach == 0 for reach in reaches)
+    assert max(reaches) > 2 * min(reaches)
 
 
 def test_samples_do_not_depend_on_the_batch(model, prompts):

@@ -1,10 +1,10 @@
 """Several questions about one clip: it is encoded once, and answers are as if asked alone."""
 
 import dataclasses
-import weakref
 
 import jax
 import numpy as np
+import paged
 import pytest
 from tiny_model import AUDIO_ID, tone, write_checkpoint, write_wav
 
@@ -16,11 +16,11 @@ from moss_audio_jax.evaluate.benchmarks import Item
 from moss_audio_jax.generate import engine as engine_module
 from moss_audio_jax.generate import request
 from moss_audio_jax.generate.engine import Engine
-from moss_audio_jax.generate.families import Family, find_families
+from moss_audio_jax.generate.pages import Pages, digest_of, marks_of, page_keys
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import Vocabulary
-from moss_audio_jax.models import cache as kv_cache
 from moss_audio_jax.models import encoder, moss_audio
+from moss_audio_jax.models.cache import PAGE
 
 VOCAB = Vocabulary(384, AUDIO_ID, forbidden=(AUDIO_ID, AUDIO_ID + 1, AUDIO_ID + 2))
 MESH = {"data": 4, "tensor": 2}
@@ -76,59 +76,84 @@ def alone(load):
     return outputs
 
 
-def test_families_by_ids_and_clips():
-    mel = clip(16, 0)
-    examples = [
-        ask(mel, [1, 2, 3]),
-        ask(clip(16, 1), [1, 2, 3]),  # other sound
-        ask(mel.copy(), [1, 2]),
-        ask(mel, [1, 2, 3], head=(7, 9)),  # other words before the sound
-        Example(ask(mel, []).ids[:-2], (mel,)),  # ends with the sound
-        ask(mel.astype(np.float64), [1, 2, 3]),
-        Example(np.arange(9)),
-        Example(np.arange(9)),
-        ask(mel, [1, 5]),
+def test_prompts_share_what_is_the_same_up_to_the_end_of_a_page():
+    mel = clip(160, 0)
+    plain = ask(mel, range(20, 40))
+
+    def shared(example):
+        pages = [
+            page_keys(marks_of(each, [digest_of(m, 160) for m in each.mels], AUDIO_ID))
+            for each in (plain, example)
+        ]
+        return [a == b for a, b in zip(*pages, strict=False)]
+
+    assert shared(ask(mel.copy(), range(20, 40))) == [True] * 2
+    assert shared(ask(mel, [*range(20, 26), 50, 51, 52, 53])) == [True, False]
+    assert shared(ask(clip(160, 1), range(20, 40))) == [False, False]  # other sound
+    assert shared(ask(mel, range(20, 40), head=(7, 9))) == [False, False]
+    assert digest_of(mel, 160) != digest_of(mel, 400)  # padded to another length
+    twice = Example(np.tile(plain.ids, 2), plain.mels * 2)
+    other = Example(twice.ids, (plain.mels[0], clip(160, 1)))
+    keys = [
+        page_keys(marks_of(each, [digest_of(m, 160) for m in each.mels], AUDIO_ID))
+        for each in (twice, other)
     ]
-    found = find_families(examples, AUDIO_ID)
-    together = [family for family in found if family.shared]
-    assert together == [Family([0, 2, 8], len(ask(mel, [1]).ids))]
-    assert sorted(family.members for family in found if not family.shared) == [
-        [1],
-        [3],
-        [4],
-        [5],
-        [6],
-        [7],
-    ]
-    # Never all of a prompt: something must be left to run.
-    (twice,) = find_families(examples[:1] * 2, AUDIO_ID)
-    assert twice == Family([0, 1], len(examples[0].ids) - 1)
-    two = [Example(np.tile(e.ids, 2), e.mels * 2) for e in (examples[0], examples[2])]
-    assert find_families(two, AUDIO_ID)[0].shared == 0  # they part between their clips
+    same = [a == b for a, b in zip(*keys, strict=True)]
+    assert same == [True] * 3 + [False] * (len(same) - 3)  # they part in the second clip
+
+
+def test_pages_are_kept_until_others_need_them():
+    pages = Pages(4)
+    assert pages.promise([], 3)
+    assert not pages.promise([], 2)  # one is left
+    first = [pages.take() for _ in range(3)]
+    for page, key in zip(first, (b"a", b"b"), strict=False):
+        pages.learn(page, key)
+    pages.release(first, 0)
+    assert (pages.available, pages.used) == (4, 0)
+    assert pages.known([b"a", b"b", b"c"]) == first[:2]
+    assert pages.known([b"b", b"x"]) == first[1:2]
+    assert pages.promise(first[:1], 3)  # the first one, and three more: all
+    taken = {pages.take() for _ in range(3)}
+    assert taken == {0, 1, 2, 3} - {first[0]}
+    assert pages.known([b"a", b"b"]) == first[:1]  # the second one had to go
+    assert not pages.promise([], 1)
+    pages.release([*taken], 0)
+    assert pages.promise(first[:1], 0)  # used twice
+    pages.release(first[:1], 0)
+    assert pages.used == 1
 
 
 def test_extended_logits_equal_whole_prompts(load):
-    """Prefixes and rests of different lengths in one batch, on 8 devices, within 1e-5."""
-    model = load(MESH)
+    """Prefixes and rests of different lengths in one batch, over four devices, within 1e-5."""
+    model = load({"tensor": 2})
     encoder_config = model.config.encoder
     long, short = clip(500, 0), clip(90, 1)
-    begins = [ask(short, []), ask(long, [])]
+    # No sound in the last page that is not whole.
+    begins = [ask(each, [9] * PAGE) for each in (short, long)]
     row = np.array([1, 0, 1, 1])
     rests = [[30], [20] * 32, [31] * 17, [32, 33]]
     examples = [Example(np.r_[begins[r].ids, t], begins[r].mels) for r, t in zip(row, rests)]  # noqa: B905
-    prefix = make_batch([[e] for e in begins], Shape(2, 128, 2, 400), encoder_config, AUDIO_ID)
-    texts = [[Example(np.array(rest))] for rest in rests]
-    batch = make_batch(texts, Shape(4, 32, 0, 400), encoder_config, AUDIO_ID)
+    prefix = make_batch([begins], Shape(1, 192, 4, 400), encoder_config, AUDIO_ID)
+    # Whole pages of a beginning are shared; what is left of it is run again with each rest.
+    start = np.array([len(begins[r].ids) // PAGE * PAGE for r in row])
+    texts = [[Example(each.ids[at:])] for each, at in zip(examples, start, strict=True)]
+    batch = make_batch(texts, Shape(4, 64, 0, 400), encoder_config, AUDIO_ID)
+    tables = np.zeros((4, 16), int)
+    for at, r in enumerate(row):
+        shared = start[at] // PAGE
+        tables[at, :shared] = 16 * r + np.arange(shared)
+        tables[at, shared : shared + 4] = (8, 12, 24, 28)[at] + np.arange(4)
 
     @jax.jit
-    def in_two(params, prefix, batch, row, start):
-        _, cache = moss_audio.prefill(params, model.config, model.compute, prefix, 128)
-        cache = kv_cache.take_slots(cache, row, 144)
-        return moss_audio.extend(params, model.config, model.compute, batch, cache, start)[0]
+    def in_two(params, prefix, batch, tables, start):
+        _, cache = paged.prefilled(params, model.config, model.compute, prefix, 256, 2)
+        return moss_audio.extend(params, model.config, model.compute, batch, cache, tables, start)[
+            0
+        ]
 
     with jax.set_mesh(model.mesh):
-        start = np.array([len(begins[r].ids) for r in row])
-        found = in_two(model.params, prefix, batch, row, start)
+        found = in_two(model.params, prefix, batch, tables, start)
     whole = [logits[-1] for logits in model.logits_batch([(e.ids, e.mels) for e in examples])]
     np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-5 * np.abs(whole).max())
 
@@ -137,7 +162,8 @@ def test_answers_are_those_of_prompts_alone(load, alone):
     """Greedy, sampled and penalised, while slots are refilled: siblings change nothing."""
     run = engine(load(), 3).run
     assert run(requests()) == alone
-    programs = (engine_module.prefill, engine_module.extend, engine_module.take_slots)
+    assert run(requests()) == alone  # now all are known
+    programs = (engine_module.prefill, engine_module.extend, engine_module.decode_until)
     before = [program._cache_size() for program in programs]
     assert run(requests()) == alone
     assert [program._cache_size() for program in programs] == before
@@ -150,7 +176,7 @@ def test_eight_devices(load, alone):
 
 
 def test_full_attention_and_an_int8_cache(load):
-    """Only the slots' cache is rounded, not the stored prefix."""
+    """A prompt attends to rounded keys and values, in one pass or in two."""
     model = load(encoder_attention="full")
     compute = dataclasses.replace(model.compute, quantize="weights+cache")
     some = [requests()[i] for i in (1, 4, 8)]  # 5 s in one piece
@@ -176,41 +202,38 @@ def test_streams_and_stop_strings(load, alone):
     assert [heard[number] for number in range(len(some))] == [output.ids for output in outputs]
 
 
-def test_the_encoder_hears_a_family_once_and_its_prefix_goes_with_it(load, monkeypatch):
+def test_the_encoder_hears_a_clip_once(load, monkeypatch):
     heard = []  # chunks of every batch the encoder has really run on
-    caches = []
-    encode_rows, start = encoder.encode_rows, engine_module.prefill
+    encode_rows = encoder.encode_rows
 
     def counted(params, config, compute, mels, frames):
         jax.debug.callback(lambda f: heard.append(int((f > 0).any(-1).sum())), frames)
         return encode_rows(params, config, compute, mels, frames)
 
-    def watched(*args, **more):
-        made = start(*args, **more)
-        caches.append(weakref.ref(made.cache[0].key))
-        return made
-
     monkeypatch.setattr(encoder, "encode_rows", counted)
-    monkeypatch.setattr(engine_module, "prefill", watched)
     model = load()
     long, short = clip(500, 0), clip(90, 1)
-    limits = [4, 4, 2, 7, 3]
     prompts = [ask(long, [30]), ask(long.copy(), [31])]
     prompts += [ask(short, [20 + i] * 2) for i in range(3)]
-    held = []
-    outputs = engine(
+    one = engine(
         model,
         2,
         compute=dataclasses.replace(model.compute, encoder_chunks=31),  # traces anew
-    ).run(
-        [(p, Sampling(n, loop_guard=False)) for p, n in zip(prompts, limits, strict=True)],
-        on_done=lambda i, _: held.append((i, sum(cache() is not None for cache in caches))),
     )
+    asked = [(p, Sampling(n, loop_guard=False)) for p, n in zip(prompts, (4, 4, 2, 7, 3))]  # noqa: B905
+    outputs = one.run(asked)
     jax.effects_barrier()
-    assert [len(output.ids) for output in outputs] == limits
-    assert heard == [2, 1]  # 5 s and 0.9 s, in chunks of 4 s; five questions
-    # While the third question about the short clip waits, what it begins with is kept; not longer.
-    assert held == [(0, 0), (1, 0), (2, 1), (4, 0), (3, 0)]
+    assert [len(output.ids) for output in outputs] == [4, 4, 2, 7, 3]
+    assert heard == [2]  # strips of 4 s for 5 s and 0.9 s; five questions
+    # The second question about the long clip runs little more than its own words.
+    whole = sum(len(prompt.ids) for prompt in prompts)
+    assert one.counts["prompt_tokens"] == whole
+    assert one.counts["cached_tokens"] >= len(prompts[0].ids) // PAGE * PAGE
+    assert one.run(asked) == outputs
+    jax.effects_barrier()
+    assert heard == [2]
+    # All pages were given back.
+    assert one.held == (0, 0)
 
 
 def test_an_evaluation_keeps_questions_of_a_clip_together(load, tmp_path, monkeypatch):

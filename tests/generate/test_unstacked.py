@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import paged
 import pytest
 
 import moss_audio_jax as mj
@@ -71,19 +72,20 @@ def test_prefill_extend_and_step_give_the_logits_of_one_pass():
 
     @jax.jit
     def run(params):
-        first, kv = moss_audio.prefill(params, config, model.compute, batch_of(tokens[:20], 24), 32)
+        whole = batch_of(tokens[:20], 24)
+        first, kv = paged.prefilled(params, config, model.compute, whole, 32)
+        piece, tables = batch_of(tokens[20:25], 8), jnp.arange(2)[None]
         more, kv = moss_audio.extend(
-            params, config, model.compute, batch_of(tokens[20:25], 8), kv, jnp.array([20])
+            params, config, model.compute, piece, kv, tables, jnp.array([20])
         )
-        last, kv = moss_audio.decode_step(
-            params, config, model.compute, jnp.array([tokens[25:]]), jnp.array([25]), kv
-        )
+        newest, at = jnp.array([tokens[25:]]), jnp.array([25])
+        last, kv = moss_audio.decode_step(params, config, model.compute, newest, at, kv, tables)
         return (first[0], more[0], last[0, 0]), kv
 
     found, kv = run(model.params)
     assert len(kv) == config.decoder.layers
-    assert kv_cache.length_of(kv) == 32
-    assert kv_cache.slots_of(kv) == 1
+    assert kv_cache.pages_of(kv) == 2
+    assert kv_cache.groups_of(kv) == 1
     stack = model.stacked_params()
     whole = decoder.logits(stack, hidden(stack, model, batch_of(tokens, 26)))[0]
     for logits, at in zip(found, (19, 24, 25), strict=True):
@@ -99,7 +101,7 @@ def test_steps_on_tpus_are_those_elsewhere(model, monkeypatch):
 
     def steps():
         def run(params):  # a function of its own: no program of the other platform
-            _, kv = moss_audio.prefill(params, config, model.compute, batch, 32)
+            _, kv = paged.prefilled(params, config, model.compute, batch, 32)
             found = []
             for at, token in enumerate((3, 77, 300)):
                 logits, kv = moss_audio.decode_step(
@@ -109,7 +111,7 @@ def test_steps_on_tpus_are_those_elsewhere(model, monkeypatch):
                     jnp.array([[token]]),
                     jnp.array([20 + at]),
                     kv,
-                    24,
+                    jnp.arange(2)[None],
                 )
                 found.append(logits[:, 0])
             return jnp.stack(found), kv
@@ -131,12 +133,12 @@ def test_steps_on_tpus_are_those_elsewhere(model, monkeypatch):
 def test_a_step_copies_neither_weights_nor_cache():
     model = mj.MossAudio.load(OWN, "float32")  # int8 a CPU converts beside the product
     count = 5  # of which no other array has the size of a weight or a cache
-    slots = decode_state.empty_state(**static(model), count=count, room=64, size=128)
-    number = jnp.int32(1)
+    slots = decode_state.empty_state(**static(model), count=count, room=64, pages=count * 11)
+    number, tables = jnp.int32(1), jnp.arange(count * 8).reshape(count, 8)
     with jax.set_mesh(model.mesh):
         text = (
             decode_state.decode_until.lower(
-                model.params, slots, number, number, reach=128, **static(model)
+                model.params, slots, tables, number, number, **static(model)
             )
             .compile()
             .as_text()
@@ -144,5 +146,5 @@ def test_a_step_copies_neither_weights_nor_cache():
     layer = jax.tree.leaves(model.params["language_model"]["layers"][0])
     sizes = {x.size for x in layer if x.ndim == 2 and x.shape[0] > 1}
     heads = model.config.decoder
-    sizes.add(count * heads.kv_heads * 128 * heads.head_dim)
+    sizes.add(kv_cache.pages_of(slots.cache) * kv_cache.PAGE * heads.kv_heads * heads.head_dim)
     assert not Module(text, 1).turn().made(sizes)

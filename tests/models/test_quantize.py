@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import paged
 import pytest
 import soundfile
 
@@ -131,26 +132,39 @@ def test_the_cache_gives_back_what_was_stored_within_half_a_step():
         whole[:, :6] = first
         whole[0, 6], whole[1, 3] = one[0, 0], one[1, 0]
         whole[:, 4:6] = two
-    other, kv = kv_cache.init_cache(config, 3, 8, BOTH)[:2]
+    # Three rows of one page each, of which the last does not exist.
+    tables = jnp.array([[3], [1], [kv_cache.NOWHERE]])
+    (kv,) = kv_cache.init_cache(config, 1, 5, BOTH)[:1]
     assert {x.dtype.name for x in (kv.key, kv.value)} == {"int8"}
-    kv = kv_cache.write_prefix(kv, *prefix)
-    kv = kv_cache.write(kv, at[:, None], *token)
-    kv = kv_cache.write(kv, jnp.broadcast_to(jnp.array([4, 5]), (3, 2)), *more)
-    # Into other rows of a longer one, the last of them nowhere.
-    empty = kv_cache.init_cache(config, 4, 12, BOTH)[:2]
-    untouched, longer = kv_cache.insert_slots(empty, (other, kv), jnp.array([2, 0, 9]))
-    for found, rows in ((kv, [0, 1]), (longer, [2, 0])):
-        for steps, whole in zip(kv_cache.read(found), expected, strict=True):
-            assert steps.scale.dtype == "float32"
-            got = steps.values * steps.scale[..., None]
-            bound = np.abs(whole[:2]).max(-1, keepdims=True) / 254 + 1e-6
-            assert (np.abs(np.asarray(got)[rows, :8] - whole[:2]) <= bound).all()
-        for steps, whole in zip(kv_cache.read(found, 5), expected, strict=True):
-            assert steps.values.shape[1] == steps.scale.shape[1] == 5
-            got = steps.values * steps.scale[..., None]
-            np.testing.assert_allclose(np.asarray(got)[rows], whole[:2, :5], atol=0.1)
-    assert not np.asarray(longer.key[np.array([1, 3])]).any()
-    assert not np.asarray(untouched.key).any()  # another layer
+
+    def write(kv, positions, new):
+        return kv_cache.write(kv, kv_cache.at_positions(tables, positions), *new)
+
+    kv = write(kv, jnp.broadcast_to(jnp.arange(6), (3, 6)), prefix)
+    kv = write(kv, at[:, None], token)
+    kv = write(kv, jnp.broadcast_to(jnp.array([4, 5]), (3, 2)), more)
+    for steps, whole in zip(kv_cache.read(kv, tables[:2]), expected, strict=True):
+        assert steps.scale.dtype == "float32"
+        got = steps.values * steps.scale[..., None]
+        bound = np.abs(whole[:2]).max(-1, keepdims=True) / 254 + 1e-6
+        assert (np.abs(np.asarray(got)[:, :8] - whole[:2]) <= bound).all()
+        assert not np.asarray(got)[:, 8:].any()
+    assert not np.asarray(kv.key[:, :, np.array([0, 2, 4])]).any()
+
+
+def test_groups_have_pages_of_their_own():
+    config = read_config(OWN / "a").decoder
+    rng = np.random.default_rng(3)
+    shape = (4, 20, config.kv_heads, config.head_dim)
+    key, value = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
+    (kv,) = kv_cache.init_cache(config, 2, 5, Compute("float32"))[:1]
+    tables = jnp.array([[4, 0], [2, 3], [1, 0], [4, 2]])  # two rows of each group
+    place = kv_cache.at_positions(tables, jnp.broadcast_to(jnp.arange(20), (4, 20)))
+    kv = kv_cache.write(kv, place, key, value)
+    for found, expected in zip(kv_cache.read(kv, tables), (key, value), strict=True):
+        np.testing.assert_array_equal(found[:, :20], expected)
+    assert not np.asarray(kv.key[0, :, 1]).any()
+    assert not np.asarray(kv.key[1, :, 3]).any()
 
 
 @pytest.fixture(scope="module")
@@ -161,16 +175,19 @@ def model():
 def test_steps_with_an_int8_cache_stay_near_those_without(model):
     config, tokens = model.config, np.arange(20, dtype=np.int32)
     batch = make_batch([[Example(tokens)]], Shape(1, 24, 0, 400), config.encoder, -1)
-    prefill = jax.jit(moss_audio.prefill, static_argnums=(1, 2, 4))
     step = jax.jit(moss_audio.decode_step, static_argnums=(1, 2))
-    _, first = prefill(model.params, config, Compute("float32"), batch, 32)
+    _, first = paged.run(model.params, config, Compute("float32"), batch, 32)
+    tables = jnp.arange(2)[None]
 
     def steps(compute):
-        kv = kv_cache.store_as(kv_cache.init_cache(config.decoder, 1, 32, compute), first)
+        kv = kv_cache.init_cache(config.decoder, 1, 2, compute)
+        kv = tuple(
+            kv_cache.stored(old, one.key, one.value) for old, one in zip(kv, first, strict=True)
+        )
         found = []
         for i, token in enumerate((5, 77, 300, 12)):
             at = jnp.array([len(tokens) + i])
-            logits, kv = step(model.params, config, compute, jnp.array([[token]]), at, kv)
+            logits, kv = step(model.params, config, compute, jnp.array([[token]]), at, kv, tables)
             found.append(logits)
         return np.asarray(found)
 

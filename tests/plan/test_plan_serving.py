@@ -40,9 +40,10 @@ NATIVE, INT8 = (Compute(quantize=how) for how in ("none", "weights+cache"))
 
 def test_sizes_are_the_engines():
     assert serving.Load().cache_positions == 3072
-    shape = serving.Load().prefill(MODEL)
-    assert (shape.rows, shape.tokens, shape.chunks, shape.frames) == (8, 2048, 32, 400)
-    assert dataclasses.replace(LOAD, batch=3).prefill(MODEL).rows == 3
+    assert serving.Load().prefill() == (1, 2048)
+    assert LOAD.prefill() == (8, 128)
+    assert dataclasses.replace(LOAD, batch=3).prefill() == (3, 128)
+    assert LONG.prefill() == (1, 2048)  # a piece of 3,000 tokens
 
 
 @pytest.mark.parametrize(

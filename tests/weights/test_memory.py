@@ -112,12 +112,18 @@ def temporaries(params, how):
     ids[4:29] = 1
     example = Example(ids, (np.zeros((WIDE.encoder.mel_bins, 200), np.float32),))
     batch = make_batch([[example]], Shape(1, 64, 1, 400), WIDE.encoder, 1)
-    answers = decode_state.new_answers([(example, Sampling(8))], [8], 64, 1, vocab)
-    state = decode_state.empty_state(**static, count=1, room=64, size=128)
-    number = jnp.int32(1)
+    sound = batch.pop("mels"), batch.pop("frames")
+    heard = {"config": WIDE.encoder, "compute": static["compute"]}
+    encode = functools.partial(decode_state.encode, **heard)
+    audio = jax.eval_shape(encode, params["audio_encoder"], *sound)
+    answers = decode_state.new_answers([(example, Sampling(8))], [8], 64, vocab)
+    state = decode_state.empty_state(**static, count=1, room=64, pages=8)
+    number, tables = jnp.int32(1), jnp.arange(8)[None]
+    given = batch, tables[None, :, :4], answers, jnp.zeros(1, int), audio
     programs = (
-        decode_state.prefill.lower(params, batch, answers, length=64, **static),
-        decode_state.decode_until.lower(params, state, number, number, reach=128, **static),
+        decode_state.prefill.lower(params, state, *given, **static),
+        decode_state.decode_until.lower(params, state, tables, number, number, **static),
+        decode_state.encode.lower(params["audio_encoder"], *sound, **heard),
     )
     return [program.compile().memory_analysis().temp_size_in_bytes for program in programs]
 
@@ -143,9 +149,9 @@ def test_accelerators_multiply_whole_kernels(platform, how, monkeypatch):
     compute = Compute("bfloat16")
 
     def step(params):  # a function of its own: no trace of the other platform
-        kv = moss_audio.cache.init_cache(SMALL.decoder, 1, 32, compute)
-        here = jnp.array([3])
-        return moss_audio.decode_step(params, SMALL, compute, here[:, None], here, kv)[0]
+        kv = moss_audio.cache.init_cache(SMALL.decoder, 1, 2, compute)
+        here, tables = jnp.array([3]), jnp.arange(2)[None]
+        return moss_audio.decode_step(params, SMALL, compute, here[:, None], here, kv, tables)[0]
 
     text = jax.export.export(jax.jit(step), platforms=[platform])(params).mlir_module()
     assert ("stablehlo.while" in text) == (platform == "cpu")

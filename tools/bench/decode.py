@@ -31,7 +31,7 @@ from moss_audio_jax.models import decoder as decoder_module
 from moss_audio_jax.models import moss_audio
 from moss_audio_jax.models.quantize import held
 from moss_audio_jax.sharding import as_mesh
-from tools.device.generation import running_state, static_of
+from tools.device.generation import running_state, static_of, tables_of
 from tools.device.measure import compiled
 
 STEPS = 8
@@ -72,15 +72,14 @@ def main() -> None:
         params = decoder_module.unrolled(init(jax.random.key(0)))
         number = jnp.int32(STEPS), jnp.int32(1)
         state = running_state(static, args.batch, args.positions, STEPS * (args.rounds + 2))
-        lowered = decode_state.decode_until.lower(
-            params, state, *number, reach=args.positions, **static
-        )
+        tables = tables_of(args.batch, args.positions)
+        lowered = decode_state.decode_until.lower(params, state, tables, *number, **static)
         program, compile_seconds = compiled(lowered)
         read = params["language_model"]["layers"], params["lm_head"], state.cache
         read_bytes = sum(x.nbytes for x in jax.tree.leaves(read))
         for turn in range(args.rounds + 1):
             begun = time.perf_counter()
-            state = program(params, state, *number)
+            state = program(params, state, tables, *number)
             jax.block_until_ready(state)
             if turn:  # the first does not count
                 times.append(1e3 * (time.perf_counter() - begun) / STEPS)

@@ -56,7 +56,7 @@ from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.text import build_prompt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tools.bench.train import CLOCKS, LAYOUTS, PROMPT, write_inputs
+from tools.bench.train import CLOCKS, PROMPT, STRIPS, write_inputs
 
 COUNT = 16
 
@@ -154,6 +154,7 @@ def measure(folder: Path, args: argparse.Namespace, layout: str) -> dict[str, An
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(args.rounds):
         for name, way in ways.items():
+            model.forget()
             start = clock()
             tokens = sum(map(len, way()))
             speeds[name].append(tokens / (clock() - start))
@@ -241,6 +242,7 @@ def measure_prefix(folder: Path, args: argparse.Namespace, layout: str) -> dict[
     seconds: dict[str, list[float]] = {name: [] for name in asked}
     for _ in range(args.rounds):
         for name in asked:
+            model.forget()
             start = clock()
             answers(name)
             seconds[name].append(clock() - start)
@@ -277,7 +279,7 @@ def main() -> None:
     parser.add_argument("--drafts", action="store_true", help="also with drafts")
     parser.add_argument("--prefix", type=int, metavar="N", help="questions about one clip")
     parser.add_argument("--seconds", type=float, default=30, help="of that clip")
-    parser.add_argument("--encoder-attention", choices=LAYOUTS, help="one layout instead of both")
+    parser.add_argument("--encoder-attention", choices=STRIPS, help="one layout instead of both")
     parser.add_argument("--clock", choices=CLOCKS, default="processor")
     args = parser.parse_args()
     if args.official and args.data:
@@ -285,7 +287,7 @@ def main() -> None:
     command.keep_memory()  # as the verbs do
     way = measure_prefix if args.prefix else measure
     both = not (args.encoder_attention or args.data or args.prefix)
-    for layout in LAYOUTS if both else [args.encoder_attention or LAYOUTS[0]]:
+    for layout in STRIPS if both else [args.encoder_attention or next(iter(STRIPS))]:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(way(Path(folder), args, layout)), flush=True)
 

@@ -55,15 +55,20 @@ def _forced(
 ) -> jax.Array:
     """Logits [A + 1, B, V] after the prompts and after each token of the answers [B, A].
 
-    As the engine: a prompt is prefilled in compute's dtype and its keys are stored afterwards.
+    As the engine: a prompt attends to keys and values as the cache stores them.
     """
     rows, length = answers.shape[0], batch["tokens"].shape[1] + answers.shape[1]
-    first, kv = moss_audio.prefill(params, config, Compute(compute.dtype), batch, length)
-    kv = cache.store_as(cache.init_cache(config.decoder, rows, length, compute), kv)
+    pages = cache.pages_for(length)
+    tables = jnp.arange(pages)[None, None].repeat(rows, axis=0)
+    kv = cache.init_cache(config.decoder, rows, pages, compute)
+    audio = moss_audio.encode_audio(params, config, compute, batch)
+    first, kv = moss_audio.prefill(params, config, compute, batch, kv, tables, audio)
 
     def step(carry: tuple, token: jax.Array) -> tuple:
         kv, at = carry
-        logits, kv = moss_audio.decode_step(params, config, compute, token[:, None], at, kv)
+        logits, kv = moss_audio.decode_step(
+            params, config, compute, token[:, None], at, kv, tables[:, 0]
+        )
         return (kv, at + 1), logits[:, 0]
 
     _, rest = jax.lax.scan(step, (kv, lengths), answers.T)

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from moss_audio_jax.config import Compute, ModelConfig, ProcessorConfig
-from moss_audio_jax.data.batch import Example, bucket_shape, make_batch, packed_shape
+from moss_audio_jax.data.batch import Example, Shape, bucket_shape, make_batch, size_of
+from moss_audio_jax.data.packing import strips_of
 from moss_audio_jax.generate import decode_state
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import Vocabulary, vocabulary
 from moss_audio_jax.models import decoder, flops, moss_audio
+from moss_audio_jax.models.cache import pages_for
 from moss_audio_jax.models.quantize import held
 from moss_audio_jax.sharding import as_mesh
 from tools.device.measure import Sizes, bandwidth, compiled, memory, peak, seconds, share
@@ -42,7 +44,8 @@ def running_state(
     static: dict[str, Any], count: int, size: int, room: int
 ) -> decode_state.DecodeState:
     """A state of `count` answers in the making, whose caches of `size` tokens are half full."""
-    state = decode_state.empty_state(**static, count=count, room=room, size=size)
+    pages = count * pages_for(size)
+    state = decode_state.empty_state(**static, count=count, room=room, pages=pages)
     answers = state.answers
     return state._replace(
         answers=answers._replace(
@@ -51,6 +54,11 @@ def running_state(
             limit=jnp.full_like(answers.limit, room),
         )
     )
+
+
+def tables_of(count: int, size: int) -> jax.Array:
+    """The pages of `count` answers with `size` tokens each, int32 [count, pages]."""
+    return jnp.arange(count * pages_for(size), dtype=jnp.int32).reshape(count, -1)
 
 
 def measure_decode(setting: str, sizes: Sizes) -> Iterator[dict[str, Any]]:
@@ -68,13 +76,14 @@ def measure_decode(setting: str, sizes: Sizes) -> Iterator[dict[str, Any]]:
         static = static_of(model, how)
         state = running_state(static, int(count), size, (calls + 1) * steps)
         numbers = jnp.int32(steps), jnp.int32(1)
-        lowered = decode_state.decode_until.lower(params, state, *numbers, reach=size, **static)
+        tables = tables_of(int(count), size)
+        lowered = decode_state.decode_until.lower(params, state, tables, *numbers, **static)
         program, compile_seconds = compiled(lowered)
         held = {"state": state}
         del state
 
         def call() -> Any:
-            held["state"] = program(params, held["state"], *numbers)
+            held["state"] = program(params, held["state"], tables, *numbers)
             return held["state"].answers.count
 
         spent = seconds(call, sizes.repeats) / steps
@@ -112,18 +121,36 @@ def measure_prefill(setting: str, sizes: Sizes) -> Iterator[dict[str, Any]]:
     ids[8 : 8 + -(-frames // 8)] = placeholder
     examples = [Example(ids, (mel,))] * rows
     shape = bucket_shape(examples, model.encoder, rows)
-    row = packed_shape([examples], model.encoder, rows)  # as the engine lays them out
+    pieces = rows * size_of((mel,), model.encoder)
+    strips = strips_of(pieces, shape.room())
+    row = Shape(1, rows * shape.tokens, strips, shape.frames)  # packed as by the engine
     batch = make_batch([examples], row, model.encoder, placeholder)
+    sound = batch.pop("mels"), batch.pop("frames")
     requests = [(e, Sampling(64)) for e in examples]
-    fresh = decode_state.new_answers(requests, [64] * rows, 64, rows, static["vocab"])
+    fresh = decode_state.new_answers(requests, [64] * rows, 64, static["vocab"])
+    tables = tables_of(rows, shape.tokens)[None]
     static["compute"] = dataclasses.replace(static["compute"], attention=setting)
+    heard = {"config": model.encoder, "compute": static["compute"]}
     with jax.set_mesh(as_mesh(None)):
-        batch, fresh = jax.device_put((batch, fresh))
+        pages = rows * pages_for(shape.tokens)
+        state = decode_state.empty_state(**static, count=rows, room=64, pages=pages)
+        held = {"state": state}
+        batch, fresh, sound = jax.device_put((batch, fresh, sound))
         params = released(model)
+        encode, _ = compiled(decode_state.encode.lower(params["audio_encoder"], *sound, **heard))
+        audio = encode(params["audio_encoder"], *sound)
+        given = batch, tables, fresh, jnp.arange(rows)
         program, compile_seconds = compiled(
-            decode_state.prefill.lower(params, batch, fresh, length=shape.tokens, **static)
+            decode_state.prefill.lower(params, state, *given, audio=audio, **static)
         )
-        spent = seconds(lambda: program(params, batch, fresh), sizes.repeats)
+        del state
+
+        def call() -> Any:
+            audio = encode(params["audio_encoder"], *sound)
+            held["state"] = program(params, held["state"], *given, audio=audio)
+            return held["state"].answers.count
+
+        spent = seconds(call, sizes.repeats)
     tokens = rows * shape.tokens
     # The head works for each prompt's last token alone.
     headless = dataclasses.replace(model.decoder, vocab_size=0)
