@@ -31,8 +31,6 @@ class Sampling:
       loop_guard: end an answer that repeats itself endlessly (`finish_reason` "loop").
       drafts: guess tokens ahead and let one pass of the model check several of them. Answers stay
         the same; it goes on only while it pays.
-      logprobs: None for none; 0 for the log-probability of each chosen token; k also those of the
-        k most likely tokens, at most 20.
     """
 
     max_new_tokens: int = 1024
@@ -47,7 +45,6 @@ class Sampling:
     thinking_budget: int | None = None
     loop_guard: bool = True
     drafts: bool = False
-    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("stop", "stop_ids"):
@@ -64,7 +61,6 @@ class Sampling:
             "stop": lambda stops: type(stops) is tuple and all(len(s) > 0 for s in stops),
             "stop_ids": lambda ids: type(ids) is tuple and len(ids) <= MAX_STOP_IDS,
             "thinking_budget": lambda n: n is None or 0 <= n < 2**31,
-            "logprobs": lambda k: k is None or (0 <= k <= 20 and k == int(k)),
         }
         for name, good in limits.items():
             value = getattr(self, name)
