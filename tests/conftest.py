@@ -8,7 +8,10 @@ import tempfile
 from pathlib import Path
 
 # Tests compile much and compute little: half the compile time for slower, equal numbers.
-_FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+_FAST_COMPILE = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", _FAST_COMPILE]
 )
@@ -25,6 +28,38 @@ from hypothesis import settings  # noqa: E402
 
 settings.register_profile("patient", deadline=None)  # no test fails on a busy machine
 settings.load_profile("patient")
+
+# Files of whole runs, the longest first: a worker that began one of them last would work alone.
+LONG = (
+    "train/test_processes",
+    "train/test_step",
+    "train/test_loop",
+    "generate/test_drafts",
+    "train/test_resume",
+    "models/test_golden",
+    "generate/test_engine",
+    "evaluate/test_infer",
+    "models/test_meshes",
+    "weights/test_convert",
+    "generate/test_prefix",
+    "train/test_shared_clips",
+    "annotate/test_ears",
+    "train/test_damaged_runs",
+    "ops/test_ops",
+    "models/test_quantize",
+)
+
+
+def pytest_configure(config):
+    """xdist would begin with the files of most tests, and the whole runs are few to a file."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    order = {str(Path(__file__).parent / f"{name}.py"): i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(str(item.path), len(order)))
+
 
 SHARED = Path(__file__).parents[2] / "shared"
 GOLDEN = Path(__file__).parent / "golden"

@@ -20,7 +20,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from moss_audio_jax.audio.lengths import padded_frames
 from moss_audio_jax.config import Compute, ModelConfig
 from moss_audio_jax.data.batch import Example, bucket, check
 from moss_audio_jax.errors import InputError
@@ -41,8 +40,8 @@ from moss_audio_jax.generate.decode_state import (
     said,
 )
 from moss_audio_jax.generate.drafts import Pace, Scribe, pieces_heard
-from moss_audio_jax.generate.hearing import Heard, Hearing
-from moss_audio_jax.generate.pages import Pages, digest_of, marks_of, page_keys, text_marks
+from moss_audio_jax.generate.hearing import Heard, Hearing, Piece, sound_of
+from moss_audio_jax.generate.pages import Pages, marks_of, page_keys, text_marks
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import Vocabulary
 from moss_audio_jax.models.cache import NOWHERE, PAGE, pages_for
@@ -100,7 +99,7 @@ class Asked:
     example: Example
     sampling: Sampling
     limit: int  # new tokens
-    digests: list[bytes]  # of its clips
+    sound: list[Piece]  # of its clips
     marks: np.ndarray  # [L, 3]
     keys: list[bytes]  # of its whole pages
     each_token: bool  # is somebody told of every token?
@@ -109,7 +108,7 @@ class Asked:
     promised: int = 0
     learnt: int = 0  # its first pages that are known to `Pages`
     done: int = 0  # tokens of the prompt that are in the cache
-    heard: list[Heard | None] = dataclasses.field(default_factory=list)
+    heard: dict[bytes, Heard] = dataclasses.field(default_factory=dict)  # what the next piece needs
     count: int = 0  # tokens of the answer
     told: int = 0  # of these
 
@@ -212,7 +211,9 @@ class Engine:
         self._fit(asked)
         number = {one.number: at for at, one in enumerate(asked)}
         # Costly prompts first, so that short ones fill the end; questions about one clip together.
-        self._line += sorted(asked, key=lambda one: (-len(one.marks), one.digests))
+        self._line += sorted(
+            asked, key=lambda one: (-one.length, [each.digest for each in one.sound])
+        )
         try:
             while self.busy:
                 for one in self.step():
@@ -310,25 +311,19 @@ class Engine:
                 f"the prompt has {len(example.ids)} tokens, but the model has {positions} "
                 "positions; shorten the audio or the text"
             )
-        padded = self._padded(example)
-        digests = [digest_of(mel, padded) for mel in example.mels]
-        marks = marks_of(example, digests, self._vocab.audio_token_id)
+        sound = sound_of(example, config)
+        marks = marks_of(example, sound, self._vocab.audio_token_id)
         limit = min(sampling.max_new_tokens, positions - len(example.ids))
         return Asked(
             next(self._numbers),
             example,
             sampling,
             limit,
-            digests,
+            sound,
             marks,
             page_keys(marks),
             each_token,
         )
-
-    def _padded(self, example: Example) -> int:
-        config = self._config.encoder
-        chunk = config.chunk_frames if config.attention == "chunked" else None
-        return padded_frames([mel.shape[1] for mel in example.mels], chunk)
 
     def _fit(self, asked: Sequence[Asked]) -> None:
         """Makes the state anew if it is not made for these requests. Nothing may be running."""
@@ -406,20 +401,18 @@ class Engine:
             coming[best].update(one.keys[one.learnt :])
             self.counts["prompt_tokens"] += one.length
             self.counts["cached_tokens"] += one.done
-            one.heard = [None] * len(one.digests)
-            for clip in self._clips(one, one.done, one.length):
-                one.heard[clip] = self.hearing.get(one.digests[clip])
-                if one.heard[clip] is None:
-                    mel = one.example.mels[clip]
-                    self.hearing.want(one.digests[clip], mel, self._padded(one.example))
+            for piece in self._sound(one, one.done, one.length):
+                self.hearing.want(piece)
         return len(self._line) < waiting
 
-    def _clips(self, one: Asked, start: int, stop: int) -> list[int]:
-        """The clips that have tokens among start..stop of a prompt."""
-        sound = one.marks[start:stop]
-        sound = sound[one.example.ids[start:stop] == self._vocab.audio_token_id]
-        wanted = {row.tobytes() for row in np.unique(sound[:, 1:], axis=0)}
-        return [clip for clip, digest in enumerate(one.digests) if digest in wanted]
+    def _sound(self, one: Asked, start: int, stop: int) -> list[Piece]:
+        """The pieces of sound that have tokens among start..stop of a prompt."""
+        is_sound = one.example.ids == self._vocab.audio_token_id
+        before, inside = np.sum(is_sound[:start]), np.sum(is_sound[start:stop])
+        ends = np.cumsum([piece.tokens for piece in one.sound])
+        first = np.searchsorted(ends, before, side="right")
+        last = np.searchsorted(ends, before + inside, side="left")
+        return one.sound[first : last + 1] if inside else []
 
     # --- prefill -------------------------------------------------------------------------------
 
@@ -447,14 +440,12 @@ class Engine:
 
     def _hears(self, one: Asked, stop: int) -> bool:
         """Whether what the next piece needs of the sound is there."""
-        for clip in self._clips(one, one.done, stop):
-            if one.heard[clip] is None:
-                one.heard[clip] = self.hearing.get(one.digests[clip])
-            if one.heard[clip] is None:  # it may have been dropped since
-                mel = one.example.mels[clip]
-                self.hearing.want(one.digests[clip], mel, self._padded(one.example))
-                return False
-        return True
+        needed = self._sound(one, one.done, stop)
+        one.heard = {piece.digest: self.hearing.get(piece.digest) for piece in needed}
+        missing = [piece for piece in needed if one.heard[piece.digest] is None]
+        for piece in missing:  # it may have been dropped since
+            self.hearing.want(piece)
+        return not missing
 
     def _prefill_whole(self, ready: Sequence[Asked]) -> None:
         groups = len(self._groups)
@@ -546,7 +537,7 @@ class Engine:
         answers = new_answers(requests, limits, self._size.room, self._vocab, self._size.hints)
         if self._size.hints:
             for at, one in enumerate(placed):
-                if one and one.digests and one.sampling.drafts:
+                if one and one.sound and one.sampling.drafts:
                     answers.hints[at] = self._hint(one)
         self._state = program(
             self._params,
@@ -588,14 +579,13 @@ class Engine:
         batch["tokens"][row, here] = one.example.ids[start:stop]
         marks = one.marks[start:stop]
         sound = one.example.ids[start:stop] == self._vocab.audio_token_id
-        for clip in self._clips(one, start, stop):
-            digest = np.frombuffer(one.digests[clip], np.uint64)
-            mine = sound & (marks[:, 1:] == digest).all(axis=1)
+        for piece in self._sound(one, start, stop):
+            mine = sound & (marks[:, 1:] == np.frombuffer(piece.digest, np.uint64)).all(axis=1)
             place = here.start + np.flatnonzero(mine)
-            token = marks[mine, 0].astype(int)
+            token, heard = marks[mine, 0].astype(int), one.heard[piece.digest]
             batch["audio_index"][row, place] = place
-            batch["features"][row, place] = one.heard[clip].features[token]
-            batch["taps"][:, row, place] = one.heard[clip].taps[:, token]
+            batch["features"][row, place] = heard.features[token]
+            batch["taps"][:, row, place] = heard.taps[:, token]
 
     def _grow(self, one: Asked, tokens: int) -> None:
         """Takes the pages that so many tokens need."""
@@ -722,7 +712,7 @@ class Engine:
 
     def _pieces(self, one: Asked) -> np.ndarray:
         """The word piece that is heard at each audio token of a prompt, int [n]."""
-        heard = [self.hearing.get(digest) for digest in one.digests]
+        heard = [self.hearing.get(piece.digest) for piece in one.sound]
         if None in heard:  # its pages were known, and what was heard is no longer kept
             return np.zeros(0, int)
         features = np.concatenate([each.features for each in heard])

@@ -15,8 +15,8 @@ from collections.abc import Sequence, Set
 
 import numpy as np
 
-from moss_audio_jax.audio.lengths import audio_tokens
 from moss_audio_jax.data.batch import Example
+from moss_audio_jax.generate.hearing import Piece
 from moss_audio_jax.models.cache import PAGE
 
 
@@ -94,23 +94,18 @@ class Pages:
                     self._free.append(page)
 
 
-def digest_of(mel: np.ndarray, padded: int) -> bytes:
-    """16 bytes that say what the encoder hears: a log-mel [128, n], chunks padded to `padded`."""
-    values = np.ascontiguousarray(mel)
-    content = hashlib.blake2b(values.view(np.uint8).data, digest_size=16)
-    content.update(f"{values.dtype} {values.shape} {padded}".encode())
-    return content.digest()
+def marks_of(example: Example, pieces: Sequence[Piece], audio_token_id: int) -> np.ndarray:
+    """What each token of a prompt is, sound included: uint64 [L, 3].
 
-
-def marks_of(example: Example, digests: Sequence[bytes], audio_token_id: int) -> np.ndarray:
-    """What each token of a prompt is, sound included: uint64 [L, 3]."""
+    `pieces`: of its clips, by `sound_of`.
+    """
     marks = text_marks(example.ids)
     sound = np.flatnonzero(example.ids == audio_token_id)
     if len(sound):
-        counts = [audio_tokens(mel.shape[1]) for mel in example.mels]
+        counts = [piece.tokens for piece in pieces]
         marks[sound, 0] = np.concatenate([np.arange(n) for n in counts])
-        of_clip = np.array([np.frombuffer(digest, np.uint64) for digest in digests])
-        marks[sound, 1:] = np.repeat(of_clip, counts, axis=0)
+        of_piece = np.array([np.frombuffer(piece.digest, np.uint64) for piece in pieces])
+        marks[sound, 1:] = np.repeat(of_piece, counts, axis=0)
     return marks
 
 

@@ -13,7 +13,6 @@ a page, KV heads, H head size, R rows, of which each group has R / G, T tokens, 
 from __future__ import annotations
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 from moss_audio_jax.config import Compute, DecoderConfig
 from moss_audio_jax.models.blocks import as_dtype
 from moss_audio_jax.models.quantize import to_int8
+from moss_audio_jax.ops import paged
 from moss_audio_jax.ops.attention import attention
 from moss_audio_jax.ops.linear import Int8
 from moss_audio_jax.sharding import constrain, platform
@@ -144,53 +144,20 @@ def attend(
 
     Args:
       tables: int [R, n].
-      query: [R, T, N, H].
+      query: [R, T, A, H].
       positions: int [R, T].
 
     Returns:
-      [R, T, N, H] in query's dtype.
+      [R, T, A, H] in query's dtype.
     """
-    if platform() != "cpu":
-        return attention(query, *read(cache, tables), causal=True, query_positions=positions)
-    groups = cache.key.shape[0]
-
-    def turns(x: jax.Array) -> jax.Array:  # [R, ...] -> [R / G, G, ...]
-        return jnp.swapaxes(x.reshape(groups, -1, *x.shape[1:]), 0, 1)
-
-    # One row of each group at a time: its keys and values then stay in a core's own caches.
-    row = jax.vmap(_attend_row, in_axes=(0, 0, 0, 0))
-    rows = tuple(map(turns, (tables, query, positions)))
-    out = jax.lax.map(lambda each: row(cache, *each), rows)
-    return jnp.swapaxes(out, 0, 1).reshape(query.shape)
-
-
-def _attend_row(
-    cache: LayerCache, table: jax.Array, query: jax.Array, positions: jax.Array
-) -> jax.Array:
-    """`attend` for a row of one group: leaves [KV, N, P, ...], [n], [T, N, H], [T].
-
-    For so few queries a CPU multiplies and sums faster than it calls a matrix product.
-    """
-    (tokens, heads, dim), dtype = query.shape, query.dtype
-
-    def take(x: jax.Array | None) -> jax.Array | None:  # [KV, N, P, ...] -> float32 [KV, S, ...]
-        if x is None:
-            return None
-        taken = jnp.take(x, table, axis=1, mode="clip")
-        return taken.reshape(x.shape[0], -1, *x.shape[3:]).astype(jnp.float32)
-
-    key, value, key_scale, value_scale = map(take, cache)
-    query = query.reshape(tokens, key.shape[0], -1, dim).astype(jnp.float32)
-    query = jnp.moveaxis(query, 0, 2)[:, :, :, None]  # [KV, N / KV, T, 1, H]
-    scores = jnp.sum(query * key[:, None, None], axis=-1) / math.sqrt(dim)
-    if key_scale is not None:
-        scores = scores * key_scale[:, None, None]
-    seen = jnp.arange(key.shape[1]) <= positions[:, None]  # [T, S]
-    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
-    if value_scale is not None:
-        weights = weights * value_scale[:, None, None]
-    out = jnp.sum(weights[..., None] * value[:, None, None], axis=3)  # [KV, N / KV, T, H]
-    return jnp.moveaxis(out, 2, 0).reshape(tokens, heads, dim).astype(dtype)
+    if platform() == "cpu":
+        return paged.row_by_row(tuple(cache), tables, query, positions)
+    if platform() == "tpu" and query.shape[1] == 1 and cache.key.dtype == jnp.bfloat16:
+        there = jnp.minimum(tables, cache.key.shape[2] - 1)
+        # A token beyond its table belongs to an answer that has ended.
+        last = jnp.minimum(positions[:, 0], tables.shape[1] * PAGE - 1)
+        return paged.kernel(cache.key, cache.value, there, query, last)
+    return attention(query, *read(cache, tables), causal=True, query_positions=positions)
 
 
 def as_stored(

@@ -30,8 +30,8 @@ from moss_audio_jax.config import Compute, ModelConfig
 from moss_audio_jax.models import adapter, cache, decoder, encoder
 from moss_audio_jax.models.blocks import as_dtype
 from moss_audio_jax.models.cache import Cache
-from moss_audio_jax.ops.attention import attention, decode_attention
-from moss_audio_jax.sharding import constrain, platform
+from moss_audio_jax.ops.attention import attention
+from moss_audio_jax.sharding import constrain
 
 Batch = dict[str, jax.Array]
 
@@ -267,11 +267,6 @@ def decode_step(
 
     def attend(query, key, value, kv):
         written = cache.write(kv, place, key, value)
-        if platform() == "tpu" and tokens.shape[1] == 1:
-            # If the cache is written first, a TPU's compiler moves all of it into the core's memory
-            # and back. If it is written last, a CPU's compiler copies it.
-            held = cache.read(kv, tables)
-            return decode_attention(query, key, value, *held, positions), written
         return cache.attend(written, tables, query, here), written
 
     hidden, kv = decoder.decode(

@@ -141,54 +141,6 @@ def attention(
     return jnp.concatenate(outs, axis=1)
 
 
-def decode_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    cached_key: jax.Array | Int8,
-    cached_value: jax.Array | Int8,
-    position: jax.Array,
-) -> jax.Array:
-    """One token of each row attends to the tokens before it, which a cache holds, and to itself,
-    which the cache does not hold yet.
-
-    Args:
-      query: [B, 1, N, H].
-      key, value: the token's own, [B, 1, KV, H].
-      cached_key, cached_value: as `attention` takes them, [B, S, KV, H]; from the token's own
-        position on they may hold any finite values.
-      position: int [B], the token's position; it may lie beyond S.
-
-    Returns:
-      [B, 1, N, H] in query's dtype. The token's own key and value are not rounded, even
-      with an int8 cache.
-    """
-    cached_key, key_scale = _unscaled(cached_key, query.dtype)
-    cached_value, value_scale = _unscaled(cached_value, query.dtype)
-    batch, _, heads, dim = query.shape
-    positions, kv = cached_key.shape[1:3]
-    product = functools.partial(
-        jnp.einsum, precision=precision(query.dtype), preferred_element_type=jnp.float32
-    )
-    query = query.reshape(batch, kv, -1, dim)  # the G query heads of a key head together
-    scores = product("bkgh,bskh->bkgs", query, cached_key)
-    if key_scale is not None:
-        scores = scores * key_scale
-    before = jnp.arange(positions) < position[:, None, None, None]  # [B, 1, 1, S]
-    scores = jnp.where(before, scores / math.sqrt(dim), -jnp.inf)
-    own = product("bkgh,bqkh->bkgq", query, key) / math.sqrt(dim)
-    # One softmax over both, divided after the values are summed: fewer passes over arrays of
-    # length S.
-    most = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), own)
-    weights, own = jnp.exp(scores - most), jnp.exp(own - most)
-    total = jnp.sum(weights, axis=-1, keepdims=True) + own
-    if value_scale is not None:
-        weights = weights * value_scale
-    out = product("bkgs,bskh->bkgh", weights.astype(cached_value.dtype), cached_value)
-    out = (out + own * value.astype(jnp.float32).reshape(batch, kv, 1, dim)) / total
-    return out.astype(query.dtype).reshape(batch, 1, heads, dim)
-
-
 def _in_blocks(queries: tuple, keys: tuple, causal: bool, window: tuple[int, int] | None):
     """`_plain`, in blocks of queries if all scores at once would be too many."""
     query, key = queries[0], keys[0]

@@ -9,6 +9,7 @@ import pytest
 from tiny_model import AUDIO_ID, tone, write_checkpoint, write_wav
 
 import moss_audio_jax as mj
+from moss_audio_jax.config import EncoderConfig
 from moss_audio_jax.data.batch import Example, Shape, make_batch
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.evaluate import clips, infer
@@ -16,7 +17,8 @@ from moss_audio_jax.evaluate.benchmarks import Item
 from moss_audio_jax.generate import engine as engine_module
 from moss_audio_jax.generate import request
 from moss_audio_jax.generate.engine import Engine
-from moss_audio_jax.generate.pages import Pages, digest_of, marks_of, page_keys
+from moss_audio_jax.generate.hearing import sound_of
+from moss_audio_jax.generate.pages import Pages, marks_of, page_keys
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import Vocabulary
 from moss_audio_jax.models import encoder, moss_audio
@@ -77,29 +79,32 @@ def alone(load):
 
 
 def test_prompts_share_what_is_the_same_up_to_the_end_of_a_page():
-    mel = clip(160, 0)
+    mel, config = clip(160, 0), EncoderConfig(chunk_frames=400)
+
+    def keys(example):
+        return page_keys(marks_of(example, sound_of(example, config), AUDIO_ID))
+
     plain = ask(mel, range(20, 40))
 
     def shared(example):
-        pages = [
-            page_keys(marks_of(each, [digest_of(m, 160) for m in each.mels], AUDIO_ID))
-            for each in (plain, example)
-        ]
-        return [a == b for a, b in zip(*pages, strict=False)]
+        return [a == b for a, b in zip(keys(plain), keys(example), strict=False)]
 
     assert shared(ask(mel.copy(), range(20, 40))) == [True] * 2
     assert shared(ask(mel, [*range(20, 26), 50, 51, 52, 53])) == [True, False]
     assert shared(ask(clip(160, 1), range(20, 40))) == [False, False]  # other sound
     assert shared(ask(mel, range(20, 40), head=(7, 9))) == [False, False]
-    assert digest_of(mel, 160) != digest_of(mel, 400)  # padded to another length
     twice = Example(np.tile(plain.ids, 2), plain.mels * 2)
     other = Example(twice.ids, (plain.mels[0], clip(160, 1)))
-    keys = [
-        page_keys(marks_of(each, [digest_of(m, 160) for m in each.mels], AUDIO_ID))
-        for each in (twice, other)
-    ]
-    same = [a == b for a, b in zip(*keys, strict=True)]
+    same = [a == b for a, b in zip(keys(twice), keys(other), strict=True)]
     assert same == [True] * 3 + [False] * (len(same) - 3)  # they part in the second clip
+    # Another clip of the prompt pads this one to another length, so it is heard otherwise.
+    beside = Example(np.r_[plain.ids, ask(clip(300, 2), [5]).ids], (mel, clip(300, 2)))
+    assert shared(beside)[1] is False
+    # A clip that grows keeps its whole chunks.
+    long = clip(1000, 3)
+    grown = [keys(ask(long[:, :n], [30])) for n in (800, 1000)]
+    same = [a == b for a, b in zip(*grown, strict=False)]
+    assert same[:6] == [True] * 6
 
 
 def test_pages_are_kept_until_others_need_them():

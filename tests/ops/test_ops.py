@@ -14,9 +14,9 @@ from moss_audio_jax.errors import UsageError
 from moss_audio_jax.ops import attention as attention_module
 from moss_audio_jax.ops import rotary
 from moss_audio_jax.ops.activations import gelu, silu_times
-from moss_audio_jax.ops.attention import attention, decode_attention
+from moss_audio_jax.ops.attention import attention
 from moss_audio_jax.ops.conv import _convolve, conv3x3_stride2
-from moss_audio_jax.ops.linear import Int8, matmul
+from moss_audio_jax.ops.linear import matmul
 from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
 from moss_audio_jax.ops.splash import splash_attention
 from moss_audio_jax.sharding import make_mesh
@@ -72,32 +72,6 @@ def test_decoding_queries_have_slots_of_their_own():
     allowed = np.arange(10)[None, None, :] <= positions[:, :, None]
     found = attention(query, key, value, causal=True, query_positions=jnp.asarray(positions))
     np.testing.assert_allclose(found, by_hand(query, key, value, allowed), atol=2e-6)
-
-
-def test_a_token_meets_the_cache_and_itself():
-    """The cache at its position and after it has another answer's content."""
-    query, key, value = arrays((4, 1, 4, 8), (4, 10, 2, 8), (4, 10, 2, 8))
-    own_key, own_value = arrays((4, 1, 2, 8), (4, 1, 2, 8), seed=1)
-    positions = np.array([0, 4, 9, 10])  # the last has run past the cache
-    rows, room = np.arange(4), [(0, 0), (0, 1), (0, 0), (0, 0)]
-    allowed = np.arange(11)[None, None, :] <= positions[:, None, None]
-
-    def with_own(cached, own):
-        whole = np.pad(cached, room)
-        whole[rows, positions] = own[:, 0]
-        return whole
-
-    expected = by_hand(query, with_own(key, own_key), with_own(value, own_value), allowed)
-    position = jnp.asarray(positions)
-    found = decode_attention(query, own_key, own_value, key, value, position)
-    np.testing.assert_allclose(found, expected, atol=2e-6)
-
-    scale = jnp.full((4, 10, 2), 0.5)
-    int8 = [Int8(jnp.asarray(jnp.round(20 * x), jnp.int8), scale) for x in (key, value)]
-    keys, values = (0.5 * np.float32(x.values) for x in int8)
-    expected = by_hand(query, with_own(keys, own_key), with_own(values, own_value), allowed)
-    found = decode_attention(query, own_key, own_value, *int8, position)
-    np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_queries_in_blocks_change_neither_values_nor_gradients(monkeypatch):

@@ -52,7 +52,7 @@ def run_config(corpus):
             config.model = sizes(tiny_config(max_positions=512))
         config.tokenizer = str(corpus / "start")
         config.data.train = (str(corpus / "rows.jsonl"),)
-        config.data.length, config.data.chunks, config.data.batch = 256, 4, 8
+        config.data.length, config.data.chunks, config.data.batch = 128, 2, 4
         config.train.log_every = 1
         config.train.dtype, config.train.remat = "float32", "none"
         config.checkpoint.export = "none"
@@ -83,10 +83,10 @@ def get_config():
     c.model = common.sizes(tiny_model.tiny_config(512))
     c.tokenizer = {str(corpus / "start")!r}
     c.data.train = ({str(corpus / "rows.jsonl")!r},)
-    c.data.length, c.data.chunks, c.data.batch, c.data.streams = 256, 4, 8, 8
+    c.data.length, c.data.chunks, c.data.batch, c.data.streams = 128, 2, 8, 8
     c.data.log_rows = True
     c.data.window = 3
-    c.train.steps, c.train.log_every = 24, 1
+    c.train.steps, c.train.log_every = 16, 1
     c.checkpoint.every, c.checkpoint.export = 2, "none"
     return c
 """

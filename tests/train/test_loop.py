@@ -1,6 +1,7 @@
 """Whole runs in this process: they learn, stop when asked, and write what they should."""
 
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,15 +22,14 @@ from moss_audio_jax.weights.opening import read_config
 
 def test_it_learns_by_heart_and_the_export_says_so(run_config, corpus, tmp_path):
     config = run_config(
-        "train.steps=60",
-        "train.log_every=20",
-        "checkpoint.every=60",
+        "train.steps=100",
+        "train.log_every=50",
+        "checkpoint.every=100",
         "optimizer.learning_rate=1e-2",
         "checkpoint.export=official",
         'data.tasks=["pitch", "tone"]',
-        "eval.every=60",
+        "eval.every=100",
         "eval.samples=2",
-        "data.batch=4",
         "eval.max_new_tokens=16",
     )
     config.data.eval = config.data.train
@@ -67,9 +67,9 @@ def test_with_echo_fewer_rows_are_made_and_all_are_learned(run_config, tmp_path)
     config = run_config(
         "train.steps=60",
         "optimizer.learning_rate=1e-2",
+        "optimizer.warmup=5",
         "data.echo=4",
         "data.echo_rows=8",
-        "data.batch=4",
         "train.log_every=20",
         "data.log_rows=true",
     )
@@ -178,12 +178,11 @@ def test_what_is_not_finite_is_not_exported(run_config, tmp_path):
 
 
 def test_a_run_continues_on_another_mesh(run_config, tmp_path):
-    options = ("checkpoint.every=2", "optimizer.schedule=constant")
-    train(run_config(*options, "train.steps=4"), tmp_path / "whole")
-    train(run_config(*options, "train.steps=2"), tmp_path / "moved")
-    config = run_config(
-        *options, "train.steps=4", "mesh.data=2", "mesh.tensor=2", "mesh.sequence=2"
-    )
+    options = ("train.steps=4", "checkpoint.every=2", "optimizer.schedule=constant")
+    train(run_config(*options), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved" / "checkpoints" / "4")  # it stopped behind step 2
+    config = run_config(*options, "mesh.data=2", "mesh.tensor=2", "mesh.sequence=2")
     train(config, tmp_path / "moved")
     found, expected = ([row["loss"] for row in log(tmp_path / name)] for name in ("moved", "whole"))
     assert len(found) == 4

@@ -1,4 +1,4 @@
-"""One run on 1, 2 and 4 processes of the same 8 devices."""
+"""One run on 1, 2 and 4 processes of the same 4 devices."""
 
 import json
 import subprocess
@@ -11,7 +11,8 @@ from test_checkpoints import contents, flipped_within_the_largest
 
 def test_many_processes_are_one(small_run, tmp_path):
     env = environment()
-    mesh = ("mesh.data=2", "mesh.fsdp=4", "train.steps=4", "checkpoint.every=4")
+    mesh = ("mesh.data=2", "mesh.fsdp=2", "data.batch=4", "data.streams=4")
+    short = ("train.steps=4", "checkpoint.every=4")
 
     def run(processes: int, workdir: str, *more: str) -> None:
         launcher = [
@@ -19,17 +20,17 @@ def test_many_processes_are_one(small_run, tmp_path):
             str(ROOT / "launch" / "local_processes.py"),
             str(processes),
             "--devices",
-            str(8 // processes),
+            str(4 // processes),
             "--",
         ]
         subprocess.run(
-            [*launcher, *command(small_run, tmp_path / workdir, *mesh, *more)],
+            [*launcher, *command(small_run, tmp_path / workdir, *mesh, *short, *more)],
             env=env,
             check=True,
             capture_output=True,
         )
 
-    run(1, "one", "train.steps=8")
+    run(1, "one", "train.steps=6")
     expected = log(tmp_path / "one")
 
     def seen(workdir: str) -> list[list]:
@@ -57,7 +58,7 @@ def test_many_processes_are_one(small_run, tmp_path):
             file.unlink()
         if done < 4:  # each file is looked at by one process, and all hear of it
             flipped_within_the_largest(tmp_path / workdir / "checkpoints" / "4")
-        run(process_count, workdir, "train.steps=8")
+        run(process_count, workdir, "train.steps=6")
         assert (tmp_path / workdir / "damaged_checkpoints" / "4").exists() == (done < 4)
         found = log(tmp_path / workdir)
         np.testing.assert_allclose(

@@ -9,14 +9,16 @@ from runs import command, environment, log
 
 def test_killed_at_any_moment_a_run_continues_bit_for_bit(small_run, tmp_path):
     env = environment()
+    rows = ("data.batch=2", "data.streams=2")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(small_run, whole), env=env, check=True, capture_output=True)
+    subprocess.run(command(small_run, whole, *rows), env=env, check=True, capture_output=True)
     expected = log(whole)
-    assert [row["step"] for row in expected] == list(range(1, 25))
+    assert [row["step"] for row in expected] == list(range(1, 17))
 
     # Killed once so many steps are logged: right after a save began (even) and between saves.
-    for steps in (3, 10, 15):
-        run = subprocess.Popen(command(small_run, killed), env=env, stderr=subprocess.DEVNULL)
+    for steps in (3, 6, 9):
+        again = command(small_run, killed, *rows)
+        run = subprocess.Popen(again, env=env, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while run.poll() is None and time.monotonic() < deadline:
             done = killed / "metrics.jsonl"
@@ -26,7 +28,7 @@ def test_killed_at_any_moment_a_run_continues_bit_for_bit(small_run, tmp_path):
         assert run.poll() is None, "the run ended before it was killed"
         run.send_signal(signal.SIGKILL)
         run.wait()
-    subprocess.run(command(small_run, killed), env=env, check=True, capture_output=True)
+    subprocess.run(again, env=env, check=True, capture_output=True)
 
     found = log(killed)
     for key in ("step", "loss", "grad_norm", "tokens", "tokens_seen"):
@@ -36,7 +38,8 @@ def test_killed_at_any_moment_a_run_continues_bit_for_bit(small_run, tmp_path):
 
 def test_sigterm_saves_and_the_next_start_continues(small_run, tmp_path):
     env = environment()
-    options = ("checkpoint.every=1000", "train.steps=100000")
+    rows = ("data.batch=2", "data.streams=2")
+    options = (*rows, "checkpoint.every=1000", "train.steps=100000")
     run = subprocess.Popen(
         command(small_run, tmp_path / "run", *options), env=env, stderr=subprocess.PIPE, text=True
     )
@@ -48,9 +51,8 @@ def test_sigterm_saves_and_the_next_start_continues(small_run, tmp_path):
     assert run.wait() == 0
     assert "asked to stop: saved step" in rest
     saved = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
-    steps = f"train.steps={saved + 1}"
     again = subprocess.run(
-        command(small_run, tmp_path / "run", steps),
+        command(small_run, tmp_path / "run", *rows, f"train.steps={saved + 1}"),
         env=env,
         check=True,
         capture_output=True,

@@ -65,7 +65,7 @@ def examples():
 
 def batch_of(rows):
     """Always of one shape, filled with empty rows, so that programs are compiled only once."""
-    shape = Shape(8, 256, 8, MODEL.encoder.chunk_frames)
+    shape = Shape(8, 192, 4, MODEL.encoder.chunk_frames)
     return make_train_batch(rows, shape, MODEL.encoder, 445)
 
 
