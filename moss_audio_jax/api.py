@@ -50,7 +50,8 @@ from moss_audio_jax.ops.linear import dense
 from moss_audio_jax.ops.loss import IGNORE, cross_entropy, shift_labels
 from moss_audio_jax.runtime import keep_compiled, return_memory
 from moss_audio_jax.sharding import as_mesh, param_shardings, serving_mesh, ways
-from moss_audio_jax.text import build_prompt, load_tokenizer
+from moss_audio_jax.text import build_conversation, build_prompt, load_tokenizer
+from moss_audio_jax.text.messages import from_openai
 from moss_audio_jax.text.prompt import split_thinking
 from moss_audio_jax.text.tokenizer import StreamDecoder, Tokenizer, check_fits
 from moss_audio_jax.weights import memory
@@ -324,7 +325,11 @@ class MossAudio:
         markers = self.processor.time_markers
         if request.time_markers is not None:
             markers = request.time_markers
-        clips = request.clips
+        clips, messages = request.clips, None
+        if request.messages is not None:
+            if request.text or len(clips) or request.system is not None:
+                raise UsageError("messages stand instead of text, audio and system; give either")
+            messages, clips = from_openai(request.messages)
         mels, warnings = [], []
         for number, clip in enumerate(map(clip_of, clips), 1):
             make = functools.partial(self._mel, name=name_of(clip, number))
@@ -333,13 +338,11 @@ class MossAudio:
                 warnings.append(
                     _of(number, clips, "every sample is 0: what the answer says was not heard")
                 )
-        ids = build_prompt(
-            tokenizer,
-            request.text,
-            mel_frames=[mel.shape[1] for mel in mels],
-            time_markers=markers,
-            system=request.system,
-        )
+        frames = [mel.shape[1] for mel in mels]
+        if messages is None:
+            ids = build_prompt(tokenizer, request.text, frames, markers, request.system)
+        else:
+            ids, _ = build_conversation(tokenizer, messages, frames, markers, True)
         names = ", ".join(name_of(clip, i) for i, clip in enumerate(clips, 1))
         seconds = sum(mel.shape[1] for mel in mels) / 100
         self._check_length(names or "the prompt", seconds, "and the text make", len(ids))
@@ -347,9 +350,10 @@ class MossAudio:
 
     def generate(
         self,
-        text: str,
+        text: str = "",
         audio: Sequence[Audio] | Audio = (),
         *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
         system: str | None = None,
         time_markers: bool | None = None,
         on_text: Callable[[str], None] | None = None,
@@ -372,6 +376,8 @@ class MossAudio:
           text: the question; a text with `<|audio_bos|><|AUDIO|><|audio_eos|>` spans is the whole
             prompt.
           audio: files, 16 kHz mono waveforms, or samples with their rate: see `Audio`.
+          messages: a conversation in OpenAI's form instead of text, audio and system; sound may be
+            in any turn of the user: see `text.messages`.
           on_text: called with each new piece of raw text, with thinking and without stop strings;
             `stream` gives the same pieces as an iterator.
           max_new_tokens and the other options: see `Sampling`.
@@ -380,7 +386,8 @@ class MossAudio:
           InputError: there is no tokenizer, or a clip cannot be used.
           UsageError: an option is out of range.
         """
-        prompt = self.prepare(Request(text, audio, Sampling.of(locals()), system, time_markers))
+        asked = Request(text, audio, Sampling.of(locals()), system, time_markers, messages)
+        prompt = self.prepare(asked)
         if on_text is None:
             return self.answer([prompt])[0]
         stream = Stream(self, prompt)
@@ -390,9 +397,10 @@ class MossAudio:
 
     def stream(
         self,
-        text: str,
+        text: str = "",
         audio: Sequence[Audio] | Audio = (),
         *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
         system: str | None = None,
         time_markers: bool | None = None,
         max_new_tokens: int = Sampling.max_new_tokens,
@@ -412,9 +420,8 @@ class MossAudio:
 
         Raises the errors of `generate` in this call, not during iteration.
         """
-        return Stream(
-            self, self.prepare(Request(text, audio, Sampling.of(locals()), system, time_markers))
-        )
+        asked = Request(text, audio, Sampling.of(locals()), system, time_markers, messages)
+        return Stream(self, self.prepare(asked))
 
     def generate_batch(
         self, requests: Sequence[Request], batch_size: int = BATCH_SIZE, progress: bool = False
@@ -483,7 +490,10 @@ class MossAudio:
         return [None if each is None else self._gauge.judge(each) for each in measured]
 
     def warned(self, prompts: Sequence[Prepared]) -> list[Prepared]:
-        """The prompts, with a warning for each clip that is unlike the model's training data."""
+        """The prompts, with a warning for each clip that is unlike the model's training data.
+
+        `answer` does this by itself.
+        """
         # Questions share clips; each clip is judged once.
         clips = {id(mel): mel for prompt in prompts for mel in prompt.mels}
         verdicts = dict(zip(clips, self.judged([*clips.values()]), strict=True))

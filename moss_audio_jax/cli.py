@@ -17,6 +17,7 @@ VERBS = {
     "demo": ("moss_audio_jax.demo", "ask a small model about clips of sound: a table, a page"),
     "generate": ("moss_audio_jax.generate.__main__", "ask a model about sound"),
     "transcribe": ("moss_audio_jax.transcribe", "speech to text, with times: SRT, VTT, TextGrid"),
+    "serve": ("moss_audio_jax.serve.__main__", "answer over HTTP in the form of OpenAI's API"),
     "convert": ("moss_audio_jax.convert", "official checkpoint <-> native checkpoint"),
     "world": (
         "moss_audio_jax.world.__main__",

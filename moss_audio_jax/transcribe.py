@@ -16,7 +16,7 @@ if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends thos
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
@@ -57,12 +57,15 @@ class Transcript:
       segments: with times in seconds of the whole file; without timestamps one for each window.
       seconds: the length of the file.
       problems: messages for the reader, such as answers cut short and times that cannot be read.
+      stopped_at: seconds of the file from which something may be missing, because an answer was cut
+        short there; None if none was.
     """
 
     text: str
     segments: list[Segment]
     seconds: float
     problems: list[str]
+    stopped_at: float | None = None
 
 
 class Window(NamedTuple):
@@ -135,7 +138,20 @@ def cut_windows(
     sampling: Sampling | None = None,
 ) -> list[Window]:
     """The first half of `transcribe`, for one waveform: its windows with their prompts."""
-    windows = []
+    windows = list(each_window(model, wav, timestamps, window_seconds, sampling))
+    if not windows:
+        raise InputError("has no sound: a clip needs at least 10 ms")
+    return windows
+
+
+def each_window(
+    model: MossAudio,
+    wav: np.ndarray,
+    timestamps: Timestamps = "none",
+    window_seconds: float = WINDOW_SECONDS,
+    sampling: Sampling | None = None,
+) -> Iterator[Window]:
+    """The windows of `cut_windows` one by one, each prepared when it is asked for."""
     for first, last in quiet_windows(wav, window_seconds):
         if mel_frames(last - first) == 0:
             continue
@@ -145,10 +161,7 @@ def cut_windows(
             prompt = model.prepare(asked)
         except InputError as error:
             raise InputError(f"{start:.2f}-{end:.2f} s: {error}") from None
-        windows.append(Window(start, end, prompt))
-    if not windows:
-        raise InputError("has no sound: a clip needs at least 10 ms")
-    return windows
+        yield Window(start, end, prompt)
 
 
 def transcribe_windows(
@@ -161,16 +174,20 @@ def transcribe_windows(
     """The second half: a transcript for each list of windows."""
     prompts = [window.prompt for windows in cut for window in windows]
     replies = iter(model.answer(prompts, batch_size=batch_size, progress=progress))
-    return [_joined([(window, next(replies)) for window in windows], timestamps) for windows in cut]
+    return [joined([(window, next(replies)) for window in windows], timestamps) for windows in cut]
 
 
-def _joined(answered: Sequence[tuple[Window, Reply]], timestamps: Timestamps) -> Transcript:
-    texts, segments, problems, warned = [], [], [], {}
+def joined(answered: Sequence[tuple[Window, Reply]], timestamps: Timestamps) -> Transcript:
+    """The transcript of a file's windows and the replies about them."""
+    texts, segments, problems, warned, stopped_at = [], [], [], {}, None
     for window, reply in answered:
         duration = window.end - window.start
         text, found, wrong = _read(reply.text, timestamps, duration)
         if reply.finish_reason != "stop":
             wrong.append(f"the answer was cut short ({reply.finish_reason})")
+            if stopped_at is None:  # after the last time, unless that is only the window's end
+                last = max((s.end for s in found), default=0.0)
+                stopped_at = window.start + (last if last < duration else 0.0)
         place = f"{window.start:.2f}-{window.end:.2f} s"
         texts += [text] if text else []
         segments += shift(found, window.start)
@@ -181,7 +198,7 @@ def _joined(answered: Sequence[tuple[Window, Reply]], timestamps: Timestamps) ->
         others = f" and {len(more)} other window(s)" if more else ""
         problems.append(f"{place}{others}: {warning}")
     seconds = sum(window.end - window.start for window, _ in answered)
-    return Transcript(" ".join(texts), segments, seconds, problems)
+    return Transcript(" ".join(texts), segments, seconds, problems, stopped_at)
 
 
 def _read(

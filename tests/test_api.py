@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import dataclasses
 import inspect
 import io
@@ -457,6 +458,35 @@ def test_answers(model, mel, prompt):
     assert "none.wav: no such file" in mixed[1].error
     assert "verbatim" in mixed[2].error
     assert not any(r.error for r in replies)
+
+
+def test_a_conversation_in_openais_form(model, tmp_path):
+    """The same prompt as text and audio; sound may come later, and in any form."""
+    wav = tone(1.0)
+    write_wav(tmp_path / "a.wav", wav)
+    data = base64.b64encode((tmp_path / "a.wav").read_bytes()).decode()
+    question = {"type": "text", "text": "What?"}
+    plain = model.generate("What?", [tmp_path / "a.wav"], system="Brief.", **FEW)
+    for clip in (
+        {"type": "audio", "audio": tmp_path / "a.wav"},
+        {"type": "input_audio", "input_audio": {"data": data}},
+        {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{data}"}},
+    ):
+        messages = [
+            {"role": "system", "content": "Brief."},
+            {"role": "user", "content": [question, clip]},
+        ]
+        assert model.generate(messages=messages, **FEW).ids == plain.ids
+    turns = [*messages, {"role": "assistant", "content": "A tone."}, messages[1]]
+    prompt = model.prepare(mj.Request(messages=turns))
+    assert len(prompt.mels) == 2
+    assert (
+        "".join(model.stream(messages=turns, **FEW)) == model.generate(messages=turns, **FEW).text
+    )
+    with pytest.raises(mj.UsageError, match="instead of text"):
+        model.generate("What?", messages=turns)
+    with pytest.raises(mj.InputError, match="ends with the assistant"):
+        model.generate(messages=turns[:-1])
 
 
 def test_a_stream_leaves_the_mesh_to_its_reader(model):

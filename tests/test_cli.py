@@ -455,7 +455,7 @@ def test_verbs(run):
         assert shown.code == 0
         assert all(f"\n  {verb} " in shown.out for verb in cli.VERBS)
     assert run("--version").out.strip().endswith(importlib.metadata.version("moss_audio_jax"))
-    for verb in cli.VERBS.keys() - {"demo"}:  # which needs nothing
+    for verb in cli.VERBS.keys() - {"demo", "serve"}:  # which need nothing
         refused(run(verb), 2, "required")
 
 

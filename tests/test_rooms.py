@@ -39,7 +39,7 @@ CORE = [
     "transcribe",
     "convert",
 ]
-PERIPHERY = ["draw", "timeline", "world", "evaluate", "annotate", "plan", "demo"]
+PERIPHERY = ["draw", "timeline", "serve", "world", "evaluate", "annotate", "plan", "demo"]
 ROOMS = [*CORE, *PERIPHERY]
 
 

@@ -69,6 +69,7 @@ def test_times_are_those_of_the_whole_file():
     found = [time for s in long.segments for time in (s.start, s.end)]
     np.testing.assert_allclose(found, expected, atol=1e-9)
     assert (long.text, long.problems) == ("one two three four", [])
+    assert long.stopped_at is None
     assert long.seconds == pytest.approx(24)
     assert short.segments == [Segment(0.25, 1.0, "other")]
 
@@ -93,6 +94,7 @@ def test_what_went_wrong_is_said_with_its_place():
     last = transcript.segments[2]
     assert (last.start, last.end) == pytest.approx((cuts[0] + cuts[1], 24))
     assert last.text == "no times at all"
+    assert transcript.stopped_at == pytest.approx(1.0)  # the end of "a"; "lost words" has no times
     for segment in transcript.segments:
         assert 0 <= segment.start <= segment.end <= 24
 

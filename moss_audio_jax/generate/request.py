@@ -70,13 +70,16 @@ class Request:
     """One question: a text, its clips (see `Audio`), how to sample the answer.
 
     `system` replaces the default system text; `time_markers` overrides processor_config.json.
+    `messages` is a conversation in OpenAI's form (`text.messages`), instead of text, audio and
+    system.
     """
 
-    text: str
+    text: str = ""
     audio: Sequence[Audio] | Audio = ()
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     system: str | None = None
     time_markers: bool | None = None
+    messages: Sequence[Mapping[str, Any]] | None = None
 
     @property
     def clips(self) -> Sequence[Audio]:

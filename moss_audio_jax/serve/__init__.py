@@ -1,0 +1,1 @@
+"""HTTP in OpenAI's form: chat about sound, transcriptions. docs/serve.md says what is spoken."""

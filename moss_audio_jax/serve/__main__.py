@@ -1,0 +1,199 @@
+"""Serves a model over HTTP in the form of OpenAI's API: chat about sound, transcriptions.
+
+example:
+  moss-audio-jax serve --checkpoint DIR --port 8000 --api-key-file keys
+
+Clients then use http://127.0.0.1:8000/v1. SIGTERM lets running answers end, for --drain-seconds.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends those too
+    from moss_audio_jax import cli
+
+    cli.run_verb("serve")
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from moss_audio_jax import command
+from moss_audio_jax.errors import InputError, UsageError, extra
+from moss_audio_jax.files import read_text, reason, shown
+from moss_audio_jax.generate.options import BATCH_SIZE
+from moss_audio_jax.serve.limits import Limits, add_limits, limits_from
+
+KEY = "MOSS_AUDIO_JAX_API_KEY"
+_GRACE = 2  # seconds in which clients are told that their answers were ended
+
+
+def main(argv: Sequence[str]) -> int:
+    options = command.parser("serve", __doc__)
+    command.add_model_options(options)
+    options.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; default 127.0.0.1, this machine"
+    )
+    options.add_argument(
+        "--port", type=int, default=8000, metavar="N", help="default 8000; 0 takes a free one"
+    )
+    options.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help=f"keys of clients, one a line; or one key in {KEY}",
+    )
+    options.add_argument(
+        "--no-api-key", action="store_true", help="let everyone in who reaches another --host"
+    )
+    options.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="without keys, a name that requests may call this server by, besides localhost",
+    )
+    options.add_argument(
+        "--model-name",
+        action="append",
+        metavar="NAME",
+        help="what clients call the model; may be repeated; default the folder's name",
+    )
+    options.add_argument(
+        "--allow-audio-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="a host that audio_url may be fetched from; may be repeated; default none",
+    )
+    options.add_argument(
+        "--slots",
+        type=command.positive,
+        default=BATCH_SIZE,
+        metavar="N",
+        help=f"answers that are written together; default {BATCH_SIZE}",
+    )
+    options.add_argument(
+        "--cache-tokens",
+        type=command.positive,
+        metavar="N",
+        help="tokens of prompts and answers for which the cache has room; default 32768",
+    )
+    add_limits(options)
+    args = options.parse_args(argv)
+    if not 0 <= args.port < 2**16:
+        raise UsageError(f"--port {args.port}: expected a port from 0 to 65535")
+    keys = _keys(args.api_key_file)
+    local = _is_loopback(args.host)
+    if not local and not keys and not args.no_api_key:
+        raise UsageError(
+            f"--host {args.host} can be reached by others; give --api-key-file, or --no-api-key to "
+            "let everyone in"
+        )
+    limits = limits_from(vars(args))
+    try:
+        from moss_audio_jax.serve.app import LOOPBACK, make_app
+        from moss_audio_jax.serve.state import State
+    except ModuleNotFoundError as error:
+        raise InputError(f"serve needs {error.name}: {extra('serve')}") from None
+
+    with _listening(args.host, args.port) as listening:
+        model = command.load_model(args)
+        names = args.model_name or [model.folder.resolve().name]
+        hosts = () if keys or not local else {*LOOPBACK, args.host, *args.allow_host}
+        size = {"slots": args.slots, "max_new_tokens": limits.max_new_tokens}
+        if args.cache_tokens is not None:
+            size["cache_tokens"] = args.cache_tokens
+        service = model.service(**size)
+        state = State(model, service, names, limits, args.allow_audio_host)
+        try:
+            _serve(make_app(state, keys, hosts), state, listening, limits)
+        finally:
+            state.close()
+            service.close()
+    return 0
+
+
+def _serve(app: Any, state: Any, listening: socket.socket, limits: Limits) -> None:
+    """Answers until SIGTERM, and then until what runs has ended or the deadline is over."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            def stop(*_: object) -> None:
+                state.draining = self.should_exit = True
+
+            before = signal.signal(signal.SIGTERM, stop)
+            try:  # SIGINT stays that of every verb
+                yield
+            finally:
+                signal.signal(signal.SIGTERM, before)
+
+        async def shutdown(self, sockets: Any = None) -> None:
+            # After the deadline the engine ends its answers, each of which is told so.
+            end = threading.Thread(target=state.service.close, daemon=True)
+            asyncio.get_running_loop().call_later(limits.drain_seconds, end.start)
+            await super().shutdown(sockets)
+
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            host, port = listening.getsockname()[:2]
+            host = f"[{host}]" if ":" in host else host
+            command.say(f"serving {', '.join(state.names)} at http://{host}:{port}/v1")
+
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        loop="asyncio",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=round(limits.drain_seconds) + _GRACE,
+    )
+    Server(config).run([listening])
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that has its port before a model is loaded for minutes; it listens afterwards."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise UsageError(f"cannot listen on {host}:{port} ({reason(error)})") from None
+    with listening:
+        yield listening
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _keys(file: Path | None) -> list[str]:
+    """The keys of clients. Raises InputError if the file holds none."""
+    keys = [os.environ[KEY]] if os.environ.get(KEY) else []
+    if file is not None:
+        lines = [line.strip() for line in read_text(file, "a file of API keys").splitlines()]
+        found = [line for line in lines if line and not line.startswith("#")]
+        if not found:
+            raise InputError(f"{shown(file)}: holds no key; expected one a line")
+        keys += found
+    if any(not re.fullmatch(r"[\x21-\x7e]{8,}", key) for key in keys):
+        raise InputError("an API key is too short or holds spaces; expected 8 or more characters")
+    return keys

@@ -1,0 +1,123 @@
+"""What all requests of a server share: model, engine, decoding processes, places."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.generate.request import Prepared, Request
+from moss_audio_jax.serve.audio_input import Decoded, Decoder
+from moss_audio_jax.serve.errors import ApiError, busy, invalid, unavailable
+from moss_audio_jax.serve.guides import Guides
+from moss_audio_jax.serve.limits import Limits
+from moss_audio_jax.serve.metrics import Metrics
+from moss_audio_jax.transcribe import WINDOW_SECONDS
+
+if TYPE_CHECKING:
+    from moss_audio_jax.api import MossAudio
+
+T = TypeVar("T")
+
+
+class State:
+    """Args:
+    model: which answers.
+    service: its living engine.
+    names: under which clients ask for it; the first is listed first.
+    limits: of each request.
+    audio_hosts: from which sound may be fetched.
+    window_seconds: longer sound is transcribed in windows of at most this length.
+    """
+
+    def __init__(
+        self,
+        model: MossAudio,
+        service: Any,
+        names: Sequence[str],
+        limits: Limits | None = None,
+        audio_hosts: Sequence[str] = (),
+        window_seconds: float = WINDOW_SECONDS,
+    ) -> None:
+        self.model, self.service, self.names = model, service, tuple(names)
+        self.limits = limits or Limits()
+        self.audio_hosts = frozenset(host.lower() for host in audio_hosts)
+        self.window_seconds = window_seconds
+        self.metrics = Metrics(service)
+        self.decoder = Decoder(seconds=self.limits.decode_seconds)
+        stop_ids = tuple(model.tokenizer.stop_ids)
+        self.guides = Guides(model.tokenizer, model.config.decoder.vocab_size, stop_ids)
+        self.draining = False
+        self._threads = ThreadPoolExecutor(4, "requests")
+        self._active = 0
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.decoder.close()
+
+    @property
+    def fault(self) -> str | None:
+        """Why this server answers nothing; None if it does."""
+        if self.service.dead is not None:
+            return f"the engine answers no more ({type(self.service.dead).__name__})"
+        if self.decoder.dead is not None:
+            return "no decoding process can be started"
+        return "this server is stopping" if self.draining else None
+
+    def check_name(self, name: str) -> None:
+        if name not in self.names:
+            raise ApiError(
+                404,
+                f"The model {name!r} does not exist here; expected {' or '.join(self.names)}",
+                "model_not_found",
+                "model",
+            )
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """A place for one request. Raises ApiError if too many wait or nothing is answered."""
+        if self.fault:
+            raise unavailable(self.fault)
+        slots = int(self.service.stats().get("slots", 1))
+        if self._active >= slots + self.limits.max_waiting:
+            seconds = 1 + self.limits.max_waiting // max(slots, 1)
+            raise busy(f"{self._active} requests are being answered or wait; try later", seconds)
+        self._active += 1
+        self.metrics.active.set(self._active)
+        try:
+            yield
+        finally:
+            self._active -= 1
+            self.metrics.active.set(self._active)
+
+    async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
+
+    async def decode(self, data: Any, max_seconds: float, where: str, param: str) -> Decoded:
+        """One file's sound. Raises ApiError, which names it by `where`, if it cannot be used."""
+        loop = asyncio.get_running_loop()
+        with self.metrics.decoding.time():
+            try:
+                return await loop.run_in_executor(
+                    self.decoder.threads, self.decoder.decode, data, max_seconds
+                )
+            except InputError as error:
+                raise invalid(f"{where} {error}", param, "invalid_audio") from None
+
+    async def prepare(self, request: Request) -> Prepared:
+        """The request as model input. Raises ApiError if it cannot be used."""
+        try:
+            return await self.in_thread(lambda: self.warned(self.model.prepare(request)))
+        except (InputError, UsageError) as error:
+            code = "context_length_exceeded" if "positions" in str(error) else "invalid_value"
+            raise invalid(str(error), "messages", code) from None
+
+    def warned(self, prompt: Prepared) -> Prepared:
+        """The prompt with warnings about sound that is unlike the model's training data.
+
+        Not on several devices: there only the engine's thread may run programs.
+        """
+        return self.model.warned([prompt])[0] if self.model.mesh.size == 1 else prompt

@@ -1,0 +1,106 @@
+"""The verb as a process: its options, SIGTERM under load, Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+from served import user
+
+from moss_audio_jax import command
+from moss_audio_jax.serve import __main__ as verb
+
+LONG = {"temperature": 2.0, "seed": 1, "max_tokens": 60}
+
+
+@contextlib.contextmanager
+def process(*options: str):
+    """(process, url) of a server."""
+    words = [sys.executable, "-m", "moss_audio_jax.serve", "--port", "0", *options]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            lines = []
+            for line in server.stderr:
+                lines.append(line)
+                if found := re.search(r"at (http://[\d.:]+)/v1", line):
+                    break
+            else:
+                raise AssertionError("".join(lines))
+            threading.Thread(target=lambda: [*server.stderr], daemon=True).start()
+            yield server, found[1]
+        finally:
+            server.kill()
+
+
+def test_sigterm_lets_answers_end_and_ctrl_c_ends_at_once():
+    # The size of the engine in `served`, so that its programs are those of the other tests.
+    with process("--slots", "4", "--max-new-tokens", "256", "--drain-seconds", "60") as (
+        server,
+        url,
+    ):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+        def ask(number: int, begun: threading.Event) -> tuple[str, str | None]:
+            text, why = "", None
+            options = LONG | {"stream": True, "seed": number}
+            for chunk in client.chat.completions.create(
+                model="small", messages=[user("Tell a long story.")], **options
+            ):
+                begun.set()
+                text += chunk.choices[0].delta.content or ""
+                why = chunk.choices[0].finish_reason or why
+            return text, why
+
+        begun = [threading.Event() for _ in range(6)]
+        with ThreadPoolExecutor(6) as pool:
+            asked = [pool.submit(ask, number, each) for number, each in enumerate(begun)]
+            assert all(each.wait(120) for each in begun)
+            server.send_signal(signal.SIGTERM)
+            ended = [each.result(120) for each in asked]
+        assert all(why in ("stop", "length") for _, why in ended)
+        assert server.wait(30) == 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/health")
+    with process() as (server, url):
+        assert httpx.get(f"{url}/ready").status_code == 200
+        server.send_signal(signal.SIGINT)
+        assert server.wait(20) == 130
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "fault"),
+    [
+        (["--host", "0.0.0.0"], 2, "can be reached by others"),
+        (["--host", "999.1.1.1"], 2, "can be reached"),
+        (["--host", "no.such.name.invalid", "--no-api-key"], 2, "cannot listen on"),
+        (["--port", "99999"], 2, "from 0 to 65535"),
+        (["--api-key-file", "no-such-file"], 1, "no such file"),
+        (["--max-body-mb", "0"], 2, "above 0"),
+        (["--max-clips", "1.5"], 2, "whole number"),
+    ],
+)
+def test_options_that_are_refused(words, code, fault, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(verb.KEY, raising=False)
+    assert command.run(verb.main, words) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert fault in line
+
+
+def test_keys_of_a_file_and_of_the_environment(tmp_path, monkeypatch):
+    file = tmp_path / "keys"
+    file.write_text("# ours\nfirst-long-key\n\nsecond-long-key\n")
+    monkeypatch.setenv(verb.KEY, "third-long-key")
+    assert verb._keys(file) == ["third-long-key", "first-long-key", "second-long-key"]
+    file.write_text("# none\n")
+    assert command.run(lambda _: bool(verb._keys(file)), []) == 1
+    monkeypatch.setenv(verb.KEY, "a b")
+    assert command.run(lambda _: bool(verb._keys(None)), []) == 1
