@@ -173,9 +173,6 @@ async def read_chat(state: State, body: dict[str, Any]) -> Chat:
     asked.refuse()
     sampling, count = _sampling(state, asked)
     schema, where = _schema(asked)
-    if asked.logprobs or where is not None:
-        name = "logprobs" if asked.logprobs else "response_format"
-        raise invalid(f"{name}: not there yet; leave it out", name, "unsupported_parameter")
     guides = []
     if where is not None:
         for _ in range(count):
@@ -213,6 +210,7 @@ def _sampling(state: State, asked: ChatRequest) -> tuple[Sampling, int]:
         "max_new_tokens": most or min(Sampling.max_new_tokens, limits.max_new_tokens),
         "seed": secrets.randbits(31) if asked.seed is None else asked.seed,
         "stop": (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ()),
+        "logprobs": (asked.top_logprobs or 0) if asked.logprobs else None,
     }
     for name in (
         "temperature",

@@ -51,7 +51,7 @@ def test_a_first_answer_compiles_four_programs_and_one_like_it_none(model):
 
 
 def test_another_question_about_a_clip_compiles_what_continues_a_prompt(model):
-    wav = mj.load_audio(CLIP)[:-9_000]
+    wav = 0.5 * mj.load_audio(CLIP)  # whose log-mel is another one
     model.generate("What is heard?", [wav], max_new_tokens=8)
     with compiled() as names:
         model.generate("Transcribe the speech.", [wav], max_new_tokens=8)
