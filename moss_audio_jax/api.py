@@ -369,6 +369,7 @@ class MossAudio:
         thinking_budget: int | None = Sampling.thinking_budget,
         loop_guard: bool = Sampling.loop_guard,
         drafts: bool = Sampling.drafts,
+        logprobs: int | None = Sampling.logprobs,
     ) -> Reply:
         """Answers a text about any number of clips; greedy by default.
 
@@ -415,6 +416,7 @@ class MossAudio:
         thinking_budget: int | None = Sampling.thinking_budget,
         loop_guard: bool = Sampling.loop_guard,
         drafts: bool = Sampling.drafts,
+        logprobs: int | None = Sampling.logprobs,
     ) -> Stream:
         """`generate` piece by piece: `for piece in model.stream(...)`, then `Stream.reply`.
 
@@ -512,7 +514,14 @@ class MossAudio:
         """The reply to a prompt, with text and thinking, from the generated ids."""
         text = self.tokenizer.decode(output.ids)
         thinking, answer = split_thinking(text[: first_stop(text, prompt.sampling.stop)])
-        return Reply(answer.strip(), thinking, output.ids, output.finish_reason, prompt.warnings)
+        return Reply(
+            answer.strip(),
+            thinking,
+            output.ids,
+            output.finish_reason,
+            prompt.warnings,
+            logprobs=output.logprobs,
+        )
 
     # --- inside --------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ from moss_audio_jax.generate.decode_state import (
 from moss_audio_jax.generate.drafts import Pace, Scribe, pieces_heard
 from moss_audio_jax.generate.hearing import Heard, Hearing, Piece, sound_of
 from moss_audio_jax.generate.pages import Pages, marks_of, page_keys, text_marks
-from moss_audio_jax.generate.request import Guide, Prepared
+from moss_audio_jax.generate.request import Guide, Prepared, TokenLogprobs
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import Vocabulary
 from moss_audio_jax.models.cache import NOWHERE, PAGE, pages_for
@@ -57,14 +57,6 @@ _STOP_STRING_STEPS = 16  # tokens between two searches for stop strings
 _STEPS_AHEAD, _LEAST_REACH = 32, 128  # see `_reach`
 _WORTH = 4  # a beginning of so many parts of a prompt is taken from another one
 _WRITTEN = 4  # tokens of transcripts for one of audio, at most
-
-
-class TokenLogprobs(NamedTuple):
-    """The log-probability of an answer's token, and (token, log-probability) of the likeliest."""
-
-    token: int
-    logprob: float
-    top: list[tuple[int, float]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
@@ -113,6 +113,14 @@ class Prepared(Example):
     guide: Guide | None = None
 
 
+class TokenLogprobs(NamedTuple):
+    """The log-probability of an answer's token, and (token, log-probability) of the likeliest."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Reply:
     """One answer.
@@ -126,6 +134,7 @@ class Reply:
       warnings: reasons to doubt the answer, one sentence each; with several clips each begins with
         the name of its clip.
       error: in a batch, why there is no answer; None if there is one.
+      logprobs: of each of the ids, if `Sampling.logprobs` asks for them.
     """
 
     text: str
@@ -134,3 +143,4 @@ class Reply:
     finish_reason: str
     warnings: tuple[str, ...] = ()
     error: str | None = None
+    logprobs: list[TokenLogprobs] | None = None
