@@ -566,7 +566,12 @@ class MossAudio:
         """
         return Service(self._sized_engine(slots, cache_tokens, max_new_tokens))
 
-    def listen(self, seconds: float = 600.0, max_new_tokens: int = 1024) -> Ear:
+    def listen(
+        self,
+        seconds: float = 600.0,
+        max_new_tokens: int = 1024,
+        service: Service | None = None,
+    ) -> Ear:
         """Live audio: `with model.listen() as ear: ear.push(samples); ear.ask("What happens?")`.
 
         Each chunk of 4 s is encoded and prefilled when it is whole, and answers are those of
@@ -575,6 +580,10 @@ class MossAudio:
         Args:
           seconds: the most that will be pushed.
           max_new_tokens: the most that an answer may have.
+          service: what answers, so that others share its engine; default an engine of its own.
+
+        Raises:
+          UsageError: so much does not fit the model's positions.
         """
         tokens = tokens_for(seconds, max_new_tokens)
         positions = self.config.decoder.max_positions
@@ -583,7 +592,7 @@ class MossAudio:
                 f"{seconds:g} s of sound, a question and {max_new_tokens} new tokens may take "
                 f"{tokens} tokens, but the model has {positions} positions; listen for less"
             )
-        return Ear(self, self._sized_engine(1, tokens, max_new_tokens), seconds)
+        return Ear(self, service or self._sized_engine(1, tokens, max_new_tokens), seconds)
 
     def _sized_engine(self, slots: int, cache_tokens: int, max_new_tokens: int) -> Engine:
         with jax.set_mesh(self.mesh):

@@ -259,7 +259,7 @@ def _mono_16k(blocks: Iterator[tuple[int, np.ndarray]], allow, note) -> Iterator
             if stream:
                 yield stream.rest()
                 given += stream.given
-            stream = _Stream(rate)
+            stream = Resampler(rate)
         with np.errstate(over="ignore", invalid="ignore"):
             mono, channels = block[:, 0], block.shape[1]
             if channels > 1:
@@ -290,8 +290,16 @@ def _mono_16k(blocks: Iterator[tuple[int, np.ndarray]], allow, note) -> Iterator
         )
 
 
-class _Stream:
-    """Resamples one channel from one rate to 16 kHz. `given`: samples returned so far."""
+class Resampler:
+    """Resamples one channel, piece by piece, from one rate to 16 kHz.
+
+    The pieces that `push` and at last `rest` return are together what `resample` makes of the
+    whole, sample for sample.
+
+    Attributes:
+      rate: of what is pushed, Hz.
+      given: samples returned so far.
+    """
 
     def __init__(self, rate: int):
         _check_rate(rate)
@@ -300,6 +308,7 @@ class _Stream:
             self._soxr = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
 
     def push(self, mono: np.ndarray) -> np.ndarray:
+        """float32 [n] at `rate` -> float32 [m] at 16 kHz; soxr holds back some milliseconds."""
         out = _finite(self._soxr.resample_chunk(mono)) if self._soxr else mono
         self._count += len(mono)
         self.given += len(out)

@@ -211,6 +211,10 @@ class Engine:
                     on_done(number, output)
         return results
 
+    def answer(self, example: Example, sampling: Sampling) -> Output:
+        """Answers one request. Raises InputError as `run` does."""
+        return self.run([(example, sampling)])[0]
+
     def progress(
         self, requests: Sequence[tuple[Example, Sampling]], each_token: bool
     ) -> Iterator[Progress]:

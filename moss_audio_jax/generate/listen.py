@@ -9,40 +9,52 @@ content and is heard again.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moss_audio_jax.audio.lengths import audio_tokens, mel_frames
-from moss_audio_jax.data.batch import Example
+from moss_audio_jax.audio.lengths import SAMPLE_RATE, audio_tokens, mel_frames
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.generate.engine import Engine
 from moss_audio_jax.generate.options import Sampling
-from moss_audio_jax.generate.request import Reply, Request
+from moss_audio_jax.generate.request import Prepared, Reply, Request
+from moss_audio_jax.generate.service import Service
 
 if TYPE_CHECKING:
     from moss_audio_jax.api import MossAudio
 
 _AHEAD = 200  # samples after a frame's middle that its window sees
+_ROOM = 10 * SAMPLE_RATE  # samples, at first
 
 
 class Ear:
     """A clip that grows; make one with `MossAudio.listen`.
 
-    Attributes:
-      wav: float32 [n], 16 kHz mono: all that was pushed.
+    What waits for answers (`push`, `ask`) is made of what does not (`take`, `begun`, `request`),
+    which a server uses with its own way to wait.
+
+    Args:
+      answerer: an engine, or a service that others use, too.
+      seconds: of sound, at most.
     """
 
-    def __init__(self, model: MossAudio, engine: Engine, seconds: float) -> None:
-        self.wav = np.zeros(0, np.float32)
-        self._model, self._engine, self._seconds = model, engine, seconds
+    def __init__(self, model: MossAudio, answerer: Engine | Service, seconds: float) -> None:
+        self._model, self._seconds = model, seconds
+        self._answerer: Engine | Service | None = answerer
+        self._samples, self._count = np.zeros(_ROOM, np.float32), 0
         self._heard = 0  # whole chunks
 
     def __enter__(self) -> Ear:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._engine = None  # frees its cache
+        self._answerer = None  # frees the cache of an engine of its own
+
+    @property
+    def wav(self) -> np.ndarray:
+        """float32 [n], 16 kHz mono: all that was pushed so far."""
+        return self._samples[: self._count]
 
     def push(self, samples: np.ndarray) -> None:
         """Adds sound, float [n] at 16 kHz mono, and hears the chunks of 4 s that are now whole.
@@ -51,26 +63,10 @@ class Ear:
           UsageError: not a waveform, or the ear is closed.
           InputError: values that are not finite, or more seconds than `listen` was told.
         """
-        samples = np.asarray(samples)
-        if self._engine is None:
-            raise UsageError("this ear is closed")
-        if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
-            raise UsageError(
-                f"samples have shape {samples.shape} and dtype {samples.dtype}; expected float [n]"
-            )
-        if not np.isfinite(samples).all():
-            raise InputError("the samples hold values that are NaN or infinite")
-        if (len(self.wav) + len(samples)) / 16_000 > self._seconds:
-            raise InputError(
-                f"more than the {self._seconds:g} s that this ear was made for: give `listen` more "
-                "seconds, or begin with a new one"
-            )
-        self.wav = np.concatenate([self.wav, samples.astype(np.float32)])
-        config = self._model.config.encoder
-        final = mel_frames(max(0, len(self.wav) - _AHEAD))
-        chunks = final // config.chunk_frames
-        if config.attention == "chunked" and chunks > self._heard:
-            self._hear(chunks)
+        self.take(samples)
+        begun = self.begun()
+        if begun is not None:
+            self._answerer.answer(begun, begun.sampling)
 
     def ask(self, text: str, **sampling: Any) -> Reply:
         """Answers a text about all that was pushed; options as in `MossAudio.generate`.
@@ -79,31 +75,66 @@ class Ear:
           InputError: nothing was pushed, or less than a log-mel frame.
           UsageError: an option is unknown or out of range, or the ear is closed.
         """
-        if self._engine is None:
-            raise UsageError("this ear is closed")
+        self._check_open()
         try:
             chosen = Sampling(**sampling)
         except TypeError as error:
             raise UsageError(str(error)) from None
-        prompt = self._model.prepare(Request(text, [self.wav], chosen))
-        (prompt,) = self._model.warned([prompt])
-        (output,) = self._engine.run([(prompt, prompt.sampling)])
+        (prompt,) = self._model.warned([self._model.prepare(self.request(text, chosen))])
+        output = self._answerer.answer(prompt, prompt.sampling)
         return self._model.reply(output, prompt)
 
-    def _hear(self, chunks: int) -> None:
-        """Runs a prompt's beginning up to the end of so many chunks; its pages are then known."""
-        config = self._model.config.encoder
+    def take(self, samples: np.ndarray) -> None:
+        """Adds sound like `push`, and hears nothing yet."""
+        samples = np.asarray(samples)
+        self._check_open()
+        if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
+            raise UsageError(
+                f"samples have shape {samples.shape} and dtype {samples.dtype}; expected float [n]"
+            )
+        if not np.isfinite(samples).all():
+            raise InputError("the samples hold values that are NaN or infinite")
+        count = self._count + len(samples)
+        if count / SAMPLE_RATE > self._seconds:
+            raise InputError(
+                f"more than the {self._seconds:g} s that this ear was made for: give `listen` more "
+                "seconds, or begin with a new one"
+            )
+        if count > len(self._samples):  # twice as much, so that small pieces cost no copy each
+            room = np.zeros(max(count, 2 * len(self._samples)), np.float32)
+            room[: self._count] = self.wav
+            self._samples = room
+        self._samples[self._count : count] = samples
+        self._count = count
+
+    def begun(self) -> Prepared | None:
+        """A prompt's beginning, up to the end of the last whole chunk, if that is new; else None.
+
+        Once it is answered (with one token, which nobody reads), its keys and values are known.
+        """
+        config, wav = self._model.config.encoder, self.wav
+        chunks = mel_frames(max(0, len(wav) - _AHEAD)) // config.chunk_frames
+        if config.attention != "chunked" or chunks <= self._heard:
+            return None
         frames = chunks * config.chunk_frames
-        prompt = self._model.prepare(Request("", [self.wav]))
+        prompt = self._model.prepare(Request("", [wav], Sampling(max_new_tokens=1)))
         places = np.flatnonzero(prompt.ids == self._model.processor.audio_token_id)
         end = 1 + places[audio_tokens(frames) - 1]
-        begun = Example(prompt.ids[:end], (prompt.mels[0][:, :frames],))
-        self._engine.run([(begun, Sampling(max_new_tokens=1))])
         self._heard = chunks
+        mels = (prompt.mels[0][:, :frames],)
+        return dataclasses.replace(prompt, ids=prompt.ids[:end], mels=mels)
+
+    def request(self, text: str, sampling: Sampling, system: str | None = None) -> Request:
+        """A question about the clip so far."""
+        return Request(text, [self.wav], sampling, system)
+
+    def _check_open(self) -> None:
+        if self._answerer is None:
+            raise UsageError("this ear is closed")
 
 
 def tokens_for(seconds: float, new_tokens: int) -> int:
     """Cache positions for a clip of so many seconds with a question and an answer."""
-    sound = audio_tokens(mel_frames(round(16_000 * seconds)))
+    sound = audio_tokens(mel_frames(round(SAMPLE_RATE * seconds)))
     markers = round(seconds / 2) * len(str(round(seconds)))
     return sound + markers + new_tokens + 1024

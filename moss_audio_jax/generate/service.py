@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -66,6 +67,26 @@ class Service:
             self._inbox.append(one)
             self._wake.notify()
         return one.number
+
+    def answer(self, example: Example, sampling: Sampling) -> Output:
+        """Answers one request and waits for it, as `Engine.answer` does.
+
+        Raises:
+          InputError: as `submit`; or the service was closed meanwhile.
+        """
+        ended: queue.SimpleQueue[Output] = queue.SimpleQueue()
+
+        def told(progress: Progress) -> None:
+            if progress.output is not None:
+                ended.put(progress.output)
+
+        self.submit(example, sampling, told, each_token=False)
+        output = ended.get()
+        if output.finish_reason == "error":
+            raise self.dead
+        if output.finish_reason == "cancelled":
+            raise InputError("the engine was stopped; ask another one")
+        return output
 
     def cancel(self, number: int) -> None:
         """Ends a request before the next turn; it is told `finish_reason` "cancelled"."""

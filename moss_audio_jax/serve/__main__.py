@@ -21,6 +21,7 @@ import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,8 @@ def _serve(app: Any, state: Any, listening: socket.socket, limits: Limits) -> No
     """Answers until SIGTERM, and then until what runs has ended or the deadline is over."""
     import uvicorn
 
+    from moss_audio_jax.serve.realtime import socket_options
+
     class Server(uvicorn.Server):
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
@@ -141,6 +144,12 @@ def _serve(app: Any, state: Any, listening: socket.socket, limits: Limits) -> No
             # After the deadline the engine ends its answers, each of which is told so.
             end = threading.Thread(target=state.service.close, daemon=True)
             asyncio.get_running_loop().call_later(limits.drain_seconds, end.start)
+            # uvicorn closes sockets at once; these end by themselves when they have answered.
+            for server in self.servers:
+                server.close()
+            latest = time.monotonic() + limits.drain_seconds + _GRACE
+            while state.sockets and time.monotonic() < latest:
+                await asyncio.sleep(0.1)
             await super().shutdown(sockets)
 
         async def startup(self, sockets: Any = None) -> None:
@@ -152,14 +161,15 @@ def _serve(app: Any, state: Any, listening: socket.socket, limits: Limits) -> No
     config = uvicorn.Config(
         app,
         http="h11",
-        ws="none",
         lifespan="off",
         loop="asyncio",
         log_config=None,
+        log_level="warning",  # uvicorn would log the addresses of those who open sockets
         access_log=False,
         server_header=False,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=round(limits.drain_seconds) + _GRACE,
+        **socket_options(limits),
     )
     Server(config).run([listening])
 

@@ -33,6 +33,7 @@ class Answers:
       metrics: of the server.
       seconds: in which all of them must end.
       each_token: tell of every token; otherwise the engine tells when it suits it.
+      counted: by the metrics; beginnings of a growing clip are not.
 
     Raises:
       ApiError: on `begin`, a prompt does not fit; then and later, the engine has died, or the time
@@ -40,10 +41,15 @@ class Answers:
     """
 
     def __init__(
-        self, service: Any, metrics: Metrics, seconds: float, each_token: bool = False
+        self,
+        service: Any,
+        metrics: Metrics,
+        seconds: float,
+        each_token: bool = False,
+        counted: bool = True,
     ) -> None:
         self._service, self._metrics, self._seconds = service, metrics, seconds
-        self._each_token = each_token
+        self._each_token, self._counted = each_token, counted
         self._until = time.monotonic() + seconds
         self._loop, self._told = asyncio.get_running_loop(), asyncio.Queue()
         self._open: dict[int, int] = {}  # number here -> the service's
@@ -66,7 +72,8 @@ class Answers:
         except Exception as error:
             raise _dead(error) from error
         self._begun += 1
-        self._metrics.audio.inc(sum(mel.shape[1] for mel in prompt.mels) / MEL_RATE)
+        if self._counted:
+            self._metrics.audio.inc(sum(mel.shape[1] for mel in prompt.mels) / MEL_RATE)
         return number
 
     @property
@@ -80,7 +87,7 @@ class Answers:
     def __exit__(self, *_: object) -> None:
         for number in self._open.values():
             self._service.cancel(number)
-            self._metrics.answers.labels("cancelled").inc()
+            self._count("cancelled")
         self._open.clear()
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Progress]]:
@@ -100,12 +107,16 @@ class Answers:
             if progress.output is not None:
                 del self._open[number]
                 reason = progress.output.finish_reason
-                self._metrics.answers.labels(reason).inc()
+                self._count(reason)
                 if reason == "cancelled":  # the engine was closed
                     raise unavailable("this server is stopping; the answer was ended")
                 if reason == "error":
                     raise _dead(self._service.dead)
             yield number, progress
+
+    def _count(self, reason: str) -> None:
+        if self._counted:
+            self._metrics.answers.labels(reason).inc()
 
 
 def sse(value: dict[str, Any]) -> str:

@@ -15,24 +15,28 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
 
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import parse_json
 from moss_audio_jax.serve.chat import read_chat
 from moss_audio_jax.serve.errors import ApiError, invalid, unavailable
 from moss_audio_jax.serve.openapi import document
+from moss_audio_jax.serve.realtime import realtime
 from moss_audio_jax.serve.state import State
 from moss_audio_jax.serve.transcriptions import read_transcription
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+REALTIME = "/v1/realtime"
 OPEN = ("/health", "/ready")  # without a key
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 _INTERNAL = ApiError(500, "internal error; the server's log has its place", "internal")
 _EVENTS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_KEY_PROTOCOL = "openai-insecure-api-key."
 _FIELD_BYTES = 1 << 20  # of a form's text
 
 
@@ -55,7 +59,10 @@ def make_app(state: State, keys: Sequence[str] = (), hosts: Collection[str] = ()
         "/openapi.json": (_openapi, "GET"),
     }
     app = Starlette(
-        routes=[Route(path, handle, methods=[how]) for path, (handle, how) in routes.items()],
+        routes=[
+            *(Route(path, handle, methods=[how]) for path, (handle, how) in routes.items()),
+            WebSocketRoute(REALTIME, realtime),
+        ],
         exception_handlers={
             ApiError: lambda _, error: error.response(),
             HTTPException: _http_error,
@@ -84,8 +91,8 @@ class Gate:
         self._keys = [_digest(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
+        if scope["type"] == "websocket":
+            await self._socket(scope, receive, send)
             return
         started, status = time.monotonic(), 0
 
@@ -109,12 +116,8 @@ class Gate:
             if not self._state.draining:
                 raise
             fault = unavailable("this server is stopping; the request was ended")
-        except Exception as error:  # its message may quote a body, so it is not logged
-            where = error.__traceback__
-            while where.tb_next is not None:
-                where = where.tb_next
-            place = f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}"
-            log.error("internal error: %s at %s", type(error).__name__, place)
+        except Exception as error:
+            _log(error)
             fault = _INTERNAL
         if fault is not None and not status:
             await fault.response()(scope, receive, note)
@@ -130,15 +133,62 @@ class Gate:
         if path not in OPEN:
             log.info("%s %s %d %.3f s", scope["method"], path, status, seconds)
 
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A socket: what is refused gets an HTTP reply, what fails later a code of closing."""
+        started, status, closed = time.monotonic(), 0, False
+
+        async def note(message: Message) -> None:
+            nonlocal status, closed
+            if message["type"] == "websocket.accept":
+                status = 101
+            elif message["type"] == "websocket.http.response.start":
+                status = message["status"]
+            closed = closed or message["type"] == "websocket.close"
+            await send(message)
+
+        fault: ApiError | None = None
+        try:
+            self._check(scope)
+            if scope["path"] != REALTIME:
+                raise ApiError(404, f"no such route; sockets are served at {REALTIME}")
+            await self._app(scope, receive, note)
+        except asyncio.CancelledError:
+            if not self._state.draining:
+                raise
+        except ApiError as error:
+            fault = error
+        except Exception as error:
+            _log(error)
+            fault = _INTERNAL
+        with contextlib.suppress(WebSocketDisconnect, OSError):  # the client went away
+            if fault is not None and not status:
+                await fault.response()(scope, receive, note)
+            elif fault is not None and not closed:
+                await send({"type": "websocket.close", "code": 1011, "reason": "internal error"})
+        path = REALTIME if scope["path"] == REALTIME else "other"
+        self._state.metrics.requests.labels(path, str(status)).inc()
+        if status >= 400:
+            self._state.metrics.rejected.labels(_reason(status)).inc()
+        log.info("WS %s %d %.3f s", path, status, time.monotonic() - started)
+
     def _check(self, scope: Scope) -> None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get(b"host", "").lower()
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
         if self._hosts and name not in self._hosts:
             raise ApiError(421, f"this server is not called {name!r}; see --allow-host")
-        if scope["path"] in OPEN or not self._keys:
+        if scope["path"] in OPEN:
+            return
+        if not self._keys:
+            # Browsers let any page open a socket to this machine, and say which page it is.
+            origin = headers.get(b"origin")
+            if scope["type"] == "websocket" and origin not in (None, *_origins(host)):
+                raise ApiError(403, "a page of another origin may not open a socket here")
             return
         scheme, _, key = headers.get(b"authorization", "").partition(" ")
+        for offered in scope.get("subprotocols", ()):  # where browsers can send a key
+            if offered.startswith(_KEY_PROTOCOL):
+                scheme, key = "bearer", offered.removeprefix(_KEY_PROTOCOL)
         given = _digest(key.strip())
         # Every key is compared, each in constant time.
         matches = [hmac.compare_digest(given, key) for key in self._keys]
@@ -313,6 +363,19 @@ async def _http_error(_: Request, error: HTTPException) -> Response:
     return ApiError(
         error.status_code, said.get(error.status_code, error.detail), headers=error.headers
     ).response()
+
+
+def _origins(host: str) -> tuple[str, str]:
+    return f"http://{host}", f"https://{host}"
+
+
+def _log(error: Exception) -> None:
+    """Notes an internal error. Its message may quote a body, so it is not logged."""
+    where = error.__traceback__
+    while where.tb_next is not None:
+        where = where.tb_next
+    place = f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}"
+    log.error("internal error: %s at %s", type(error).__name__, place)
 
 
 def _reason(status: int) -> str:

@@ -42,6 +42,7 @@ class Metrics:
         self.requests = make(Counter, "requests", "requests", ("route", "status"))
         self.rejected = make(Counter, "rejected", "requests that were refused", ("reason",))
         self.active = make(Gauge, "active_requests", "requests that are being answered")
+        self.sockets = make(Gauge, "sockets", "open sockets of live audio")
         self.answers = make(Counter, "answers", "answers, by why they ended", ("reason",))
         self.audio = make(Counter, "audio_seconds", "seconds of sound in prompts")
         self.stopped_early = make(

@@ -53,6 +53,7 @@ class State:
         self.draining = False
         self._threads = ThreadPoolExecutor(4, "requests")
         self._active = 0
+        self.sockets = 0  # that are open
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -93,6 +94,21 @@ class State:
             self._active -= 1
             self.metrics.active.set(self._active)
 
+    @contextlib.contextmanager
+    def socket(self) -> Iterator[None]:
+        """A place for one socket. Raises ApiError as `place` does."""
+        if self.fault:
+            raise unavailable(self.fault)
+        if self.sockets >= self.limits.max_sockets:
+            raise busy(f"{self.sockets} sockets are open; try later", 30)
+        self.sockets += 1
+        self.metrics.sockets.set(self.sockets)
+        try:
+            yield
+        finally:
+            self.sockets -= 1
+            self.metrics.sockets.set(self.sockets)
+
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
 
@@ -107,13 +123,17 @@ class State:
             except InputError as error:
                 raise invalid(f"{where} {error}", param, "invalid_audio") from None
 
-    async def prepare(self, request: Request) -> Prepared:
-        """The request as model input. Raises ApiError if it cannot be used."""
+    async def prepare(self, request: Request, param: str | None = "messages") -> Prepared:
+        """The request as model input.
+
+        Raises:
+          ApiError: it cannot be used; names `param`.
+        """
         try:
             return await self.in_thread(lambda: self.warned(self.model.prepare(request)))
         except (InputError, UsageError) as error:
             code = "context_length_exceeded" if "positions" in str(error) else "invalid_value"
-            raise invalid(str(error), "messages", code) from None
+            raise invalid(str(error), param, code) from None
 
     def warned(self, prompt: Prepared) -> Prepared:
         """The prompt with warnings about sound that is unlike the model's training data.

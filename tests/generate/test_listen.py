@@ -37,8 +37,8 @@ def test_answers_are_those_about_the_whole_clip(model):
         pushed(ear, wav[len(half) :], 1)
         late = ear.ask(ASKED, max_new_tokens=48)
         again = ear.ask("How many people speak?", max_new_tokens=8)
-        heard = ear._engine.hearing.frames
-        kept = ear._engine.counts["cached_tokens"] / ear._engine.counts["prompt_tokens"]
+        heard = ear._answerer.hearing.frames
+        kept = ear._answerer.counts["cached_tokens"] / ear._answerer.counts["prompt_tokens"]
     assert early.ids == model.generate(ASKED, [half], max_new_tokens=32).ids
     assert late.ids == model.generate(ASKED, [wav], max_new_tokens=48).ids
     assert again.ids == model.generate("How many people speak?", [wav], max_new_tokens=8).ids
@@ -75,3 +75,18 @@ def test_what_an_ear_cannot_take_is_said(model):
         pass
     with pytest.raises(UsageError, match="closed"):
         ear.push(np.zeros(8))
+
+
+def test_ears_share_a_service(model):
+    """Two clips grow at once, on one engine."""
+    wavs = [mj.load_audio(CLIP), mj.load_audio(CLIP)[::-1].copy()]
+    with model.service(slots=2, cache_tokens=4096, max_new_tokens=48) as service:
+        ears = [model.listen(seconds=60, max_new_tokens=48, service=service) for _ in wavs]
+        for start in range(0, max(map(len, wavs)), 30_000):
+            for ear, wav in zip(ears, wavs, strict=True):
+                ear.push(wav[start : start + 30_000])
+        found = [ear.ask(ASKED, max_new_tokens=16) for ear in ears]
+    for reply, wav in zip(found, wavs, strict=True):
+        assert reply.ids == model.generate(ASKED, [wav], max_new_tokens=16).ids
+    with pytest.raises(InputError, match="stopping"):
+        ears[0].ask(ASKED)

@@ -16,6 +16,7 @@ import uvicorn
 import moss_audio_jax as mj
 from moss_audio_jax.serve.app import make_app
 from moss_audio_jax.serve.limits import Limits
+from moss_audio_jax.serve.realtime import socket_options
 from moss_audio_jax.serve.state import State
 
 NAMES = ("small", "whisper-1")
@@ -63,7 +64,14 @@ def serving(
     with model.service(slots=slots, max_new_tokens=256) as service:
         state = State(model, service, NAMES, limits, **options)
         app = make_app(state, [key] if key else [])
-        config = uvicorn.Config(app, port=0, http="h11", ws="none", lifespan="off", log_config=None)
+        config = uvicorn.Config(
+            app,
+            port=0,
+            http="h11",
+            lifespan="off",
+            log_config=None,
+            **socket_options(state.limits),
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
