@@ -317,7 +317,8 @@ class _Session:
         await self._begin(response["id"], self._answer(response, request))
 
     async def _cancel(self, event: events.ResponseCancel) -> None:
-        running = [each for each in self._answers if each.startswith("resp_")]
+        running = [name for name, task in self._answers.items() if not task.cancelling()]
+        running = [each for each in running if each.startswith("resp_")]
         if event.response_id is not None:
             running = [each for each in running if each == event.response_id]
         if not running:

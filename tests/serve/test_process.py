@@ -40,6 +40,28 @@ def process(*options: str):
             server.kill()
 
 
+def test_sigterm_lets_answers_on_sockets_end():
+    options = ("--slots", "4", "--max-new-tokens", "256", "--drain-seconds", "60")
+    with process(*options) as (server, url):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        with client.realtime.connect(model="small") as live, client.realtime.connect() as idle:
+            asked = {"instructions": "Tell a long story.", "max_output_tokens": 200}
+            live.response.create(response=asked)
+            kinds = []
+            for event in live:
+                kinds.append(event.type)
+                if kinds.count("response.output_text.delta") == 1 and event.type != "error":
+                    server.send_signal(signal.SIGTERM)
+                if event.type == "response.done":
+                    assert event.response.status in ("completed", "incomplete")
+                    break
+            assert kinds.count("response.output_text.delta") > 1
+            for connection in (live, idle):
+                events = [*connection]  # to the end that the server puts to it
+                assert events[-1].error.code == "unavailable"
+        assert server.wait(30) == 0
+
+
 def test_sigterm_lets_answers_end_and_ctrl_c_ends_at_once():
     # The size of the engine in `served`, so that its programs are those of the other tests.
     with process("--slots", "4", "--max-new-tokens", "256", "--drain-seconds", "60") as (
