@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import re
 import signal
@@ -11,13 +12,17 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import numpy as np
 import openai
 import pytest
 from served import user
 
+import moss_audio_jax as mj
 from moss_audio_jax import command
+from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.serve import __main__ as verb
 
+DEMO = DEFAULT_CHECKPOINT.parent / "demo"
 LONG = {"temperature": 2.0, "seed": 1, "max_tokens": 60}
 
 
@@ -45,17 +50,23 @@ def test_sigterm_lets_answers_on_sockets_end():
     with process(*options) as (server, url):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         with client.realtime.connect(model="small") as live, client.realtime.connect() as idle:
-            asked = {"instructions": "Tell a long story.", "max_output_tokens": 200}
-            live.response.create(response=asked)
-            kinds = []
+            sound = np.tile(mj.load_audio(DEMO / "two_people.flac"), 3)
+            audio = {"input": {"format": {"type": "audio/pcm", "rate": 16_000}}}
+            live.session.update(session={"type": "transcription", "audio": audio})
+            data = base64.b64encode((sound * 32767).astype("<i2").tobytes()).decode()
+            live.input_audio_buffer.append(audio=data)
+            live.input_audio_buffer.commit()
+            deltas = []
             for event in live:
-                kinds.append(event.type)
-                if kinds.count("response.output_text.delta") == 1 and event.type != "error":
-                    server.send_signal(signal.SIGTERM)
-                if event.type == "response.done":
-                    assert event.response.status in ("completed", "incomplete")
+                assert event.type != "error", event
+                if event.type.endswith("transcription.delta"):
+                    if not deltas:
+                        server.send_signal(signal.SIGTERM)
+                    deltas.append(event.delta)
+                if event.type.endswith("transcription.completed"):
                     break
-            assert kinds.count("response.output_text.delta") > 1
+            assert len(deltas) > 2
+            assert "".join(deltas) == event.transcript
             for connection in (live, idle):
                 events = [*connection]  # to the end that the server puts to it
                 assert events[-1].error.code == "unavailable"
