@@ -53,8 +53,9 @@ class Ear:
 
     @property
     def wav(self) -> np.ndarray:
-        """float32 [n], 16 kHz mono: all that was pushed so far."""
-        return self._samples[: self._count]
+        """float32 [n], 16 kHz mono: all that was pushed so far. Any thread may ask."""
+        count = self._count  # first: another thread may put new samples and more room in place
+        return self._samples[:count]
 
     def push(self, samples: np.ndarray) -> None:
         """Adds sound, float [n] at 16 kHz mono, and hears the chunks of 4 s that are now whole.

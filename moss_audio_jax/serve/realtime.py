@@ -164,12 +164,6 @@ class _Session:
         silent_since = time.monotonic()
         seconds = self._state.limits.socket_idle_seconds
         while True:
-            try:
-                async with asyncio.timeout(min(_LOOK, seconds)):
-                    message = await self._socket.receive()
-                return None if message["type"] == "websocket.disconnect" else message
-            except TimeoutError:
-                pass
             if self._broken is not None:
                 raise self._broken
             if self._answers:
@@ -180,6 +174,10 @@ class _Session:
             if time.monotonic() - silent_since >= seconds:
                 error = ApiError(408, f"no message came in {seconds:g} s", "idle_timeout")
                 raise _Closed(error, _POLICY)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(_LOOK, seconds)):
+                    message = await self._socket.receive()
+                return None if message["type"] == "websocket.disconnect" else message
 
     async def _send(self, kind: str, **fields: Any) -> None:
         event = {"type": kind, "event_id": _new("event")} | fields

@@ -145,6 +145,8 @@ def test_closing_lets_what_runs_end_or_says_that_it_did_not(model, alone):
     assert asker.answer().ids == alone[4]
     with pytest.raises(InputError, match="stopping"):
         service.submit(prompts[0], Sampling(1), print)
+    with pytest.raises(InputError, match="stopping"):
+        service.answer(prompts[0], Sampling(1))
     service = model.service(slots=2, cache_tokens=640, max_new_tokens=64)
     asker = Asker(service, prompts[4], Sampling(64, loop_guard=False))
     service.close()
@@ -161,6 +163,8 @@ def test_an_engine_that_dies_says_so_to_everyone(model, monkeypatch):
     prompts = golden_prompts()
     askers = [Asker(service, prompts[i], sampling(i)) for i in (1, 2, 3)]
     assert {asker.answer().finish_reason for asker in askers} == {"error"}
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        service.answer(prompts[0], Sampling(1))
     with pytest.raises(RuntimeError, match="the device is gone"):
         service.submit(prompts[0], Sampling(1), print)
     service.close()
