@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import warnings
@@ -36,7 +37,6 @@ from moss_audio_jax.generate.decode_state import encode
 from moss_audio_jax.generate.drafts import Scribe, scribe_of
 from moss_audio_jax.generate.engine import Engine, Output, Size
 from moss_audio_jax.generate.familiarity import Familiarity, Gauge
-from moss_audio_jax.generate.hearing import Hearing
 from moss_audio_jax.generate.listen import Ear, tokens_for
 from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
 from moss_audio_jax.generate.request import Audio, Clip, Prepared, Reply, Request, clip_of, name_of
@@ -102,7 +102,7 @@ class MossAudio:
         self.folder = folder
         self._gauge = gauge
         self._vocab = vocabulary(config, tokenizer, self.processor, stop_ids)
-        self._kept: tuple[tuple[int, bool], Engine] | None = None
+        self._kept: list[tuple[tuple[int, bool], Engine]] = []  # one at most
 
     def __repr__(self) -> str:
         count = moss_audio.count_params(shapes(self.config, self.compute.dtype))
@@ -310,7 +310,8 @@ class MossAudio:
         `Sampling` explains the options; the defaults are its own, except for `max_new_tokens`.
         """
         sampling = Sampling.of(locals())
-        return self._engine(1).run([(self._example(ids, mels), sampling)])[0].ids
+        with self._engine(1) as engine:
+            return engine.run([(self._example(ids, mels), sampling)])[0].ids
 
     # --- from text and sound -------------------------------------------------------------------
 
@@ -471,7 +472,8 @@ class MossAudio:
         with tqdm(total=len(prompts), unit="answer", disable=not progress) as bar:
             asked = [(prompt, prompt.sampling) for prompt in prompts]
             drafts = any(prompt.sampling.drafts for prompt in prompts)
-            self._engine(batch_size, drafts).run(asked, on_done=on_done)
+            with self._engine(batch_size, drafts) as engine:
+                engine.run(asked, on_done=on_done)
         return replies
 
     def familiarity(self, audio: Audio) -> Familiarity | None:
@@ -533,12 +535,20 @@ class MossAudio:
             )
         return self.tokenizer
 
-    def _engine(self, slots: int, drafts: bool = False) -> Engine:
-        """The engine of the last call if it is alike: it knows what that call heard."""
-        if self._kept is None or self._kept[0] != (slots, drafts) or self._kept[1].busy:
+    @contextlib.contextmanager
+    def _engine(self, slots: int, drafts: bool = False) -> Iterator[Engine]:
+        """An engine for one call: that of the last call if it is alike and no other thread has it,
+        because it knows what that call heard. Otherwise a new one."""
+        alike = slots, drafts
+        try:
+            before, engine = self._kept.pop()
+        except IndexError:
+            before, engine = None, None
+        if before != alike:
+            hearing = engine and engine.hearing
+            engine = None  # frees its cache first
             decode = self.tokenizer.decode if self.tokenizer else None
             scribe = self._scribe if drafts else None
-            self._kept = None  # frees its cache first
             engine = Engine(
                 self._params,
                 self.config,
@@ -548,10 +558,10 @@ class MossAudio:
                 decode,
                 slots,
                 scribe,
-                hearing=self._hearing,
+                hearing=hearing,
             )
-            self._kept = (slots, drafts), engine
-        return self._kept[1]
+        yield engine
+        self._kept[:] = [(alike, engine)]  # not after an error, which may have cost its state
 
     def service(
         self, slots: int = BATCH_SIZE, cache_tokens: int = 2**15, max_new_tokens: int = 4096
@@ -611,12 +621,7 @@ class MossAudio:
     def forget(self) -> None:
         """Drops what was kept of earlier calls: the encoder's outputs, and a cache of keys and
         values. The next question about a clip hears it again."""
-        self._kept = None
-        self.__dict__.pop("_hearing", None)
-
-    @functools.cached_property
-    def _hearing(self) -> Hearing:
-        return Hearing(self.encoder_params, self.config.encoder, self.compute)
+        self._kept.clear()
 
     @functools.cached_property
     def _scribe(self) -> Scribe | None:
@@ -693,16 +698,16 @@ class Stream(Iterator[str]):
         until = UntilStop(prompt.sampling.stop, pieces.append)
         decoder, told = StreamDecoder(model.tokenizer), 0
         asked = [(prompt, prompt.sampling)]
-        engine = model._engine(1, prompt.sampling.drafts)
-        for _, ids, output in engine.progress(asked, each_token=True):
-            for token in ids[told:]:
-                until.push(decoder.push(token))
-            told = len(ids)
-            if output is not None:
-                until.push(decoder.flush(), last=True)
-                self.reply = model.reply(output, prompt)
-            yield from pieces
-            pieces.clear()
+        with model._engine(1, prompt.sampling.drafts) as engine:
+            for _, ids, output in engine.progress(asked, each_token=True):
+                for token in ids[told:]:
+                    until.push(decoder.push(token))
+                told = len(ids)
+                if output is not None:
+                    until.push(decoder.flush(), last=True)
+                    self.reply = model.reply(output, prompt)
+                yield from pieces
+                pieces.clear()
 
 
 _LAYERS = "language_model/layers/"

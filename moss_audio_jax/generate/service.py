@@ -99,7 +99,7 @@ class Service:
         engine = self._engine
         room, held = engine.held
         return engine.counts | {
-            "waiting": engine.waiting,
+            "waiting": len(self._inbox) + engine.waiting,
             "running": engine.running,
             "slots": engine.slots,
             "cache_tokens_taken": room,

@@ -91,7 +91,7 @@ def test_steps_read_no_more_of_the_cache_than_they_reach(model, prompts, monkeyp
         return decode_until(params, state, tables, *numbers, **static)
 
     monkeypatch.setattr(engine_module, "decode_until", spy)
-    monkeypatch.setattr(engine_module, "_LEAST_REACH", 10**6)
+    monkeypatch.setattr(engine_module, "_LEAST_REACH", 512)
     whole = engine(model, slots=3).run(requests)
     assert len(set(reaches)) == 1  # all of it
     monkeypatch.setattr(engine_module, "_LEAST_REACH", 16)

@@ -28,8 +28,8 @@ def test_logprobs_are_those_of_the_logits(model, heat):
     prompt = golden_prompts()[1]
     asked = Sampling(9, temperature=heat, top_k=3, logprobs=4, loop_guard=False)
     plain = dataclasses.replace(asked, logprobs=None)
-    engine = model._engine(2)
-    first, other = engine.run([(prompt, asked), (prompt, plain)])
+    with model._engine(2) as engine:
+        first, other = engine.run([(prompt, asked), (prompt, plain)])
     assert other.ids == first.ids
     assert other.logprobs is None
     whole = np.concatenate([prompt.ids, first.ids])

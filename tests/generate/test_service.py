@@ -22,15 +22,17 @@ def model():
 
 @pytest.fixture(scope="module")
 def alone(model):
-    return [
-        model.generate_ids(e.ids, e.mels, **vars(sampling(i)))
-        for i, e in enumerate(golden_prompts())
-    ]
+    return [model.generate_ids(e.ids, e.mels, **options(i)) for i, e in enumerate(golden_prompts())]
 
 
 def sampling(number):
     heat = {"temperature": 0.9, "top_k": 50} if number % 3 == 1 else {}
     return Sampling(6 + 5 * number, seed=number, loop_guard=False, **heat)
+
+
+def options(number):
+    """As `generate_ids` takes them."""
+    return {name: value for name, value in vars(sampling(number)).items() if name != "logprobs"}
 
 
 class Asker:
@@ -168,3 +170,20 @@ def test_an_engine_that_dies_says_so_to_everyone(model, monkeypatch):
     with pytest.raises(RuntimeError, match="the device is gone"):
         service.submit(prompts[0], Sampling(1), print)
     service.close()
+
+
+def test_threads_may_share_a_model(model, alone):
+    """Calls at the same time do not meet in one engine."""
+    prompts = golden_prompts()
+    found = {}
+
+    def ask(number):
+        example = prompts[number]
+        found[number] = model.generate_ids(example.ids, example.mels, **options(number))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in (1, 2, 3, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[number] for number in (1, 2, 3, 4)] == alone[1:5]

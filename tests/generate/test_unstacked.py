@@ -49,7 +49,8 @@ def test_answers_and_logits_are_those_of_the_stack():
     requests = [(example, Sampling(12, loop_guard=False)), (Example(np.arange(9)), Sampling(5))]
     stack = model.stacked_params()
     from_stack = Engine(stack, model.config, model.compute, model._vocab, model.mesh)
-    found = model._engine(2).run(requests)
+    with model._engine(2) as engine:
+        found = engine.run(requests)
     assert [output.ids for output in found] == [output.ids for output in from_stack.run(requests)]
 
     batch = model._batch([example])

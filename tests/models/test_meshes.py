@@ -38,7 +38,8 @@ def check(model, prompts, alone, slots=8):
         assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
     examples = [model._example(ids, mels) for ids, mels in prompts]
     sampling = Sampling(max_new_tokens=16, loop_guard=False)
-    outputs = model._engine(slots).run([(example, sampling) for example in examples])
+    with model._engine(slots) as engine:
+        outputs = engine.run([(example, sampling) for example in examples])
     assert [output.ids for output in outputs] == tokens
 
 

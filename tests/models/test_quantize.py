@@ -43,7 +43,8 @@ def ids_of(model, prompts, slots):
     requests = [
         (model._example(ids, mels), Sampling(16, loop_guard=False)) for ids, mels in prompts
     ]
-    return [output.ids for output in model._engine(slots).run(requests)]
+    with model._engine(slots) as engine:
+        return [output.ids for output in engine.run(requests)]
 
 
 # --- numbers -----------------------------------------------------------------------------------

@@ -189,6 +189,7 @@ def test_a_run_continues_on_another_mesh(run_config, tmp_path):
     shutil.rmtree(tmp_path / "moved" / "checkpoints" / "4")  # it stopped behind step 2
     config = run_config(*options, "mesh.data=2", "mesh.tensor=2", "mesh.sequence=2")
     train(config, tmp_path / "moved")
+    assert (tmp_path / "moved" / "checkpoints" / "4").is_dir()
     found, expected = ([row["loss"] for row in log(tmp_path / name)] for name in ("moved", "whole"))
     assert len(found) == 4
     np.testing.assert_allclose(found, expected, rtol=1e-5)
