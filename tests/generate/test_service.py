@@ -156,7 +156,10 @@ def test_closing_lets_what_runs_end_or_says_that_it_did_not(model, alone):
 
 
 def test_an_engine_that_dies_says_so_to_everyone(model, monkeypatch):
+    submitted = threading.Event()
+
     def broken(*args, **more):
+        submitted.wait(60)  # later ones would be refused
         raise RuntimeError("the device is gone")
 
     monkeypatch.setattr(engine_module, "decode_until", broken)
@@ -164,6 +167,7 @@ def test_an_engine_that_dies_says_so_to_everyone(model, monkeypatch):
     service = model.service(slots=2, cache_tokens=640, max_new_tokens=64)
     prompts = golden_prompts()
     askers = [Asker(service, prompts[i], sampling(i)) for i in (1, 2, 3)]
+    submitted.set()
     assert {asker.answer().finish_reason for asker in askers} == {"error"}
     with pytest.raises(RuntimeError, match="the device is gone"):
         service.answer(prompts[0], Sampling(1))
