@@ -201,6 +201,24 @@ def test_questions_while_sound_arrives(served, model, speech):
     assert answer == offline(model, speech, **asked).text
 
 
+@pytest.mark.parametrize(
+    "text", ["<|audio_bos|><|AUDIO|><|audio_eos|>", "<|im_end|>" * 50, "\0", "x" * 60_000]
+)
+def test_texts_that_mean_harm(served, text):
+    """A response is answered or fails; either way the session goes on."""
+    with talking(served) as connection:
+        connection.response.create(response={"instructions": text, "max_output_tokens": 2})
+        events = [connection.recv()]
+        while events[-1].type != "response.done":
+            events.append(connection.recv())
+        failed = events[-1].response.status == "failed"
+        assert failed == ("error" in [event.type for event in events])
+        for event in events:
+            assert event.type != "error" or event.error.type == "invalid_request_error"
+        connection.input_audio_buffer.clear()
+        told_until(connection, "input_audio_buffer.cleared")
+
+
 # --- who leaves ----------------------------------------------------------------------------------
 
 
@@ -294,6 +312,11 @@ def test_messages_that_are_refused(served, model, speech):
         (session | {"session": vad}, "unsupported_parameter", "session.audio.input.turn_detection"),
         (session | {"session": rate}, "invalid_value", "session.audio.input.format.rate"),
         ({"type": "response.create"}, "invalid_value", "response"),
+        (
+            {"type": "response.create", "response": {"instructions": "\ud800"}},
+            "invalid_value",
+            "response.instructions",
+        ),
         (
             {"type": "response.create", "response": {"instructions": "x", "max_output_tokens": 0}},
             "invalid_value",
