@@ -23,13 +23,14 @@ from moss_audio_jax.files import parse_json
 from moss_audio_jax.serve.chat import read_chat
 from moss_audio_jax.serve.errors import ApiError, invalid, unavailable
 from moss_audio_jax.serve.openapi import document
+from moss_audio_jax.serve.pages import FILES, page
 from moss_audio_jax.serve.state import State
 from moss_audio_jax.serve.transcriptions import read_transcription
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-OPEN = ("/health", "/ready")  # without a key
+OPEN = ("/health", "/ready")  # without a key, and not logged
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 _INTERNAL = ApiError(500, "internal error; the server's log has its place", "internal")
 _EVENTS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -54,6 +55,7 @@ def make_app(state: State, keys: Sequence[str] = (), hosts: Collection[str] = ()
         "/metrics": (_metrics, "GET"),
         "/openapi.json": (_openapi, "GET"),
     }
+    routes |= dict.fromkeys(FILES, (page, "GET"))
     app = Starlette(
         routes=[Route(path, handle, methods=[how]) for path, (handle, how) in routes.items()],
         exception_handlers={
@@ -136,7 +138,7 @@ class Gate:
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
         if self._hosts and name not in self._hosts:
             raise ApiError(421, f"this server is not called {name!r}; see --allow-host")
-        if scope["path"] in OPEN or not self._keys:
+        if scope["path"] in OPEN or scope["path"] in FILES or not self._keys:
             return
         scheme, _, key = headers.get(b"authorization", "").partition(" ")
         given = _digest(key.strip())
