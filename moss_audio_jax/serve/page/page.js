@@ -278,7 +278,8 @@ async function ask(question) {
   turn.append(...notes.map((note) => made("p", "warning", note)));
   if (text && why !== "error") {
     turns.push({ role: "user", content: question }, { role: "assistant", content: text });
-    showSegments("events", "Answer", segments(text));
+    const heard = segments(text);
+    if (heard.length) showSegments("events", "Answer", heard);
   }
   if (why === "stopped") turn.append(made("small", "", "Stopped."));
   else if (why === "length" && !notes.length) {

@@ -4,7 +4,7 @@ import { Spectrogram } from "./sound.js";
 
 const STEPS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 600]; // seconds between marks of the axis
 const MARK = 58; // the least CSS pixels between marks
-const READABLE = 70; // CSS pixels for a second, so that most words can be read
+const READABLE = 60; // CSS pixels for a second, so that most words can be read
 const LARGEST = 800; // CSS pixels for a second
 const LAP = 0.08; // bars in one row may overlap by this many seconds, as a model's words often do
 const ROWS = 8; // the most rows of a lane; further bars overlap in the last one
@@ -37,6 +37,7 @@ export class View {
 
   /** Shows a sound: its samples, or null if they are not known, and its length in seconds. */
   show(samples, length) {
+    this.viewBox.hidden = false;
     this.spectrogram = samples && new Spectrogram(samples);
     this.length = length;
     this.pictureBox.hidden = !samples;
@@ -49,6 +50,7 @@ export class View {
   clear() {
     Object.assign(this, { length: 0, spectrogram: null, lanes: {} });
     this.lanesBox.replaceChildren();
+    this.viewBox.hidden = true;
   }
 
   play(time) {
