@@ -138,6 +138,7 @@ for (const [kind, over] of [
   ["drop", false],
 ]) {
   document.addEventListener(kind, (event) => {
+    if (!event.dataTransfer.types.includes("Files")) return; // a text for the question
     event.preventDefault(); // without it the browser would leave the page for the file
     document.body.classList.toggle("over", over);
     if (kind === "drop" && event.dataTransfer.files.length) load(event.dataTransfer.files[0]);
