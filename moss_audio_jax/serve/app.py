@@ -24,6 +24,7 @@ from moss_audio_jax.files import parse_json
 from moss_audio_jax.serve.chat import read_chat
 from moss_audio_jax.serve.errors import ApiError, invalid, unavailable
 from moss_audio_jax.serve.openapi import document
+from moss_audio_jax.serve.pages import FILES, page
 from moss_audio_jax.serve.realtime import realtime
 from moss_audio_jax.serve.state import State
 from moss_audio_jax.serve.transcriptions import read_transcription
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 REALTIME = "/v1/realtime"
-OPEN = ("/health", "/ready")  # without a key
+OPEN = ("/health", "/ready")  # without a key, and not logged
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 _INTERNAL = ApiError(500, "internal error; the server's log has its place", "internal")
 _EVENTS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -58,6 +59,7 @@ def make_app(state: State, keys: Sequence[str] = (), hosts: Collection[str] = ()
         "/metrics": (_metrics, "GET"),
         "/openapi.json": (_openapi, "GET"),
     }
+    routes |= dict.fromkeys(FILES, (page, "GET"))
     app = Starlette(
         routes=[
             *(Route(path, handle, methods=[how]) for path, (handle, how) in routes.items()),
@@ -177,7 +179,7 @@ class Gate:
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
         if self._hosts and name not in self._hosts:
             raise ApiError(421, f"this server is not called {name!r}; see --allow-host")
-        if scope["path"] in OPEN:
+        if scope["path"] in OPEN or scope["path"] in FILES:
             return
         if not self._keys:
             # Browsers let any page open a socket to this machine, and say which page it is.

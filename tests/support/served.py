@@ -63,26 +63,33 @@ def serving(
     """A server with a living engine; `options` are those of `State`."""
     with model.service(slots=slots, max_new_tokens=256) as service:
         state = State(model, service, NAMES, limits, **options)
-        app = make_app(state, [key] if key else [])
-        config = uvicorn.Config(
-            app,
-            port=0,
-            http="h11",
-            lifespan="off",
-            log_config=None,
-            **socket_options(state.limits),
-        )
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        try:
-            until(lambda: server.started)
-            port = server.servers[0].sockets[0].getsockname()[1]
-            yield Served(f"http://127.0.0.1:{port}", state, key)
-        finally:
-            server.should_exit = True
-            thread.join(30)
-            state.close()
+        with listening(state, key) as served:
+            yield served
+
+
+@contextlib.contextmanager
+def listening(state: State, key: str | None = None) -> Iterator[Served]:
+    """A server of what its requests share, which is closed at the end."""
+    app = make_app(state, [key] if key else [])
+    config = uvicorn.Config(
+        app,
+        port=0,
+        http="h11",
+        lifespan="off",
+        log_config=None,
+        **socket_options(state.limits),
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield Served(f"http://127.0.0.1:{port}", state, key)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        state.close()
 
 
 def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
