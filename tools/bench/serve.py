@@ -82,6 +82,8 @@ def main() -> int:
             load = asyncio.run(Load(args, cases, url, process, compiled).run())
             process.send_signal(signal.SIGTERM)
             load["exit_code"] = process.wait(60)
+            log = (Path(folder) / "log").read_text().splitlines()
+            load["wrong"] += [line for line in log if "error" in line]
         offline = answers_offline(args, cases, Path(folder))
     report = judged(args, cases, load, offline)
     print(json.dumps(report, indent=1))
