@@ -28,6 +28,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,13 +162,14 @@ def child(counts: str, *words: str) -> int:
     from moss_audio_jax.serve.__main__ import main as serve
 
     told = {"programs": 0, "seconds": 0.0}
-    file = Path(counts)
+    file, lock = Path(counts), threading.Lock()
 
     def listen(event: str, seconds: float, **_: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            told["programs"] += 1
-            told["seconds"] += seconds
-            write()
+            with lock:  # several threads compile
+                told["programs"] += 1
+                told["seconds"] += seconds
+                write()
 
     def write() -> None:
         new = file.with_suffix(".new")
