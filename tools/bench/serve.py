@@ -28,6 +28,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,6 +83,8 @@ def main() -> int:
             load = asyncio.run(Load(args, cases, url, process, compiled).run())
             process.send_signal(signal.SIGTERM)
             load["exit_code"] = process.wait(60)
+            log = (Path(folder) / "log").read_text().splitlines()
+            load["wrong"] += [line for line in log if "error" in line]
         offline = answers_offline(args, cases, Path(folder))
     report = judged(args, cases, load, offline)
     print(json.dumps(report, indent=1))
@@ -159,13 +162,14 @@ def child(counts: str, *words: str) -> int:
     from moss_audio_jax.serve.__main__ import main as serve
 
     told = {"programs": 0, "seconds": 0.0}
-    file = Path(counts)
+    file, lock = Path(counts), threading.Lock()
 
     def listen(event: str, seconds: float, **_: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            told["programs"] += 1
-            told["seconds"] += seconds
-            write()
+            with lock:  # several threads compile
+                told["programs"] += 1
+                told["seconds"] += seconds
+                write()
 
     def write() -> None:
         new = file.with_suffix(".new")
