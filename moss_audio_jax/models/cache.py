@@ -152,7 +152,7 @@ def attend(
     """
     if platform() == "cpu":
         return paged.row_by_row(tuple(cache), tables, query, positions)
-    if platform() == "tpu" and query.shape[1] == 1 and cache.key.dtype == jnp.bfloat16:
+    if platform() == "tpu" and paged.fits(cache.key, query):
         there = jnp.minimum(tables, cache.key.shape[2] - 1)
         # A token beyond its table belongs to an answer that has ended.
         last = jnp.minimum(positions[:, 0], tables.shape[1] * PAGE - 1)

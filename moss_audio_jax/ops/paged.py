@@ -12,8 +12,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from moss_audio_jax.sharding import ACTIVATIONS, alone, fit
+from moss_audio_jax.sharding import ACTIVATIONS, alone, fit, ways
 
+_LANES = 128  # of a TPU
 _BLOCK = 512  # tokens of keys that the TPU's kernel reads at a time; not tuned on a chip
 
 
@@ -71,6 +72,14 @@ def _row(
     return jnp.moveaxis(out, 2, 0).reshape(tokens, heads, dim).astype(dtype)
 
 
+def fits(key: jax.Array, query: jax.Array) -> bool:
+    """Can the TPU's kernel take these pages [G, KV, N, P, H] and queries [R, T, A, H], rows and
+    heads split over the mesh in context?"""
+    able = query.shape[1] == 1 and query.shape[3] % _LANES == 0 and key.dtype == jnp.bfloat16
+    groups, heads = ways(query.shape, "batch"), ways(query.shape[2:], "heads")
+    return able and key.shape[0] == groups and ways(key.shape[1:], "heads") == heads
+
+
 def kernel(
     key: jax.Array,
     value: jax.Array,
@@ -82,7 +91,7 @@ def kernel(
     they lie, and of each row no more than it has.
 
     Args:
-      key, value: [G, KV, N, P, H], not int8; on a device there is one group.
+      key, value: [G, KV, N, P, H], as `fits` allows; on a device there is one group.
       tables: int [R, n]; every entry is a page that exists.
       query: [R, 1, A, H].
       positions: int [R], of the tokens.

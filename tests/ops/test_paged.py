@@ -70,3 +70,17 @@ def test_the_kernel_of_tpus(mesh):
         found = jax.jit(paged.kernel)(kv.key, kv.value, tables, query, positions)
     scale = np.abs(np.float32(expected)).max()
     np.testing.assert_allclose(np.float32(found), np.float32(expected), atol=0.02 * scale)
+
+
+def test_what_the_kernel_of_tpus_cannot_take_is_gathered():
+    kv, _, query = filled(Compute("bfloat16"), dim=128)
+    assert paged.fits(kv.key, query[:, :1])
+    assert not paged.fits(kv.key, query)  # three tokens
+    assert not paged.fits(kv.key.astype(jnp.float32), query[:, :1])
+    assert not paged.fits(kv.key[..., :64], query[:, :1, :, :64])
+    with jax.set_mesh(serving_mesh(as_mesh({"tensor": 4}))):
+        assert not paged.fits(kv.key, query[:, :1])  # two heads of keys over four devices
+    with jax.set_mesh(serving_mesh(as_mesh({"tensor": 2}))):
+        assert paged.fits(kv.key, query[:, :1])
+    with jax.set_mesh(serving_mesh(as_mesh({"data": 2}))):
+        assert not paged.fits(kv.key, query[:, :1])  # one group

@@ -21,6 +21,7 @@ from moss_audio_jax.generate import decode_state
 from moss_audio_jax.generate.options import Sampling
 from moss_audio_jax.generate.vocabulary import vocabulary
 from moss_audio_jax.models import blocks, decoder, moss_audio, quantize
+from moss_audio_jax.models import cache as kv_cache
 from moss_audio_jax.ops import linear
 from moss_audio_jax.ops.linear import Bits, dense, matmul, to_bits
 from moss_audio_jax.sharding import as_mesh
@@ -142,14 +143,14 @@ def test_that_would_be_seen():
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
 @pytest.mark.parametrize("how", HOW)
 def test_accelerators_multiply_whole_kernels(platform, how, monkeypatch):
-    for module in (blocks, linear, moss_audio, quantize):
+    for module in (blocks, linear, kv_cache, quantize):
         name = "gpu" if platform == "cuda" else platform
         monkeypatch.setattr(module, "platform", lambda name=name: name)
     params = abstract(SMALL, how)
     compute = Compute("bfloat16")
 
     def step(params):  # a function of its own: no trace of the other platform
-        kv = moss_audio.cache.init_cache(SMALL.decoder, 1, 2, compute)
+        kv = kv_cache.init_cache(SMALL.decoder, 1, 2, compute)
         here, tables = jnp.array([3]), jnp.arange(2)[None]
         return moss_audio.decode_step(params, SMALL, compute, here[:, None], here, kv, tables)[0]
 
