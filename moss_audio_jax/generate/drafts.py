@@ -84,7 +84,7 @@ def propose(hints: jax.Array, output: jax.Array, count: jax.Array, width: int) -
     return draft
 
 
-class Ear(NamedTuple):
+class CtcHead(NamedTuple):
     """A CTC head on the encoder's features: kernel [D, V + 1], bias [V + 1]; the last: no piece."""
 
     kernel: jax.Array
@@ -92,19 +92,19 @@ class Ear(NamedTuple):
 
 
 @jax.jit
-def pieces_heard(ear: Ear, features: jax.Array) -> jax.Array:
+def pieces_heard(head: CtcHead, features: jax.Array) -> jax.Array:
     """The likeliest piece at each audio token: features [..., D] -> int [...]."""
-    kernel = ear.kernel.astype(features.dtype)
+    kernel = head.kernel.astype(features.dtype)
     scores = jnp.matmul(features, kernel, precision=precision(features.dtype))
-    pieces = jnp.argmax(scores.astype(jnp.float32) + ear.bias, axis=-1)
+    pieces = jnp.argmax(scores.astype(jnp.float32) + head.bias, axis=-1)
     return replicate(pieces.astype(jnp.int32))
 
 
 @dataclasses.dataclass(frozen=True)
 class Scribe:
-    """Writes what an ear hears as the transcripts that models are asked for."""
+    """Writes what the head hears as the transcripts that models are asked for."""
 
-    ear: Ear
+    head: CtcHead
     tokenizer: Tokenizer
 
     def write(self, pieces: Sequence[int]) -> list[int]:
@@ -132,7 +132,7 @@ class Scribe:
         edges = [0, *(1 + np.flatnonzero(np.diff(pieces))), len(pieces)]
         words: list[tuple[int, int, str]] = []
         for start, end in itertools.pairwise(edges):
-            if start == end or pieces[start] == len(self.ear.bias) - 1:
+            if start == end or pieces[start] == len(self.head.bias) - 1:
                 continue
             text = self.tokenizer.decode([int(pieces[start])]).strip()
             if words and words[-1][1] == start and words[-1][2] in _LETTERS:
@@ -150,7 +150,7 @@ def scribe_of(
     shape = config.encoder.output_dim, config.decoder.vocab_size + 1
     if kernel is None or bias is None or kernel.shape != shape:
         return None
-    return Scribe(Ear(jnp.asarray(kernel), jnp.asarray(bias)), tokenizer)
+    return Scribe(CtcHead(jnp.asarray(kernel), jnp.asarray(bias)), tokenizer)
 
 
 class Pace:

@@ -1,4 +1,4 @@
-"""Generation for requests that come at any time: everybody's way to answers.
+"""The engine that generates all answers, for requests that come at any time.
 
 A request waits in line until a slot is free and pages of the cache are promised for all that it may
 need. Its sound is heard (`hearing`), its prompt is prefilled in pieces (`piece_tokens`), and
@@ -466,6 +466,7 @@ class Engine:
         return not missing
 
     def _prefill_whole(self, ready: Sequence[Asked]) -> None:
+        """Prefills prompts that fit into a row, packed into one row for each group of devices."""
         groups = len(self._groups)
         rows: list[list[Asked]] = [[] for _ in range(groups)]
         used = [0] * groups
@@ -494,6 +495,7 @@ class Engine:
         self._run(prefill, batch, tables, placed)
 
     def _prefill_pieces(self, ready: Sequence[Asked]) -> None:
+        """Prefills the next piece of prompts that are long or begun, each in a row of its own."""
         groups = len(self._groups)
         width = _SMALLEST
         while width < min(ready[0].length - ready[0].done, self._piece):
@@ -537,7 +539,7 @@ class Engine:
     ) -> None:
         """Runs a prefill, whose prompts stand in `placed`."""
         count = len(placed)
-        # The tokens of a row that holds sound are its own features: see `_batch`.
+        # A batch of text needs no features.
         audio = batch.pop("features"), batch.pop("taps")
         audio = audio if (batch["audio_index"] >= 0).any() else None
         slots = np.full(count, len(self._owner), np.int32)
@@ -576,7 +578,7 @@ class Engine:
                 one.begun = one.done == one.length
 
     def _batch(self, rows: int, tokens: int) -> dict[str, np.ndarray]:
-        """Empty rows. What an audio token is stands at the token's own place in the row."""
+        """Empty rows. The features of an audio token stand at the token's own place in its row."""
         encoder = self._config.encoder
         dtype = np.dtype(self._static["compute"].dtype)
         taps = len(encoder.tap_layers)
@@ -775,7 +777,7 @@ class Engine:
             return np.zeros(0, int)
         features = np.concatenate([each.features for each in heard])
         padded = np.pad(features, [(0, bucket(len(features), 64) - len(features)), (0, 0)])
-        return np.asarray(pieces_heard(self._scribe.ear, padded))[: len(features)]
+        return np.asarray(pieces_heard(self._scribe.head, padded))[: len(features)]
 
     def _first_stop(self, ids: list[int], stops: tuple[str, ...]) -> int | None:
         """The number of ids before the text first holds a stop string, or None if it never does."""

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from moss_audio_jax.audio.lengths import audio_tokens
-from moss_audio_jax.models import cache as cache_module
+from moss_audio_jax.models import cache as kv_cache
 from moss_audio_jax.models import flops
 from moss_audio_jax.plan.compile import Compiled, held_bytes
 from moss_audio_jax.plan.estimate import METHOD, Estimate, by_kind, estimate
@@ -91,7 +91,7 @@ def assess(
     model, load = serving.model, serving.load
     weights, state = held_bytes(serving.params), held_bytes(serving.state)
     decoder = held_bytes(decoder_params(serving))
-    groups = cache_module.groups_of(serving.state.cache)
+    groups = kv_cache.groups_of(serving.state.cache)
     prompts, each = load.prefill()
     tokens = groups * prompts * each
     head = 2 * model.decoder.hidden_size * model.decoder.vocab_size

@@ -16,7 +16,7 @@ import moss_audio_jax as mj
 from moss_audio_jax.data.batch import Example
 from moss_audio_jax.generate import drafts
 from moss_audio_jax.generate import engine as engine_module
-from moss_audio_jax.generate.drafts import NOTHING, WIDTH, Ear, Pace, Scribe, propose
+from moss_audio_jax.generate.drafts import NOTHING, WIDTH, CtcHead, Pace, Scribe, propose
 from moss_audio_jax.generate.engine import Engine
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import Vocabulary
@@ -102,7 +102,7 @@ class Letters:
 
 
 def test_a_scribe_writes_all_forms_of_what_was_heard():
-    scribe = Scribe(Ear(np.zeros((1, 201)), np.zeros(201)), Letters())
+    scribe = Scribe(CtcHead(np.zeros((1, 201)), np.zeros(201)), Letters())
     blank, m, y, a = 200, *map(ord, "mya")
     pieces = np.array([blank, m, y, y, a, blank, blank, blank, blank, m, blank])
     text = Letters().decode(scribe.write(pieces))
@@ -151,7 +151,7 @@ def test_what_was_heard_changes_no_answer(model, prompts, passes):
             wrote.append(len(pieces))
             return [int(piece) for piece in pieces]
 
-    scribe = Spy(Ear(kernel, np.zeros(decoder.vocab_size + 1, np.float32)), Letters())
+    scribe = Spy(CtcHead(kernel, np.zeros(decoder.vocab_size + 1, np.float32)), Letters())
     requests = requests_of(prompts)
     requests += [(Example(np.append(e.ids, 3), e.mels), s) for e, s in requests[:4]]  # siblings
     plain = engine(model).run(requests)
