@@ -394,6 +394,20 @@ def end(state: DecodeState, slot: jax.Array, why: jax.Array) -> DecodeState:
     return state._replace(answers=answers._replace(state=answers.state.at[slot].set(why)))
 
 
+@jax.jit
+def logprobs_of(state: DecodeState, slot: jax.Array) -> Logprobs:
+    """Those of one slot, without B."""
+    return replicate(jax.tree.map(lambda kept: kept[slot], state.answers.logprobs))
+
+
+def programs() -> int:
+    """How many programs of this file were compiled."""
+    return sum(
+        each._cache_size()
+        for each in (encode, prefill, extend, decode_until, draft_until, end, logprobs_of)
+    )
+
+
 @functools.partial(
     jax.jit,
     static_argnames=("config", "compute", "vocab", "count", "room", "pages", "hints", "logprobs"),

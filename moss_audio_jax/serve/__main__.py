@@ -22,9 +22,11 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from moss_audio_jax import command
 from moss_audio_jax.errors import InputError, UsageError, extra
@@ -87,6 +89,13 @@ def main(argv: Sequence[str]) -> int:
         metavar="N",
         help="tokens of prompts and answers for which the cache has room; default 32768",
     )
+    options.add_argument(
+        "--compile",
+        choices=("start", "demand"),
+        default="start",
+        help="compile all programs before the first request, or each when a request needs it; "
+        "default start",
+    )
     add_limits(options)
     args = options.parse_args(argv)
     if not 0 <= args.port < 2**16:
@@ -112,7 +121,8 @@ def main(argv: Sequence[str]) -> int:
         size = {"slots": args.slots, "max_new_tokens": limits.max_new_tokens}
         if args.cache_tokens is not None:
             size["cache_tokens"] = args.cache_tokens
-        service = model.service(**size)
+        with _compiling(args.compile) as compiling:
+            service = model.service(**size, compiling=compiling)
         state = State(model, service, names, limits, args.allow_audio_host)
         try:
             _serve(make_app(state, keys, hosts), state, listening, limits)
@@ -172,6 +182,22 @@ def _serve(app: Any, state: Any, listening: socket.socket, limits: Limits) -> No
         **socket_options(limits),
     )
     Server(config).run([listening])
+
+
+@contextlib.contextmanager
+def _compiling(when: str) -> Iterator[Callable[[int, int], None] | None]:
+    """What is told of the programs that are compiled at the start: a bar."""
+    if when == "demand":
+        yield None
+        return
+    with tqdm(desc="compiling", unit="program", leave=False) as bar:
+
+        def told(number: int, count: int) -> None:
+            bar.total = count
+            bar.update(number - bar.n)
+
+        yield told
+        command.say(f"{bar.n} programs are ready")
 
 
 @contextlib.contextmanager
