@@ -32,7 +32,7 @@ from moss_audio_jax.text.timestamps import Segment, parse_timestamps
 
 LATE = 0.5  # seconds: times that are off by this much on average are worth nothing
 CLOSED_FIELD = 2  # words: a field of a caption this short must be the same
-_ECHO = 3  # units of a prompt's line whose repetition is no answer
+_ECHO = 2  # units of a line of the prompt that an answer may not hold
 _LOOP = 6  # units that a stretch of repetition has at least
 _PERIOD = 64  # units of the longest cycle, that of the engine's loop guard
 
@@ -289,7 +289,8 @@ def repetition(said: Said, asked: Asked) -> Reward:
 
 def _looped(units: Sequence[str]) -> int:
     """The length of the longest stretch in which each unit is the one a period before it."""
-    numbers = np.unique(units, return_inverse=True)[1] if units else np.zeros(0, int)
+    known: dict[str, int] = {}
+    numbers = np.array([known.setdefault(unit, len(known)) for unit in units], int)
     longest = 0
     for period in range(1, min(_PERIOD, len(units) // 3) + 1):
         differ = np.flatnonzero(numbers[period:] != numbers[:-period])

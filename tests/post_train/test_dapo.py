@@ -21,6 +21,7 @@ from moss_audio_jax.post_train.dapo import (
     policy_loss,
     token_sums,
 )
+from moss_audio_jax.sharding import make_mesh
 
 
 def batch(seed=0, rows=6, length=17, scale=0.4):
@@ -248,6 +249,26 @@ def test_packed_rows_and_parts_of_a_batch_add_up_to_the_batch(name):
     assert float(found[0]) == pytest.approx(float(loss), rel=1e-5)
     for key, value in metrics.items():
         assert float(found[1][key]) == pytest.approx(float(value), rel=1e-5, abs=1e-7), key
+
+
+@pytest.mark.parametrize("name", ["dapo", "gspo_wide", "grpo_kl"])
+def test_a_mesh_changes_nothing(name):
+    """Rows over data and fsdp, tokens over sequence, as in the train step."""
+    mesh = make_mesh(data=2, fsdp=2, sequence=2)
+    new, old, sampler, advantages, mask = batch(8, rows=8, length=16)
+    answers = np.cumsum(np.random.default_rng(0).random(mask.shape) < 0.2, axis=1)
+    arrays = as_float32(new, old, sampler, np.repeat(advantages[:, None], 16, 1), mask)
+    arrays = [*arrays, jnp.asarray(answers, jnp.int32), arrays[1]]
+
+    def loss(*arrays):
+        return means(token_sums(OBJECTIVES[name], *arrays))
+
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    expected = step(*arrays)
+    split = jax.NamedSharding(mesh, jax.P(("data", "fsdp"), "sequence"))
+    with jax.set_mesh(mesh):
+        found = step(*jax.device_put(arrays, split))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6), found, expected)
 
 
 def test_advantages_are_those_of_the_formula():

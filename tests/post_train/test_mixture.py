@@ -4,6 +4,7 @@ import collections
 import http.server
 import importlib.metadata
 import json
+import random
 import re
 import threading
 from pathlib import Path
@@ -73,6 +74,42 @@ def test_every_task_of_a_world_is_known_and_its_own_answer_earns_all():
     made = set(re.findall(r"(?:Question|Reasoned|_choice)\(\s*\"(\w+)\"", source))
     assert len(made) > 30
     assert made <= TASKS
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_anything_that_is_said_has_a_total(name):
+    pay, draw = mixture(default_rewards()), random.Random(name)
+    pieces = [
+        "<think>",
+        "</think>",
+        "\n",
+        " ",
+        "[0.10]",
+        "[99:99]",
+        "9" * 5000,
+        "\ud800",
+        "\0",
+        "{",
+        "}",
+    ]
+    pieces += [
+        '{"gender": [[',
+        "A",
+        "B.",
+        "0.1 - 4.0:",
+        "dog",
+        "狗",
+        "-",
+        ROWS[name]["id"],
+        "a" * 9999,
+    ]
+    for _ in range(15):
+        raw = "".join(draw.choices(pieces, k=draw.randint(1, 60)))
+        judged = pay(said(raw), ROWS[name])
+        assert 0 <= judged.total <= 1
+        for part in judged.parts.values():
+            assert 0 <= part.value <= 1
+            assert len(part.reason) < 300
 
 
 def test_the_total_is_the_mean_of_content_and_manner_takes_away():
