@@ -68,6 +68,7 @@ class Output:
     ids: list[int]
     finish_reason: str
     logprobs: list[TokenLogprobs] | None = None  # if `Sampling.logprobs` asks for them
+    ending: TokenLogprobs | None = None  # then also of the stop token
     measures: tuple[Measures | None, ...] = ()  # of each clip: is it like the training data?
 
 
@@ -374,6 +375,22 @@ class Engine:
                 return []
             self._advance()
             return self._tell()
+
+    def renew(self, params: Any, same_encoder: bool = False) -> None:
+        """Other weights of the same model; None frees the old ones, and the cache, until the next
+        call. Nothing may be running.
+
+        What was kept of earlier prompts is forgotten; what was heard too, unless the audio encoder
+        is the same.
+        """
+        self._params = self._state = None
+        if params is None:
+            return
+        with jax.set_mesh(self._mesh):
+            self._params = unrolled(params)
+        self.hearing.renew(params["audio_encoder"], same_encoder)
+        if self._size is not None:
+            self._make(self._size)
 
     # --- before a turn -------------------------------------------------------------------------
 
@@ -762,26 +779,34 @@ class Engine:
             new = len(ids) > one.told
             one.told = len(ids)
             if reason != RUNNING:
-                kept = self._logprobs(one, ids)
+                by_token = int(state[slot]) == STOP and len(ids) == count[slot]
+                kept, ending = self._logprobs(one, ids, by_token)
                 measures = tuple(map(self.hearing.measures, one.clips))
-                output = Output(ids, FINISH_REASON[reason], kept, measures)
+                output = Output(ids, FINISH_REASON[reason], kept, ending, measures)
                 told.append(self._end(one, output))
             elif new or not one.each_token:
                 told.append(Progress(one.number, ids, None))
         return told
 
-    def _logprobs(self, one: Asked, ids: list[int]) -> list[TokenLogprobs] | None:
-        """What is kept of an answer's tokens, if it is asked for."""
+    def _logprobs(
+        self, one: Asked, ids: list[int], stopped: bool
+    ) -> tuple[list[TokenLogprobs] | None, TokenLogprobs | None]:
+        """What is kept of an ended answer's tokens, and of its stop token if it has `stopped` by
+        one; if it is asked for."""
         most = one.sampling.logprobs
         if most is None:
-            return None
-        kept = jax.device_get(logprobs_of(self._state, one.slot))
-        own, top_ids, top = (each[: len(ids)] for each in kept)
+            return None, None
+        kept, newest = jax.device_get(
+            (logprobs_of(self._state, one.slot), self._state.answers.token)
+        )
+        tokens = [*ids, int(newest[one.slot])] if stopped else ids
+        own, top_ids, top = (each[: len(tokens)] for each in kept)
         pairs = [
             [*zip(a[:most].tolist(), b[:most].tolist(), strict=True)]
             for a, b in zip(top_ids, top, strict=True)
         ]
-        return [TokenLogprobs(*each) for each in zip(ids, own.tolist(), pairs, strict=True)]
+        found = [TokenLogprobs(*each) for each in zip(tokens, own.tolist(), pairs, strict=True)]
+        return found[: len(ids)], found[-1] if stopped else None
 
     def _allowed(self, those: Sequence[Asked | None], always: bool = False) -> np.ndarray | None:
         """bool [len(those), V]: the tokens that guides allow next; without guides all of them if
