@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from golden_prompts import OWN, golden_prompts
 from jax.experimental import multihost_utils
+from served import until
 from test_guided import Rising
 from test_service import Asker, sampling
 
 import moss_audio_jax as mj
 from moss_audio_jax.data.batch import Example
 from moss_audio_jax.generate import engine as engine_module
+from moss_audio_jax.generate import service as service_module
 from moss_audio_jax.generate import together
 from moss_audio_jax.generate.request import Prepared
 from moss_audio_jax.generate.sampling import Sampling
@@ -133,6 +135,35 @@ def test_sound_is_told_in_parts_between_the_tokens_of_others(model, pair, monkey
     assert short.heard == [*range(2, 61)]
     sizes = {len(message) for message in messages[before:]}
     assert sizes == {together._FIRST, 2**13}
+
+
+def test_a_turn_that_waits_for_another_process(model, monkeypatch):
+    """As where a collective raises nothing: it is seen, and closing does not wait for it."""
+    monkeypatch.setattr(service_module, "PATIENCE", 0.2)
+    gone, back = threading.Event(), threading.Event()
+
+    class Waits:
+        def tell(self, line, cancelled):
+            if gone.is_set():
+                back.wait(60)
+            return together.Turn(line, sorted(cancelled))
+
+        def end(self):
+            pass
+
+    service = Service(model._sized_engine(*SIZE), Waits())
+    prompt = Example(np.arange(9))
+    assert Asker(service, prompt, Sampling(1)).answer().ids
+    gone.set()
+    asker = Asker(service, prompt, Sampling(1))
+    until(lambda: service.stuck)
+    back.set()
+    assert asker.answer().ids  # late, but whole
+    until(lambda: not service.stuck)
+    back.clear()
+    until(lambda: service.stuck)
+    service.close()
+    back.set()
 
 
 def test_a_request_comes_as_it_was(model):

@@ -48,12 +48,12 @@ def folder(tmp_path_factory):
 def serving(folder):
     """([process 0, process 1], url, lines that they print)."""
     words = [sys.executable, "-m", "moss_audio_jax.serve", "--checkpoint", str(folder)]
-    words += ["--mesh", "data=2,tensor=2", "--port", "0", "--slots", "4", "--drain-seconds", "60"]
+    words += ["--mesh", "tensor=2", "--port", "0", "--slots", "4", "--drain-seconds", "60"]
     words += ["--cache-tokens", "4096", "--max-new-tokens", str(MOST)]
     port, lines = free_port(), []
     running = [
         subprocess.Popen(
-            words, env=environment(index, 2, 2, port), stderr=subprocess.PIPE, text=True
+            words, env=environment(index, 2, 1, port), stderr=subprocess.PIPE, text=True
         )
         for index in range(2)
     ]
