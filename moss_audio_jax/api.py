@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +35,8 @@ from moss_audio_jax.files import quoted
 from moss_audio_jax.generate.decode_state import encode
 from moss_audio_jax.generate.drafts import Scribe, scribe_of
 from moss_audio_jax.generate.engine import Engine, Output, Size
-from moss_audio_jax.generate.familiarity import Familiarity, Gauge
+from moss_audio_jax.generate.familiarity import Familiarity, Gauge, Measures
+from moss_audio_jax.generate.hearing import Hearing
 from moss_audio_jax.generate.listen import Ear, tokens_for
 from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
 from moss_audio_jax.generate.request import Audio, Clip, Prepared, Reply, Request, clip_of, name_of
@@ -462,7 +462,6 @@ class MossAudio:
         `on_reply` is called with (prompt number, reply) as each answer ends.
         """
         replies: list[Reply | None] = [None] * len(prompts)
-        prompts = self.warned(prompts)
 
         def on_done(number: int, output: Output) -> None:
             replies[number] = reply = self.reply(output, prompts[number])
@@ -483,46 +482,31 @@ class MossAudio:
         None if the checkpoint has no data for this (see `generate.familiarity`) or the clip is
         shorter than half a second. Raises InputError if the clip cannot be used.
         """
-        return self.judged([log_mel(clip_of(audio).wav)])[0]
+        mel = log_mel(clip_of(audio).wav)
+        with self._engine() as engine, jax.set_mesh(self.mesh):
+            return self._judge(*engine.hearing.measure([mel]))
 
-    def judged(self, mels: Sequence[np.ndarray]) -> list[Familiarity | None]:
-        """`familiarity` for clips given as log-mels [128, frames]."""
-        if self._gauge is None:
-            return [None] * len(mels)
-        measured = self._gauge.measure(
-            mels, self.encoder_params, self.config.encoder, self.compute, self.mesh
-        )
-        return [None if each is None else self._gauge.judge(each) for each in measured]
-
-    def warned(self, prompts: Sequence[Prepared]) -> list[Prepared]:
-        """The prompts, with a warning for each clip that is unlike the model's training data.
-
-        `answer` does this by itself.
-        """
-        # Questions share clips; each clip is judged once.
-        clips = {id(mel): mel for prompt in prompts for mel in prompt.mels}
-        verdicts = dict(zip(clips, self.judged([*clips.values()]), strict=True))
-        warned = []
-        for prompt in prompts:
-            new = [
-                _of(number, prompt.mels, STRANGE.format(reason=verdict.reason))
-                for number, verdict in enumerate((verdicts[id(m)] for m in prompt.mels), 1)
-                if verdict and verdict.unfamiliar
-            ]
-            warnings = (*prompt.warnings, *new)
-            warned.append(dataclasses.replace(prompt, warnings=warnings) if new else prompt)
-        return warned
+    def _judge(self, measures: Measures | None) -> Familiarity | None:
+        return None if measures is None else self._gauge.judge(measures)
 
     def reply(self, output: Output, prompt: Prepared) -> Reply:
-        """The reply to a prompt, with text and thinking, from the generated ids."""
+        """The reply to a prompt, with text and thinking, from the generated ids.
+
+        It warns of each clip that is unlike the model's training data.
+        """
         text = self.tokenizer.decode(output.ids)
         thinking, answer = split_thinking(text[: first_stop(text, prompt.sampling.stop)])
+        strange = [
+            _of(number, prompt.mels, STRANGE.format(reason=verdict.reason))
+            for number, verdict in enumerate(map(self._judge, output.measures), 1)
+            if verdict and verdict.unfamiliar
+        ]
         return Reply(
             answer.strip(),
             thinking,
             output.ids,
             output.finish_reason,
-            prompt.warnings,
+            (*prompt.warnings, *strange),
             logprobs=output.logprobs,
         )
 
@@ -537,16 +521,18 @@ class MossAudio:
         return self.tokenizer
 
     @contextlib.contextmanager
-    def _engine(self, slots: int, drafts: bool = False) -> Iterator[Engine]:
+    def _engine(self, slots: int | None = None, drafts: bool = False) -> Iterator[Engine]:
         """An engine for one call: that of the last call if it is alike and no other thread has it,
-        because it knows what that call heard. Otherwise a new one."""
-        alike = slots, drafts
+        because it knows what that call heard. Otherwise a new one. Any will do without `slots`."""
+        alike = slots or BATCH_SIZE, drafts
         try:
             before, engine = self._kept.pop()
         except IndexError:
             before, engine = None, None
+        if slots is None and engine is not None:
+            alike = before
         if before != alike:
-            hearing = engine and engine.hearing
+            hearing = engine.hearing if engine else self._hearing()
             engine = None  # frees its cache first
             decode = self.tokenizer.decode if self.tokenizer else None
             scribe = self._scribe if drafts else None
@@ -557,7 +543,7 @@ class MossAudio:
                 self._vocab,
                 self.mesh,
                 decode,
-                slots,
+                alike[0],
                 scribe,
                 hearing=hearing,
             )
@@ -565,7 +551,11 @@ class MossAudio:
         self._kept[:] = [(alike, engine)]  # not after an error, which may have cost its state
 
     def service(
-        self, slots: int = BATCH_SIZE, cache_tokens: int = 2**15, max_new_tokens: int = 4096
+        self,
+        slots: int = BATCH_SIZE,
+        cache_tokens: int = 2**15,
+        max_new_tokens: int = 4096,
+        compiling: Callable[[int, int], None] | None = None,
     ) -> Service:
         """An engine that takes requests from any thread, at any time, until it is closed.
 
@@ -574,9 +564,10 @@ class MossAudio:
           cache_tokens: tokens of prompts and answers that the cache has room for. Requests wait
             until there is room for all that they may need.
           max_new_tokens: the most that an answer may have, whatever its request says.
+          compiling: see `Service`.
 
         If the mesh spans several processes, only process 0 calls this, and the others call `follow`
-        with the same numbers.
+        with the same numbers, and compile if it does.
 
         Raises:
           UsageError: this is another process.
@@ -585,15 +576,19 @@ class MossAudio:
         if spans and jax.process_index() != 0:
             raise UsageError("process 0 has the service of a mesh; the others `follow` it")
         engine = self._sized_engine(slots, cache_tokens, max_new_tokens)
-        return Service(engine, Speaker() if spans else None)
+        return Service(engine, compiling, Speaker() if spans else None)
 
     def follow(
-        self, slots: int = BATCH_SIZE, cache_tokens: int = 2**15, max_new_tokens: int = 4096
+        self,
+        slots: int = BATCH_SIZE,
+        cache_tokens: int = 2**15,
+        max_new_tokens: int = 4096,
+        compiling: Callable[[int, int], None] | None = None,
     ) -> None:
         """Computes with the `service` of process 0, in the other processes of a mesh; returns when
         that is closed."""
         engine = self._sized_engine(slots, cache_tokens, max_new_tokens)
-        follow(engine, self.config.decoder.vocab_size)
+        follow(engine, self.config.decoder.vocab_size, compiling)
 
     def listen(
         self,
@@ -635,7 +630,12 @@ class MossAudio:
             self.tokenizer.decode if self.tokenizer else None,
             slots,
             size=Size(slots, pages_for(-(-cache_tokens // groups)), max_new_tokens),
+            hearing=self._hearing(few=True),
         )
+
+    def _hearing(self, few: bool = False) -> Hearing:
+        encoder = self.encoder_params, self.config.encoder, self.compute
+        return Hearing(*encoder, self._gauge, few)
 
     def forget(self) -> None:
         """Drops what was kept of earlier calls: the encoder's outputs, and a cache of keys and
@@ -712,7 +712,6 @@ class Stream(Iterator[str]):
         return next(self._pieces)
 
     def _written(self, model: MossAudio, prompt: Prepared) -> Iterator[str]:
-        (prompt,) = model.warned([prompt])
         pieces: list[str] = []
         until = UntilStop(prompt.sampling.stop, pieces.append)
         decoder, told = StreamDecoder(model.tokenizer), 0

@@ -82,9 +82,6 @@ class Ear:
         except TypeError as error:
             raise UsageError(str(error)) from None
         prompt = self._model.prepare(self.request(text, chosen))
-        # On several devices only a service's own thread may run programs.
-        if isinstance(self._answerer, Engine) or self._model.mesh.size == 1:
-            (prompt,) = self._model.warned([prompt])
         output = self._answerer.answer(prompt, prompt.sampling)
         return self._model.reply(output, prompt)
 

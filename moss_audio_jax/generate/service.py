@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from moss_audio_jax.data.batch import Example
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.generate.decode_state import programs
 from moss_audio_jax.generate.engine import Asked, Engine, Output, Progress
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.together import Speaker, Turn, advance
@@ -26,6 +27,8 @@ class Service:
 
     Args:
       engine: made for a `Size`; from now on only this service steps it.
+      compiling: called with (programs so far, of how many) while all programs are compiled, before
+        this returns; None: each is compiled when a request needs it.
       speaker: tells the other processes of the engine's mesh; None if there are none.
 
     Attributes:
@@ -33,7 +36,14 @@ class Service:
         that was running has been told so (`Progress.output.finish_reason` "error").
     """
 
-    def __init__(self, engine: Engine, speaker: Speaker | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        compiling: Callable[[int, int], None] | None = None,
+        speaker: Speaker | None = None,
+    ) -> None:
+        if compiling is not None:
+            engine.compile(compiling)
         self.dead: BaseException | None = None
         self._engine, self._speaker = engine, speaker
         self._told: dict[int, Told] = {}
@@ -122,6 +132,7 @@ class Service:
             "cache_tokens_held": held,
             "cache_tokens_room": engine.room,
             "encoded_seconds": engine.hearing.frames / 100,
+            "programs": programs(),
         }
 
     def close(self, drain: float = 0.0) -> None:

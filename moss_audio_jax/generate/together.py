@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,14 +86,19 @@ class Speaker:
         _shared(_line(None))
 
 
-def follow(engine: Engine, vocab_size: int) -> None:
+def follow(
+    engine: Engine, vocab_size: int, compiling: Callable[[int, int], None] | None = None
+) -> None:
     """Does what process 0 tells, until it says that it ends.
 
     Args:
       engine: made like that of process 0.
       vocab_size: V, of the model's logits.
+      compiling: as for the `Service` of process 0.
     """
     _shared()
+    if compiling is not None:
+        engine.compile(compiling)
     come = bytearray()  # of requests that have not entered
     while True:
         line, _, parts = _shared().tobytes().partition(b"\n")

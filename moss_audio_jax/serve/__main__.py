@@ -26,9 +26,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from moss_audio_jax import command
 from moss_audio_jax.errors import InputError, UsageError, extra
@@ -91,6 +93,13 @@ def main(argv: Sequence[str]) -> int:
         metavar="N",
         help="tokens of prompts and answers for which the cache has room; default 32768",
     )
+    options.add_argument(
+        "--compile",
+        choices=("start", "demand"),
+        default="start",
+        help="compile all programs before the first request, or each when a request needs it; "
+        "default start",
+    )
     add_limits(options)
     args = options.parse_args(argv)
     if not 0 <= args.port < 2**16:
@@ -120,13 +129,15 @@ def main(argv: Sequence[str]) -> int:
         with _ends_at_once(mesh):
             model = command.load_model(args, mesh)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # process 0 says when it ends
-            model.follow(**size)
+            untold = None if args.compile == "demand" else lambda *_: None  # process 0 shows a bar
+            model.follow(**size, compiling=untold)
         return 0
     with _ends_at_once(mesh), _listening(args.host, args.port) as listening:
         model = command.load_model(args, mesh)
         names = args.model_name or [model.folder.resolve().name]
         hosts = () if keys or not local else {*LOOPBACK, args.host, *args.allow_host}
-        service = model.service(**size)
+        with _compiling(args.compile) as compiling:
+            service = model.service(**size, compiling=compiling)
         state = State(model, service, names, limits, args.allow_audio_host)
         try:
             _serve(make_app(state, keys, hosts), state, listening, limits)
@@ -243,6 +254,22 @@ def _serve(app: Any, state: Any, listening: socket.socket, limits: Limits) -> No
         **socket_options(limits),
     )
     Server(config).run([listening])
+
+
+@contextlib.contextmanager
+def _compiling(when: str) -> Iterator[Callable[[int, int], None] | None]:
+    """What is told of the programs that are compiled at the start: a bar."""
+    if when == "demand":
+        yield None
+        return
+    with tqdm(desc="compiling", unit="program", leave=False) as bar:
+
+        def told(number: int, count: int) -> None:
+            bar.total = count
+            bar.update(number - bar.n)
+
+        yield told
+        command.say(f"{bar.n} programs are ready")
 
 
 @contextlib.contextmanager

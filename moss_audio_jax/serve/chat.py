@@ -58,10 +58,9 @@ class Chat:
         async for number, progress in self._timed(answers):
             if progress.output is not None:
                 outputs[number] = progress.output
-        choices, warnings = [], list(self._prompts[0].warnings)
+        choices = []
         for number, (output, prompt) in enumerate(zip(outputs, self._prompts, strict=True)):
             reply = self._state.model.reply(output, prompt)
-            warnings += [each for each in reply.warnings if each not in warnings]
             message = {"role": "assistant", "content": reply.text, "refusal": None}
             if reply.thinking is not None:
                 message["reasoning_content"] = reply.thinking
@@ -74,7 +73,7 @@ class Chat:
                 }
             )
         body = {**self._head, "object": "chat.completion", "choices": choices}
-        return body | {"usage": self._usage(outputs)} | self._warned(outputs, warnings)
+        return body | {"usage": self._usage(outputs)} | self._warned(outputs)
 
     async def events(self, answers: Answers) -> AsyncIterator[str]:
         """The events of a streamed reply. An error becomes the last event."""
@@ -96,7 +95,7 @@ class Chat:
                     yield _event(head, number, {name: piece})
                 if output is not None:
                     yield _event(head, number, {}, self._logprobs(output), _reason(output))
-            warned = self._warned(outputs, list(self._prompts[0].warnings))
+            warned = self._warned(outputs)
             if with_usage or warned:
                 last = {**head, "choices": []} | warned
                 yield sse(last | ({"usage": self._usage(outputs)} if with_usage else {}))
@@ -139,7 +138,9 @@ class Chat:
             return 0
         return ids.index(tags[1]) + 1 if tags[1] in ids else len(ids)
 
-    def _warned(self, outputs: list[Any], warnings: list[str]) -> dict[str, Any]:
+    def _warned(self, outputs: list[Any]) -> dict[str, Any]:
+        # All answers are about the same clips.
+        warnings = [*self._state.model.reply(outputs[0], self._prompts[0]).warnings]
         if any(output.finish_reason == "loop" for output in outputs):
             warnings.append(LOOPED)
         return {"warnings": warnings} if warnings else {}

@@ -132,14 +132,7 @@ class State:
           ApiError: it cannot be used; names `param`.
         """
         try:
-            return await self.in_thread(lambda: self.warned(self.model.prepare(request)))
+            return await self.in_thread(self.model.prepare, request)
         except (InputError, UsageError) as error:
             code = "context_length_exceeded" if "positions" in str(error) else "invalid_value"
             raise invalid(str(error), param, code) from None
-
-    def warned(self, prompt: Prepared) -> Prepared:
-        """The prompt with warnings about sound that is unlike the model's training data.
-
-        Not on several devices: there only the engine's thread may run programs.
-        """
-        return self.model.warned([prompt])[0] if self.model.mesh.size == 1 else prompt

@@ -198,7 +198,7 @@ class Work:
         """Submits windows while there are places for them."""
         while self._left is not None and self.answers.open < _TOGETHER:
             try:
-                window = await self._state.in_thread(self._next)
+                window = await self._state.in_thread(next, self._left, None)
             except InputError as error:
                 raise invalid(f"file: {error}", "file", "invalid_audio") from None
             if window is None:
@@ -206,10 +206,6 @@ class Work:
                 return
             self.windows.append(window)
             self.answers.begin(window.prompt)
-
-    def _next(self) -> Window | None:
-        window = next(self._left, None)
-        return window and window._replace(prompt=self._state.warned(window.prompt))
 
     async def done(self, number: int) -> None:
         """Forgets the prompt of an answered window, and submits what follows."""

@@ -69,7 +69,7 @@ def pair(model, monkeypatch):
         daemon=True,
     )
     follower.start()
-    with Service(model._sized_engine(*SIZE), together.Speaker()) as service:
+    with Service(model._sized_engine(*SIZE), speaker=together.Speaker()) as service:
         yield service, messages
     follower.join(120)
     assert not follower.is_alive()
@@ -151,7 +151,7 @@ def test_a_turn_that_waits_for_another_process(model, monkeypatch):
         def end(self):
             pass
 
-    service = Service(model._sized_engine(*SIZE), Waits())
+    service = Service(model._sized_engine(*SIZE), speaker=Waits())
     prompt = Example(np.arange(9))
     assert Asker(service, prompt, Sampling(1)).answer().ids
     gone.set()

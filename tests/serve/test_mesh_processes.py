@@ -49,6 +49,7 @@ def serving(folder):
     """([process 0, process 1], url, lines that they print)."""
     words = [sys.executable, "-m", "moss_audio_jax.serve", "--checkpoint", str(folder)]
     words += ["--mesh", "tensor=2", "--port", "0", "--slots", "4", "--drain-seconds", "60"]
+    words += ["--compile", "demand"]
     words += ["--cache-tokens", "4096", "--max-new-tokens", str(MOST)]
     port, lines = free_port(), []
     running = [
