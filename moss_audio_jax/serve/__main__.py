@@ -163,7 +163,8 @@ def _mesh(sizes: dict[str, int] | None, argv: Sequence[str]) -> Any:
     mesh, count = as_mesh(sizes), jax.process_count()
     if count == 1:
         return mesh
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX would take it as a note for trainers
+    # JAX takes SIGTERM as a note for trainers, and process 1 of a container would not heed it.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     spanned = len({device.process_index for device in mesh.devices.flat})
     if spanned < count:
         raise UsageError(
