@@ -76,6 +76,5 @@ class _Engine:
             for name, what in names.items():
                 if name in stats:
                     yield kind(f"{_PREFIX}_{name}", what, value=stats[name])
-        yield GaugeMetricFamily(
-            f"{_PREFIX}_engine_alive", "1 while it answers", value=float(self._service.dead is None)
-        )
+        alive = self._service.dead is None and not self._service.stuck
+        yield GaugeMetricFamily(f"{_PREFIX}_engine_alive", "1 while it answers", value=float(alive))

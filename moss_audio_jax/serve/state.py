@@ -64,6 +64,8 @@ class State:
         """Why this server answers nothing; None if it does."""
         if self.service.dead is not None:
             return f"the engine answers no more ({type(self.service.dead).__name__})"
+        if self.service.stuck:
+            return "the engine waits for another process"
         if self.decoder.dead is not None:
             return "no decoding process can be started"
         return "this server is stopping" if self.draining else None

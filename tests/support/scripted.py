@@ -12,10 +12,12 @@ class Scripted:
     Attributes:
       prompts: {number: (prompt, told)} of those that have not ended.
       cancelled: the numbers that were cancelled.
+      stuck: as `Service.stuck`.
     """
 
     def __init__(self, slots: int = 1) -> None:
         self.slots, self.dead, self.prompts, self.cancelled, self.full = slots, None, {}, [], False
+        self.stuck = False
 
     def submit(self, prompt, sampling, told, each_token=True) -> int:
         if self.dead is not None:
