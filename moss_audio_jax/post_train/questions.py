@@ -37,11 +37,13 @@ class Questions:
 
     Attributes:
       make: of one branch a row, without augmentation.
-      longest: tokens of a prompt; rows with more are left out.
+      prompt_tokens, new_tokens: the most of a prompt, and of an answer; rows whose prompt or
+        expected answer has more are left out.
     """
 
     make: ExampleMaker
-    longest: int
+    prompt_tokens: int
+    new_tokens: int
 
     def __call__(self, job: Job) -> Question | Rejected:
         """The question, or the reason why there is none.
@@ -61,10 +63,15 @@ class Questions:
             raise
         except Exception as error:
             return rejected(job, reason_of(error), row.id if row else None)
-        tokens = len(question.prompt.ids)
-        if tokens > self.longest:
-            reason = f"its prompt has {tokens} tokens; policy.prompt_tokens is {self.longest}"
-            return rejected(job, reason, row.id, bad=False)
+        prompt = len(question.prompt.ids)
+        expected = len(made.ids) - prompt
+        for what, key, tokens in (
+            ("prompt", "prompt_tokens", prompt),
+            ("expected answer", "new_tokens", expected),
+        ):
+            if tokens > (most := getattr(self, key)):
+                reason = f"its {what} has {tokens} tokens; policy.{key} is {most}"
+                return rejected(job, reason, row.id, bad=False)
         return question
 
     def _alone(self, row: Row, job: Job) -> Row:

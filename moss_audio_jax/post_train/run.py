@@ -64,7 +64,7 @@ def get_config() -> ConfigDict:
     c.prompts = 128  # groups of a step
     c.answers = 16  # of a group
     c.prompt_tokens = 2048  # rows whose prompt has more are left out
-    c.new_tokens = 2048  # of an answer
+    c.new_tokens = 2048  # of an answer; rows whose expected one has more are left out
     c.temperature = 1.0
     c.slots = 256  # answers that are written together
     # Draw further questions for groups whose answers all earn the same, at most so many times; then
@@ -159,7 +159,7 @@ class RewardedBatches:
         self._jobs = mixture.jobs()
         loader: LoaderConfig = run.loader
         maker = example_maker(run.start.tokenizer, run.start.model.encoder, loader)
-        questions = Questions(maker, policy.prompt_tokens)
+        questions = Questions(maker, policy.prompt_tokens, policy.new_tokens)
         self._workers = Workers(questions, loader.workers, loader.row_seconds)
         # All processes see the same rows; the first one lists what is wrong with them.
         self._reports = Reports(None if jax.process_index() else str(workdir), 0)
