@@ -423,9 +423,7 @@ class Engine:
         slots = bucket(min(self._slots, len(asked)))
         with jax.set_mesh(self._mesh):
             groups = ways((slots,), "batch")
-        # Room for one answer more than there are slots: for what is kept.
-        each = pages_for(bucket(max(one.tokens for one in asked), LEAST_REACH))
-        pages = (slots // groups + 1) * each
+        pages = _pages_for_all([one.tokens for one in asked], slots // groups)
         hints, drafts = 0, any(one.sampling.drafts for one in asked)
         if drafts:
             hints = bucket(max(self._hints(one.example) for one in asked), 64)
@@ -888,6 +886,20 @@ class Engine:
             else:
                 low = middle
         return high
+
+
+def _pages_for_all(tokens: Sequence[int], slots: int) -> int:
+    """Pages of a group with so many slots, for requests that hold so many tokens at most.
+
+    One answer more than there are slots has room: for what is kept. Each number is a program of
+    its own, so one answer is taken as long as its bucket, and many are rounded up by an eighth.
+    """
+    longest = pages_for(bucket(max(tokens), LEAST_REACH))
+    if slots < 8:
+        return (slots + 1) * longest
+    pages = longest + sum(sorted(map(pages_for, tokens))[-slots:])
+    step = max(1, (1 << pages.bit_length()) // 16)
+    return -(-pages // step) * step
 
 
 def piece_tokens(platform: str) -> int:
