@@ -66,7 +66,7 @@ def sound_of(example: Example, config: EncoderConfig) -> list[Piece]:
 
 
 class Hearing:
-    """The encoder's outputs by the digests of pieces.
+    """The encoder's outputs by the digests of pieces. Engines that share it step in turn.
 
     Args:
       params: the encoder's.
@@ -80,7 +80,7 @@ class Hearing:
         self, params: Any, config: EncoderConfig, compute: Compute, keep: int = 2**28
     ) -> None:
         self.frames = 0
-        self._params, self._config, self._compute = params, config, compute
+        self.params, self._config, self._compute = params, config, compute
         self._keep = keep
         self._known: OrderedDict[bytes, Heard] = OrderedDict()
         self._bytes = 0
@@ -123,7 +123,7 @@ class Hearing:
             behind[strip, first : first + piece.tokens] = token_frames(piece.padded, piece.tokens)
             self.frames += n
         made = encode(
-            self._params,
+            self.params,
             mels.reshape(rows, strips, *mels.shape[1:]),
             behind.reshape(rows, strips, stride),
             config=self._config,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from moss_audio_jax.data.batch import Example
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.generate.engine import Asked, Engine, Output, Progress
+from moss_audio_jax.generate.hearing import Hearing
 from moss_audio_jax.generate.sampling import Sampling
 
 Told = Callable[[Progress], None]
@@ -20,15 +23,19 @@ class Service:
 
     Args:
       engine: made for a `Size`; from now on only this service steps it.
+      beside: a service whose engine has the same devices, and perhaps the same `Hearing`. The two
+        step in turn: programs for several devices must reach all of them in one order.
 
     Attributes:
       dead: why the thread died; None while it lives. Then `submit` raises it, and every request
         that was running has been told so (`Progress.output.finish_reason` "error").
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, beside: Service | None = None) -> None:
         self.dead: BaseException | None = None
         self._engine = engine
+        self._turns = _Turns() if beside is None else beside._turns
+        self._shared = beside is not None and beside.hearing is engine.hearing
         self._told: dict[int, Told] = {}
         self._inbox: list[Asked] = []
         self._cancelled: set[int] = set()
@@ -94,10 +101,19 @@ class Service:
             self._cancelled.add(number)
             self._wake.notify()
 
+    @property
+    def hearing(self) -> Hearing:
+        """What its engine has heard."""
+        return self._engine.hearing
+
     def stats(self) -> dict[str, float]:
-        """Counts since the start, and how full it is now."""
+        """Counts since the start, and how full it is now.
+
+        Seconds that were encoded are counted by one of those that share what they heard.
+        """
         engine = self._engine
         room, held = engine.held
+        heard = {} if self._shared else {"encoded_seconds": engine.hearing.frames / 100}
         return engine.counts | {
             "waiting": len(self._inbox) + engine.waiting,
             "running": engine.running,
@@ -105,7 +121,7 @@ class Service:
             "cache_tokens_taken": room,
             "cache_tokens_held": held,
             "cache_tokens_room": engine.room,
-            "encoded_seconds": engine.hearing.frames / 100,
+            **heard,
         }
 
     def close(self, drain: float = 0.0) -> None:
@@ -141,11 +157,12 @@ class Service:
         late = self._closing and time.monotonic() >= self._deadline
         if late:
             cancelled = {*self._told}
-        for progress in map(self._engine.cancel, cancelled):
+        with self._turns.next():
+            ended = [*map(self._engine.cancel, cancelled)]
+            new = self._engine.step()
+        for progress in [*ended, *new]:
             if progress is not None:
                 self._tell(progress)
-        for progress in self._engine.step():
-            self._tell(progress)
         return not self._closing or (self._engine.busy and not late)
 
     def _tell(self, progress: Progress) -> None:
@@ -155,3 +172,25 @@ class Service:
         if progress.output is not None:
             del self._told[progress.number]
         told(progress)
+
+
+class _Turns:
+    """Lets threads act one at a time, in the order in which they asked. A lock is not fair."""
+
+    def __init__(self) -> None:
+        self._line: collections.deque[object] = collections.deque()
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def next(self) -> Iterator[None]:
+        """Waits for a turn, which lasts until the context is left."""
+        me = object()
+        with self._changed:
+            self._line.append(me)
+            self._changed.wait_for(lambda: self._line[0] is me)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._line.popleft()
+                self._changed.notify_all()

@@ -30,6 +30,7 @@ from moss_audio_jax import command
 from moss_audio_jax.errors import InputError, UsageError, extra
 from moss_audio_jax.files import read_text, reason, shown
 from moss_audio_jax.generate.options import BATCH_SIZE
+from moss_audio_jax.serve.adapters import Served, add_adapters, check, start
 from moss_audio_jax.serve.limits import Limits, add_limits, limits_from
 
 KEY = "MOSS_AUDIO_JAX_API_KEY"
@@ -38,7 +39,8 @@ _GRACE = 2  # seconds in which clients are told that their answers were ended
 
 def main(argv: Sequence[str]) -> int:
     options = command.parser("serve", __doc__)
-    command.add_model_options(options)
+    command.add_model_options(options, lora=False)
+    add_adapters(options)
     options.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; default 127.0.0.1, this machine"
     )
@@ -105,20 +107,19 @@ def main(argv: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         raise InputError(f"serve needs {error.name}: {extra('serve')}") from None
 
-    with _listening(args.host, args.port) as listening:
+    names = args.model_name or [args.checkpoint.resolve().name]
+    check(args.adapters, names, args.checkpoint)
+    with _listening(args.host, args.port) as listening, contextlib.ExitStack() as engines:
         model = command.load_model(args)
-        names = args.model_name or [model.folder.resolve().name]
         hosts = () if keys or not local else {*LOOPBACK, args.host, *args.allow_host}
         size = {"slots": args.slots, "max_new_tokens": limits.max_new_tokens}
         if args.cache_tokens is not None:
             size["cache_tokens"] = args.cache_tokens
-        service = model.service(**size)
-        state = State(model, service, names, limits, args.allow_audio_host)
-        try:
-            _serve(make_app(state, keys, hosts), state, listening, limits)
-        finally:
-            state.close()
-            service.close()
+        service = engines.enter_context(model.service(**size))
+        adapters = start(Served(model, service), args.adapters, size, engines)
+        state = State(model, service, names, limits, args.allow_audio_host, adapters=adapters)
+        engines.callback(state.close)
+        _serve(make_app(state, keys, hosts), state, listening, limits)
     return 0
 
 
@@ -141,9 +142,10 @@ def _serve(app: Any, state: Any, listening: socket.socket, limits: Limits) -> No
                 signal.signal(signal.SIGTERM, before)
 
         async def shutdown(self, sockets: Any = None) -> None:
-            # After the deadline the engine ends its answers, each of which is told so.
-            end = threading.Thread(target=state.service.close, daemon=True)
-            asyncio.get_running_loop().call_later(limits.drain_seconds, end.start)
+            # After the deadline the engines end their answers, each of which is told so.
+            for service in state.services.values():
+                end = threading.Thread(target=service.close, daemon=True)
+                asyncio.get_running_loop().call_later(limits.drain_seconds, end.start)
             # uvicorn closes sockets at once; these end by themselves when they have answered.
             for server in self.servers:
                 server.close()
@@ -156,7 +158,7 @@ def _serve(app: Any, state: Any, listening: socket.socket, limits: Limits) -> No
             await super().startup(sockets)
             host, port = listening.getsockname()[:2]
             host = f"[{host}]" if ":" in host else host
-            command.say(f"serving {', '.join(state.names)} at http://{host}:{port}/v1")
+            command.say(f"serving {', '.join(state.served)} at http://{host}:{port}/v1")
 
     config = uvicorn.Config(
         app,

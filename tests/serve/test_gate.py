@@ -89,7 +89,8 @@ def test_an_engine_that_dies(model):
                 assert reply.json()["error"]["type"] == "server_error"
                 assert "device" not in reply.text
             assert (await client.get("/health")).status_code == 200
-            assert "moss_audio_engine_alive 0.0" in (await client.get("/metrics")).text
+            metrics = (await client.get("/metrics")).text
+            assert 'moss_audio_engine_alive{model="small"} 0.0' in metrics
 
     asyncio.run(run())
 

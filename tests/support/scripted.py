@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moss_audio_jax.errors import InputError
+from moss_audio_jax.errors import TooLong
 from moss_audio_jax.generate.engine import Output, Progress
 
 
@@ -21,7 +21,7 @@ class Scripted:
         if self.dead is not None:
             raise self.dead
         if self.full:
-            raise InputError("the prompt does not fit")
+            raise TooLong("the prompt does not fit")
         number = len(self.prompts) + len(self.cancelled) + 1
         self.prompts[number] = prompt, told
         return number
