@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from scripted import Scripted
 
 import moss_audio_jax as mj
+from moss_audio_jax.errors import InputError, TooLong
 from moss_audio_jax.generate.engine import Output
 from moss_audio_jax.serve.answers import Pieces
 from moss_audio_jax.serve.app import LOOPBACK, make_app
@@ -132,14 +133,21 @@ def test_a_server_that_stops(model):
     asyncio.run(run())
 
 
-def test_a_prompt_that_the_engine_refuses(model):
+@pytest.mark.parametrize(
+    ("refusal", "status", "code"),
+    [
+        (TooLong("the prompt does not fit"), 400, "context_length_exceeded"),
+        (InputError("the engine is stopping"), 503, "unavailable"),
+    ],
+)
+def test_a_prompt_that_the_engine_refuses(model, refusal, status, code):
     async def run():
         service = Scripted()
-        service.full = True
+        service.refusal = refusal
         async with asking(model, service) as client:
             reply = await client.post(CHAT, json=BODY)
-            assert reply.status_code == 400
-            assert reply.json()["error"]["code"] == "context_length_exceeded"
+            assert reply.status_code == status
+            assert reply.json()["error"]["code"] == code
 
     asyncio.run(run())
 

@@ -111,6 +111,15 @@ def test_sigterm_lets_answers_end_and_ctrl_c_ends_at_once(tmp_path):
         assert server.wait(20) == 130
 
 
+def test_sigterm_while_a_model_is_loaded_ends_at_once():
+    """The server says so itself: process 1 of a container has no default to rely on."""
+    words = [sys.executable, "-m", "moss_audio_jax.serve", "--port", "0"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as server:
+        assert "small model" in server.stderr.readline()  # it is about to load
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) == 128 + signal.SIGTERM
+
+
 @pytest.mark.parametrize(
     ("words", "code", "fault"),
     [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moss_audio_jax.errors import TooLong
+from moss_audio_jax.errors import InputError
 from moss_audio_jax.generate.engine import Output, Progress
 
 
@@ -12,16 +12,18 @@ class Scripted:
     Attributes:
       prompts: {number: (prompt, told)} of those that have not ended.
       cancelled: the numbers that were cancelled.
+      refusal: what `submit` raises, if anything.
     """
 
     def __init__(self, slots: int = 1) -> None:
-        self.slots, self.dead, self.prompts, self.cancelled, self.full = slots, None, {}, [], False
+        self.slots, self.dead, self.prompts, self.cancelled = slots, None, {}, []
+        self.refusal: InputError | None = None
 
     def submit(self, prompt, sampling, told, each_token=True) -> int:
         if self.dead is not None:
             raise self.dead
-        if self.full:
-            raise TooLong("the prompt does not fit")
+        if self.refusal is not None:
+            raise self.refusal
         number = len(self.prompts) + len(self.cancelled) + 1
         self.prompts[number] = prompt, told
         return number
