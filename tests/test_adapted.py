@@ -5,6 +5,8 @@ Not covered: memory that several devices share.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import numpy as np
 import pytest
@@ -63,27 +65,34 @@ def test_what_adapters_leave_alone_is_in_memory_once(
     assert (model.encoder_params is base.encoder_params) == (targets == DECODER)
 
 
-def test_both_answer_as_if_alone(folder, tmp_path):
-    """In turn, by engines of one service each; only one of them hears the clip."""
-    base = mj.MossAudio.load(folder, "float32")
+@pytest.mark.parametrize("mesh", [None, MESH])
+def test_all_answer_as_if_alone_at_once(folder, tmp_path, mesh):
+    """Only one of those with the same encoder hears the clip."""
+    base = mj.MossAudio.load(folder, "float32", mesh)
     lora = write_adapters(tmp_path / "lora", base.config)
-    deaf = write_adapters(tmp_path / "other", base.config, ENCODER)
-    alone = [mj.MossAudio.load(folder, "float32", lora=each) for each in (None, lora, deaf)]
-    models = [base, base.adapted(lora), base.adapted(deaf)]
-    ask = {"text": "What?", "audio": [tone(4.5)]}
-    expected = [each.generate(**ask, max_new_tokens=8).ids for each in alone]
+    ears = write_adapters(tmp_path / "ears", base.config, ENCODER)
+    models = [base, base.adapted(lora), base.adapted(ears)]
+    asked = mj.Request("What?", [tone(4.5)], mj.Sampling(max_new_tokens=8))
+    expected = []
+    for folders in (None, lora, ears):
+        alone = mj.MossAudio.load(folder, "float32", lora=folders)
+        expected.append(alone.generate_batch([asked])[0].ids)
     assert len({tuple(ids) for ids in expected}) == 3
-    size = {"slots": 2, "cache_tokens": 640, "max_new_tokens": 64}
+    size = {"slots": 4, "cache_tokens": 4096, "max_new_tokens": 64}
     with (
         base.service(**size) as first,
         models[1].service(**size, beside=first) as second,
         models[2].service(**size, beside=first) as third,
+        ThreadPoolExecutor(6) as pool,
     ):
-        for _ in range(2):
-            for model, service, ids in zip(models, (first, second, third), expected, strict=True):
-                prompt = model.prepare(mj.Request(**ask))
-                sampling = mj.Sampling(max_new_tokens=8)
-                assert service.answer(prompt, sampling).ids == ids
+
+        def ask(number):
+            prompt = models[number].prepare(asked)
+            return (first, second, third)[number].answer(prompt, prompt.sampling).ids
+
+        numbers = [0, 1, 2] * 4
+        for number, ids in zip(numbers, pool.map(ask, numbers), strict=True):
+            assert ids == expected[number]
         assert second.hearing is first.hearing is not third.hearing
         assert "encoded_seconds" not in second.stats()
         heard = [service.stats()["encoded_seconds"] for service in (first, third)]

@@ -68,7 +68,7 @@ class Output:
     ids: list[int]
     finish_reason: str
     logprobs: list[TokenLogprobs] | None = None  # if `Sampling.logprobs` asks for them
-    cached_tokens: int = 0
+    cached_tokens: int = dataclasses.field(default=0, compare=False)  # the answer is the same
 
 
 class Progress(NamedTuple):
