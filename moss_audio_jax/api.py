@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +36,7 @@ from moss_audio_jax.files import quoted
 from moss_audio_jax.generate.decode_state import encode
 from moss_audio_jax.generate.drafts import Scribe, scribe_of
 from moss_audio_jax.generate.engine import Engine, Output, Size
-from moss_audio_jax.generate.familiarity import Familiarity, Gauge
+from moss_audio_jax.generate.familiarity import Familiarity, Gauge, Measures
 from moss_audio_jax.generate.hearing import Hearing
 from moss_audio_jax.generate.listen import Ear, tokens_for
 from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
@@ -500,7 +499,6 @@ class MossAudio:
         `on_reply` is called with (prompt number, reply) as each answer ends.
         """
         replies: list[Reply | None] = [None] * len(prompts)
-        prompts = self.warned(prompts)
 
         def on_done(number: int, output: Output) -> None:
             replies[number] = reply = self.reply(output, prompts[number])
@@ -521,46 +519,31 @@ class MossAudio:
         None if the checkpoint has no data for this (see `generate.familiarity`) or the clip is
         shorter than half a second. Raises InputError if the clip cannot be used.
         """
-        return self.judged([log_mel(clip_of(audio).wav)])[0]
+        mel = log_mel(clip_of(audio).wav)
+        with self._engine() as engine, jax.set_mesh(self.mesh):
+            return self._judge(*engine.hearing.measure([mel]))
 
-    def judged(self, mels: Sequence[np.ndarray]) -> list[Familiarity | None]:
-        """`familiarity` for clips given as log-mels [128, frames]."""
-        if self._gauge is None:
-            return [None] * len(mels)
-        measured = self._gauge.measure(
-            mels, self.encoder_params, self.config.encoder, self.compute, self.mesh
-        )
-        return [None if each is None else self._gauge.judge(each) for each in measured]
-
-    def warned(self, prompts: Sequence[Prepared]) -> list[Prepared]:
-        """The prompts, with a warning for each clip that is unlike the model's training data.
-
-        `answer` does this by itself.
-        """
-        # Questions share clips; each clip is judged once.
-        clips = {id(mel): mel for prompt in prompts for mel in prompt.mels}
-        verdicts = dict(zip(clips, self.judged([*clips.values()]), strict=True))
-        warned = []
-        for prompt in prompts:
-            new = [
-                _of(number, prompt.mels, STRANGE.format(reason=verdict.reason))
-                for number, verdict in enumerate((verdicts[id(m)] for m in prompt.mels), 1)
-                if verdict and verdict.unfamiliar
-            ]
-            warnings = (*prompt.warnings, *new)
-            warned.append(dataclasses.replace(prompt, warnings=warnings) if new else prompt)
-        return warned
+    def _judge(self, measures: Measures | None) -> Familiarity | None:
+        return None if measures is None else self._gauge.judge(measures)
 
     def reply(self, output: Output, prompt: Prepared) -> Reply:
-        """The reply to a prompt, with text and thinking, from the generated ids."""
+        """The reply to a prompt, with text and thinking, from the generated ids.
+
+        It warns of each clip that is unlike the model's training data.
+        """
         text = self.tokenizer.decode(output.ids)
         thinking, answer = split_thinking(text[: first_stop(text, prompt.sampling.stop)])
+        strange = [
+            _of(number, prompt.mels, STRANGE.format(reason=verdict.reason))
+            for number, verdict in enumerate(map(self._judge, output.measures), 1)
+            if verdict and verdict.unfamiliar
+        ]
         return Reply(
             answer.strip(),
             thinking,
             output.ids,
             output.finish_reason,
-            prompt.warnings,
+            (*prompt.warnings, *strange),
             logprobs=output.logprobs,
         )
 
@@ -575,16 +558,18 @@ class MossAudio:
         return self.tokenizer
 
     @contextlib.contextmanager
-    def _engine(self, slots: int, drafts: bool = False) -> Iterator[Engine]:
+    def _engine(self, slots: int | None = None, drafts: bool = False) -> Iterator[Engine]:
         """An engine for one call: that of the last call if it is alike and no other thread has it,
-        because it knows what that call heard. Otherwise a new one."""
-        alike = slots, drafts
+        because it knows what that call heard. Otherwise a new one. Any will do without `slots`."""
+        alike = slots or BATCH_SIZE, drafts
         try:
             before, engine = self._kept.pop()
         except IndexError:
             before, engine = None, None
+        if slots is None and engine is not None:
+            alike = before
         if before != alike:
-            hearing = engine and engine.hearing
+            hearing = engine.hearing if engine else self._hearing()
             engine = None  # frees its cache first
             decode = self.tokenizer.decode if self.tokenizer else None
             scribe = self._scribe if drafts else None
@@ -595,7 +580,7 @@ class MossAudio:
                 self._vocab,
                 self.mesh,
                 decode,
-                slots,
+                alike[0],
                 scribe,
                 hearing=hearing,
             )
@@ -608,6 +593,7 @@ class MossAudio:
         cache_tokens: int = 2**15,
         max_new_tokens: int = 4096,
         beside: Service | None = None,
+        compiling: Callable[[int, int], None] | None = None,
     ) -> Service:
         """An engine that takes requests from any thread, at any time, until it is closed.
 
@@ -616,6 +602,7 @@ class MossAudio:
           cache_tokens: tokens of prompts and answers that the cache has room for. Requests wait
             until there is room for all that they may need.
           max_new_tokens: the most that an answer may have, whatever its request says.
+          compiling: see `Service`.
           beside: the service of the model of which this one is `adapted`. The two engines step in
             turn, and if the encoder is the same, what one has heard the other knows.
         """
@@ -623,7 +610,7 @@ class MossAudio:
         if beside is not None and beside.hearing.params is self.encoder_params:
             hearing = beside.hearing
         engine = self._sized_engine(slots, cache_tokens, max_new_tokens, hearing)
-        return Service(engine, beside)
+        return Service(engine, compiling, beside)
 
     def listen(
         self,
@@ -667,8 +654,12 @@ class MossAudio:
             self.tokenizer.decode if self.tokenizer else None,
             slots,
             size=Size(slots, pages_for(-(-cache_tokens // groups)), max_new_tokens),
-            hearing=hearing,
+            hearing=hearing or self._hearing(few=True),
         )
+
+    def _hearing(self, few: bool = False) -> Hearing:
+        encoder = self.encoder_params, self.config.encoder, self.compute
+        return Hearing(*encoder, self._gauge, few)
 
     def forget(self) -> None:
         """Drops what was kept of earlier calls: the encoder's outputs, and a cache of keys and
@@ -745,7 +736,6 @@ class Stream(Iterator[str]):
         return next(self._pieces)
 
     def _written(self, model: MossAudio, prompt: Prepared) -> Iterator[str]:
-        (prompt,) = model.warned([prompt])
         pieces: list[str] = []
         until = UntilStop(prompt.sampling.stop, pieces.append)
         decoder, told = StreamDecoder(model.tokenizer), 0

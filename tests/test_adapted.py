@@ -16,6 +16,7 @@ from tiny_model import tone, write_checkpoint
 import moss_audio_jax as mj
 from moss_audio_jax import devices
 from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.generate.decode_state import programs
 from moss_audio_jax.models.lora import ENCODER
 from moss_audio_jax.tree import path_name
 
@@ -78,9 +79,9 @@ def test_all_answer_as_if_alone_at_once(folder, tmp_path, mesh):
         alone = mj.MossAudio.load(folder, "float32", lora=folders)
         expected.append(alone.generate_batch([asked])[0].ids)
     assert len({tuple(ids) for ids in expected}) == 3
-    size = {"slots": 4, "cache_tokens": 4096, "max_new_tokens": 64}
+    size = {"slots": 4, "cache_tokens": 1024, "max_new_tokens": 64}
     with (
-        base.service(**size) as first,
+        base.service(**size, compiling=None if mesh else lambda *_: None) as first,
         models[1].service(**size, beside=first) as second,
         models[2].service(**size, beside=first) as third,
         ThreadPoolExecutor(6) as pool,
@@ -90,9 +91,12 @@ def test_all_answer_as_if_alone_at_once(folder, tmp_path, mesh):
             prompt = models[number].prepare(asked)
             return (first, second, third)[number].answer(prompt, prompt.sampling).ids
 
+        compiled = programs()
         numbers = [0, 1, 2] * 4
         for number, ids in zip(numbers, pool.map(ask, numbers), strict=True):
             assert ids == expected[number]
+        assert mesh or programs() == compiled  # for the base
+        assert "programs" not in second.stats()
         assert second.hearing is first.hearing is not third.hearing
         assert "encoded_seconds" not in second.stats()
         heard = [service.stats()["encoded_seconds"] for service in (first, third)]

@@ -39,7 +39,17 @@ CORE = [
     "transcribe",
     "convert",
 ]
-PERIPHERY = ["draw", "timeline", "serve", "world", "evaluate", "annotate", "plan", "demo"]
+PERIPHERY = [
+    "draw",
+    "timeline",
+    "serve",
+    "world",
+    "evaluate",
+    "post_train",
+    "annotate",
+    "plan",
+    "demo",
+]
 ROOMS = [*CORE, *PERIPHERY]
 
 

@@ -49,11 +49,13 @@ class HostBatch:
       stats: of these rows: "examples", "tokens" (not padding), "room" (padding included), "labels",
         "chunks", "audio_seconds"; and of this process's streams since the run began: "seen", "bad",
         "overlong" rows.
+      told: what metrics.jsonl says of this batch, the mean over the steps since the last line.
     """
 
     arrays: dict[str, np.ndarray]
     row_ids: list[list[str]]
     stats: dict[str, float]
+    told: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Batches(grain.IterDataset[HostBatch]):
@@ -218,6 +220,9 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Raises:
       InputError: states of different runs, a stream twice or not at all.
     """
+    if "streams" not in states[0]:  # of batches that every process makes alike (`train.source`)
+        _agree(states[-1], states[0], "another process")
+        return dict(states[0])
     streams: dict[str, Any] = {}
     for state in states:
         _agree(state["config"], states[0]["config"], "another process")

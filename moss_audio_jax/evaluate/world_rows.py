@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import string
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.evaluate.items import Item, Kind, Loaded, Options
 from moss_audio_jax.evaluate.manifests import Root, checked_slots
+from moss_audio_jax.evaluate.metrics.choice import listed
 from moss_audio_jax.evaluate.reading import name_of, read_rows
 from moss_audio_jax.files import brief, parse_json
 from moss_audio_jax.text.labels import KINDS
@@ -92,7 +92,7 @@ def _item(row: dict[str, Any], labels: dict[str, Any], root: Root, where: str) -
         spans = [{**span, "text": name} for name, span in describe.sources(labels)]
         kind, reference = "events", {"events": checked_slots(spans, where)}
     elif task in ("choice_letter", "choice_text"):
-        choices = re.findall(r"^[A-Z]\. (.*)$", prompt, re.MULTILINE)
+        choices = listed(prompt)
         text = choices[string.ascii_uppercase.index(answer)] if task == "choice_letter" else answer
         kind, reference = "choice", {"choices": choices, "answer": text}
     elif task == "caption_speech_json":

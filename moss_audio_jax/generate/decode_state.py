@@ -90,7 +90,7 @@ def sample(
     come; None: all.
     """
     running = (answers.state == RUNNING) & due
-    batch = jnp.arange(answers.token.shape[0])
+    batch, said = jnp.arange(answers.token.shape[0]), logits
     if vocab.forbidden:
         logits = logits.at[:, jnp.array(vocab.forbidden)].set(-jnp.inf)
     if allowed is not None:
@@ -130,7 +130,7 @@ def sample(
     )
     place = jnp.where(recorded, answers.count, room)  # of the token in the answer
     return answers._replace(
-        logprobs=_keep_logprobs(answers, logits, token, recorded, place),
+        logprobs=_keep_logprobs(answers, said, token, running),
         token=jnp.where(running, token, answers.token),
         position=answers.position + running,
         output=answers.output.at[batch, place].set(token, mode="drop"),
@@ -145,13 +145,18 @@ def sample(
 
 
 def _keep_logprobs(
-    answers: Answers, logits: jax.Array, token: jax.Array, recorded: jax.Array, place: jax.Array
+    answers: Answers, logits: jax.Array, token: jax.Array, running: jax.Array
 ) -> Logprobs:
-    """The log-probabilities with those of each new token at its `place` [B]."""
+    """The log-probabilities with those of each new token, also of one that ends its answer.
+
+    They are the model's own: by the whole softmax at the answer's temperature, before anything is
+    forbidden, guided, cut off or penalised.
+    """
     kept = answers.logprobs
     if kept.token.shape[1] == 0:
         return kept
     batch = jnp.arange(len(token))
+    place = jnp.where(running, answers.count, kept.token.shape[1])
 
     def with_new() -> Logprobs:
         heat = answers.knobs.temperature[:, None]
@@ -160,7 +165,7 @@ def _keep_logprobs(
         new = Logprobs(scores[batch, token], top_ids, top)
         return jax.tree.map(lambda old, x: old.at[batch, place].set(x, mode="drop"), kept, new)
 
-    return jax.lax.cond(jnp.any(recorded & answers.wanted), with_new, lambda: kept)
+    return jax.lax.cond(jnp.any(running & answers.wanted), with_new, lambda: kept)
 
 
 class _Program:
@@ -392,6 +397,20 @@ def end(state: DecodeState, slot: jax.Array, why: jax.Array) -> DecodeState:
     """Ends the answer in one slot for a reason, such as STOP."""
     answers = state.answers
     return state._replace(answers=answers._replace(state=answers.state.at[slot].set(why)))
+
+
+@jax.jit
+def logprobs_of(state: DecodeState, slot: jax.Array) -> Logprobs:
+    """Those of one slot, without B."""
+    return replicate(jax.tree.map(lambda kept: kept[slot], state.answers.logprobs))
+
+
+def programs() -> int:
+    """How many programs of this file were compiled."""
+    return sum(
+        each._cache_size()
+        for each in (encode, prefill, extend, decode_until, draft_until, end, logprobs_of)
+    )
 
 
 @functools.partial(

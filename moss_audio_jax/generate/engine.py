@@ -12,6 +12,7 @@ between turns: it admits, prefills, streams, looks for stop strings and sees whe
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,9 +22,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from moss_audio_jax.config import Compute, ModelConfig
-from moss_audio_jax.data.batch import Example, bucket, check
+from moss_audio_jax.data.batch import Example, bucket, check, pieces_of
 from moss_audio_jax.errors import TooLong
 from moss_audio_jax.generate.decode_state import (
+    EMPTY,
     LENGTH,
     LOOP,
     RUNNING,
@@ -34,27 +36,26 @@ from moss_audio_jax.generate.decode_state import (
     empty_state,
     end,
     extend,
+    logprobs_of,
     new_answers,
     prefill,
     right_aligned,
     said,
 )
 from moss_audio_jax.generate.drafts import Pace, Scribe, pieces_heard
+from moss_audio_jax.generate.familiarity import Measures
 from moss_audio_jax.generate.hearing import Heard, Hearing, Piece, sound_of
 from moss_audio_jax.generate.pages import Pages, marks_of, page_keys, text_marks
 from moss_audio_jax.generate.request import Guide, Prepared, TokenLogprobs
 from moss_audio_jax.generate.sampling import Sampling
+from moss_audio_jax.generate.shapes import LEAST_REACH, STEPS_AHEAD, TOGETHER, Few, Tight
 from moss_audio_jax.generate.vocabulary import Vocabulary
 from moss_audio_jax.models.cache import NOWHERE, PAGE, pages_for
 from moss_audio_jax.models.decoder import unrolled
 from moss_audio_jax.sharding import ways
 
 FINISH_REASON = {STOP: "stop", LENGTH: "length", LOOP: "loop"}
-TOGETHER = 8  # prompts that are prefilled in one row, at most
-
-_SMALLEST = 64  # tokens of a row
 _STOP_STRING_STEPS = 16  # tokens between two searches for stop strings
-_STEPS_AHEAD, _LEAST_REACH = 32, 128  # see `_reach`
 _WORTH = 4  # a beginning of so many parts of a prompt is taken from another one
 _WRITTEN = 4  # tokens of transcripts for one of audio, at most
 
@@ -68,6 +69,8 @@ class Output:
     ids: list[int]
     finish_reason: str
     logprobs: list[TokenLogprobs] | None = None  # if `Sampling.logprobs` asks for them
+    ending: TokenLogprobs | None = None  # then also of the stop token
+    measures: tuple[Measures | None, ...] = ()  # of each clip: is it like the training data?
     cached_tokens: int = dataclasses.field(default=0, compare=False)  # the answer is the same
 
 
@@ -105,7 +108,7 @@ class Asked:
     example: Example
     sampling: Sampling
     limit: int  # new tokens
-    sound: list[Piece]  # of its clips
+    clips: list[list[Piece]]  # of sound
     marks: np.ndarray  # [L, 3]
     keys: list[bytes]  # of its whole pages
     each_token: bool  # is somebody told of every token?
@@ -124,6 +127,10 @@ class Asked:
     @property
     def length(self) -> int:
         return len(self.example.ids)
+
+    @property
+    def sound(self) -> list[Piece]:
+        return [piece for clip in self.clips for piece in clip]
 
     @property
     def guide(self) -> Guide | None:
@@ -170,7 +177,9 @@ class Engine:
         self._decode = decode
         self._slots = slots
         self._scribe = scribe
-        self.hearing = hearing or Hearing(params["audio_encoder"], config.encoder, compute)
+        self.hearing = hearing or Hearing(
+            params["audio_encoder"], config.encoder, compute, few=size is not None
+        )
         self._numbers = itertools.count(1)
         self._line: list[Asked] = []
         self._owner: list[Asked | None] = []  # of each slot
@@ -182,8 +191,8 @@ class Engine:
         self._piece = piece_tokens(mesh.devices.flat[0].platform)
         self.counts = dict.fromkeys(("prompt_tokens", "cached_tokens", "new_tokens", "turns"), 0)
         if size is not None:
-            self._make(size)
             self._patient = False
+            self._make(size)
 
     # --- requests ------------------------------------------------------------------------------
 
@@ -249,7 +258,7 @@ class Engine:
           InputError: its placeholders and clips disagree.
         """
         one = self._asked(example, sampling, each_token)
-        most = min(self._size.pages * PAGE, self._config.decoder.max_positions)
+        most = self._shapes.most
         if one.length >= most:
             raise TooLong(
                 f"the prompt has {one.length} tokens, but the cache holds {most}; shorten the "
@@ -262,6 +271,56 @@ class Engine:
         """Puts a request in line; returns its number."""
         self._line.append(one)
         return one.number
+
+    def compile(self, told: Callable[[int, int], None]) -> int:
+        """Runs each program that requests may need with nothing in it, before any request comes.
+
+        Of an engine that was made for a size. If an encoder hears whole clips, and not chunks, its
+        programs are left out: there is one for each length.
+
+        Args:
+          told: called with (programs so far, of how many).
+
+        Returns:
+          How many programs there are.
+        """
+        shapes, groups, slots = self._shapes, len(self._groups), len(self._owner)
+
+        def packed(tokens: int) -> None:
+            tables = np.full((groups, TOGETHER, pages_for(tokens)), NOWHERE, np.int32)
+            self._run(prefill, self._batch(groups, tokens), tables, [None] * groups * TOGETHER)
+
+        def piece(rows: int, tokens: int, reach: int) -> None:
+            batch, count = self._batch(groups * rows, tokens), groups * rows
+            del batch["positions"]
+            tables = np.full((count, pages_for(reach)), NOWHERE, np.int32)
+            self._run(extend, batch, tables, [None] * count, np.zeros(count, np.int32))
+
+        def decode(reach: int, guided: bool) -> None:
+            tables = np.full((slots, pages_for(reach)), NOWHERE, np.int32)
+            allowed = np.ones((slots, self._vocab.size), bool) if guided else None
+            self._decode_until(tables, 1, slots, allowed)
+
+        def rest() -> None:
+            logprobs_of(self._state, 0)
+            self._state = end(self._state, 0, EMPTY)
+
+        work = [
+            *(functools.partial(self.hearing.silence, strips) for strips in self.hearing.sizes),
+            *(functools.partial(packed, tokens) for tokens in shapes.all_packed()),
+            *(functools.partial(piece, *each) for each in shapes.all_pieces()),
+            *(
+                functools.partial(decode, reach, guided)
+                for guided in (False, True)
+                for reach in shapes.all_reaches(guided)
+            ),
+            rest,
+        ]
+        with jax.set_mesh(self._mesh):
+            for number, run in enumerate(work, 1):
+                run()
+                told(number, len(work))
+        return len(work)
 
     def cancel(self, number: int) -> Progress | None:
         """Ends a request wherever it is, and frees its place; None if it has ended already."""
@@ -320,6 +379,22 @@ class Engine:
             self._advance()
             return self._tell()
 
+    def renew(self, params: Any, same_encoder: bool = False) -> None:
+        """Other weights of the same model; None frees the old ones, and the cache, until the next
+        call. Nothing may be running.
+
+        What was kept of earlier prompts is forgotten; what was heard too, unless the audio encoder
+        is the same.
+        """
+        self._params = self._state = None
+        if params is None:
+            return
+        with jax.set_mesh(self._mesh):
+            self._params = unrolled(params)
+        self.hearing.renew(params["audio_encoder"], same_encoder)
+        if self._size is not None:
+            self._make(self._size)
+
     # --- before a turn -------------------------------------------------------------------------
 
     def _asked(self, example: Example, sampling: Sampling, each_token: bool) -> Asked:
@@ -330,7 +405,9 @@ class Engine:
                 f"the prompt has {len(example.ids)} tokens, but the model has {positions} "
                 "positions; shorten the audio or the text"
             )
-        sound = sound_of(example, config)
+        sound = sound_of(example.mels, config)
+        rest = iter(sound)
+        counts = [len(pieces_of([mel.shape[1]], config)) for mel in example.mels]
         marks = marks_of(example, sound, self._vocab.audio_token_id)
         limit = min(sampling.max_new_tokens, positions - len(example.ids))
         return Asked(
@@ -338,7 +415,7 @@ class Engine:
             example,
             sampling,
             limit,
-            sound,
+            [[*itertools.islice(rest, count)] for count in counts],
             marks,
             page_keys(marks),
             each_token,
@@ -350,7 +427,7 @@ class Engine:
         with jax.set_mesh(self._mesh):
             groups = ways((slots,), "batch")
         # Room for one answer more than there are slots: for what is kept.
-        each = pages_for(bucket(max(one.tokens for one in asked), _LEAST_REACH))
+        each = pages_for(bucket(max(one.tokens for one in asked), LEAST_REACH))
         pages = (slots // groups + 1) * each
         hints, drafts = 0, any(one.sampling.drafts for one in asked)
         if drafts:
@@ -365,6 +442,8 @@ class Engine:
 
     def _make(self, size: Size) -> None:
         self._size, self._owner, self._state = size, [None] * size.slots, None
+        most = min(size.pages * PAGE, self._config.decoder.max_positions)
+        self._shapes = (Tight if self._patient else Few)(self._piece, most)
         with jax.set_mesh(self._mesh):
             self._groups = [Pages(size.pages) for _ in range(ways((size.slots,), "batch"))]
             self._state = empty_state(
@@ -479,8 +558,7 @@ class Engine:
             if used[group] + one.length <= self._piece and len(rows[group]) < TOGETHER:
                 rows[group].append(one)
                 used[group] += one.length
-        each = 1 if max(map(len, rows)) == 1 else TOGETHER
-        tokens = -(-max(used) // _SMALLEST) * _SMALLEST
+        tokens, each = self._shapes.packed(max(used), max(map(len, rows)))
         batch = self._batch(groups, tokens)
         reach = pages_for(tokens)
         tables = np.full((groups, each, reach), NOWHERE, np.int32)
@@ -501,17 +579,14 @@ class Engine:
     def _prefill_pieces(self, ready: Sequence[Asked]) -> None:
         """Prefills the next piece of prompts that are long or begun, each in a row of its own."""
         groups = len(self._groups)
-        width = _SMALLEST
-        while width < min(ready[0].length - ready[0].done, self._piece):
-            width *= 2
-        most = max(1, self._piece // width)
+        width, most = self._shapes.row(ready[0].length - ready[0].done)
         rows: list[list[Asked]] = [[] for _ in range(groups)]
         for one in ready:
             row = rows[self._group(one.slot)]
             fits = one.length - one.done <= width or one is ready[0]
             if len(row) < most and (fits or width == self._piece):
                 row.append(one)
-        each = bucket(max(map(len, rows)))
+        each = self._shapes.rows(max(map(len, rows)), width)
         batch = self._batch(groups * each, width)
         start = np.zeros(groups * each, np.int32)
         placed: list[Asked | None] = [None] * (groups * each)
@@ -525,7 +600,7 @@ class Engine:
                 self._grow(one, stop)
                 placed[at] = one
         reach = max(one.done for one in placed if one) + width
-        reach = pages_for(_reach(reach, self._reach_most))
+        reach = pages_for(self._shapes.reach_before(reach))
         tables = np.full((groups * each, reach), NOWHERE, np.int32)
         for at, one in enumerate(placed):
             if one:
@@ -543,9 +618,9 @@ class Engine:
     ) -> None:
         """Runs a prefill, whose prompts stand in `placed`."""
         count = len(placed)
-        # A batch of text needs no features.
         audio = batch.pop("features"), batch.pop("taps")
-        audio = audio if (batch["audio_index"] >= 0).any() else None
+        if self._patient and not (batch["audio_index"] >= 0).any():
+            audio = None  # a batch of text needs no features
         slots = np.full(count, len(self._owner), np.int32)
         requests: list[tuple[Example, Sampling] | None] = [None] * count
         lengths = batch["segment_ids"].sum(axis=1)
@@ -573,7 +648,10 @@ class Engine:
             slots,
             *start,
             audio,
-            self._allowed([one if at else None for one, at in zip(placed, requests, strict=True)]),
+            self._allowed(
+                [one if at else None for one, at in zip(placed, requests, strict=True)],
+                always=not self._patient,
+            ),
             **self._static,
             sampled=self._sampled,
         )
@@ -632,44 +710,37 @@ class Engine:
 
     # --- decoding ------------------------------------------------------------------------------
 
-    @property
-    def _reach_most(self) -> int:
-        """The most tokens that one answer holds."""
-        return min(self._size.pages * PAGE, self._config.decoder.max_positions)
-
     def _advance(self) -> None:
         """Decodes some tokens of every running answer."""
         running = [one for one in self._running if one.done == one.length]
         slots = len(self._owner)
         pace = self._pace
         width, steps = pace.next(self._size.room) if pace else (1, self._size.room)
-        if any(one.guide for one in running):
+        guided = any(one.guide for one in running)
+        if guided:
             width, steps = 1, 1
         elif any(one.each_token for one in running):
             steps = 1
         elif any(one.sampling.stop for one in running) and self._decode is not None:
             steps = min(steps, max(1, _STOP_STRING_STEPS // width))
         if not self._patient:
-            steps = min(steps, _STEPS_AHEAD // width)
+            steps = min(steps, STEPS_AHEAD // width)
         # Return when a quarter of the slots are done, to refill them or to report them.
         resting = slots - len(running)
         enough = min(resting + max(1, slots // 4), slots)
         # Where the longest answer's next token goes.
         top = max(one.length + one.count for one in running)
-        reach = _reach(top + width, self._reach_most)
+        reach = self._shapes.reach(top + width, guided)
         steps = max(1, min(steps, (reach - top) // width))
         tables = np.full((slots, pages_for(reach)), NOWHERE, np.int32)
         for one in running:
             self._grow(one, min(one.length + one.count + steps * width, one.tokens))
             tables[one.slot, : len(one.pages)] = one.pages[: tables.shape[1]]
         static = self._static | {"sampled": self._sampled}
-        numbers = np.int32(steps), np.int32(enough)
         if width == 1:
-            allowed = self._allowed(self._owner)
-            self._state = decode_until(
-                self._params, self._state, tables, *numbers, allowed, **static
-            )
+            self._decode_until(tables, steps, enough, self._allowed(self._owner))
             return
+        numbers = np.int32(steps), np.int32(enough)
         self._state, passes = draft_until(
             self._params, self._state, tables, *numbers, width=width, **static
         )
@@ -677,14 +748,28 @@ class Engine:
         told = sum(int(made[one.slot]) - one.count for one in running)
         pace.told(told, int(passes) * len(running))
 
+    def _decode_until(
+        self, tables: np.ndarray, steps: int, enough: int, allowed: np.ndarray | None
+    ) -> None:
+        numbers, static = (np.int32(steps), np.int32(enough)), self._static
+        self._state = decode_until(
+            self._params,
+            self._state,
+            tables,
+            *numbers,
+            allowed,
+            **static,
+            sampled=self._sampled,
+        )
+
     def _tell(self) -> list[Progress]:
         """What is new since the last turn."""
         answers = self._state.answers
-        state, count, output = jax.device_get((answers.state, answers.count, answers.output))
+        state, count, outputs = jax.device_get((answers.state, answers.count, answers.output))
         told = []
         for one in [one for one in self._running if one.done == one.length]:
             slot = one.slot
-            ids, reason = output[slot, : count[slot]].tolist(), int(state[slot])
+            ids, reason = outputs[slot, : count[slot]].tolist(), int(state[slot])
             self.counts["new_tokens"] += len(ids) - one.count
             one.count = len(ids)
             if one.sampling.stop and self._decode is not None:
@@ -698,33 +783,45 @@ class Engine:
             new = len(ids) > one.told
             one.told = len(ids)
             if reason != RUNNING:
-                kept = self._logprobs(one, ids)
-                ended = Output(ids, FINISH_REASON[reason], kept, one.cached)
-                told.append(self._end(one, ended))
+                by_token = int(state[slot]) == STOP and len(ids) == count[slot]
+                kept, ending = self._logprobs(one, ids, by_token)
+                measures = tuple(map(self.hearing.measures, one.clips))
+                why = FINISH_REASON[reason]
+                output = Output(ids, why, kept, ending, measures, one.cached)
+                told.append(self._end(one, output))
             elif new or not one.each_token:
                 told.append(Progress(one.number, ids, None))
         return told
 
-    def _logprobs(self, one: Asked, ids: list[int]) -> list[TokenLogprobs] | None:
-        """What is kept of an answer's tokens, if it is asked for."""
+    def _logprobs(
+        self, one: Asked, ids: list[int], stopped: bool
+    ) -> tuple[list[TokenLogprobs] | None, TokenLogprobs | None]:
+        """What is kept of an ended answer's tokens, and of its stop token if it has `stopped` by
+        one; if it is asked for."""
         most = one.sampling.logprobs
         if most is None:
-            return None
-        kept = self._state.answers.logprobs
-        own, top_ids, top = jax.device_get(jax.tree.map(lambda x: x[one.slot, : len(ids)], kept))
+            return None, None
+        kept, newest = jax.device_get(
+            (logprobs_of(self._state, one.slot), self._state.answers.token)
+        )
+        tokens = [*ids, int(newest[one.slot])] if stopped else ids
+        own, top_ids, top = (each[: len(tokens)] for each in kept)
         pairs = [
             [*zip(a[:most].tolist(), b[:most].tolist(), strict=True)]
             for a, b in zip(top_ids, top, strict=True)
         ]
-        return [TokenLogprobs(*each) for each in zip(ids, own.tolist(), pairs, strict=True)]
+        found = [TokenLogprobs(*each) for each in zip(tokens, own.tolist(), pairs, strict=True)]
+        return found[: len(ids)], found[-1] if stopped else None
 
-    def _allowed(self, those: Sequence[Asked | None]) -> np.ndarray | None:
-        """bool [len(those), V]: the tokens that guides allow next; None if there is no guide."""
+    def _allowed(self, those: Sequence[Asked | None], always: bool = False) -> np.ndarray | None:
+        """bool [len(those), V]: the tokens that guides allow next; without guides all of them if
+        `always`, else None."""
         guided = [(row, one) for row, one in enumerate(those) if one and one.guide]
-        if not guided:
+        if not guided and not always:
             return None
         allowed = np.ones((len(those), self._vocab.size), bool)
-        count, output = jax.device_get((self._state.answers.count, self._state.answers.output))
+        if guided:
+            count, output = jax.device_get((self._state.answers.count, self._state.answers.output))
         for row, one in guided:
             if one.begun and one.done == one.length:
                 for token in output[one.slot, one.pushed : count[one.slot]].tolist():
@@ -804,12 +901,3 @@ def piece_tokens(platform: str) -> int:
     Others wait for it, so it is no larger than what keeps a device busy.
     """
     return 512 if platform == "cpu" else 2048
-
-
-def _reach(top: int, most: int) -> int:
-    """Tokens that the next steps may hold and read, of an answer that may hold `most`.
-
-    A step reads what it may reach, and most answers end long before their limit. Each size is its
-    own program. Some steps beyond `top` have room, so that the device loop does not return at once.
-    """
-    return bucket(min(top + _STEPS_AHEAD, most), _LEAST_REACH)

@@ -22,21 +22,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from moss_audio_jax.audio.lengths import FRAMES_PER_TOKEN, audio_tokens, chunk_frames
-from moss_audio_jax.config import Compute, EncoderConfig, read_json
-from moss_audio_jax.data.batch import bucket, token_frames
+from moss_audio_jax.config import read_json
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import write_whole
-from moss_audio_jax.generate.decode_state import encode
-from moss_audio_jax.sharding import ways
 from moss_audio_jax.weights.helpers import FOLDER, load_helpers
 
 NAME = "familiarity"
-_TOGETHER = 64  # chunks encoded at a time
-_SHORTEST_FRAMES = 50  # half a second; a shorter clip has too few tokens for a verdict
+_LEAST_TOKENS = 7  # half a second; a shorter clip has too few for a verdict
 
 
 class Familiarity(NamedTuple):
@@ -61,6 +55,15 @@ class Measures(NamedTuple):
     pooled: np.ndarray
 
 
+class Sums(NamedTuple):
+    """Over the tokens of a piece of sound: entropy in nats, states [D], squared states [D]."""
+
+    entropy: float
+    states: np.ndarray
+    squares: np.ndarray
+    tokens: int
+
+
 class Probe(NamedTuple):
     """The fitted parameters.
 
@@ -79,7 +82,8 @@ class Probe(NamedTuple):
 
 
 class Gauge:
-    """Measures clips for one checkpoint. Make one with `Gauge.load`."""
+    """Measures and judges sound for one checkpoint. Make one with `Gauge.load`; `Hearing.measure`
+    gives it what the encoder makes of clips."""
 
     def __init__(self, pieces: tuple[np.ndarray, np.ndarray], probe: Probe):
         self._pieces = pieces
@@ -126,58 +130,27 @@ class Gauge:
         why, score = max(scores.items(), key=lambda item: item[1])
         return Familiarity(score, score > 0, why if score > 0 else "")
 
-    def measure(
-        self,
-        mels: Sequence[np.ndarray],
-        params: Any,
-        config: EncoderConfig,
-        compute: Compute,
-        mesh: jax.sharding.Mesh,
-    ) -> list[Measures | None]:
-        """Measures clips from their log-mels [128, F]; None for one shorter than half a second.
-
-        Args:
-          params: the encoder's.
-        """
-        size = config.chunk_frames
-        chunks: list[tuple[int, np.ndarray]] = []  # clip, log-mel [F, 128]
-        for number, mel in enumerate(mels):
-            if mel.shape[1] < _SHORTEST_FRAMES:
-                continue
-            start = 0
-            for frames in chunk_frames(mel.shape[1], size):
-                chunks.append((number, mel[:, start : start + frames].T))
-                start += frames
-        totals: list[Any] = [None] * len(mels)
-        for start in range(0, len(chunks), _TOGETHER):
-            batch = chunks[start : start + _TOGETHER]
-            with jax.set_mesh(mesh):
-                rows = ways((bucket(len(batch)),), "batch")
-                sound, frames = _strips([mel for _, mel in batch], rows, size)
-                # Each chunk is padded to its own length, as a separate clip would be.
-                heard = encode(params, sound, frames, config=config, compute=compute)
-            features, taps = (np.asarray(x, np.float32) for x in heard)
-            features = features.reshape(sound.shape[0] * sound.shape[1], -1, features.shape[-1])
-            states = taps[self.probe.tap].reshape(features.shape[0], -1, taps.shape[-1])
-            for i, (number, mel) in enumerate(batch):
-                count = audio_tokens(len(mel))
-                row = (*self._sums(features[i, :count], states[i, :count]), count)
-                so_far = totals[number]
-                if so_far is not None:
-                    row = tuple(a + b for a, b in zip(so_far, row, strict=True))
-                totals[number] = row
-        return [None if each is None else _measures(*each) for each in totals]
-
-    def _sums(
-        self, features: np.ndarray, states: np.ndarray
-    ) -> tuple[float, np.ndarray, np.ndarray]:
-        """Sums over tokens [n, D]: entropy of the pieces, states [D], squared states [D]."""
+    def sums(self, features: np.ndarray, taps: np.ndarray) -> Sums:
+        """The sums over a piece of sound, from the encoder's output [n, D] and taps [K, n, D]."""
         kernel, bias = self._pieces
-        logits = features @ kernel + bias
+        logits = features.astype(np.float32) @ kernel + bias
         logits -= logits.max(-1, keepdims=True)
         log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         entropy = -float((np.exp(log_probs) * log_probs).sum())
-        return entropy, states.sum(0), np.square(states).sum(0)
+        states = taps[self.probe.tap].astype(np.float32)
+        return Sums(entropy, states.sum(0), np.square(states).sum(0), len(states))
+
+
+def measures_of(pieces: Sequence[Sums]) -> Measures | None:
+    """The measures of a clip in pieces; None for one shorter than half a second."""
+    tokens = sum(piece.tokens for piece in pieces)
+    if tokens < _LEAST_TOKENS:
+        return None
+    mean = sum(piece.states for piece in pieces) / tokens
+    squares = sum(piece.squares for piece in pieces) / tokens
+    spread = np.sqrt(np.maximum(squares - np.square(mean), 0))
+    doubt = sum(piece.entropy for piece in pieces) / tokens
+    return Measures(doubt, np.concatenate([mean, spread]).astype(np.float32))
 
 
 def save(checkpoint: Path, probe: Probe, notes: Mapping[str, Any]) -> None:
@@ -186,19 +159,3 @@ def save(checkpoint: Path, probe: Probe, notes: Mapping[str, Any]) -> None:
     write_whole(
         Path(checkpoint) / FOLDER / f"{NAME}.json", json.dumps({**notes, **described}) + "\n"
     )
-
-
-def _measures(entropy: float, total: np.ndarray, squares: np.ndarray, tokens: int) -> Measures:
-    mean = total / tokens
-    spread = np.sqrt(np.maximum(squares / tokens - np.square(mean), 0))
-    return Measures(float(entropy) / tokens, np.concatenate([mean, spread]).astype(np.float32))
-
-
-def _strips(chunks: Sequence[np.ndarray], rows: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Chunks [F, 128] in a bucket of strips: float32 [rows, C, size, 128], frames [rows, C, S]."""
-    count = bucket(len(chunks))
-    padded, frames = np.zeros((count, size, 128), np.float32), np.zeros(count, np.int32)
-    for i, mel in enumerate(chunks):
-        padded[i, : len(mel)], frames[i] = mel, len(mel)
-    of_tokens = token_frames(frames, size // FRAMES_PER_TOKEN)
-    return padded.reshape(rows, -1, size, 128), of_tokens.reshape(rows, -1, of_tokens.shape[1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +17,14 @@ import numpy as np
 
 from moss_audio_jax.audio.lengths import FRAMES_PER_TOKEN, audio_tokens, padded_frames
 from moss_audio_jax.config import Compute, EncoderConfig
-from moss_audio_jax.data.batch import Example, bucket, pieces_of, token_frames
+from moss_audio_jax.data.batch import bucket, pieces_of, token_frames
 from moss_audio_jax.data.packing import Room, place
 from moss_audio_jax.generate.decode_state import encode
+from moss_audio_jax.generate.familiarity import Gauge, Measures, Sums, measures_of
 from moss_audio_jax.sharding import ways
 
 STRIPS = 16  # of sound that the encoder hears at a time, for each group of devices
+_MEASURED = 2**14  # pieces whose measures are kept: 18 hours
 
 
 class Piece(NamedTuple):
@@ -49,12 +52,12 @@ class Heard(NamedTuple):
     taps: np.ndarray
 
 
-def sound_of(example: Example, config: EncoderConfig) -> list[Piece]:
+def sound_of(mels: Sequence[np.ndarray], config: EncoderConfig) -> list[Piece]:
     """The pieces of a prompt's clips, in order."""
     chunk = config.chunk_frames if config.attention == "chunked" else None
-    padded = padded_frames([mel.shape[1] for mel in example.mels], chunk)
+    padded = padded_frames([mel.shape[1] for mel in mels], chunk)
     pieces = []
-    for mel in example.mels:
+    for mel in mels:
         start = 0
         for frames in pieces_of([mel.shape[1]], config):
             part = np.ascontiguousarray(mel[:, start : start + frames])
@@ -71,20 +74,38 @@ class Hearing:
     Args:
       params: the encoder's.
       keep: bytes of outputs that are kept; those unused the longest are dropped.
+      gauge: measures whether sound is like the training data; None: nobody asks.
+      few: programs of few sizes, which are known before sound comes (`shapes`).
 
     Attributes:
       frames: mel frames that were encoded so far.
     """
 
     def __init__(
-        self, params: Any, config: EncoderConfig, compute: Compute, keep: int = 2**28
+        self,
+        params: Any,
+        config: EncoderConfig,
+        compute: Compute,
+        gauge: Gauge | None = None,
+        few: bool = False,
+        keep: int = 2**28,
     ) -> None:
         self.frames = 0
         self.params, self._config, self._compute = params, config, compute
-        self._keep = keep
+        self._gauge, self._few, self._keep = gauge, few, keep
+        self._sums: OrderedDict[bytes, Sums] = OrderedDict()
         self._known: OrderedDict[bytes, Heard] = OrderedDict()
         self._bytes = 0
         self._waiting: OrderedDict[bytes, Piece] = OrderedDict()
+
+    def renew(self, params: Any, same: bool) -> None:
+        """Other weights of the encoder, or the `same` in other arrays."""
+        self.params = params
+        if not same:
+            self._known.clear()
+            self._sums.clear()
+            self._waiting.clear()
+            self._bytes = 0
 
     def get(self, digest: bytes) -> Heard | None:
         """A piece's output, if it is known."""
@@ -113,7 +134,8 @@ class Hearing:
             if max(each.strip for each in tried) >= most:
                 break
             now, places = now + 1, tried
-        strips = bucket(-(-(1 + max(each.strip for each in places)) // rows))
+        strips = -(-(1 + max(each.strip for each in places)) // rows)
+        strips = 1 << (strips - 1).bit_length() if self._few else bucket(strips)
         mels = np.zeros((rows * strips, frames, self._config.mel_bins), np.float32)
         behind = np.zeros((rows * strips, stride), np.int32)
         for piece, (strip, first) in zip(waiting, places, strict=False):
@@ -122,14 +144,7 @@ class Hearing:
             mels[strip, start : start + n] = piece.mel.T
             behind[strip, first : first + piece.tokens] = token_frames(piece.padded, piece.tokens)
             self.frames += n
-        made = encode(
-            self.params,
-            mels.reshape(rows, strips, *mels.shape[1:]),
-            behind.reshape(rows, strips, stride),
-            config=self._config,
-            compute=self._compute,
-        )
-        features, taps = jax.device_get(made)
+        features, taps = self._encode(mels, behind)
         for piece, (strip, first) in zip(waiting, places, strict=False):
             row, inside = divmod(strip, strips)
             start = inside * stride + first
@@ -139,6 +154,59 @@ class Hearing:
             del self._waiting[piece.digest]
             self._known[piece.digest] = heard
             self._bytes += heard.features.nbytes + heard.taps.nbytes
+            if self._gauge is not None:
+                self._sums[piece.digest] = self._gauge.sums(*heard)
         while self._bytes > self._keep and len(self._known) > now:
             _, old = self._known.popitem(last=False)
             self._bytes -= old.features.nbytes + old.taps.nbytes
+        while len(self._sums) > _MEASURED:
+            self._sums.popitem(last=False)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Strips of all programs, if there are few."""
+        chunked = self._config.attention == "chunked"
+        return [1 << power for power in range(STRIPS.bit_length())] if chunked else []
+
+    def silence(self, strips: int) -> None:
+        """Encodes so many strips in which nothing is heard, to compile the program."""
+        strips *= ways((STRIPS,), "batch")
+        chunk = self._config.chunk_frames
+        self._encode(
+            np.zeros((strips, chunk, self._config.mel_bins), np.float32),
+            np.zeros((strips, chunk // FRAMES_PER_TOKEN), np.int32),
+        )
+
+    def _encode(self, mels: np.ndarray, behind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features and taps of strips [S, F, M], whose tokens have `behind` [S, T] frames."""
+        rows = ways((STRIPS,), "batch")
+        made = encode(
+            self.params,
+            mels.reshape(rows, -1, *mels.shape[1:]),
+            behind.reshape(rows, -1, behind.shape[1]),
+            config=self._config,
+            compute=self._compute,
+        )
+        return jax.device_get(made)
+
+    def measure(self, mels: Sequence[np.ndarray]) -> list[Measures | None]:
+        """Encodes clips (with a mesh in context) and measures them: see `measures`.
+
+        A clip measures the same alone and among others.
+        """
+        clips = [sound_of([mel], self._config) for mel in mels]
+        found = []
+        for clip in clips:
+            for piece in clip:
+                if piece.digest not in self._sums:
+                    self._waiting.setdefault(piece.digest, piece)
+        for clip in clips:
+            while any(piece.digest in self._waiting for piece in clip):
+                self.turn()
+            found.append(self.measures(clip))
+        return found
+
+    def measures(self, clip: Sequence[Piece]) -> Measures | None:
+        """Of a clip that was heard; None if it is too short, or was heard too long ago."""
+        sums = [self._sums.get(piece.digest) for piece in clip]
+        return None if None in sums else measures_of(sums)

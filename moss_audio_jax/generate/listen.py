@@ -81,7 +81,7 @@ class Ear:
             chosen = Sampling(**sampling)
         except TypeError as error:
             raise UsageError(str(error)) from None
-        (prompt,) = self._model.warned([self._model.prepare(self.request(text, chosen))])
+        prompt = self._model.prepare(self.request(text, chosen))
         output = self._answerer.answer(prompt, prompt.sampling)
         return self._model.reply(output, prompt)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from moss_audio_jax.data.batch import Example
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.generate.decode_state import programs
 from moss_audio_jax.generate.engine import Asked, Engine, Output, Progress
 from moss_audio_jax.generate.hearing import Hearing
 from moss_audio_jax.generate.sampling import Sampling
@@ -23,6 +24,8 @@ class Service:
 
     Args:
       engine: made for a `Size`; from now on only this service steps it.
+      compiling: called with (programs so far, of how many) while all programs are compiled, before
+        this returns; None: each is compiled when a request needs it.
       beside: a service whose engine has the same devices, and perhaps the same `Hearing`. The two
         step in turn: programs for several devices must reach all of them in one order.
 
@@ -31,11 +34,19 @@ class Service:
         that was running has been told so (`Progress.output.finish_reason` "error").
     """
 
-    def __init__(self, engine: Engine, beside: Service | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        compiling: Callable[[int, int], None] | None = None,
+        beside: Service | None = None,
+    ) -> None:
+        self._turns = _Turns() if beside is None else beside._turns
+        if compiling is not None:
+            with self._turns.next():
+                engine.compile(compiling)
         self.dead: BaseException | None = None
         self._engine = engine
-        self._turns = _Turns() if beside is None else beside._turns
-        self._shared = beside is not None and beside.hearing is engine.hearing
+        self._beside = beside
         self._told: dict[int, Told] = {}
         self._inbox: list[Asked] = []
         self._cancelled: set[int] = set()
@@ -109,11 +120,15 @@ class Service:
     def stats(self) -> dict[str, float]:
         """Counts since the start, and how full it is now.
 
-        Seconds that were encoded are counted by one of those that share what they heard.
+        What it shares with the service that it is beside is counted by that one.
         """
         engine = self._engine
         room, held = engine.held
-        heard = {} if self._shared else {"encoded_seconds": engine.hearing.frames / 100}
+        shared: dict[str, float] = {}
+        if self._beside is None:
+            shared["programs"] = programs()
+        if self._beside is None or self._beside.hearing is not engine.hearing:
+            shared["encoded_seconds"] = engine.hearing.frames / 100
         return engine.counts | {
             "waiting": len(self._inbox) + engine.waiting,
             "running": engine.running,
@@ -121,7 +136,7 @@ class Service:
             "cache_tokens_taken": room,
             "cache_tokens_held": held,
             "cache_tokens_room": engine.room,
-            **heard,
+            **shared,
         }
 
     def close(self, drain: float = 0.0) -> None:

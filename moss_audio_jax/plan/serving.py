@@ -17,7 +17,8 @@ from moss_audio_jax.config import Compute, ModelConfig, ProcessorConfig
 from moss_audio_jax.data.batch import bucket
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.generate import decode_state
-from moss_audio_jax.generate.engine import TOGETHER, piece_tokens
+from moss_audio_jax.generate.engine import piece_tokens
+from moss_audio_jax.generate.shapes import TOGETHER
 from moss_audio_jax.generate.vocabulary import vocabulary
 from moss_audio_jax.models import cache, decoder, moss_audio
 from moss_audio_jax.models.quantize import held

@@ -22,15 +22,17 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from moss_audio_jax import command
 from moss_audio_jax.errors import InputError, UsageError, extra
 from moss_audio_jax.files import read_text, reason, shown
 from moss_audio_jax.generate.options import BATCH_SIZE
-from moss_audio_jax.serve.adapters import Served, add_adapters, check, start
+from moss_audio_jax.serve.adapters import add_adapters, check, start
 from moss_audio_jax.serve.limits import Limits, add_limits, limits_from
 
 KEY = "MOSS_AUDIO_JAX_API_KEY"
@@ -89,6 +91,13 @@ def main(argv: Sequence[str]) -> int:
         metavar="N",
         help="tokens of prompts and answers for which the cache has room; default 32768",
     )
+    options.add_argument(
+        "--compile",
+        choices=("start", "demand"),
+        default="start",
+        help="compile all programs before the first request, or each when a request needs it; "
+        "default start",
+    )
     add_limits(options)
     args = options.parse_args(argv)
     if not 0 <= args.port < 2**16:
@@ -118,8 +127,9 @@ def main(argv: Sequence[str]) -> int:
         size = {"slots": args.slots, "max_new_tokens": limits.max_new_tokens}
         if args.cache_tokens is not None:
             size["cache_tokens"] = args.cache_tokens
-        service = engines.enter_context(model.service(**size))
-        adapters = start(Served(model, service), args.adapters, size, engines)
+        with _compiling(args.compile) as compiling:
+            service = engines.enter_context(model.service(**size, compiling=compiling))
+        adapters = start(model, service, args.adapters, size, engines)
         state = State(model, service, names, limits, args.allow_audio_host, adapters=adapters)
         engines.callback(state.close)
         _serve(make_app(state, keys, hosts), state, listening, limits)
@@ -177,6 +187,22 @@ def _serve(app: Any, state: Any, listening: socket.socket, limits: Limits) -> No
         **socket_options(limits),
     )
     Server(config).run([listening])
+
+
+@contextlib.contextmanager
+def _compiling(when: str) -> Iterator[Callable[[int, int], None] | None]:
+    """What is told of the programs that are compiled at the start: a bar."""
+    if when == "demand":
+        yield None
+        return
+    with tqdm(desc="compiling", unit="program", leave=False) as bar:
+
+        def told(number: int, count: int) -> None:
+            bar.total = count
+            bar.update(number - bar.n)
+
+        yield told
+        command.say(f"{bar.n} programs are ready")
 
 
 @contextlib.contextmanager

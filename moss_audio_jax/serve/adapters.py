@@ -11,7 +11,7 @@ import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from moss_audio_jax import command
 from moss_audio_jax.errors import UsageError
@@ -20,24 +20,10 @@ from moss_audio_jax.weights.opening import read_config
 
 if TYPE_CHECKING:
     from moss_audio_jax.api import MossAudio
-    from moss_audio_jax.generate.request import Prepared
+    from moss_audio_jax.generate.service import Service
 
 # It stands in URLs, in labels of metrics and in lists of names.
 _NAME = r"[A-Za-z0-9][\w.:-]*(/[A-Za-z0-9][\w.:-]*)*"
-
-
-class Served(NamedTuple):
-    """A model that requests may name, and its living engine."""
-
-    model: MossAudio
-    service: Any
-
-    def warned(self, prompt: Prepared) -> Prepared:
-        """The prompt with warnings about sound that is unlike the model's training data.
-
-        Not on several devices: there only the engine's thread may run programs.
-        """
-        return self.model.warned([prompt])[0] if self.model.mesh.size == 1 else prompt
 
 
 def add_adapters(options: argparse.ArgumentParser) -> None:
@@ -74,25 +60,25 @@ def check(adapters: Sequence[tuple[str, Path]], names: Sequence[str], checkpoint
 
 
 def start(
-    base: Served,
+    model: MossAudio,
+    service: Service,
     adapters: Sequence[tuple[str, Path]],
     size: dict[str, int],
     stack: contextlib.ExitStack,
-) -> dict[str, Served]:
+) -> dict[str, Service]:
     """Loads the adapters and starts an engine for each, which ends when the stack is left.
 
     Args:
+      model, service: the base and its engine, whose programs are those of the others, too.
       size: options of `MossAudio.service`.
 
     Raises:
       InputError: an adapter is broken, or there is no memory for it.
     """
-    served = {}
-    for name, folder in adapters:
-        model = base.model.adapted(folder)
-        service = stack.enter_context(model.service(**size, beside=base.service))
-        served[name] = Served(model, service)
-    return served
+    return {
+        name: stack.enter_context(model.adapted(folder).service(**size, beside=service))
+        for name, folder in adapters
+    }
 
 
 def _named(text: str) -> tuple[str, Path]:

@@ -16,7 +16,6 @@ from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.generate.options import Sampling
 from moss_audio_jax.generate.request import Clip, Prepared, Request
-from moss_audio_jax.serve.adapters import Served
 from moss_audio_jax.serve.answers import Answers, Pieces, sse
 from moss_audio_jax.serve.errors import TOO_LONG, ApiError, invalid
 from moss_audio_jax.serve.fetch import fetch
@@ -32,9 +31,9 @@ class Chat:
     """One request: its prompts, one for each choice, all of one conversation."""
 
     def __init__(
-        self, state: State, served: Served, asked: ChatRequest, prompts: list[Prepared]
+        self, state: State, service: Any, asked: ChatRequest, prompts: list[Prepared]
     ) -> None:
-        self._state, self._served, self._asked, self._prompts = state, served, asked, prompts
+        self._state, self._service, self._asked, self._prompts = state, service, asked, prompts
         self._started = time.monotonic()
         self._head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -49,7 +48,7 @@ class Chat:
 
     def begin(self, stack: contextlib.ExitStack) -> Answers:
         """Submits the prompts. They are cancelled when the stack is left."""
-        service, metrics = self._served.service, self._state.metrics
+        service, metrics = self._service, self._state.metrics
         seconds = self._state.limits.request_seconds
         answers = stack.enter_context(Answers(service, metrics, seconds, self.stream))
         for prompt in self._prompts:
@@ -62,10 +61,9 @@ class Chat:
         async for number, progress in self._timed(answers):
             if progress.output is not None:
                 outputs[number] = progress.output
-        choices, warnings = [], list(self._prompts[0].warnings)
+        choices = []
         for number, (output, prompt) in enumerate(zip(outputs, self._prompts, strict=True)):
             reply = self._state.model.reply(output, prompt)
-            warnings += [each for each in reply.warnings if each not in warnings]
             message = {"role": "assistant", "content": reply.text, "refusal": None}
             if reply.thinking is not None:
                 message["reasoning_content"] = reply.thinking
@@ -78,7 +76,7 @@ class Chat:
                 }
             )
         body = {**self._head, "object": "chat.completion", "choices": choices}
-        return body | {"usage": self._usage(outputs)} | self._warned(outputs, warnings)
+        return body | {"usage": self._usage(outputs)} | self._warned(outputs)
 
     async def events(self, answers: Answers) -> AsyncIterator[str]:
         """The events of a streamed reply. An error becomes the last event."""
@@ -100,7 +98,7 @@ class Chat:
                     yield _event(head, number, {name: piece})
                 if output is not None:
                     yield _event(head, number, {}, self._logprobs(output), _reason(output))
-            warned = self._warned(outputs, list(self._prompts[0].warnings))
+            warned = self._warned(outputs)
             if with_usage or warned:
                 last = {**head, "choices": []} | warned
                 yield sse(last | ({"usage": self._usage(outputs)} if with_usage else {}))
@@ -145,7 +143,9 @@ class Chat:
             return 0
         return ids.index(tags[1]) + 1 if tags[1] in ids else len(ids)
 
-    def _warned(self, outputs: list[Any], warnings: list[str]) -> dict[str, Any]:
+    def _warned(self, outputs: list[Any]) -> dict[str, Any]:
+        # All answers are about the same clips.
+        warnings = [*self._state.model.reply(outputs[0], self._prompts[0]).warnings]
         if any(output.finish_reason == "loop" for output in outputs):
             warnings.append(LOOPED)
         return {"warnings": warnings} if warnings else {}
@@ -175,7 +175,7 @@ async def read_chat(state: State, body: dict[str, Any]) -> Chat:
       ApiError: a field, which is named, is wrong.
     """
     asked: ChatRequest = read(ChatRequest, body)
-    served = state.named(asked.model)
+    service = state.named(asked.model)
     asked.refuse()
     sampling, count = _sampling(state, asked)
     schema, where = _schema(asked)
@@ -187,14 +187,14 @@ async def read_chat(state: State, body: dict[str, Any]) -> Chat:
     messages, asked.messages = asked.messages, []  # encoded sound is not kept while it is answered
     heard, notes = await _heard(state, messages)
     del messages
-    prepared = await state.prepare(served, Request(messages=heard, sampling=sampling))
+    prepared = await state.prepare(Request(messages=heard, sampling=sampling))
     prepared = dataclasses.replace(prepared, warnings=(*notes, *prepared.warnings))
     prompts = []
     for number in range(count):
         own = dataclasses.replace(sampling, seed=(sampling.seed + number) % 2**31)
         guide = guides[number] if guides else None
         prompts.append(dataclasses.replace(prepared, sampling=own, guide=guide))
-    return Chat(state, served, asked, prompts)
+    return Chat(state, service, asked, prompts)
 
 
 def _sampling(state: State, asked: ChatRequest) -> tuple[Sampling, int]:

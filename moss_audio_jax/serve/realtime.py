@@ -236,7 +236,7 @@ class _Session:
                 "audio_too_long",
             )
         room = self._state.model.config.decoder.max_positions
-        service = self._state.named(self._transcription["model"]).service
+        service = self._state.named(self._transcription["model"])
         room = min(room, service.stats().get("cache_tokens_room", room))
         if tokens_for(seconds, self._transcript_tokens(seconds)) > room:
             raise invalid(
@@ -351,7 +351,7 @@ class _Session:
             begun = await self._state.in_thread(ear.begun)
             if begun is not None:
                 limit = self._state.limits.request_seconds
-                service = self._state.named(self._transcription["model"]).service
+                service = self._state.named(self._transcription["model"])
                 with Answers(service, self._state.metrics, limit, counted=False) as answers:
                     answers.begin(begun)
                     async for _ in answers:
@@ -461,11 +461,11 @@ class _Session:
     ) -> tuple[Prepared, Any]:
         """A request's prompt and output; new text is told as it comes. Raises ApiError."""
         state, output, started = self._state, None, time.monotonic()
-        served = state.named(model)
+        service = state.named(model)
         with state.place():
-            prompt = await state.prepare(served, request, None)
+            prompt = await state.prepare(request, None)
             limit = state.limits.request_seconds
-            with Answers(served.service, state.metrics, limit, each_token=True) as answers:
+            with Answers(service, state.metrics, limit, each_token=True) as answers:
                 answers.begin(prompt)
                 pieces = Pieces(state.model.tokenizer, prompt.sampling.stop)
                 async for _, progress in answers:

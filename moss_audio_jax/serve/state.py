@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from moss_audio_jax.errors import InputError, TooLong, UsageError
 from moss_audio_jax.generate.request import Prepared, Request
-from moss_audio_jax.serve.adapters import Served
 from moss_audio_jax.serve.audio_input import Decoded, Decoder
 from moss_audio_jax.serve.errors import TOO_LONG, ApiError, busy, invalid, unavailable
 from moss_audio_jax.serve.guides import Guides
@@ -26,10 +25,10 @@ T = TypeVar("T")
 
 class State:
     """Args:
-    model: the base, whose tokenizer and sizes all models have.
+    model: the base; those with adapters have its tokenizer and sizes.
     service: its living engine.
     names: under which clients ask for it; the first is listed first.
-    adapters: other models, by their names.
+    adapters: the engines of others, by their names.
     limits: of each request.
     audio_hosts: from which sound may be fetched.
     window_seconds: longer sound is transcribed in windows of at most this length.
@@ -43,11 +42,11 @@ class State:
         limits: Limits | None = None,
         audio_hosts: Sequence[str] = (),
         window_seconds: float = WINDOW_SECONDS,
-        adapters: Mapping[str, Served] | None = None,
+        adapters: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.service, self.names = model, service, tuple(names)
         self.adapters = dict(adapters or {})
-        self.served = dict.fromkeys(self.names, Served(model, service)) | self.adapters
+        self.served = dict.fromkeys(self.names, service) | self.adapters
         self.limits = limits or Limits()
         self.audio_hosts = frozenset(host.lower() for host in audio_hosts)
         self.window_seconds = window_seconds
@@ -67,7 +66,7 @@ class State:
     @property
     def services(self) -> dict[str, Any]:
         """The engines, each by the first name of its model."""
-        return {self.names[0]: self.service} | {n: s.service for n, s in self.adapters.items()}
+        return {self.names[0]: self.service} | self.adapters
 
     @property
     def fault(self) -> str | None:
@@ -79,8 +78,8 @@ class State:
             return "no decoding process can be started"
         return "this server is stopping" if self.draining else None
 
-    def named(self, name: str) -> Served:
-        """The model of this name. Raises ApiError if there is none."""
+    def named(self, name: str) -> Any:
+        """The engine of the model of this name. Raises ApiError if there is none."""
         if name not in self.served:
             raise ApiError(
                 404,
@@ -136,16 +135,14 @@ class State:
             except InputError as error:
                 raise invalid(f"{where} {error}", param, "invalid_audio") from None
 
-    async def prepare(
-        self, served: Served, request: Request, param: str | None = "messages"
-    ) -> Prepared:
-        """The request as input of a model.
+    async def prepare(self, request: Request, param: str | None = "messages") -> Prepared:
+        """The request as model input, which is the same for all models.
 
         Raises:
           ApiError: it cannot be used; names `param`.
         """
         try:
-            return await self.in_thread(lambda: served.warned(served.model.prepare(request)))
+            return await self.in_thread(self.model.prepare, request)
         except TooLong as error:
             raise invalid(str(error), param, TOO_LONG) from None
         except (InputError, UsageError) as error:

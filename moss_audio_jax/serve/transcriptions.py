@@ -14,7 +14,6 @@ from starlette.datastructures import FormData, UploadFile
 from moss_audio_jax.errors import InputError, TooLong
 from moss_audio_jax.generate.options import Sampling
 from moss_audio_jax.generate.request import Reply
-from moss_audio_jax.serve.adapters import Served
 from moss_audio_jax.serve.answers import Answers, Pieces, sse
 from moss_audio_jax.serve.errors import TOO_LONG, ApiError, invalid
 from moss_audio_jax.serve.schemas import TranscriptionRequest, read
@@ -35,12 +34,12 @@ class Transcription:
     def __init__(
         self,
         state: State,
-        served: Served,
+        service: Any,
         asked: TranscriptionRequest,
         wav: np.ndarray,
         notes: tuple[str, ...],
     ) -> None:
-        self._state, self._served, self.asked = state, served, asked
+        self._state, self._service, self.asked = state, service, asked
         self._wav, self._notes = wav, notes
         self._answered: list[tuple[Window, Reply]] = []
         self._tokens = {"text": 0, "audio": 0, "made": 0}
@@ -56,14 +55,13 @@ class Transcription:
         """Submits the first windows, so that a file that cannot be used is refused at once."""
         state, seconds = self._state, self._state.limits.request_seconds
         stream = bool(self.asked.stream)
-        service = self._served.service
-        answers = stack.enter_context(Answers(service, state.metrics, seconds, stream))
+        answers = stack.enter_context(Answers(self._service, state.metrics, seconds, stream))
         most = min(Sampling.max_new_tokens, self._state.limits.max_new_tokens)
         sampling = Sampling(max_new_tokens=most, temperature=self.asked.temperature or 0.0)
         windows = each_window(
             state.model, self._wav, self.timestamps, state.window_seconds, sampling
         )
-        work = Work(state, self._served, answers, windows)
+        work = Work(state, answers, windows)
         await work.more()
         if not work.windows:
             raise invalid("file: has no sound; expected at least 10 ms", "file", "invalid_audio")
@@ -198,15 +196,15 @@ class Transcription:
 class Work:
     """A file's windows on their way through the engine, some at a time."""
 
-    def __init__(self, state: State, served: Served, answers: Answers, windows: Any) -> None:
+    def __init__(self, state: State, answers: Answers, windows: Any) -> None:
         self.answers, self.windows = answers, []
-        self._state, self._served, self._left = state, served, windows
+        self._state, self._left = state, windows
 
     async def more(self) -> None:
         """Submits windows while there are places for them."""
         while self._left is not None and self.answers.open < _TOGETHER:
             try:
-                window = await self._state.in_thread(self._next)
+                window = await self._state.in_thread(next, self._left, None)
             except InputError as error:
                 code = TOO_LONG if isinstance(error, TooLong) else "invalid_audio"
                 raise invalid(f"file: {error}", "file", code) from None
@@ -215,10 +213,6 @@ class Work:
                 return
             self.windows.append(window)
             self.answers.begin(window.prompt)
-
-    def _next(self) -> Window | None:
-        window = next(self._left, None)
-        return window and window._replace(prompt=self._served.warned(window.prompt))
 
     async def done(self, number: int) -> None:
         """Forgets the prompt of an answered window, and submits what follows."""
@@ -230,7 +224,7 @@ async def read_transcription(state: State, form: FormData) -> Transcription:
     """A form's file, decoded. Raises ApiError, naming the field that is wrong."""
     values, upload = _fields(form)
     asked: TranscriptionRequest = read(TranscriptionRequest, values)
-    served = state.named(asked.model)
+    service = state.named(asked.model)
     if asked.stream and asked.response_format not in ("json", "text"):
         raise invalid(
             f"response_format {asked.response_format} is not streamed; expected json or text",
@@ -243,7 +237,7 @@ async def read_transcription(state: State, form: FormData) -> Transcription:
         )
     data = await upload.read()
     decoded = await state.decode(data, state.limits.max_audio_seconds, "file", "file")
-    return Transcription(state, served, asked, decoded.wav, decoded.warnings)
+    return Transcription(state, service, asked, decoded.wav, decoded.warnings)
 
 
 def _fields(form: FormData) -> tuple[Mapping[str, Any], UploadFile]:

@@ -13,13 +13,17 @@ from moss_audio_jax.config import ModelConfig
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.train.defaults import LIMITS, get_config
 from moss_audio_jax.train.helpers import LOSSES
+from moss_audio_jax.train.source import source_of
 
-_FREE = ("data.mixture",)  # its keys are the user's own
+_FREE = ("data.mixture", "policy.rewards", "policy.options")  # their keys are the user's own
 
 
 def check_keys(config: ConfigDict) -> None:
     """Raises UsageError for an unknown key or a value of the wrong type."""
-    _same_keys(config, get_config(), "")
+    expected = get_config()
+    if source := source_of(config):
+        expected.policy = source.get_config()
+    _same_keys(config, expected, "")
 
 
 def check(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
@@ -82,6 +86,8 @@ def check(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
     if any(loss.needs == "tags" for loss in helpers.values()) and not config.helpers.names:
         about = ", ".join(f"helpers.{name}" for name in LOSSES if LOSSES[name].needs == "tags")
         raise UsageError(f"{about} need helpers.names: which tags are told apart")
+    if source := source_of(config):
+        source.check(config)
     if helpers and not config.data.chunks:
         raise UsageError("data.chunks is 0: rows of text, and the helpers need sound")
     try:

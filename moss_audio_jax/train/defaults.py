@@ -78,7 +78,12 @@ def get_config(size: str = "4b") -> ConfigDict:
     train.encoder_chunks = 128  # at a time on a device; gradients are summed over devices each time
     train.loss_chunk = 1024  # labelled positions at a time that the output head scores, on a device
     train.max_skipped = 10  # non-finite updates in a row that stop the run
+    # A module whose batches are trained on, instead of the rows of data.train alone (train/source.py
+    # says what it has); its keys are those of `policy`. "moss_audio_jax.post_train.run" is DAPO.
+    train.source = ""
     train.profile = (0, 0)  # (first step, how many) to trace for the profiler
+
+    c.policy = ConfigDict()  # keys of train.source
 
     # Weights of losses that teach the encoder from scratch what is said and heard when, for rows
     # with "words" and "tags"; 0 = none. train/helpers.py describes them. An export writes their

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from moss_audio_jax.errors import InputError
 from moss_audio_jax.models import lora
 from moss_audio_jax.models.blocks import as_dtype
 from moss_audio_jax.train.start import Start
-from moss_audio_jax.train.step import Recipe, all_finite
+from moss_audio_jax.train.step import Flat, Recipe, all_finite
 from moss_audio_jax.tree import unflatten
 from moss_audio_jax.weights.adapters import save_adapters
 from moss_audio_jax.weights.convert import save_official
@@ -22,20 +23,19 @@ from moss_audio_jax.weights.native import save_native
 
 def merged_params(state: dict[str, Any], recipe: Recipe) -> Any:
     """The model's tree in the compute dtype, with averaged weights if any, LoRA merged."""
-    trained = state.get("ema", state["trained"])
+    return whole_model(state.get("ema", state["trained"]), state["frozen"], recipe=recipe)
+
+
+@functools.partial(jax.jit, static_argnames="recipe")
+def whole_model(trained: Flat, frozen: Flat, *, recipe: Recipe) -> Any:
+    """The model's tree in the compute dtype from the leaves of a train state, LoRA merged."""
     dtype = as_dtype(recipe.compute)
-
-    def merge(trained: dict, frozen: dict) -> Any:
-        if recipe.lora_alpha:
-            return unflatten(lora.merge(frozen, trained, recipe.lora_alpha))
-        rounded = {
-            path: leaf.astype(dtype)
-            for path, leaf in trained.items()
-            if not path.startswith(PREFIX)
-        }
-        return unflatten({**frozen, **rounded})
-
-    return jax.jit(merge)(trained, state["frozen"])
+    if recipe.lora_alpha:
+        return unflatten(lora.merge(frozen, trained, recipe.lora_alpha))
+    rounded = {
+        path: leaf.astype(dtype) for path, leaf in trained.items() if not path.startswith(PREFIX)
+    }
+    return unflatten({**frozen, **rounded})
 
 
 def write(config: Any, start: Start, state: dict, recipe: Recipe, workdir: Path) -> None:

@@ -9,7 +9,7 @@ import json
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from moss_audio_jax.train.echo import Echo
 from moss_audio_jax.train.helpers import Helpers, init_helpers
 from moss_audio_jax.train.metrics import Metrics, cut_back
 from moss_audio_jax.train.setup import Setup
+from moss_audio_jax.train.source import Batches, source_of
 from moss_audio_jax.train.start import Start, initial_params, read_start
 from moss_audio_jax.train.step import State, batch_shardings, eval_step
 from moss_audio_jax.tree import flatten
@@ -78,13 +79,14 @@ def _train(run: Setup, workdir: Path, mixture: Mixture, held_out: Mixture | None
         _log.info(f"continues at step {newest} of {workdir}")
     first = step = newest or 0
     _describe(state, run, mixture)
-    loader, echo = _rows(run, mixture, workdir)
+    loader, echo = _rows(run, mixture, workdir, lambda: state)
     if saved_data is not None:
         loader.restore(saved_data)
 
     # --- the step, and what goes in and out of it -------------------------------------------------
     step_fn = run.step()
-    eval_fn = jax.jit(functools.partial(eval_step, recipe=run.recipe))
+    rows_alone = dataclasses.replace(run.recipe, objective=None)
+    eval_fn = jax.jit(functools.partial(eval_step, recipe=rows_alone))
     work = flops.train_step(
         run.start.model, run.shape.rows, run.shape.tokens, run.shape.chunks, run.shape.frames
     )
@@ -97,9 +99,12 @@ def _train(run: Setup, workdir: Path, mixture: Mixture, held_out: Mixture | None
     stop = _StopSignal()
     overdue = _Overdue(60 * config.checkpoint.minutes)
     waiting: list[dict] = []  # numbers of steps, still on the device
+    told: dict[str, list[float]] = {}  # what batches say of themselves
     eval_loss = None
 
     def placed(batch: HostBatch) -> dict[str, jax.Array]:
+        for name, value in batch.told.items():
+            told.setdefault(name, []).append(value)
         if rows_log:
             seen = {"step": step + 1, "rows": batch.row_ids}
             files.append(rows_log, json.dumps(seen) + "\n")
@@ -107,8 +112,10 @@ def _train(run: Setup, workdir: Path, mixture: Mixture, held_out: Mixture | None
         return echo(step, arrays) if echo else arrays
 
     def log() -> None:
-        values = _collect(waiting, totals, run.shape.rows * run.shape.tokens)
-        metrics.write(step, values | _task_losses(values, config.data.tasks))
+        values = _collect(waiting, totals)
+        said = {name: float(np.mean(values)) for name, values in told.items()}
+        told.clear()
+        metrics.write(step, values | _task_losses(values, config.data.tasks) | said)
         if int(state["skipped"]) >= config.train.max_skipped:
             save(loader.state())
             raise InputError(
@@ -120,12 +127,15 @@ def _train(run: Setup, workdir: Path, mixture: Mixture, held_out: Mixture | None
     def evaluate() -> None:
         nonlocal eval_loss
         eval_loss = _held_out_loss(eval_fn, state, held_out, run)
-        metrics.write(step, {"eval_loss": eval_loss})
+        values = {"eval_loss": eval_loss}
+        if source := source_of(config):
+            values |= source.held_out(run, held_out, workdir, state, step)
+        metrics.write(step, values)
         if config.eval.samples:
             samples.show(run, state, held_out, workdir, step)
 
     def save(data: dict) -> None:
-        _collect(waiting, totals, run.shape.rows * run.shape.tokens)
+        _collect(waiting, totals)
         about = {"totals": totals, "config": json.loads(config.to_json_best_effort())}
         checkpoints.save(step, state, about, data, eval_loss)
         overdue.saved()
@@ -218,9 +228,13 @@ def _projections(config: Any, start: Start, helpers: Helpers) -> dict:
     return {**fresh, **{path: jnp.asarray(leaf, jnp.float32) for path, leaf in same.items()}}
 
 
-def _rows(run: Setup, mixture: Mixture, workdir: Path) -> tuple[Loader, Echo | None]:
-    """What gives the rows of each step, and what repeats them (data.echo)."""
+def _rows(
+    run: Setup, mixture: Mixture, workdir: Path, state: Callable[[], State]
+) -> tuple[Batches, Echo | None]:
+    """What gives the batch of each step, and what repeats its rows (data.echo)."""
     config, rows, echo = run.config.data, run.loader, None
+    if source := source_of(run.config):
+        return source.batches(run, mixture, workdir, state), None
     if config.echo > 1:
         masks = rows.augment
         unmasked = dataclasses.replace(masks, freq_masks=0, time_masks=0)
@@ -253,11 +267,8 @@ def _place(arrays: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, 
     }
 
 
-def _collect(waiting: list, totals: dict[str, Any], room: int) -> dict[str, Any]:
-    """Fetches the numbers of all steps since the last time; returns those of the newest.
-
-    `room`: tokens of a batch, padding included.
-    """
+def _collect(waiting: list, totals: dict[str, Any]) -> dict[str, Any]:
+    """Fetches the numbers of all steps since the last time; returns those of the newest."""
     values: dict[str, Any] = {}
     for numbers in waiting:
         n = jax.device_get(numbers)
@@ -272,10 +283,11 @@ def _collect(waiting: list, totals: dict[str, Any], room: int) -> dict[str, Any]
             "tokens": int(n["tokens"]),
             "label_tokens": int(n["labels"]),
             "audio_seconds": seconds,
-            "padding": 1 - int(n["tokens"]) / room,
+            "padding": 1 - int(n["tokens"]) / float(n["room"]),
             "tokens_seen": totals["tokens_seen"],
             "audio_hours_seen": totals["audio_seconds_seen"] / 3600,
             "skipped": totals["skipped_total"],
+            **{f"policy/{name}": float(value) for name, value in n["objective"].items()},
             "helper_losses": {name: float(value) for name, value in n["helper_losses"].items()},
             "task_loss": n["task_loss"],
             "task_weight": n["task_weight"],

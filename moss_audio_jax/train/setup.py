@@ -24,6 +24,7 @@ from moss_audio_jax.models import lora, moss_audio
 from moss_audio_jax.train.check import check
 from moss_audio_jax.train.helpers import LOSSES, Helpers, init_helpers
 from moss_audio_jax.train.optimizer import factors, make_optimizer, schedule
+from moss_audio_jax.train.source import source_of
 from moss_audio_jax.train.start import Start
 from moss_audio_jax.train.step import Flat, Recipe, State, init_state, make_train_step
 from moss_audio_jax.train.step import state_shardings as shardings_of
@@ -150,6 +151,7 @@ def recipe_of(config: Any, start: Start) -> Recipe:
         lora_alpha=config.lora.alpha if config.lora.rank else 0.0,
         tasks=1 + len(config.data.tasks),
         decoder_loss=t.decoder_loss,
+        objective=source.objective(config) if (source := source_of(config)) else None,
         helpers=helpers if helpers.losses else None,
     )
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,35 @@ from moss_audio_jax.tree import path_name, unflatten
 State = dict[str, Any]
 Flat = dict[str, Any]
 
+# What an objective knows of each token of an answer; each stands at its own token, like a label.
+ANSWERED = ("answers", "advantages", "sampler_logprobs", "old_logprobs")
 # These stay float32 until they are used, because their gradients add up over the loss's chunks.
 _KEPT = ("lm_head/kernel", "language_model/embed_tokens/embedding")
+
+
+class Objective(Protocol):
+    """What the decoder's answers are trained for, instead of their cross entropy. Hashable.
+
+    Attributes:
+      temperature: by which logits are divided.
+    """
+
+    temperature: float
+
+    def count(self, batch: dict) -> jax.Array:
+        """What the sum of a whole batch is divided by, above 0."""
+
+    def sums(self, logprobs: jax.Array, batch: dict) -> tuple[jax.Array, dict]:
+        """(the loss's sum, what `means` needs) of a part of a batch.
+
+        `logprobs` float32 [B, T]: at each position that of the next token, if that has a label.
+        """
+
+    def means(self, sums: dict) -> dict[str, jax.Array]:
+        """What metrics.jsonl reports, from the sums of a whole batch."""
+
+    def moves(self, sums: dict) -> jax.Array:
+        """bool: whether the batch says anything at all; if not, the weights stay as they are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +81,7 @@ class Recipe:
     tasks: int = 1  # kinds of rows whose losses are reported separately
     decoder_loss: float = 1.0  # weight of the decoder's loss; 0: the decoder does not run
     helpers: Helpers | None = None
+    objective: Objective | None = None  # None: cross entropy
 
 
 def init_state(
@@ -107,6 +135,7 @@ def batch_shardings(batch: dict[str, Any], mesh: Mesh) -> dict[str, NamedShardin
         "weights",
         "tasks",
         "branch_ids",
+        *ANSWERED,
     )
 
     def sharding(name: str, array: Any) -> NamedSharding:
@@ -157,28 +186,60 @@ def loss_sums(
         targets = shift_labels(batch["labels"])
         weights = jnp.pad(batch["weights"][:, 1:], ((0, 0), (0, 1))) * (targets != IGNORE)
         if recipe.decoder_loss:
-            hidden = moss_audio.hidden_states(params, recipe.model, recipe.compute, batch, audio)
-            head = decoder.head_kernel(params)
-            losses, log_z = cross_entropy(hidden, head, targets, recipe.compute.loss_chunk)
+            losses, log_z = _token_losses(params, recipe, batch, audio, targets)
         else:
             losses = log_z = jnp.zeros(targets.shape)
     decoded = jnp.sum(weights * (losses + recipe.z_loss * log_z**2))
+    reported = jnp.sum(weights * losses)
+    if recipe.objective:
+        decoded, about = recipe.objective.sums(-losses, batch)
+        reported = decoded
+        sums |= {"objective": about}
     total += recipe.decoder_loss * decoded / counts["decoder"]
     tasks = jax.nn.one_hot(batch["tasks"], recipe.tasks, dtype=jnp.float32)
     return total, {
         **sums,
         "total": total,
-        "loss": jnp.sum(weights * losses),
+        "loss": reported,
         "weight": jnp.sum(weights),
         "task_loss": jnp.einsum("bt,btk->k", weights * losses, tasks),
         "task_weight": jnp.einsum("bt,btk->k", weights, tasks),
     }
 
 
+def _token_losses(
+    params: Any, recipe: Recipe, batch: dict, audio: Any, targets: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """-log p of each target, and log Z: float32 [B, T] each."""
+    hidden = moss_audio.hidden_states(params, recipe.model, recipe.compute, batch, audio)
+    if recipe.objective and recipe.objective.temperature != 1:
+        hidden = hidden / recipe.objective.temperature  # the head has no bias
+    head = decoder.head_kernel(params)
+    return cross_entropy(hidden, head, targets, recipe.compute.loss_chunk)
+
+
+def label_logprobs(trained: Flat, frozen: Flat, batch: dict, recipe: Recipe) -> jax.Array:
+    """float32 [B, T]: the log-probability of each label, at its own token; 0 where there is none.
+
+    By the whole softmax, at the objective's temperature.
+    """
+    params = model_params(trained, frozen, recipe.compute)
+    params.pop("helpers", None)
+    attached = lora.attached(recipe.lora_alpha) if recipe.lora_alpha else contextlib.nullcontext()
+    with attached:
+        audio = moss_audio.encode_audio(params, recipe.model, recipe.compute, batch)
+        targets = shift_labels(batch["labels"])
+        losses, _ = _token_losses(params, recipe, batch, audio, targets)
+    return jnp.pad(-losses[:, :-1], ((0, 0), (1, 0)))
+
+
 def loss_counts(recipe: Recipe, batch: dict) -> dict[str, jax.Array]:
     """The number that each loss of a batch is averaged over."""
     # A batch without any label has zero gradient instead of a division by zero.
-    found = {"decoder": jnp.maximum(jnp.sum(batch["weights"][:, 1:]), 1e-6)}
+    if recipe.objective:
+        found = {"decoder": recipe.objective.count(batch)}
+    else:
+        found = {"decoder": jnp.maximum(jnp.sum(batch["weights"][:, 1:]), 1e-6)}
     return found | (helping.counts(recipe.helpers, batch) if recipe.helpers else {})
 
 
@@ -225,8 +286,11 @@ def make_train_step(
                 lambda old, x: recipe.ema * old + (1 - recipe.ema) * x, state["ema"], trained
             )
         # One bad batch must not spoil the weights: keep all of the old state but the count.
+        moves = finite
+        if recipe.objective:
+            moves = finite & recipe.objective.moves(sums["objective"])
         kept = jax.tree.map(
-            lambda a, b: jnp.where(finite, a, b), new, {key: state[key] for key in new}
+            lambda a, b: jnp.where(moves, a, b), new, {key: state[key] for key in new}
         )
         metrics = {
             **sums,
@@ -234,7 +298,9 @@ def make_train_step(
             "helper_losses": {
                 name: sums[name] / counts[name] for name in helping.LOSSES if name in sums
             },
+            "objective": recipe.objective.means(sums["objective"]) if recipe.objective else {},
             "tokens": jnp.sum(batch["segment_ids"] > 0),
+            "room": jnp.float32(batch["tokens"].size),
             "labels": jnp.sum(batch["labels"] != IGNORE),
             "audio_frames": jnp.sum(batch["frames"]),
             "grad_norm": norm,

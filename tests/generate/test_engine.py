@@ -11,6 +11,7 @@ import moss_audio_jax as mj
 from moss_audio_jax.data.batch import Example
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.generate import engine as engine_module
+from moss_audio_jax.generate import shapes
 from moss_audio_jax.generate.engine import Engine
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import Vocabulary
@@ -91,11 +92,11 @@ def test_steps_read_no_more_of_the_cache_than_they_reach(model, prompts, monkeyp
         return decode_until(params, state, tables, *numbers, **static)
 
     monkeypatch.setattr(engine_module, "decode_until", spy)
-    monkeypatch.setattr(engine_module, "_LEAST_REACH", 512)
+    monkeypatch.setattr(shapes, "LEAST_REACH", 512)
     whole = engine(model, slots=3).run(requests)
     assert len(set(reaches)) == 1  # all of it
-    monkeypatch.setattr(engine_module, "_LEAST_REACH", 16)
-    monkeypatch.setattr(engine_module, "_STEPS_AHEAD", 4)
+    monkeypatch.setattr(shapes, "LEAST_REACH", 16)
+    monkeypatch.setattr(shapes, "STEPS_AHEAD", 4)
     assert engine(model, slots=3).run(requests) == whole
     assert len(set(reaches)) > 2
     assert max(reaches) > 2 * min(reaches)

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -19,6 +20,7 @@ from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.generate import __main__ as generate
 from moss_audio_jax.generate.familiarity import Gauge
+from moss_audio_jax.generate.hearing import Hearing
 
 DEMO = Path(DEFAULT_CHECKPOINT).parent / "demo"
 
@@ -34,10 +36,9 @@ def gauge():
 
 
 def measure(model, gauge, wavs):
-    mels = [log_mel(wav) for wav in wavs]
-    return gauge.measure(
-        mels, model.encoder_params, model.config.encoder, model.compute, model.mesh
-    )
+    hearing = Hearing(model.encoder_params, model.config.encoder, model.compute, gauge)
+    with jax.set_mesh(model.mesh):
+        return hearing.measure([log_mel(wav) for wav in wavs])
 
 
 def buzz(seconds=3.0):

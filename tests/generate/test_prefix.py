@@ -82,7 +82,7 @@ def test_prompts_share_what_is_the_same_up_to_the_end_of_a_page():
     mel, config = clip(160, 0), EncoderConfig(chunk_frames=400)
 
     def keys(example):
-        return page_keys(marks_of(example, sound_of(example, config), AUDIO_ID))
+        return page_keys(marks_of(example, sound_of(example.mels, config), AUDIO_ID))
 
     plain = ask(mel, range(20, 40))
 

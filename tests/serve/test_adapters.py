@@ -200,7 +200,7 @@ def test_tokens_that_were_kept(served, band):
 
 
 def test_a_server_is_not_ready_if_one_engine_has_died(served, monkeypatch):
-    service = served.state.adapters["ears"].service
+    service = served.state.adapters["ears"]
     monkeypatch.setattr(service, "dead", RuntimeError("gone"))
     reply = httpx.get(f"{served.url}/ready")
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "unavailable")

@@ -198,8 +198,7 @@ def opened(page, served):
 
 
 def encoded_seconds(served) -> float:
-    """Seconds of sound that the server's engine has encoded. A judge of familiar sound has its own
-    count."""
+    """Seconds of sound that the server has encoded."""
     text = served.http().get("/metrics").text
     return float(re.search(r"^moss_audio_encoded_seconds_total\{.*\} (\S+)", text, re.MULTILINE)[1])
 

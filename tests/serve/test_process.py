@@ -31,8 +31,8 @@ LONG = {"temperature": 2.0, "seed": 1, "max_tokens": 60}
 @contextlib.contextmanager
 def process(*options: str):
     """(process, url) of a server."""
-    words = [sys.executable, "-m", "moss_audio_jax.serve", "--port", "0", *options]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as server:
+    words = [sys.executable, "-m", "moss_audio_jax.serve", "--port", "0", "--compile", "demand"]
+    with subprocess.Popen([*words, *options], stderr=subprocess.PIPE, text=True) as server:
         try:
             lines = []
             for line in server.stderr:

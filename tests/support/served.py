@@ -67,7 +67,7 @@ def serving(
     size = {"slots": slots, "max_new_tokens": 256}
     with contextlib.ExitStack() as engines:
         service = engines.enter_context(model.service(**size))
-        others = adapters.start(adapters.Served(model, service), lora, size, engines)
+        others = adapters.start(model, service, lora, size, engines)
         state = State(model, service, NAMES, limits, adapters=others, **options)
         with listening(state, key) as served:
             yield served

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 import scipy.optimize
 import soundfile
@@ -30,6 +31,7 @@ from moss_audio_jax.audio.io import resample
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.generate.familiarity import Gauge, Measures, Probe, save
+from moss_audio_jax.generate.hearing import Hearing
 from moss_audio_jax.weights.helpers import load_helpers
 
 TAP = 2  # the third tapped layer, which separates best
@@ -116,6 +118,7 @@ def main(argv: Sequence[str]) -> int:
     pieces = heads["helpers/pieces/kernel"], heads["helpers/pieces/bias"]
     width = 2 * model.config.encoder.d_model
     gauge = Gauge(pieces, Probe(np.zeros(width, np.float32), 0.0, TAP, 1.0, 1.0, WORLD))
+    hearing = Hearing(model.encoder_params, model.config.encoder, model.compute, gauge)
     rng = np.random.default_rng(0)
 
     def measured(wavs: Iterator[np.ndarray], ways: int = 0) -> list[Measures]:
@@ -124,13 +127,10 @@ def main(argv: Sequence[str]) -> int:
             for wav in wavs
             for way in (range(ways) if ways else (-1,))
         ]
-        found = gauge.measure(
-            [log_mel(wav) for wav in given],
-            model.encoder_params,
-            model.config.encoder,
-            model.compute,
-            model.mesh,
-        )
+        found = []
+        for start in range(0, len(given), 64):
+            with jax.set_mesh(model.mesh):
+                found += hearing.measure([log_mel(wav) for wav in given[start : start + 64]])
         return [each for each in found if each is not None]
 
     def pooled(measures: Sequence[Measures]) -> np.ndarray:

@@ -79,6 +79,11 @@ def read_choice(answer: str, choices: Sequence[str]) -> str | None:
     return None
 
 
+def listed(prompt: str) -> list[str]:
+    """The choices that a prompt lists, one a line: "A. text"."""
+    return re.findall(r"^[A-Z]\. (.*)$", prompt, re.MULTILINE)
+
+
 def choice_by_letter(answer: str, choices: Sequence[str]) -> str | None:
     """The text of the choice that an answer names only by its letter; None otherwise.
 

@@ -23,8 +23,8 @@ def form(reference: str, task: str | None = None) -> Form:
     """How a reference is compared: spans and decimals are times; the task tells a tempo."""
     if task == "tempo":
         return "tempo"
-    spans = _spans(reference)
-    return "time" if spans and (len(spans[0]) == 2 or "." in reference) else "text"
+    found = spans(reference)
+    return "time" if found and (len(found[0]) == 2 or "." in reference) else "text"
 
 
 def is_right(reference: str, answer: str, task: str | None = None) -> bool:
@@ -36,16 +36,25 @@ def is_right(reference: str, answer: str, task: str | None = None) -> bool:
     compared = form(reference, task)
     if compared == "text":
         return text_norm.key(reference) == text_norm.key(answer)
-    true, said = _spans(reference), _spans(answer)
+    if compared == "tempo":
+        return within(reference, answer, share=TEMPO_TOLERANCE)
+    return within(reference, answer, TIME_TOLERANCE + 1e-9)
+
+
+def within(reference: str, answer: str, tolerance: float = 0.0, share: float = 0.0) -> bool:
+    """Whether an answer has as many numbers as the reference, none of them further off.
+
+    Args:
+      tolerance: how far off each may be; `share` of the number in the reference is added.
+    """
+    true, said = spans(reference), spans(answer)
     if not said or [len(span) for span in true] != [len(span) for span in said]:
         return False
     pairs = [(t, s) for a, b in zip(true, said, strict=True) for t, s in zip(a, b, strict=True)]
-    if compared == "tempo":
-        return all(abs(t - s) <= TEMPO_TOLERANCE * t for t, s in pairs)
-    return all(abs(t - s) <= TIME_TOLERANCE + 1e-9 for t, s in pairs)
+    return all(abs(t - s) <= tolerance + share * t for t, s in pairs)
 
 
-def _spans(text: str) -> list[tuple[float, ...]]:
+def spans(text: str) -> list[tuple[float, ...]]:
     """[(start, end), ...] or [(value,)] if the text has nothing else; [] otherwise."""
     found: list[tuple[float, ...]] = []
     lines = (" ".join(line.split()) for line in text.strip().lower().rstrip(".").split("\n"))

@@ -1,0 +1,1 @@
+"""Reinforcement learning from rewards that can be checked. Only `dapo` imports JAX."""
