@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
     names = args.model_name or [args.checkpoint.resolve().name]
     check(args.adapters, names, args.checkpoint)
     with _listening(args.host, args.port) as listening, contextlib.ExitStack() as engines:
-        # While a model is loaded, process 1 of a container would not heed SIGTERM.
+        # Until a server runs, process 1 of a container would not heed SIGTERM.
         before = signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
         engines.callback(signal.signal, signal.SIGTERM, before)
         model = command.load_model(args)
