@@ -43,6 +43,7 @@ from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
 from moss_audio_jax.generate.request import Audio, Clip, Prepared, Reply, Request, clip_of, name_of
 from moss_audio_jax.generate.service import Service
 from moss_audio_jax.generate.stop_strings import UntilStop, first_stop
+from moss_audio_jax.generate.together import Speaker, follow
 from moss_audio_jax.generate.vocabulary import vocabulary
 from moss_audio_jax.models import decoder, moss_audio
 from moss_audio_jax.models.cache import pages_for
@@ -605,12 +606,35 @@ class MossAudio:
           compiling: see `Service`.
           beside: the service of the model of which this one is `adapted`. The two engines step in
             turn, and if the encoder is the same, what one has heard the other knows.
+
+        If the mesh spans several processes, only process 0 calls this, and the others call `follow`
+        with the same numbers, and compile if it does.
+
+        Raises:
+          UsageError: this is another process; or several processes and `beside`.
         """
+        spans = self.mesh.is_multi_process
+        if spans and jax.process_index() != 0:
+            raise UsageError("process 0 has the service of a mesh; the others `follow` it")
+        if spans and beside is not None:
+            raise UsageError("several processes have one service; merge the adapters instead")
         hearing = None
         if beside is not None and beside.hearing.params is self.encoder_params:
             hearing = beside.hearing
         engine = self._sized_engine(slots, cache_tokens, max_new_tokens, hearing)
-        return Service(engine, compiling, beside)
+        return Service(engine, compiling, Speaker() if spans else None, beside)
+
+    def follow(
+        self,
+        slots: int = BATCH_SIZE,
+        cache_tokens: int = 2**15,
+        max_new_tokens: int = 4096,
+        compiling: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Computes with the `service` of process 0, in the other processes of a mesh; returns when
+        that is closed."""
+        engine = self._sized_engine(slots, cache_tokens, max_new_tokens)
+        follow(engine, self.config.decoder.vocab_size, compiling)
 
     def listen(
         self,

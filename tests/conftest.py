@@ -41,6 +41,7 @@ LONG = (
     "train/test_resume",
     "models/test_golden",
     "generate/test_engine",
+    "serve/test_mesh_processes",
     "evaluate/test_infer",
     "models/test_meshes",
     "weights/test_convert",

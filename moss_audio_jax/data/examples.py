@@ -79,7 +79,7 @@ class ExampleMaker:
         row = None
         try:
             row = parse_row(read_location(job.location))
-            made = self._make(row, job)
+            made = self.make(row, job)
         except SourceError:
             raise
         except Exception as error:
@@ -88,10 +88,10 @@ class ExampleMaker:
             return made
         return rejected(job, made, row.id, bad=False)
 
-    def _make(self, row: Row, job: Job) -> TrainExample | str:
+    def make(self, row: Row, job: Job) -> TrainExample | str:
         """The example, or why it is too long. Raises InputError if the row is bad."""
         rng = augmenting.rng_for(self.seed, job.index)
-        chosen = self._chosen(row, np.random.default_rng([self.seed, job.index, 1]))
+        chosen = self.chosen(row, job.index)
         speed = self._speed(row, chosen, rng)
         sounds, frames = [], []
         for number, clip in enumerate(row.clips, 1):
@@ -152,11 +152,12 @@ class ExampleMaker:
         chunks = token_counts(pieces_of(frames, self.encoder))
         return self.targets.heard(row, self.tokenizer, chunks)
 
-    def _chosen(self, row: Row, rng: np.random.Generator) -> list[Branch]:
-        """Up to `branches` branches of a row, drawn without replacement by the weights of
-        `pick`."""
+    def chosen(self, row: Row, index: int) -> list[Branch]:
+        """Up to `branches` branches of the row that stands at `index`, drawn without replacement by
+        the weights of `pick`."""
         if not row.branches:
             return []
+        rng = np.random.default_rng([self.seed, index, 1])
         weights = np.array([self._rule(branch).often for branch in row.branches])
         # Efraimidis and Spirakis 2006: the largest u^(1/w) are a weighted sample.
         with np.errstate(divide="ignore"):

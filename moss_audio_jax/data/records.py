@@ -48,6 +48,7 @@ _NUMBER = (int, float)
 _WEIGHTS = (1e-12, 1e12)
 _LATEST = 1e6  # seconds: eleven days
 _REASON = 400  # characters
+_KEYS = ("conversation", "weight", "task", "id", "branches", "words", "tags", "clips")
 
 
 class AudioFile(NamedTuple):
@@ -81,7 +82,8 @@ class Span(NamedTuple):
 class Row:
     """One training row. `clips` stand in the order of the conversation's audio messages.
 
-    `words` and `tags` are None where the row does not say what is heard.
+    `words` and `tags` are None where the row does not say what is heard. `more` has the keys that
+    none of these is, such as "answer" and "choices", which rewards read.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -92,6 +94,7 @@ class Row:
     branches: tuple[Branch, ...] = ()
     words: tuple[Span, ...] | None = None
     tags: tuple[Span, ...] | None = None
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def conversations(row: Row) -> list[list[Mapping[str, Any]]]:
@@ -148,7 +151,8 @@ def parse_row(data: bytes) -> Row:
             AudioFile(bytes(blob), name) if isinstance(blob, memoryview) else blob
             for blob, name in zip(blobs, names, strict=True)
         )
-    return Row(messages, clips, weight, raw.get("task"), raw.get("id"), branches, words, tags)
+    more = {key: value for key, value in raw.items() if key not in _KEYS}
+    return Row(messages, clips, weight, raw.get("task"), raw.get("id"), branches, words, tags, more)
 
 
 def _weight(raw: Mapping[str, Any]) -> float:

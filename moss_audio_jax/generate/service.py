@@ -15,6 +15,12 @@ from moss_audio_jax.generate.decode_state import programs
 from moss_audio_jax.generate.engine import Asked, Engine, Output, Progress
 from moss_audio_jax.generate.hearing import Hearing
 from moss_audio_jax.generate.sampling import Sampling
+from moss_audio_jax.generate.together import Speaker, Turn, advance
+
+# Of several processes, in seconds: between two turns if there is nothing to do, so that the others
+# never wait long in a collective and process 0 notices that one of them has gone; and for a turn,
+# which otherwise waits for a process that has gone.
+BEAT, PATIENCE = 1.0, 60.0
 
 Told = Callable[[Progress], None]
 
@@ -26,6 +32,7 @@ class Service:
       engine: made for a `Size`; from now on only this service steps it.
       compiling: called with (programs so far, of how many) while all programs are compiled, before
         this returns; None: each is compiled when a request needs it.
+      speaker: tells the other processes of the engine's mesh; None if there are none.
       beside: a service whose engine has the same devices, and perhaps the same `Hearing`. The two
         step in turn: programs for several devices must reach all of them in one order.
 
@@ -38,6 +45,7 @@ class Service:
         self,
         engine: Engine,
         compiling: Callable[[int, int], None] | None = None,
+        speaker: Speaker | None = None,
         beside: Service | None = None,
     ) -> None:
         self._turns = _Turns() if beside is None else beside._turns
@@ -45,14 +53,14 @@ class Service:
             with self._turns.next():
                 engine.compile(compiling)
         self.dead: BaseException | None = None
-        self._engine = engine
-        self._beside = beside
+        self._engine, self._speaker, self._beside = engine, speaker, beside
         self._told: dict[int, Told] = {}
         self._inbox: list[Asked] = []
         self._cancelled: set[int] = set()
         self._wake = threading.Condition()
         self._closing = False
         self._deadline: float | None = None
+        self._since: float | None = None  # when the turn began that is being taken
         self._thread = threading.Thread(target=self._live, name="engine", daemon=True)
         self._thread.start()
 
@@ -117,6 +125,14 @@ class Service:
         """What its engine has heard."""
         return self._engine.hearing
 
+    @property
+    def stuck(self) -> bool:
+        """Whether a turn takes so long that another process must have gone. A device that waits for
+        one raises nothing."""
+        since = self._since
+        late = since is not None and time.monotonic() - since > PATIENCE
+        return late and self._speaker is not None
+
     def stats(self) -> dict[str, float]:
         """Counts since the start, and how full it is now.
 
@@ -141,17 +157,20 @@ class Service:
 
     def close(self, drain: float = 0.0) -> None:
         """Ends the thread. What is running or in line may go on for `drain` seconds; the rest is
-        cancelled."""
+        cancelled. If the engine is `stuck`, it is left behind."""
         with self._wake:
             self._closing = True
             self._deadline = time.monotonic() + drain
             self._wake.notify()
-        self._thread.join()
+        while self._thread.is_alive() and not self.stuck:
+            self._thread.join(BEAT)
 
     def _live(self) -> None:
         try:
             while self._turn():
                 pass
+            if self._speaker is not None:
+                self._speaker.end()
         except BaseException as error:  # whatever it is, nobody may wait for ever
             with self._wake:
                 self.dead = error
@@ -164,21 +183,29 @@ class Service:
     def _turn(self) -> bool:
         """One step of the engine; False once it is to end."""
         with self._wake:
-            while not (self._engine.busy or self._inbox or self._cancelled or self._closing):
-                self._wake.wait()
-            for one in self._inbox:
-                self._engine.enter(one)
-            cancelled, self._inbox, self._cancelled = self._cancelled, [], set()
-        late = self._closing and time.monotonic() >= self._deadline
+            self._wake.wait_for(self._news, None if self._speaker is None else BEAT)
+            line, cancelled, self._cancelled = [*self._inbox], self._cancelled, set()
+        self._since = time.monotonic()
+        late = self._closing and self._since >= self._deadline
         if late:
             cancelled = {*self._told}
+        turn = Turn(line, sorted(cancelled))
+        if self._speaker is not None:
+            turn = self._speaker.tell(line, cancelled)
+        with self._wake:
+            for one in turn.entered:
+                self._engine.enter(one)
+            del self._inbox[: len(turn.entered)]
+            self._cancelled |= cancelled.difference(turn.cancelled)
         with self._turns.next():
-            ended = [*map(self._engine.cancel, cancelled)]
-            new = self._engine.step()
-        for progress in [*ended, *new]:
-            if progress is not None:
-                self._tell(progress)
-        return not self._closing or (self._engine.busy and not late)
+            new = [*advance(self._engine, turn.cancelled)]
+        for progress in new:
+            self._tell(progress)
+        self._since = None
+        return not self._closing or (not late and bool(self._engine.busy or self._inbox))
+
+    def _news(self) -> bool:
+        return bool(self._engine.busy or self._inbox or self._cancelled or self._closing)
 
     def _tell(self, progress: Progress) -> None:
         told = self._told.get(progress.number)

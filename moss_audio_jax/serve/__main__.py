@@ -4,6 +4,8 @@ example:
   moss-audio-jax serve --checkpoint DIR --port 8000 --api-key-file keys
 
 Clients then use http://127.0.0.1:8000/v1. SIGTERM lets running answers end, for --drain-seconds.
+Several processes (launch/) serve together if --mesh spans all of them: each gets the same command,
+and process 0 listens.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends thos
     cli.run_verb("serve")
 
 import asyncio
+import atexit
 import contextlib
 import ipaddress
 import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -118,22 +122,89 @@ def main(argv: Sequence[str]) -> int:
 
     names = args.model_name or [args.checkpoint.resolve().name]
     check(args.adapters, names, args.checkpoint)
-    with _listening(args.host, args.port) as listening, contextlib.ExitStack() as engines:
-        # Until a server runs, process 1 of a container would not heed SIGTERM.
-        before = signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
-        engines.callback(signal.signal, signal.SIGTERM, before)
-        model = command.load_model(args)
+    size = {"slots": args.slots, "max_new_tokens": limits.max_new_tokens}
+    if args.cache_tokens is not None:
+        size["cache_tokens"] = args.cache_tokens
+    import jax
+
+    command.join_processes()
+    mesh = _mesh(args.mesh, argv)
+    if mesh.is_multi_process and args.adapters:
+        raise UsageError(
+            "--lora NAME=DIR needs a server of one process; merge the adapters into a checkpoint "
+            "(convert --merge-lora) and serve that"
+        )
+    if jax.process_index() > 0:
+        with _ends_at_once(mesh):
+            model = command.load_model(args, mesh)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # process 0 says when it ends
+            untold = None if args.compile == "demand" else lambda *_: None  # process 0 shows a bar
+            model.follow(**size, compiling=untold)
+        return 0
+    with _ends_at_once(mesh), _listening(args.host, args.port) as listening:
+        model = command.load_model(args, mesh)
         hosts = () if keys or not local else {*LOOPBACK, args.host, *args.allow_host}
-        size = {"slots": args.slots, "max_new_tokens": limits.max_new_tokens}
-        if args.cache_tokens is not None:
-            size["cache_tokens"] = args.cache_tokens
         with _compiling(args.compile) as compiling:
-            service = engines.enter_context(model.service(**size, compiling=compiling))
-        adapters = start(model, service, args.adapters, size, engines)
-        state = State(model, service, names, limits, args.allow_audio_host, adapters=adapters)
-        engines.callback(state.close)
-        _serve(make_app(state, keys, hosts), state, listening, limits)
+            service = model.service(**size, compiling=compiling)
+        with contextlib.ExitStack() as engines:
+            engines.enter_context(service)
+            adapters = start(model, service, args.adapters, size, engines)
+            state = State(model, service, names, limits, args.allow_audio_host, adapters=adapters)
+            engines.callback(state.close)
+            _serve(make_app(state, keys, hosts), state, listening, limits)
+        if mesh.is_multi_process and (service.dead is not None or service.stuck):
+            raise InputError("the engine answers no more; start all processes again")
     return 0
+
+
+def _mesh(sizes: dict[str, int] | None, argv: Sequence[str]) -> Any:
+    """The mesh that --mesh asks for, of the devices of all processes.
+
+    Raises:
+      UsageError: it does not span them, or they were started differently.
+    """
+    import jax
+
+    from moss_audio_jax.runtime import code_version, from_all
+    from moss_audio_jax.sharding import as_mesh
+
+    mesh, count = as_mesh(sizes), jax.process_count()
+    # JAX takes SIGTERM as a note for trainers, and process 1 of a container would not heed it.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    if count == 1:
+        return mesh
+    spanned = len({device.process_index for device in mesh.devices.flat})
+    if spanned < count:
+        raise UsageError(
+            f"--mesh has devices of {spanned} of the {count} processes; expected of all, such as "
+            f"--mesh tensor={jax.device_count()}"
+        )
+    started = from_all([code_version(), *argv])
+    if any(each != started[0] for each in started):
+        raise UsageError(
+            "the processes have different commands or code; start all of them with the same"
+        )
+    return mesh
+
+
+@contextlib.contextmanager
+def _ends_at_once(mesh: Any) -> Iterator[None]:
+    """Of several processes, one that fails ends at once, and JAX ends the others.
+
+    At its exit JAX would wait for the others for minutes, and they for it.
+    """
+
+    def leave() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+    try:
+        yield
+    except BaseException:
+        if mesh.is_multi_process:
+            atexit.register(leave)
+        raise
 
 
 def _serve(app: Any, state: Any, listening: socket.socket, limits: Limits) -> None:
@@ -166,6 +237,12 @@ def _serve(app: Any, state: Any, listening: socket.socket, limits: Limits) -> No
             while state.sockets and time.monotonic() < latest:
                 await asyncio.sleep(0.1)
             await super().shutdown(sockets)
+
+        async def on_tick(self, counter: int) -> bool:
+            # Of several processes none can go on without the others, so all start again.
+            if state.model.mesh.is_multi_process and state.service.dead is not None:
+                self.should_exit = True
+            return await super().on_tick(counter)
 
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)

@@ -76,10 +76,10 @@ class _Engines:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        stats = {
-            model: service.stats() | {"engine_alive": float(service.dead is None)}
-            for model, service in self._services.items()
-        }
+        stats = {}
+        for model, service in self._services.items():
+            alive = service.dead is None and not service.stuck
+            stats[model] = service.stats() | {"engine_alive": float(alive)}
         for names, kind in ((_COUNTERS, CounterMetricFamily), (_GAUGES, GaugeMetricFamily)):
             for name, what in names.items():
                 family = kind(f"{_PREFIX}_{name}", what, labels=["model"])

@@ -74,6 +74,8 @@ class State:
         for service in self.services.values():
             if service.dead is not None:
                 return f"the engine answers no more ({type(service.dead).__name__})"
+            if service.stuck:
+                return "the engine waits for another process"
         if self.decoder.dead is not None:
             return "no decoding process can be started"
         return "this server is stopping" if self.draining else None

@@ -78,8 +78,8 @@ def get_config(size: str = "4b") -> ConfigDict:
     train.encoder_chunks = 128  # at a time on a device; gradients are summed over devices each time
     train.loss_chunk = 1024  # labelled positions at a time that the output head scores, on a device
     train.max_skipped = 10  # non-finite updates in a row that stop the run
-    # A module whose batches are trained on, instead of the rows of data.train alone (train/source.py
-    # says what it has); its keys are those of `policy`. "moss_audio_jax.post_train.run" is DAPO.
+    # A module that makes the batches, instead of the rows alone; `policy` has its keys. See
+    # train/source.py; "moss_audio_jax.post_train.run" learns from rewards.
     train.source = ""
     train.profile = (0, 0)  # (first step, how many) to trace for the profiler
 

@@ -128,8 +128,8 @@ def _train(run: Setup, workdir: Path, mixture: Mixture, held_out: Mixture | None
         nonlocal eval_loss
         eval_loss = _held_out_loss(eval_fn, state, held_out, run)
         values = {"eval_loss": eval_loss}
-        if source := source_of(config):
-            values |= source.held_out(run, held_out, workdir, state, step)
+        if source_of(config):
+            values |= loader.held_out(held_out, step)
         metrics.write(step, values)
         if config.eval.samples:
             samples.show(run, state, held_out, workdir, step)

@@ -33,6 +33,9 @@ class Batches(Protocol):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continues where `state` was taken. Raises InputError if it is of another run."""
 
+    def held_out(self, mixture: Mixture, step: int) -> dict[str, float]:
+        """What metrics.jsonl reports of held-out rows, besides their loss."""
+
 
 class Source(Protocol):
     """What the module has."""
@@ -52,11 +55,6 @@ class Source(Protocol):
         mixture: of the run's rows.
         state: gives the train state as it is now.
         """
-
-    def held_out(
-        self, run: Setup, mixture: Mixture, workdir: Path, state: State, step: int
-    ) -> dict[str, float]:
-        """What metrics.jsonl reports of held-out rows, besides their loss."""
 
 
 def source_of(config: ConfigDict) -> Source | None:

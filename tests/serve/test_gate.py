@@ -96,6 +96,23 @@ def test_an_engine_that_dies(model):
     asyncio.run(run())
 
 
+def test_an_engine_that_waits_for_another_process(model):
+    async def run():
+        service = Scripted()
+        async with asking(model, service) as client:
+            assert (await client.get("/ready")).status_code == 200
+            service.stuck = True
+            for reply in (await client.get("/ready"), await client.post(CHAT, json=BODY)):
+                assert reply.status_code == 503
+                assert "waits for another process" in reply.json()["error"]["message"]
+            metrics = (await client.get("/metrics")).text
+            assert 'moss_audio_engine_alive{model="small"} 0.0' in metrics
+            service.stuck = False  # it went on after all
+            assert (await client.get("/ready")).status_code == 200
+
+    asyncio.run(run())
+
+
 def test_an_answer_that_takes_too_long_is_cancelled(model):
     async def run():
         service = Scripted()

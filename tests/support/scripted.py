@@ -13,11 +13,13 @@ class Scripted:
       prompts: {number: (prompt, told)} of those that have not ended.
       cancelled: the numbers that were cancelled.
       refusal: what `submit` raises, if anything.
+      stuck: as `Service.stuck`.
     """
 
     def __init__(self, slots: int = 1) -> None:
         self.slots, self.dead, self.prompts, self.cancelled = slots, None, {}, []
         self.refusal: InputError | None = None
+        self.stuck = False
 
     def submit(self, prompt, sampling, told, each_token=True) -> int:
         if self.dead is not None:
