@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from moss_audio_jax.config import Compute, ModelConfig
 from moss_audio_jax.data.batch import Example, bucket, check, pieces_of
-from moss_audio_jax.errors import InputError
+from moss_audio_jax.errors import TooLong
 from moss_audio_jax.generate.decode_state import (
     EMPTY,
     LENGTH,
@@ -63,13 +63,15 @@ _WRITTEN = 4  # tokens of transcripts for one of audio, at most
 @dataclasses.dataclass(frozen=True)
 class Output:
     """Token ids of one answer without its stop token, and why it ended: stop, length, loop,
-    cancelled, or error if the engine died."""
+    cancelled, or error if the engine died. `cached_tokens` of its prompt were not run, because
+    their keys and values were kept from before."""
 
     ids: list[int]
     finish_reason: str
     logprobs: list[TokenLogprobs] | None = None  # if `Sampling.logprobs` asks for them
     ending: TokenLogprobs | None = None  # then also of the stop token
     measures: tuple[Measures | None, ...] = ()  # of each clip: is it like the training data?
+    cached_tokens: int = dataclasses.field(default=0, compare=False)  # the answer is the same
 
 
 class Progress(NamedTuple):
@@ -115,6 +117,7 @@ class Asked:
     promised: int = 0
     learnt: int = 0  # its first pages that are known to `Pages`
     done: int = 0  # tokens of the prompt that are in the cache
+    cached: int = 0  # of these: they were there before it
     heard: dict[bytes, Heard] = dataclasses.field(default_factory=dict)  # what the next piece needs
     count: int = 0  # tokens of the answer
     told: int = 0  # of these
@@ -207,8 +210,8 @@ class Engine:
           on_token: streaming: called with (request number, ids so far) after every token.
 
         Raises:
-          InputError: a prompt does not fit the model's positions, or its placeholders and clips
-            disagree.
+          TooLong: a prompt does not fit the model's positions.
+          InputError: its placeholders and clips disagree.
         """
         results: list[Output | None] = [None] * len(requests)
         for number, ids, output in self.progress(requests, on_token is not None):
@@ -251,13 +254,13 @@ class Engine:
         """A request for `enter`; any thread may make one.
 
         Raises:
-          InputError: it does not fit the model's positions or the engine's size, or its
-            placeholders and clips disagree.
+          TooLong: it does not fit the model's positions or the engine's size.
+          InputError: its placeholders and clips disagree.
         """
         one = self._asked(example, sampling, each_token)
         most = self._shapes.most
         if one.length >= most:
-            raise InputError(
+            raise TooLong(
                 f"the prompt has {one.length} tokens, but the cache holds {most}; shorten the "
                 "audio or the text"
             )
@@ -400,7 +403,7 @@ class Engine:
         config, positions = self._config.encoder, self._config.decoder.max_positions
         check(example, config, self._vocab.audio_token_id)
         if len(example.ids) >= positions:
-            raise InputError(
+            raise TooLong(
                 f"the prompt has {len(example.ids)} tokens, but the model has {positions} "
                 "positions; shorten the audio or the text"
             )
@@ -494,6 +497,7 @@ class Engine:
             self._line.remove(one)
             one.slot, one.pages, one.promised = free[best], [*shared], more
             one.learnt, one.done = len(shared), len(shared) * PAGE
+            one.cached = one.done
             self._owner[one.slot] = one
             coming[best].update(one.keys[one.learnt :])
             self.counts["prompt_tokens"] += one.length
@@ -804,7 +808,8 @@ class Engine:
                 by_token = int(state[slot]) == STOP and len(ids) == count[slot]
                 kept, ending = self._logprobs(one, ids, by_token)
                 measures = tuple(map(self.hearing.measures, one.clips))
-                output = Output(ids, FINISH_REASON[reason], kept, ending, measures)
+                why = FINISH_REASON[reason]
+                output = Output(ids, why, kept, ending, measures, one.cached)
                 told.append(self._end(one, output))
             elif new or not one.each_token:
                 told.append(Progress(one.number, ids, None))

@@ -263,7 +263,8 @@ class Load:
         for _ in range(100):
             text = (await self._http.get("/metrics")).text
             names = ("active_requests", "running", "waiting")
-            taken = [float(re.search(rf"^moss_audio_{n} (\S+)", text, re.M)[1]) for n in names]
+            lines = [rf"^moss_audio_{name}(?:{{.*}})? (\S+)" for name in names]
+            taken = [float(re.search(line, text, re.M)[1]) for line in lines]
             if not any(taken):
                 return True
             await asyncio.sleep(0.1)
