@@ -48,13 +48,14 @@ from moss_audio_jax.generate.hearing import Heard, Hearing, Piece, sound_of
 from moss_audio_jax.generate.pages import Pages, marks_of, page_keys, text_marks
 from moss_audio_jax.generate.request import Guide, Prepared, TokenLogprobs
 from moss_audio_jax.generate.sampling import Sampling
-from moss_audio_jax.generate.shapes import LEAST_REACH, STEPS_AHEAD, TOGETHER, Few, Tight
+from moss_audio_jax.generate.shapes import LEAST_REACH, TOGETHER, Few, Tight
 from moss_audio_jax.generate.vocabulary import Vocabulary
 from moss_audio_jax.models.cache import NOWHERE, PAGE, pages_for
 from moss_audio_jax.models.decoder import unrolled
 from moss_audio_jax.sharding import ways
 
 FINISH_REASON = {STOP: "stop", LENGTH: "length", LOOP: "loop"}
+_STEPS_A_TURN = 8  # tokens between two looks at who has come
 _STOP_STRING_STEPS = 16  # tokens between two searches for stop strings
 _WORTH = 4  # a beginning of so many parts of a prompt is taken from another one
 _WRITTEN = 4  # tokens of transcripts for one of audio, at most
@@ -724,7 +725,9 @@ class Engine:
         elif any(one.sampling.stop for one in running) and self._decode is not None:
             steps = min(steps, max(1, _STOP_STRING_STEPS // width))
         if not self._patient:
-            steps = min(steps, STEPS_AHEAD // width)
+            # Answers that begin a little later shall run beside these, not after them.
+            coming = any(one.done < one.length for one in self._running)
+            steps = min(steps, 1 if coming else _STEPS_A_TURN)
         # Of few answers in many slots, only these are computed.
         rows = [one.slot for one in running]
         count = next(count for count in self._rows if count >= len(rows))
