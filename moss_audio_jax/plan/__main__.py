@@ -99,6 +99,13 @@ def main(argv: Sequence[str]) -> int:
     from moss_audio_jax.train.__main__ import load_config
 
     config = load_config(args.config, rest)
+    rewarding = bool(config.train.source)
+    if args.assume and not (args.budget or rewarding):
+        raise UsageError("--assume is an option of --budget and of a run with rewards")
+    if on_paper and rewarding:
+        from moss_audio_jax.plan import rewarded_report
+
+        return rewarded_report.price(args, config, topology)
     if on_paper:
         return budget.run(args, config, topology)
     from moss_audio_jax.plan import compile as compiling
@@ -114,6 +121,8 @@ def main(argv: Sequence[str]) -> int:
 
     if args.generate:
         return _generate(args, compiling.model_of(config), topology, devices)
+    if rewarding and not args.sweep:
+        return _rewarded(args, config, topology, devices)
 
     def planned(config) -> estimate.Plan:
         run = compiling.build(config, devices)
@@ -182,6 +191,20 @@ def _generate(args: argparse.Namespace, model, topology: topologies.Topology, de
     if args.output:
         written = json.dumps(serving_report.as_json(plan), indent=1)
         files.write_whole(args.output, f"{written}\n")
+    return 0 if plan.fits else DOES_NOT_FIT
+
+
+def _rewarded(args: argparse.Namespace, config, topology: topologies.Topology, devices) -> int:
+    from moss_audio_jax.plan import report, rewarded, rewarded_report
+
+    assumed = budget.assume(args.assume or "", rewarded.Assumed())
+    plan = rewarded.plan(rewarded.build(config, devices), topology, assumed)
+    print(rewarded_report.table(plan))
+    if args.output:
+        written = json.dumps(rewarded_report.as_json(plan), indent=1)
+        files.write_whole(args.output, f"{written}\n")
+    if args.picture:
+        files.write_whole(args.picture, report.picture(plan.step))
     return 0 if plan.fits else DOES_NOT_FIT
 
 

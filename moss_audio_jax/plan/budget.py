@@ -16,7 +16,7 @@ import argparse
 import dataclasses
 import json
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 from moss_audio_jax import files
 from moss_audio_jax.audio import lengths
@@ -27,13 +27,15 @@ from moss_audio_jax.plan.budget_report import picture, table
 from moss_audio_jax.plan.goodput import Saving, goodput
 from moss_audio_jax.plan.topologies import Topology, parse
 
+T = TypeVar("T")
+
 CHIPS = (256, 512, 1024, 2048, 4096, 8192)
 SEED = 0  # seed of the simulation
 MFU = 0.45
 DAY = 86400.0
 
 
-def _rate(value: float, unit: str, source: str, zero: bool = False) -> Any:
+def assumption(value: float, unit: str, source: str, zero: bool = False) -> Any:
     return dataclasses.field(default=value, metadata={"unit": unit, "source": source, "zero": zero})
 
 
@@ -48,33 +50,35 @@ class Assumed:
     an AMD EPYC.
     """
 
-    text_share: float = _rate(
+    text_share: float = assumption(
         0.0, "share", "of tokens in rows without audio: the weight of data.mixture.text", zero=True
     )
-    clip_seconds: float = _rate(10.0, "s", f"mean clip of the mixture in {_BENCH}")
-    text_tokens: float = _rate(180.0, "tokens", "mean text and chat of a row in that mixture")
-    text_bytes: float = _rate(4.0, "bytes/token", "assumed: English text")
-    fill: float = _rate(0.9976, "share", f"of a packed row's tokens; measured, {_BENCH}")
-    audio_hours_per_core_second: float = _rate(
+    clip_seconds: float = assumption(10.0, "s", f"mean clip of the mixture in {_BENCH}")
+    text_tokens: float = assumption(180.0, "tokens", "mean text and chat of a row in that mixture")
+    text_bytes: float = assumption(4.0, "bytes/token", "assumed: English text")
+    fill: float = assumption(0.9976, "share", f"of a packed row's tokens; measured, {_BENCH}")
+    audio_hours_per_core_second: float = assumption(
         0.21,
         "h/s",
         f"decode to packed batch, 44.1 kHz mp3 (flac 0.22, 16 kHz wav 0.45); measured, {_BENCH}",
     )
-    chips_per_host: float = _rate(
+    chips_per_host: float = assumption(
         4.0, "chips", "a VM of a multi-host slice; on v5e it has 112 vCPUs"
     )
-    flac: float = _rate(135.0, "kbit/s", "LibriSpeech: 30 GB for 497 h, openslr.org/12")
-    opus: float = _rate(32.0, "kbit/s", "full-band speech, RFC 7587 section 3.1.1")
-    host_copy: float = _rate(5e9, "bytes/s", "assumed: from a host's devices to its memory")
-    host_storage: float = _rate(1e9, "bytes/s", "assumed: from a host to storage, and back")
-    all_storage: float = _rate(25e9, "bytes/s", "assumed: from all hosts together to storage")
-    save_sync: float = _rate(2.0, "s", "assumed: barrier of a save", zero=True)
-    detect: float = _rate(
+    flac: float = assumption(135.0, "kbit/s", "LibriSpeech: 30 GB for 497 h, openslr.org/12")
+    opus: float = assumption(32.0, "kbit/s", "full-band speech, RFC 7587 section 3.1.1")
+    host_copy: float = assumption(5e9, "bytes/s", "assumed: from a host's devices to its memory")
+    host_storage: float = assumption(1e9, "bytes/s", "assumed: from a host to storage, and back")
+    all_storage: float = assumption(25e9, "bytes/s", "assumed: from all hosts together to storage")
+    save_sync: float = assumption(2.0, "s", "assumed: barrier of a save", zero=True)
+    detect: float = assumption(
         100.0, "s", "default heartbeat_timeout_seconds of jax.distributed", zero=True
     )
-    replace: float = _rate(300.0, "s", "assumed: another host replaces the lost one", zero=True)
-    start: float = _rate(120.0, "s", "assumed: processes start, the step compiles", zero=True)
-    chip_mtbf_hours: float = _rate(
+    replace: float = assumption(
+        300.0, "s", "assumed: another host replaces the lost one", zero=True
+    )
+    start: float = assumption(120.0, "s", "assumed: processes start, the step compiles", zero=True)
+    chip_mtbf_hours: float = assumption(
         54 * 24 * 16384 / 419,
         "h",
         "419 unexpected stops of 16,384 GPUs in 54 days, arXiv 2407.21783",
@@ -84,13 +88,13 @@ class Assumed:
         return math.ceil(chips / self.chips_per_host)
 
 
-def assume(text: str, base: Assumed) -> Assumed:
-    """`base` with the values of "KEY=VALUE,...".
+def assume(text: str, base: T) -> T:
+    """`base`, whose fields are `assumption`s, with the values of "KEY=VALUE,...".
 
     Raises:
       UsageError: an unknown key, or an impossible value.
     """
-    known = {field.name: field.metadata for field in dataclasses.fields(Assumed)}
+    known = {field.name: field.metadata for field in dataclasses.fields(base)}
     values = {}
     for part in filter(None, text.split(",")):
         key, _, given = part.partition("=")
@@ -105,6 +109,18 @@ def assume(text: str, base: Assumed) -> Assumed:
             raise UsageError(f"--assume {part!r}: expected a number of {known[key]['unit']}")
         values[key] = value
     return dataclasses.replace(base, **values)
+
+
+def listed(assumed: Any) -> dict[str, dict[str, Any]]:
+    """The assumptions by name, each with its value, unit and source."""
+    return {
+        field.name: {
+            "value": getattr(assumed, field.name),
+            "unit": field.metadata["unit"],
+            "source": field.metadata["source"],
+        }
+        for field in dataclasses.fields(assumed)
+    }
 
 
 # --- what a token is -----------------------------------------------------------------------------
@@ -199,9 +215,29 @@ def saving(size: int, chips: int, assumed: Assumed) -> Saving:
     return Saving(block, write, assumed.detect + assumed.replace + assumed.start + write)
 
 
+def alone(config: Any) -> Any:
+    """The `compile.Run` of a config on one device: enough where only shapes matter."""
+    import jax
+
+    from moss_audio_jax.plan import compile as compiling
+
+    jax.config.update("jax_platforms", "cpu")
+    config = config.copy_and_resolve_references()
+    config.mesh.update(data=1, fsdp=1, tensor=1, sequence=1)
+    return compiling.build(config, jax.devices()[:1])
+
+
+def checkpoint_bytes(run: Any) -> int:
+    """Bytes of a checkpoint of a `compile.Run`; what is frozen is not saved."""
+    import jax
+
+    kept = {name: value for name, value in run.state.items() if name != "frozen"}
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(kept))
+
+
 # --- the command ---------------------------------------------------------------------------------
 
-_OPTIONS = ("tokens", "audio_hours", "plan", "mfu", "assume")
+_OPTIONS = ("tokens", "audio_hours", "plan", "mfu")
 
 
 def add_options(options: argparse.ArgumentParser) -> None:
@@ -214,7 +250,9 @@ def add_options(options: argparse.ArgumentParser) -> None:
     group.add_argument("--plan", metavar="FILE.json", help="use the step time of a plan (--output)")
     group.add_argument("--mfu", type=float, help=f"or assume an MFU; default {MFU}")
     group.add_argument(
-        "--assume", metavar="KEY=VALUE,...", help="change rates that the table lists"
+        "--assume",
+        metavar="KEY=VALUE,...",
+        help="change rates that the table lists; also those of a run with rewards",
     )
 
 
@@ -248,20 +286,12 @@ def run(args: argparse.Namespace, config: Any, topology: Topology) -> int:
 
 def budget(args: argparse.Namespace, config: Any, topology: Topology) -> dict[str, Any]:
     """The budget of one config as a JSON object; seconds, bytes, FLOPs."""
-    import jax
-
-    from moss_audio_jax.plan import compile as compiling
-
     given = args.assume or ""
     share = 0.0 if "text_share=" in given else text_share(config)
     assumed = assume(given, Assumed(text_share=share))
 
-    jax.config.update("jax_platforms", "cpu")
-    alone = config.copy_and_resolve_references()  # only shapes matter, so one device is enough
-    alone.mesh.update(data=1, fsdp=1, tensor=1, sequence=1)
-    built = compiling.build(alone, jax.devices()[:1])
-    kept = {name: value for name, value in built.state.items() if name != "frozen"}
-    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(kept))
+    built = alone(config)
+    size = checkpoint_bytes(built)
 
     shape, model = built.shape, built.model
     average, heard = (
@@ -321,14 +351,7 @@ def budget(args: argparse.Namespace, config: Any, topology: Topology) -> dict[st
         "pod": host_needs(rate(topology.chips, average), average, topology.chips, assumed)
         | {"chips": topology.chips},
         "sizes": sizes,
-        "assumed": {
-            field.name: {
-                "value": getattr(assumed, field.name),
-                "unit": field.metadata["unit"],
-                "source": field.metadata["source"],
-            }
-            for field in dataclasses.fields(Assumed)
-        },
+        "assumed": listed(assumed),
     }
 
 

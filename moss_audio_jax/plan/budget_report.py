@@ -54,12 +54,17 @@ def table(found: dict[str, Any]) -> str:
         ),
         "",
         "  rates (--assume KEY=VALUE)",
-        *(
-            f"    {name:<28}{entry['value']:>10.5g} {entry['unit']:<12} {entry['source']}"
-            for name, entry in found["assumed"].items()
-        ),
+        *rates(found["assumed"]),
     ]
     return "\n".join(lines)
+
+
+def rates(assumed: dict[str, Any]) -> list[str]:
+    """Assumed rates as lines."""
+    return [
+        f"    {name:<28}{entry['value']:>10.5g} {entry['unit']:<12} {entry['source']}"
+        for name, entry in assumed.items()
+    ]
 
 
 def picture(found: dict[str, Any]) -> str:

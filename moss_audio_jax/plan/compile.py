@@ -14,12 +14,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from moss_audio_jax import libtpu
-from moss_audio_jax.config import ModelConfig
+from moss_audio_jax.config import ModelConfig, ProcessorConfig
 from moss_audio_jax.data.batch import Shape, make_train_batch
 from moss_audio_jax.devices import GIB
 from moss_audio_jax.errors import InputError, UsageError, extra
 from moss_audio_jax.plan.hlo import Module
 from moss_audio_jax.plan.topologies import Topology
+from moss_audio_jax.post_train.batches import lay_out
 from moss_audio_jax.runtime import code_version
 from moss_audio_jax.sharding import make_mesh
 from moss_audio_jax.train import setup
@@ -228,6 +229,13 @@ def _start(config: Any) -> Start:
     return Start(model.validate(), None)
 
 
+def scores_of(policy: Any) -> tuple[str, ...]:
+    """The log-probabilities that a run with rewards computes between rollouts and step."""
+    moved = policy.updates > 1 or policy.ahead > 0
+    held = policy.get("kl", 0.0) > 0
+    return ("old_logprobs",) * moved + ("reference_logprobs",) * held
+
+
 def _with_data(config: Any) -> Any:
     """Fills in data.train for `check`, because a plan needs no rows."""
     if config.data.train or config.data.mixture:
@@ -238,16 +246,21 @@ def _with_data(config: Any) -> Any:
 
 
 def _abstract_batch(run: Setup) -> dict[str, Any]:
-    """The shapes of the loader's batch; one row is made, and its shapes are used for all rows."""
-    row = make_train_batch(
-        [],
-        dataclasses.replace(run.shape, rows=1),
-        run.start.model.encoder,
-        0,
-        "bfloat16",
-        branched=run.loader.branches > 1,
-        targets=run.loader.targets(),
-    )
+    """The shapes of a batch; one row is made, and its shapes are used for all rows."""
+    shape, encoder = dataclasses.replace(run.shape, rows=1), run.start.model.encoder
+    if run.recipe.objective:
+        scores = scores_of(run.config.policy)
+        row, _ = lay_out([], shape, 1, encoder, ProcessorConfig(), scores)
+    else:
+        row = make_train_batch(
+            [],
+            shape,
+            encoder,
+            0,
+            "bfloat16",
+            branched=run.loader.branches > 1,
+            targets=run.loader.targets(),
+        )
     return {
         name: jax.ShapeDtypeStruct((run.shape.rows, *x.shape[1:]), x.dtype)
         for name, x in row.items()

@@ -17,7 +17,7 @@ from moss_audio_jax.config import Compute, ModelConfig, ProcessorConfig
 from moss_audio_jax.data.batch import bucket
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.generate import decode_state
-from moss_audio_jax.generate.engine import piece_tokens
+from moss_audio_jax.generate.engine import Size, piece_tokens
 from moss_audio_jax.generate.shapes import TOGETHER
 from moss_audio_jax.generate.vocabulary import vocabulary
 from moss_audio_jax.models import cache, decoder, moss_audio
@@ -29,7 +29,6 @@ from moss_audio_jax.sharding import (
     make_mesh,
     param_shardings,
     serving_mesh,
-    ways,
 )
 
 
@@ -63,6 +62,7 @@ class Serving:
     """Generation without arrays: what the compiler needs to know about it.
 
     Attributes:
+      size: what the decode state is made for.
       params: ShapeDtypeStructs with shardings; quantised if `compute` says so.
       state: decode state of the answers, also as ShapeDtypeStructs with shardings.
     """
@@ -71,6 +71,7 @@ class Serving:
     compute: Compute
     mesh: Mesh
     load: Load
+    size: Size
     params: Any
     state: decode_state.DecodeState
 
@@ -116,16 +117,23 @@ def build(
             f"--prompt-tokens {load.prompt_tokens} and --new-tokens {load.new_tokens} exceed the "
             f"model's {model.decoder.max_positions} positions"
         )
-    serving = Serving(model, compute, placed_on, load, None, None)
+    pages = count // placed_on.shape["data"] * cache.pages_for(load.cache_positions)
+    size = Size(count, pages, bucket(load.new_tokens, 64), logprobs=False)
+    return on_mesh(model, compute, load, size, placed_on)
+
+
+def on_mesh(model: ModelConfig, compute: Compute, load: Load, size: Size, mesh: Mesh) -> Serving:
+    """Generation with a decode state of this size on a `sharding.serving_mesh`."""
+    serving = Serving(model, compute, mesh, load, size, None, None)
     params = moss_audio.abstract_params(model, compute.dtype)
-    with jax.set_mesh(placed_on):
+    with jax.set_mesh(mesh):
         params = jax.eval_shape(functools.partial(held, quantize=compute.quantize), params)
-    params = placed(params, param_shardings(params, model, placed_on))
+    params = placed(params, param_shardings(params, model, mesh))
     layer = jax.tree.map(_of_one_layer, params["language_model"]["layers"])
     return dataclasses.replace(
         serving,
         params=decoder.with_layers(params, (layer,) * model.decoder.layers),
-        state=_state(serving, count),
+        state=_state(serving, size.slots),
     )
 
 
@@ -172,7 +180,7 @@ def compile_decode(serving: Serving) -> Compiled:
     """
     everywhere = NamedSharding(serving.mesh, P())
     number = jax.ShapeDtypeStruct((), "int32", sharding=everywhere)
-    shape = bucket(serving.load.batch), cache.pages_for(serving.load.cache_positions)
+    shape = serving.size.slots, cache.pages_for(serving.load.cache_positions)
     tables = jax.ShapeDtypeStruct(shape, "int32", sharding=everywhere)
     with jax.set_mesh(serving.mesh):
         lowered = decode_state.decode_until.lower(
@@ -199,16 +207,17 @@ def _of_one_layer(stacked: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def _state(serving: Serving, count: int) -> decode_state.DecodeState:
-    """The decode state, with its shardings, as the engine makes it."""
+    """The decode state of so many answers, with its shardings, as the engine makes it."""
+    size = serving.size
     with jax.set_mesh(serving.mesh):
-        each = count // ways((count,), "batch")
         made = jax.eval_shape(
             functools.partial(
                 decode_state.empty_state,
                 **serving.static,
                 count=count,
-                room=bucket(serving.load.new_tokens, 64),
-                pages=each * cache.pages_for(serving.load.cache_positions),
+                room=size.room,
+                pages=size.pages,
+                logprobs=size.logprobs,
             )
         )
 

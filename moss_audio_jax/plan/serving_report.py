@@ -85,9 +85,14 @@ class ServingPlan:
 
 
 def assess(
-    serving: Serving, prefill: Compiled, decode: Compiled, topology: Topology
+    serving: Serving,
+    prefill: Compiled,
+    decode: Compiled,
+    topology: Topology,
+    cache_share: float = 1.0,
 ) -> ServingPlan:
-    """Memory, bytes read and modelled times of the two compiled programs."""
+    """Memory, bytes read and modelled times of the two compiled programs; a decode step reads
+    `cache_share` of the cache, which is above 1 where answers share pages."""
     model, load = serving.model, serving.load
     weights, state = held_bytes(serving.params), held_bytes(serving.state)
     decoder = held_bytes(decoder_params(serving))
@@ -107,13 +112,14 @@ def assess(
     step = decode.module.turn() if decode.module else None
     step_work = flops.decoder_forward(model.decoder, load.batch, 2 * load.cache_positions)
     cache, weights_read = held_bytes(serving.state.cache), _weights_read(serving)
+    cache_read = round(cache * cache_share)
     return ServingPlan(
         serving=serving,
         topology=topology,
         weights=weights,
         cache=cache,
         weights_read=weights_read,
-        cache_read=cache,
+        cache_read=cache_read,
         prefill_flops=work,
         prefill=_program(
             prefill,
@@ -131,7 +137,7 @@ def assess(
             weights - decoder,
             topology,
             step_work,
-            read=weights_read + cache,
+            read=weights_read + cache_read,
         ),
         copies=tuple(step.made(_large(serving))) if step else (),
         copies_once=tuple(decode.module.made(_large(serving), loops=False)) if step else (),

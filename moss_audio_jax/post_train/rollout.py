@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from moss_audio_jax.generate.engine import Engine, Output, Size
 from moss_audio_jax.generate.sampling import Sampling
@@ -66,13 +67,7 @@ class Sampler:
     ) -> None:
         self._run, self._answers, self._new_tokens = run, answers, new_tokens
         self._mesh = serving_mesh(run.mesh)
-        with jax.set_mesh(self._mesh):
-            groups = ways((slots,), "batch")
-        each = slots // groups
-        # The answers to one question share its prompt, but for its last page.
-        prompts = 1 + -(-each // answers)
-        pages = each * (1 + pages_for(new_tokens + PAGE)) + prompts * pages_for(prompt_tokens)
-        self._size = Size(slots, pages, new_tokens)
+        self._size = size_on(self._mesh, answers, prompt_tokens, new_tokens, slots)
         self._engine: Engine | None = None
         encoder = [factor for path, factor in run.factors.items() if "audio_encoder/" in path]
         self._same_ears = not any(encoder)
@@ -126,6 +121,17 @@ class Sampler:
         return Sampling(
             self._new_tokens, temperature=temperature, seed=int(words[0] >> 1), logprobs=0
         )
+
+
+def size_on(mesh: Mesh, answers: int, prompt_tokens: int, new_tokens: int, slots: int) -> Size:
+    """What the decode state is made for, by the arguments of a `Sampler`."""
+    with jax.set_mesh(mesh):
+        groups = ways((slots,), "batch")
+    each = slots // groups
+    # The answers to one question share its prompt, but for its last page.
+    prompts = 1 + -(-each // answers)
+    pages = each * (1 + pages_for(new_tokens + PAGE)) + prompts * pages_for(prompt_tokens)
+    return Size(slots, pages, new_tokens)
 
 
 def answer_of(output: Output, advantage: float) -> Answer:
