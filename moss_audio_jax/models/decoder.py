@@ -181,7 +181,8 @@ def decode(
         return (x, gradients_of), own_cache
 
     x = constrain(x, "batch", "tokens", None)
-    body = rematerialised(body, compute)
+    if cache is None:  # with one there are no gradients
+        body = rematerialised(body, compute)
     if isinstance(layers, tuple):
         body = jax.jit(body, static_argnames="keep")  # traced once for all layers but the last
         carry, updated = (x, injected), []
