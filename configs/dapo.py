@@ -40,6 +40,10 @@ def get_config(size="4b"):
         c.policy.prompts = 128
         c.policy.prompt_tokens = 2048
         c.policy.new_tokens = 2048
+        # The cache has 8 heads of keys, which fsdp's devices share in rollouts; with more devices
+        # than heads each would hold all of it (78 GiB for 8B and 256 slots).
+        c.mesh.data = -1
+        c.mesh.fsdp = 8
         c.data.length = 16_384
         c.data.batch = 384
         c.train.steps = 500
