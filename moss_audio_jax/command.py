@@ -13,10 +13,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from moss_audio_jax import libtpu
+from moss_audio_jax.buckets import as_path
 from moss_audio_jax.config import DEFAULT_CHECKPOINT, QUANTIZE
 from moss_audio_jax.errors import InputError, UsageError, out_of_memory
 from moss_audio_jax.files import reason
@@ -54,11 +54,11 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--checkpoint",
         default=DEFAULT_CHECKPOINT,
-        type=Path,
+        type=as_path,
         metavar="DIR",
         help="checkpoint folder, official or native; default the bundled small model",
     )
-    group.add_argument("--lora", type=Path, metavar="DIR", help="LoRA adapters to merge")
+    group.add_argument("--lora", type=as_path, metavar="DIR", help="LoRA adapters to merge")
     group.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),

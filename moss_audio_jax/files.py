@@ -20,11 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from moss_audio_jax import buckets
+from moss_audio_jax.buckets import is_remote
 from moss_audio_jax.errors import InputError, UsageError
 
 
 def open_regular(path: str | os.PathLike[str], what: str = "a file") -> BinaryIO:
-    """Opens a regular file for reading; pipes, devices and /proc are refused at once.
+    """Opens a regular file, or an object of a bucket, for reading.
+
+    Pipes, devices and /proc are refused at once.
 
     A FIFO would block for ever, a device may never end, and files in /proc state a wrong size.
 
@@ -35,6 +39,8 @@ def open_regular(path: str | os.PathLike[str], what: str = "a file") -> BinaryIO
       InputError: no such file, a folder, not a regular file, or no permission to read it.
     """
     name = os.fspath(path)
+    if is_remote(name):
+        return buckets.opened(name)
     try:
         # O_NONBLOCK: opening a FIFO that nobody writes to would wait.
         number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -96,6 +102,8 @@ def parse_json(
 
 def read_bytes(path: str | os.PathLike[str], what: str = "a file") -> bytes:
     """All bytes of a regular file. Raises InputError, naming the file, if it cannot be read."""
+    if is_remote(path):
+        return buckets.read(path)
     with open_regular(path, what) as file:
         try:
             return file.read()

@@ -26,6 +26,7 @@ import jax
 import numpy as np
 
 from moss_audio_jax.audio.lengths import FRAMES_PER_TOKEN, audio_tokens, chunk_frames
+from moss_audio_jax.buckets import as_path
 from moss_audio_jax.config import Compute, EncoderConfig, read_json
 from moss_audio_jax.data.batch import bucket, token_frames
 from moss_audio_jax.errors import InputError
@@ -92,7 +93,7 @@ class Gauge:
         Raises:
           InputError: its files exist but are broken.
         """
-        folder = Path(checkpoint) / FOLDER
+        folder = as_path(checkpoint) / FOLDER
         described = folder / f"{NAME}.json"
         if not described.is_file():
             return None

@@ -1,0 +1,165 @@
+"""Reading from buckets, against real servers of both protocols and a proxy that breaks answers.
+
+Not covered: the real services, their credentials and their speed.
+"""
+
+import json
+from pathlib import Path
+
+import loopback
+import numpy as np
+import pytest
+from tiny_checkpoint import CONFIG, write_checkpoint
+
+import moss_audio_jax as mj
+from moss_audio_jax import buckets as door
+from moss_audio_jax import files
+from moss_audio_jax.config import DEFAULT_CHECKPOINT
+from moss_audio_jax.data.sources import Source, as_file, clip_file
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.text import load_tokenizer
+from moss_audio_jax.tree import flatten
+from moss_audio_jax.weights import safetensors
+from moss_audio_jax.weights.convert import convert, load_params
+
+SOUND = Path(mj.__file__).parent / "assets" / "bell_knocks_chirp.flac"
+
+
+@pytest.fixture(params=["gs", "s3"])
+def proxy(request, buckets):
+    """One of the two, which breaks one answer in ten of those that a test asks for."""
+    found = buckets[request.param]
+    found.scheme = request.param
+    yield found
+    found.share = 0.0
+
+
+@pytest.fixture
+def root(proxy, request) -> str:
+    return f"{proxy.scheme}://{loopback.BUCKET}/{abs(hash(request.node.name))}"
+
+
+def test_objects_are_read_whole_and_by_ranges_through_faults(proxy, root):
+    data = np.random.default_rng(0).bytes(300_000)
+    path = door.as_path(root) / "x.bin"
+    path.write_bytes(data)
+    proxy.share, done = 0.2, sum(proxy.done.values())
+    for start in range(0, 40_000, 1000):
+        assert door.read(path, start, start + 50_000) == data[start : start + 50_000]
+    memory = bytearray(250_000)
+    door.read_into(path, memoryview(memory), 7)
+    assert memory == data[7:250_007]
+    with files.open_regular(path) as file:
+        assert file.seek(-10, 2) == len(data) - 10
+        assert file.read() == data[-10:]
+        file.seek(3)
+        assert file.read(5) == data[3:8]
+    assert sum(proxy.done.values()) > done, "no fault came"
+
+
+@pytest.mark.parametrize("kind", ["official", "native"])
+def test_a_checkpoint_loads_as_from_a_folder(proxy, root, tmp_path, kind):
+    write_checkpoint(tmp_path / "official", CONFIG, max_shard_bytes=100_000)
+    if kind == "native":
+        convert(tmp_path / "official", tmp_path / "native", "native", progress=False)
+    loopback.fill(tmp_path / kind, f"{root}/{kind}")
+    proxy.share = 0.02
+    found = flatten(load_params(f"{root}/{kind}"))
+    expected = flatten(load_params(tmp_path / kind))
+    assert found.keys() == expected.keys()
+    for path, leaf in expected.items():
+        assert found[path].dtype == leaf.dtype
+        np.testing.assert_array_equal(np.asarray(found[path]), np.asarray(leaf), err_msg=path)
+
+
+def test_of_a_tensor_only_the_rows_asked_for_are_read(proxy, root, tmp_path):
+    tensor = np.arange(4000 * 100, dtype=np.float32).reshape(4000, 100)
+    safetensors.write_all(tmp_path, {"a": tensor})
+    loopback.fill(tmp_path, root)
+    with safetensors.Reader(root) as reader:
+        proxy.requests.clear()
+        rows = reader.read("a", (slice(1000, 1010), slice(5, 7)))
+    np.testing.assert_array_equal(rows, tensor[1000:1010, 5:7])
+    start = reader.tensors["a"].offset + 1000 * 400
+    ranges = [span for _, _, span in proxy.requests if span]
+    assert ranges == [f"bytes={start}-{start + 4000 - 1}"]
+
+
+def test_the_small_model_answers_from_a_bucket(proxy, root):
+    loopback.fill(DEFAULT_CHECKPOINT, root)
+    (door.as_path(root) / "a.flac").write_bytes(SOUND.read_bytes())
+    model = mj.MossAudio.load(root)
+    here = mj.MossAudio.load()
+    ask = {"audio": [f"{root}/a.flac"], "max_new_tokens": 6}
+    assert (
+        model.generate("What is heard?", **ask).ids
+        == here.generate("What is heard?", audio=[str(SOUND)], max_new_tokens=6).ids
+    )
+    assert load_tokenizer(root).files[0].name == load_tokenizer(DEFAULT_CHECKPOINT).files[0].name
+
+
+def test_rows_and_clips_stream_from_a_bucket(proxy, root, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    message = {"role": "user", "message_type": "audio", "content": "clips/a.flac"}
+    rows = [{"conversation": [message], "id": str(i)} for i in range(20)]
+    (tmp_path / "rows").mkdir()
+    lines = tmp_path / "rows" / "rows.jsonl"
+    lines.write_text("\n".join(map(json.dumps, rows)))
+    from array_record.python import array_record_module
+
+    writer = array_record_module.ArrayRecordWriter(
+        str(tmp_path / "rows" / "rows.array_record"), "group_size:1"
+    )
+    for row in rows:
+        writer.write(json.dumps(row).encode())
+    writer.close()
+    (tmp_path / "rows" / "clips").mkdir()
+    (tmp_path / "rows" / "clips" / "a.flac").write_bytes(SOUND.read_bytes())
+    loopback.fill(tmp_path / "rows", root)
+    proxy.share = 0.05
+    found = Source(f"{root}/*.jsonl")
+    assert [found[i].id for i in range(20)] == [str(i) for i in range(20)]
+    assert found.digests == Source(str(lines)).digests
+    shard = Source(f"{root}/rows.array_record")
+    assert [shard[i].id for i in (3, 19, 0)] == ["3", "19", "0"]
+    clip = clip_file("clips/a.flac", found.paths[0])
+    np.testing.assert_array_equal(mj.load_audio(as_file(clip)), mj.load_audio(SOUND))
+
+
+def test_a_copy_is_made_once_and_again_when_the_object_changes(proxy, root, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = door.as_path(root) / "x.jsonl"
+    path.write_bytes(b"one")
+    first = door.local_copy(path)
+    proxy.requests.clear()
+    assert door.local_copy(path) == first
+    assert not any(span or "alt=media" in name for _, name, span in proxy.requests)
+    path.write_bytes(b"two")
+    assert Path(door.local_copy(path)).read_bytes() == b"two"
+    assert Path(first).read_bytes() == b"one"
+
+
+def test_what_is_missing_is_named(proxy, root):
+    with pytest.raises(InputError, match=f"{root}/x.json: no such file"):
+        files.read_json(f"{root}/x.json")
+    with pytest.raises(InputError, match=f"{root}: no such file or folder"):
+        mj.MossAudio.load(root)
+    with pytest.raises(InputError, match=r"x\.wav: no such file"):
+        mj.load_audio(f"{root}/x.wav")
+    (door.as_path(root) / "y").write_bytes(b"0123")
+    with pytest.raises(InputError, match="y: ends before byte 9"):
+        door.read(f"{root}/y", 2, 9)
+
+
+def test_other_addresses_are_refused():
+    with pytest.raises(InputError, match="ftp://x/y: nothing here reads such addresses"):
+        mj.MossAudio.load("ftp://x/y")
+
+
+def test_missing_credentials_are_said():
+    from botocore.exceptions import NoCredentialsError
+
+    assert "AWS_ACCESS_KEY_ID" in door.told(NoCredentialsError())
+    anonymous = OSError("Anonymous caller does not have storage.objects.get access")
+    assert "GOOGLE_APPLICATION_CREDENTIALS" in door.told(anonymous)
+    assert "credentials" not in door.told(ConnectionResetError("reset by peer"))
