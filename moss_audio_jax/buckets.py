@@ -29,7 +29,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar
 
 from moss_audio_jax.errors import InputError, UsageError
 
@@ -40,6 +40,8 @@ T = TypeVar("T")
 AnyPath = "Path | epath.Path"
 
 _log = logging.getLogger(__name__)
+
+UNFINISHED = ".unfinished"
 
 _ATTEMPTS = 6
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 20.0  # seconds, doubled in between
@@ -286,30 +288,31 @@ def create(path: str | os.PathLike[str], data: bytes) -> bool:
         raise InputError(f"{path}: not written: {told(error)}") from None
 
 
+def put(source: Path, target: str | os.PathLike[str]) -> None:
+    """Copies a local file into a bucket. Raises InputError if it cannot be written."""
+    try:
+        _tried(lambda: _file_system(target).put_file(str(source), str(target)))
+    except Exception as error:
+        raise InputError(f"{target}: not written: {told(error)}") from None
+
+
 def upload(source: Path, target: str | os.PathLike[str], last: Sequence[str] = ()) -> None:
     """Copies the files below a local folder into a bucket, in parallel.
 
+    Until the copy is whole an object UNFINISHED lies there, which tells one that was cut short.
+
     Args:
-      last: names of files in the folder that are written after all others, in this order: with
-        them the copy is whole.
+      last: names of files in the folder that are written after all others: with them the copy is
+        whole.
 
     Raises:
       InputError: a file could not be written.
     """
     names = [str(file.relative_to(source)) for file in sorted(source.rglob("*")) if file.is_file()]
-    fs = _file_system(target)
-
-    def put(name: str) -> None:
-        place = f"{target}/{name}"
-        try:
-            _tried(lambda: fs.put_file(str(source / name), place))
-        except Exception as error:
-            raise InputError(f"{place}: not written: {told(error)}") from None
-
-    _in_parallel(put, [name for name in names if name not in last])
-    for name in last:
-        if name in names:
-            put(name)
+    write(f"{target}/{UNFINISHED}", b"")
+    for some in ([n for n in names if n not in last], [n for n in names if n in last]):
+        _in_parallel(lambda name: put(source / name, f"{target}/{name}"), some)
+    delete_one(f"{target}/{UNFINISHED}")
 
 
 def delete(folder: str | os.PathLike[str], first: Iterable[str] = ()) -> None:
@@ -360,12 +363,16 @@ class Lease:
     for, so that a run which was killed starts again at once.
     """
 
-    def __init__(self, path: str, owner: str):
-        self._path, self._owner = path, owner
+    held: ClassVar[set[str]] = set()  # the tokens of this process
+
+    def __init__(self, path: str, owner: str, shared: bool = False):
+        """`shared`: each owner has an object of its own, and nobody is refused."""
         self._token = uuid.uuid4().hex
+        self._path, self._owner = f"{path}-{self._token}" if shared else path, owner
         self._beats = 0
         self._end = threading.Event()
         self._lost: str | None = None
+        self.held.add(self._token)
 
     def acquire(self) -> str | None:
         """Takes the lock; returns its owner if another has it. It may wait for a minute."""
@@ -404,6 +411,7 @@ class Lease:
 
     def release(self) -> None:
         self._end.set()
+        self.held.discard(self._token)
         if not self._lost:
             with contextlib.suppress(Exception):
                 delete_one(self._path)
@@ -452,7 +460,8 @@ def _is_over(held: dict[str, Any]) -> bool:
         return True
     except (OSError, KeyError, ValueError):
         return False
-    return held["process"] == os.getpid()  # a container began anew
+    mine = held["process"] == os.getpid()
+    return mine and held.get("token") not in Lease.held  # a container began anew
 
 
 # --- parts ---------------------------------------------------------------------------------------

@@ -1,22 +1,26 @@
-"""Reading from buckets, against real servers of both protocols and a proxy that breaks answers.
+"""Reading from buckets and writing to them: real servers, and a proxy that breaks answers.
 
 Not covered: the real services, their credentials and their speed.
 """
 
+import contextlib
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import loopback
 import numpy as np
 import pytest
-from tiny_checkpoint import CONFIG, write_checkpoint
+from tiny_checkpoint import CONFIG, read_tensors, write_checkpoint
 
 import moss_audio_jax as mj
 from moss_audio_jax import buckets as door
 from moss_audio_jax import files
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.data.sources import Source, as_file, clip_file
-from moss_audio_jax.errors import InputError
+from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.text import load_tokenizer
 from moss_audio_jax.tree import flatten
 from moss_audio_jax.weights import safetensors
@@ -163,3 +167,102 @@ def test_missing_credentials_are_said():
     anonymous = OSError("Anonymous caller does not have storage.objects.get access")
     assert "GOOGLE_APPLICATION_CREDENTIALS" in door.told(anonymous)
     assert "credentials" not in door.told(ConnectionResetError("reset by peer"))
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("to", ["official", "native"])
+def test_a_checkpoint_is_converted_into_a_bucket_and_back(proxy, root, tmp_path, to):
+    write_checkpoint(tmp_path / "official", CONFIG, max_shard_bytes=100_000)
+    convert(tmp_path / "official", tmp_path / "here", to, progress=False)
+    proxy.share = 0.02
+    convert(tmp_path / "official", f"{root}/there", to, progress=False)
+    proxy.share = 0.0
+    there = loopback.objects(f"{root}/there")
+    here = {str(f.relative_to(tmp_path / "here")): f for f in (tmp_path / "here").rglob("*")}
+    assert there.keys() == {name for name, file in here.items() if file.is_file()}
+    for name, data in there.items():
+        if name.endswith(".safetensors") or name == "config.json" or "/c/" in name:
+            assert data == here[name].read_bytes(), name
+    assert not [name for name in loopback.objects(root) if not name.startswith("there/")]
+    convert(f"{root}/there", tmp_path / "back", "official", progress=False)
+    once, again = read_tensors(tmp_path / "official"), read_tensors(tmp_path / "back")
+    assert once.keys() == again.keys()
+    assert all(once[name].tobytes() == again[name].tobytes() for name in once)
+
+
+def test_a_copy_that_was_cut_short_is_no_checkpoint_and_is_replaced(
+    proxy, root, tmp_path, monkeypatch
+):
+    write_checkpoint(tmp_path / "official", CONFIG, max_shard_bytes=100_000)
+    real, count = door.put, 0
+
+    def put(source, target):
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(door, "put", put)
+        with pytest.raises(KeyboardInterrupt):
+            convert(tmp_path / "official", f"{root}/there", "official", progress=False)
+    assert loopback.objects(f"{root}/there"), "the copy had not begun"
+    with pytest.raises(InputError, match=r"config\.json: no such file"):
+        load_params(f"{root}/there")
+    convert(tmp_path / "official", f"{root}/there", "official", progress=False)
+    assert flatten(load_params(f"{root}/there")).keys()
+    with pytest.raises(InputError, match="already exists"):
+        convert(tmp_path / "official", f"{root}/there", "official", progress=False)
+
+
+def test_files_are_written_whole_and_appended_to(proxy, root):
+    proxy.share = 0.05
+    files.write_whole(f"{root}/a.json", "one")
+    files.append(f"{root}/a.json", " two")
+    with files.writing(f"{root}/b.bin", "wb") as file:
+        file.write(b"x" * 9_000_000)
+    with contextlib.suppress(ZeroDivisionError), files.writing(f"{root}/a.json") as file:
+        file.write("half")
+        raise ZeroDivisionError
+    proxy.share = 0.0
+    assert loopback.objects(root) == {"a.json": b"one two", "b.bin": b"x" * 9_000_000}
+
+
+def test_one_process_owns_a_folder(proxy, root, monkeypatch):
+    monkeypatch.setattr(door, "_BEAT", 0.1)
+    monkeypatch.setattr(door, "_DEAD", 2.0)
+    with files.Lock(root, "train") as lock:
+        with pytest.raises(UsageError, match=f"{root}: in use by train .process"):
+            files.Lock(root, "train").__enter__()
+        lock.check()
+        monkeypatch.setattr(door, "_BEAT", 60.0)
+    assert not loopback.objects(root)
+
+
+def test_a_lock_whose_owner_died_is_taken_over(proxy, root, monkeypatch):
+    monkeypatch.setattr(door, "_DEAD", 0.5)
+    elsewhere = {"owner": "train (process 1 on far)", "token": "t", "machine": "far", "process": 1}
+    files.write_whole(f"{root}/.lock", json.dumps(elsewhere))
+    with files.Lock(root, "train"):  # nobody renews it
+        assert json.loads(files.read_bytes(f"{root}/.lock"))["token"] != "t"
+    child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
+    died = {**elsewhere, "machine": door._machine(), "process": int(child.stdout)}
+    files.write_whole(f"{root}/.lock", json.dumps(died))
+    monkeypatch.setattr(door, "_DEAD", 1e9)
+    with files.Lock(root, "train"):  # its process is gone: nothing to wait for
+        pass
+
+
+def test_a_lock_that_another_took_is_noticed(proxy, root, monkeypatch):
+    monkeypatch.setattr(door, "_BEAT", 0.05)
+    with files.Lock(root, "train") as lock:
+        files.write_whole(f"{root}/.lock", json.dumps({"owner": "train (2)", "token": "t"}))
+        until = time.monotonic() + 20
+        while not lock._lease._lost and time.monotonic() < until:
+            time.sleep(0.05)
+        with pytest.raises(InputError, match=r"lost to train \(2\)"):
+            lock.check()
+    assert json.loads(files.read_bytes(f"{root}/.lock"))["token"] == "t"

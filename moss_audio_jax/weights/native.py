@@ -31,7 +31,7 @@ from tqdm import tqdm
 from moss_audio_jax import buckets, files
 from moss_audio_jax.buckets import absolute, is_remote
 from moss_audio_jax.config import ModelConfig, ProcessorConfig, read_json
-from moss_audio_jax.errors import InputError
+from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.models.decoder import unstack
 from moss_audio_jax.runtime import from_all
 from moss_audio_jax.tree import flatten, unflatten
@@ -69,6 +69,7 @@ def save_native(
     Raises:
       InputError: the parameters do not fit the config, the folder exists, or the disk is full.
     """
+    check_place(folder)
     leaves = flatten(params)
     dtype = check_leaves(leaves, table(config))
     nbytes = sum(leaf.nbytes for leaf in leaves.values())
@@ -78,6 +79,15 @@ def save_native(
                 partial, config, dtype, files_from, processor, tokenizer_from, new_weights
             )
         write_native(partial, table(config), leaves.items(), dtype)
+
+
+def check_place(folder: str | Path) -> None:
+    """Raises UsageError if these processes cannot write a native checkpoint there."""
+    if is_remote(folder) and jax.process_count() > 1:
+        raise UsageError(
+            f"{folder}: several processes write a native checkpoint only to a folder that they "
+            "share; write an official one, and convert it"
+        )
 
 
 def write_native(
