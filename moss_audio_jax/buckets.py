@@ -26,7 +26,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar
@@ -315,7 +315,7 @@ def upload(source: Path, target: str | os.PathLike[str], last: Sequence[str] = (
     delete_one(f"{target}/{UNFINISHED}")
 
 
-def delete(folder: str | os.PathLike[str], first: Iterable[str] = ()) -> None:
+def delete(folder: str | os.PathLike[str], first: Sequence[str] = ()) -> None:
     """Deletes all objects below a folder, those named `first` before the others.
 
     Raises InputError if that fails.
@@ -323,18 +323,14 @@ def delete(folder: str | os.PathLike[str], first: Iterable[str] = ()) -> None:
     fs = _file_system(folder)
     root = _bare(folder)
 
-    def remove(names: Sequence[str]) -> None:
-        for at in range(0, len(names), 500):
-            some = [f"{root}/{name}" for name in names[at : at + 500]]
-            with contextlib.suppress(FileNotFoundError):  # an attempt before it did it
-                fs.rm(some)
+    def remove() -> None:
+        while names := list(sums(folder)):
+            names = [name for name in names if name in first] or names
+            with contextlib.suppress(FileNotFoundError):  # an attempt whose answer was lost
+                fs.rm([f"{root}/{name}" for name in names[:500]])
 
-    names = list(sums(folder))
-    ahead = [name for name in first if name in names]
     try:
-        for some in (ahead, names):
-            some = [name for name in some if some is ahead or name not in ahead]
-            _tried(lambda some=some: remove(some))
+        _tried(remove)
     except Exception as error:
         raise InputError(f"{folder}: cannot be deleted ({told(error)})") from None
 

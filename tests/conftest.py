@@ -35,6 +35,8 @@ settings.load_profile("patient")
 # Files of whole runs, the longest first: a worker that began one of them last would work alone.
 LONG = (
     "train/test_processes",
+    "train/test_bucket_runs",
+    "test_buckets",
     "train/test_step",
     "train/test_loop",
     "generate/test_drafts",

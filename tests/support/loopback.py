@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import logging
 import random
 import socket
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, quote, urlsplit
 
 BUCKET = "bucket-of-tests"
 FAULTS = ("busy", "reset", "lost", "truncated", "slow")
@@ -25,7 +27,8 @@ def servers() -> Iterator[dict[str, str]]:
     from gcp_storage_emulator.server import create_server
     from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
+    for name in ("werkzeug", "gcp_storage_emulator"):  # a line or more for each request
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     google = create_server("127.0.0.1", 0, in_memory=True, default_bucket=BUCKET)
     google.start()
     amazon = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -70,6 +73,9 @@ class Proxy:
     server did it, but the connection is cut before the answer. truncated: half of the answer's body
     comes. slow: it comes in ten pieces.
 
+    It also does what Cloud Storage does and the emulator does not: it keeps to ifGenerationMatch,
+    tells the generation of what is read, and answers a repeated last piece of an upload as before.
+
     Attributes:
       share: of requests, 0 to 1; it may be changed at any time.
       done: how often each fault came.
@@ -78,6 +84,8 @@ class Proxy:
     def __init__(self, upstream: str, share: float = 0.0, seed: int = 0):
         self.upstream = upstream.partition("://")[2]
         self.share, self.done = share, Counter()
+        self.answers: dict[str, tuple] = {}  # to the last pieces of uploads
+        self.writing = threading.Lock()
         self.requests: list[tuple[str, str, str]] = []  # method, path, Range
         self._draw, self._lock = random.Random(seed), threading.Lock()
         proxy = self
@@ -131,15 +139,38 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reset()
         if kind == "busy":
             return self._answer(503, [("Retry-After", "0")], b"busy")
-        upstream = http.client.HTTPConnection(self.owner.upstream, timeout=60)
-        headers = {k: v for k, v in self.headers.items() if k.lower() not in _HOP}
-        with contextlib.closing(upstream):
-            upstream.request(self.command, self.path, body, headers)
-            response = upstream.getresponse()
-            data = response.read()
+        query = parse_qs(urlsplit(self.path).query)
+        if self.path in self.owner.answers:
+            return self._answer(*self.owner.answers[self.path])
+        with self.owner.writing if "ifGenerationMatch" in query else contextlib.nullcontext():
+            name = "".join(query.get("name", []))
+            wanted = query.get("ifGenerationMatch", [None])[0]
+            if wanted is not None and self._generation(quote(name, safe="")) != wanted:
+                return self._answer(412, [], b'{"error": {"code": 412, "message": "no match"}}')
+            status, headers, data = self._upstream(self.command, self.path, body)
+        media = "alt=media" in self.path and status in (200, 206)
+        if media and not any(name.lower() == "x-goog-generation" for name, _ in headers):
+            name = urlsplit(self.path).path.rpartition("/o/")[2]
+            headers.append(("x-goog-generation", self._generation(name)))
+        if "upload_id" in query and self.command != "DELETE" and status == 200:
+            self.owner.answers[self.path] = status, headers, data
         if kind == "lost":
             return self._reset()
-        self._answer(response.status, response.getheaders(), data, kind)
+        self._answer(status, headers, data, kind)
+
+    def _upstream(self, method: str, path: str, body: bytes = b"") -> tuple[int, list, bytes]:
+        upstream = http.client.HTTPConnection(self.owner.upstream, timeout=60)
+        sent = {k: v for k, v in self.headers.items() if k.lower() not in _HOP}
+        with contextlib.closing(upstream):
+            upstream.request(method, path, body, sent)
+            response = upstream.getresponse()
+            return response.status, response.getheaders(), response.read()
+
+    def _generation(self, name: str) -> str:
+        """An object's generation; "0" if there is none."""
+        bucket = urlsplit(self.path).path.partition("/b/")[2].partition("/")[0]
+        status, _, data = self._upstream("GET", f"/storage/v1/b/{bucket}/o/{name}")
+        return json.loads(data)["generation"] if status == 200 else "0"
 
     def _body(self) -> bytes:
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
