@@ -78,6 +78,13 @@ def absolute(path: str | os.PathLike[str]) -> Path | epath.Path:
     return as_path(path) if is_remote(path) else Path(os.path.abspath(path))
 
 
+def files_below(folder: Path | epath.Path) -> list[Path | epath.Path]:
+    """All files below a folder, sorted; below a local one folders too."""
+    if is_remote(folder):
+        return [folder / name for name in sums(folder)]
+    return sorted(folder.rglob("*"))
+
+
 # --- reading -------------------------------------------------------------------------------------
 
 
@@ -168,6 +175,16 @@ class _Ranges(io.RawIOBase):
         buffer[: len(piece)] = piece
         self._at += len(piece)
         return len(piece)
+
+
+def download(source: str | os.PathLike[str], target: Path, names: Sequence[str]) -> None:
+    """Copies some objects below a folder to a local one, in parallel. Raises as `read`."""
+
+    def take(name: str) -> None:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(read(f"{source}/{name}"))
+
+    _in_parallel(take, names)
 
 
 def local_copy(path: str | os.PathLike[str]) -> str:

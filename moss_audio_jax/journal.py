@@ -14,7 +14,7 @@ from moss_audio_jax.buckets import is_remote
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import append, brief, not_written, read_bytes, write_whole, writing
 
-_SECONDS = 60.0  # after which a bucket's file is written anew
+_SECONDS, _SYNC_SECONDS = 60.0, 10.0  # after which a bucket's file is written anew
 
 
 class Log:
@@ -43,8 +43,13 @@ class Log:
         if time.monotonic() - self._at > _SECONDS:
             self.flush()
 
-    def flush(self) -> None:
-        """Writes what a bucket's file lacks. Raises InputError if that fails."""
+    def flush(self, after: float = 0.0) -> None:
+        """Writes what a bucket's file lacks, if `after` seconds have gone since the last time.
+
+        Raises InputError if that fails.
+        """
+        if time.monotonic() - self._at < after:
+            return
         with self._lock:
             if self._text is not None and len(self._text) > self._written:
                 write_whole(self.path, bytes(self._text))
@@ -75,7 +80,7 @@ class Journal:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Appends a row. It stays in the file if the process is killed afterwards; in a bucket that
-        is so from the next `sync` on, or a minute later."""
+        is so from the next `sync` on, which writes there every ten seconds at most."""
         if self._path is None:
             return
         if self._log:
@@ -92,7 +97,7 @@ class Journal:
     def sync(self) -> None:
         """Flushes all rows, so that they also survive a crash of the machine."""
         if self._log:
-            self._log.flush()
+            self._log.flush(_SYNC_SECONDS)
         if self._file:
             try:
                 os.fsync(self._file.fileno())
