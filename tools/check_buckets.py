@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +40,7 @@ def main() -> int:
     options.add_argument("--kills", type=int, default=5)
     options.add_argument("--faults", type=float, default=0.02, help="share of answers broken")
     options.add_argument("--schemes", nargs="+", default=["gs", "s3"], choices=("gs", "s3"))
+    options.add_argument("--processes", type=int, default=1, help="of the run; each of one device")
     options.add_argument("--seed", type=int, default=0)
     args = options.parse_args()
     draw = random.Random(args.seed)
@@ -55,7 +57,7 @@ def main() -> int:
         sizes = ("data.batch=2", "data.streams=2", f"train.steps={STEPS}")
         start = f"init_from={work / 'data' / 'start'}"
         subprocess.run(
-            runs.command(config, work / "whole", *sizes, start),
+            run_of(args.processes, config, work / "whole", *sizes, start),
             env=env,
             check=True,
             capture_output=True,
@@ -72,7 +74,7 @@ def main() -> int:
             )
             proxies[scheme].share = args.faults
             began = time.monotonic()
-            command = runs.command(config, f"{root}/work", *there)
+            command = run_of(args.processes, config, f"{root}/work", *there)
             killed = [kill(command, env, draw) for _ in range(args.kills)]
             last = subprocess.run(command, env=env, capture_output=True, text=True)
             proxies[scheme].share = 0.0
@@ -92,22 +94,32 @@ def main() -> int:
     return 0 if same else 1
 
 
+def run_of(processes: int, *words: object) -> list[str]:
+    command = runs.command(*words)
+    if processes == 1:
+        return command
+    launcher = [sys.executable, str(ROOT / "launch" / "local_processes.py"), str(processes)]
+    return [*launcher, "--devices", "1", "--", *command]
+
+
 def kill(command: list[str], env: dict[str, str], draw: random.Random) -> int | None:
-    """Starts the run and kills it some steps after its start; the step it had reached, if any."""
-    run = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    """Starts the run and kills it some steps later; the step that it had reached, if any."""
+    run = subprocess.Popen(
+        command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     steps, seconds = draw.randint(0, 6), draw.uniform(0, 1.5)
     if not steps:  # before the first step: while it loads, or sets up its folder
         time.sleep(draw.uniform(3, 12))
-        run.send_signal(signal.SIGKILL)
+        os.killpg(run.pid, signal.SIGKILL)
     reached, done = None, 0
     for text in run.stderr:
         if text.startswith("error"):
             print(text, end="", file=sys.stderr)
-        if text.startswith("step "):
-            reached, done = int(text.split()[1].partition("/")[0]), done + 1
+        if found := re.search(r"\bstep (\d+)/", text):
+            reached, done = int(found[1]), done + 1
             if done == steps and reached < STEPS:
                 time.sleep(seconds)
-                run.send_signal(signal.SIGKILL)
+                os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     return reached
 

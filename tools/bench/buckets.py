@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -92,28 +91,34 @@ def measured(scheme: str, urls: dict[str, str], gigabytes: float) -> dict[str, f
     line = got / (time.monotonic() - began)
 
     readers = [safetensors.Reader(f"{folder}/{number}.safetensors") for number in range(count)]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before, most = resident(), 0
     rows = 1024  # 4 MiB at a time, as a load takes them
     pieces = [(r, slice(at, at + rows)) for r in readers for at in range(0, shape[0], rows)]
 
     def take(piece: tuple) -> int:
+        nonlocal most
         reader, part = piece
         found = reader.read("x", (part,))
         assert np.array_equal(found[0], block[part.start]), "other bytes"
+        most = max(most, resident())
         return found.nbytes
 
     began = time.monotonic()
     with ThreadPoolExecutor(4) as pool:
         total = sum(pool.map(take, pieces))
     speed = total / (time.monotonic() - began)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     return {
         "gigabytes": round(total / 1e9, 3),
         "plain_http_mb_per_s": round(line / 1e6),
         "safetensors_mb_per_s": round(speed / 1e6),
         "share": round(speed / line, 2),
-        "memory_grew_mb": round(grown * 1024 / 1e6),
+        "memory_grew_mb": round((most - before) / 1e6),
     }
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":
