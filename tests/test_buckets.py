@@ -5,6 +5,7 @@ Not covered: the real services, their credentials and their speed.
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -266,3 +267,20 @@ def test_a_lock_that_another_took_is_noticed(proxy, root, monkeypatch):
         with pytest.raises(InputError, match=r"lost to train \(2\)"):
             lock.check()
     assert json.loads(files.read_bytes(f"{root}/.lock"))["token"] == "t"
+
+
+def test_without_credentials_a_verb_says_so_in_one_line(buckets, tmp_path):
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_ACCESS", "AWS_SECRET"))}
+    env |= {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
+    env["PYTHONPATH"] = str(Path(mj.__file__).parents[1])
+    words = ["--input", f"s3://{loopback.BUCKET}/none", "--output", "out", "--format", "native"]
+    run = subprocess.run(
+        [sys.executable, "-m", "moss_audio_jax.convert", *words],
+        env=env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    assert "AWS_ACCESS_KEY_ID" in run.stderr.splitlines()[-1]
+    assert "Traceback" not in run.stderr

@@ -7,6 +7,7 @@ those that the bucket lists (CRC-32C, or the ETag), so that nothing is read back
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from typing import Any
@@ -87,7 +88,8 @@ class BucketCheckpoints(Checkpoints):
 
     def _not_saved(self, step: int, error: Exception) -> InputError:
         if self._first:
-            self._delete(step)
+            with contextlib.suppress(InputError):  # the next start removes it
+                self._delete(step)
         return InputError(f"{self._folder / str(step)}: not written: {buckets.told(error)}")
 
 
