@@ -16,6 +16,7 @@ CORE = [
     "libtpu",
     "errors",
     "tree",
+    "buckets",
     "files",
     "journal",
     "remote",

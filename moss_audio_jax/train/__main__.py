@@ -23,8 +23,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from moss_audio_jax import command
+from moss_audio_jax.buckets import as_path
 from moss_audio_jax.config_file import read_config_file
-from moss_audio_jax.errors import UsageError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,12 +47,7 @@ def parse(argv: Sequence[str]) -> tuple[Any, Path]:
     options.add_argument("--config", required=True, metavar="NAME[:ARG]")
     options.add_argument("--workdir", required=True, metavar="DIR")
     args, rest = options.parse_known_args(argv)
-    if "://" in args.workdir:
-        raise UsageError(
-            f"--workdir {args.workdir}: remote folders are not supported; mount one that all hosts "
-            "share"
-        )
-    return load_config(args.config, rest), Path(args.workdir)
+    return load_config(args.config, rest), as_path(args.workdir)
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Any:
