@@ -25,6 +25,7 @@ CORE = [
     "sharding",
     "audio",
     "text",
+    "timeline",
     "ops",
     "models",
     "weights",
@@ -41,7 +42,6 @@ CORE = [
 ]
 PERIPHERY = [
     "draw",
-    "timeline",
     "serve",
     "world",
     "evaluate",
