@@ -301,8 +301,16 @@ class Packed:
         return len(self.tokens)
 
 
-def packed(survey: Survey, encoder: EncoderConfig, config: LoaderConfig) -> Packed:
+def packed(
+    survey: Survey,
+    encoder: EncoderConfig,
+    config: LoaderConfig,
+    done: Callable[[int], Any] = lambda visits: None,
+) -> Packed:
     """Packs as a run of this config does, by the sizes that were noted.
+
+    Args:
+      done: called now and then with how many visits of rows were packed since.
 
     Raises:
       InputError: a thousand rows in succession cannot be used; the run would stop, too.
@@ -314,10 +322,11 @@ def packed(survey: Survey, encoder: EncoderConfig, config: LoaderConfig) -> Pack
     for number in range(streams):
         rows = iter(PackedRows(jobs, number, streams, recorded, lambda *_: None, config))
         share = -(-(survey.mixture.rows - number) // streams)
-        state = None
-        while state is None or state["offset"] or state["next"] < share:  # to a window's end
-            row = next(rows)
+        state = {"next": 0, "offset": 0, "carry": []}
+        while state["offset"] or state["next"] < share:  # to a window's end
+            row, before = next(rows), state["next"]
             state = rows.get_state()
+            done(state["next"] - before)
             pieces = [n for example in row for n in size_of(example.mels, encoder)]
             tokens.append(sum(len(example.ids) for example in row) / room.tokens)
             strips.append(strips_of(pieces, room) / room.strips if room.strips else 0.0)

@@ -26,7 +26,7 @@ from moss_audio_jax.data.mixture import Mixture
 from moss_audio_jax.data.pipeline import example_maker
 from moss_audio_jax.data.records import Rejected
 from moss_audio_jax.data.survey import Packed, Reader, Survey, packed
-from moss_audio_jax.errors import InputError
+from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.train.check import check
 from moss_audio_jax.train.data_page import Bars, Section, as_text, page
 from moss_audio_jax.train.setup import loader_config_of
@@ -49,6 +49,9 @@ def check_data(config: Any, report: Path, progress: bool = False) -> int:
     Raises:
       InputError, UsageError: a key, a file or a folder that a run could not use, either.
     """
+    listing = report.with_suffix(".jsonl")
+    if listing == report:
+        raise UsageError(f"--report {report}: is the name of the list of rows; expected *.html")
     start = read_start(config)
     # A machine without the run's devices: the mesh is for `plan` to judge.
     check(config, start.model, jax.sharding.AbstractMesh((1,) * len(_AXES), _AXES))
@@ -57,12 +60,11 @@ def check_data(config: Any, report: Path, progress: bool = False) -> int:
     sets = {"train": Mixture(tuple(config.data.train) or config.data.mixture, config.train.seed)}
     if config.data.eval:
         sets["eval"] = Mixture(tuple(config.data.eval))
-    listing = report.with_suffix(".jsonl")
     with files.writing(listing) as file:
         surveys, unusable = _read(config, start, rows, sets, file, progress)
         found = _findings(surveys, file)
     train = surveys["train"]
-    fill, reason = _packed(config, start, rows, train)
+    fill, reason = _packed(config, start, rows, train, progress)
     sections = [
         _rows(surveys, rows),
         _unusable(unusable),
@@ -96,7 +98,7 @@ def _read(
     surveys: dict[str, Survey] = {}
     unusable: dict[tuple[str, str], list[str]] = {}
     total = sum(mixture.rows for mixture in sets.values())
-    with tqdm(total=total, unit="row", disable=not progress) as bar:
+    with tqdm(total=total, unit="row", desc="reading", disable=not progress) as bar:
         for name, mixture in sets.items():
             survey = surveys[name] = Survey(mixture)
             for rejected in survey.read(reader, rows.row_seconds):
@@ -167,7 +169,7 @@ def _findings(surveys: Mapping[str, Survey], file: IO[str]) -> Section:
 
 
 def _packed(
-    config: Any, start: Start, rows: LoaderConfig, train: Survey
+    config: Any, start: Start, rows: LoaderConfig, train: Survey, progress: bool
 ) -> tuple[Packed | None, str]:
     """How an epoch is packed, or why that cannot be told."""
     if config.train.source:
@@ -178,7 +180,9 @@ def _packed(
     if not train.usable.any():
         return None, "No row can be packed."
     try:
-        return packed(train, start.model.encoder, rows), ""
+        total = train.mixture.rows
+        with tqdm(total=total, unit="row", desc="packing", disable=not progress) as bar:
+            return packed(train, start.model.encoder, rows, bar.update), ""
     except InputError as error:
         return None, f"The run would stop: {error}"
 

@@ -10,8 +10,8 @@ from moss_audio_jax import timeline
 
 _STYLE = """
 h3 { font-size: .95em; font-weight: normal; color: #666; margin: 1em 0 .2em; }
-.note { color: #a03020; }
-td.number { text-align: right; white-space: nowrap; }
+.note { font-weight: 600; }
+th.number, td.number { text-align: right; white-space: nowrap; }
 svg.bars { display: block; width: 100%; max-width: 800px; }
 """
 _WIDTH, _HEIGHT, _LINE, _NAMES = 800, 140, 20, 220  # SVG units

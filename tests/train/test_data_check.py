@@ -165,3 +165,5 @@ def test_options_belong_together(small_run, capsys):
     assert "--workdir is missing" in capsys.readouterr().err
     assert command.run(verb.main, [config, "--workdir=w", "--report=x.html"]) == 2
     assert "--report: belongs to --check-data" in capsys.readouterr().err
+    assert check(config, "--report=rows.jsonl") == 2
+    assert "expected *.html" in capsys.readouterr().err
