@@ -26,6 +26,7 @@ CORE = [
     "sharding",
     "audio",
     "text",
+    "timeline",
     "ops",
     "models",
     "weights",
@@ -42,7 +43,6 @@ CORE = [
 ]
 PERIPHERY = [
     "draw",
-    "timeline",
     "serve",
     "world",
     "evaluate",

@@ -32,6 +32,7 @@ from moss_audio_jax.sharding import make_mesh, param_shardings
 from moss_audio_jax.train import export, samples, setup
 from moss_audio_jax.train.bucket_checkpoints import BucketCheckpoints
 from moss_audio_jax.train.checkpoints import Checkpoints
+from moss_audio_jax.train.clock import Clock
 from moss_audio_jax.train.echo import Echo
 from moss_audio_jax.train.helpers import Helpers, init_helpers
 from moss_audio_jax.train.metrics import Metrics, cut_back
@@ -71,6 +72,7 @@ def _train(
     run: Setup, workdir: Path, lock: files.Lock | None, mixture: Mixture, held_out: Mixture | None
 ) -> int:
     config, mesh = run.config, run.mesh
+    clock = Clock()
     if not jax.process_index():
         text = config.to_json_best_effort(indent=1) + "\n"
         files.write_whole(workdir / "config.json", text)
@@ -86,6 +88,7 @@ def _train(
         restored, saved = checkpoints.restore(newest, run.state_shardings)
         state = {**state, **restored}
         totals, saved_data = saved["totals"], saved["data"]
+        clock.restore(saved.get("clock"))
         _log.info(f"continues at step {newest} of {workdir}")
     first = step = newest or 0
     _describe(state, run, mixture)
@@ -94,7 +97,7 @@ def _train(
         loader.restore(saved_data)
 
     # --- the step, and what goes in and out of it -------------------------------------------------
-    step_fn = run.step()
+    step_fn = clock.steps(run.step())
     rows_alone = dataclasses.replace(run.recipe, objective=None)
     eval_fn = jax.jit(functools.partial(eval_step, recipe=rows_alone))
     work = flops.train_step(
@@ -127,7 +130,7 @@ def _train(
         values = _collect(waiting, totals)
         said = {name: float(np.mean(values)) for name, values in told.items()}
         told.clear()
-        metrics.write(step, values | _task_losses(values, config.data.tasks) | said)
+        metrics.write(step, values | _task_losses(values, config.data.tasks) | said | clock.line())
         if int(state["skipped"]) >= config.train.max_skipped:
             save(loader.state())
             raise InputError(
@@ -136,6 +139,7 @@ def _train(
                 "optimizer.learning_rate, or look at the rows of the last steps)"
             )
 
+    @clock.during("eval")
     def evaluate() -> None:
         nonlocal eval_loss
         eval_loss = _held_out_loss(eval_fn, state, held_out, run)
@@ -155,7 +159,9 @@ def _train(
         if rows_log:
             rows_log.flush()
         about = {"totals": totals, "config": json.loads(config.to_json_best_effort())}
-        checkpoints.save(step, state, about, data, eval_loss)
+        with clock.during("save"):
+            about["clock"] = clock.state()
+            checkpoints.save(step, state, about, data, eval_loss)
         overdue.saved()
 
     def stopped(data: dict) -> int:
@@ -170,12 +176,13 @@ def _train(
         return bool(count) and step % count == 0
 
     try:
-        with jax.set_mesh(mesh), loader:
+        with jax.set_mesh(mesh), loader, clock:
             while step < config.train.steps:
                 _profile(config.train.profile, step - first, workdir)
                 data = loader.state()
                 try:
-                    batch = stop.next(loader)
+                    with clock.during("data"):
+                        batch = stop.next(loader)
                 except _Stopped:  # data that do not come must not hold it up
                     return stopped(data)
                 state, numbers = step_fn(state, placed(batch))

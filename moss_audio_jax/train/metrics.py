@@ -65,6 +65,8 @@ class Metrics:
             parts.append(f"{row['padding']:.1%} padding")
         if "mfu" in row:
             parts.append(f"MFU {row['mfu']:.1%}")
+        if "time/goodput" in row:
+            parts.append(f"goodput {row['time/goodput']:.1%}")
         parts.append(f"ETA {_clock((self._steps - step) / rate)}" if rate else "")
         _log.info("  ".join(filter(None, parts)))
 
