@@ -40,6 +40,7 @@ def get_config(size="4b"):
         c.policy.prompts = 128
         c.policy.prompt_tokens = 2048
         c.policy.new_tokens = 2048
+        c.policy.slots = 512
         # The cache has 8 heads of keys, which fsdp's devices share in rollouts; with more devices
         # than heads each would hold all of it (78 GiB for 8B and 256 slots).
         c.mesh.data = -1

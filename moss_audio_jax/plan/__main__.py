@@ -5,6 +5,8 @@ example:
   moss-audio-jax plan --config sft --topology v6e:4x4 --sweep --output plan.json
   moss-audio-jax plan --config pretrain_full:8b --topology v5e:16x16 --budget
   moss-audio-jax plan --config sft:8b --topology v5e:2x4 --generate --quantize weights
+  moss-audio-jax plan --config dapo:8b --topology v5p:4x4x8 --output plan.json
+  moss-audio-jax plan --config dapo:8b --topology v5p:4x4x8 --budget --plan plan.json
 
 --config NAME[:ARG] is a packaged config (`moss-audio-jax` lists them), or the path of your own.
 
@@ -17,6 +19,10 @@ setting that fits. With --output, a sweep that was killed continues where it sto
 --budget estimates a whole run (chips, days, hosts, failures) by formulas, without the compiler.
 --generate compiles prefill and decoding instead of the train step, for a model of the config's
 sizes. It reports whether they fit and how much memory a decoded token must read.
+
+Of a config that learns from rewards (`train.source`), prefill, decoding and scoring are compiled
+too, and a step is modelled by phase. --assume changes what is assumed of its answers. Its --budget
+needs the plan: --plan FILE.json.
 
 Needs the extra `plan` (libtpu, the TPU compiler), except for --budget: pip install -e '.[plan]'.
 Exit code 3: it does not fit.

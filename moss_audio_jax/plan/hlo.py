@@ -2,7 +2,8 @@
 
 A compiled module is text: computations, each a list of scheduled instructions. A loop's trip count
 is the constant in its condition. Of the branches of a conditional the costliest one counts. The
-cycles of a fusion are stated where it is called.
+cycles of a fusion are stated where it is called; those that the compiler does not know, such as a
+gather's on the SparseCore, count 0.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator
 
 _HEAD = re.compile(r"^\s*(ENTRY )?%([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([a-z][a-z\-]*)\((.*)$")
+_UNKNOWN = 2**63 - 1  # cycles
 _SHAPE = re.compile(r"\b(pred|[su]\d+|bf16|f16|f32|f64|f8\w+|c64)\[([\d,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _GROUPS = re.compile(r"replica_groups=(?:\[(\d+),(\d+)\]|\{\{([\d,]*)\})")
@@ -233,7 +235,7 @@ class Module:
         if instruction.op == "call":
             return self.cycles(instruction.called("to_apply"))
         found = _CYCLES.search(instruction.rest)
-        return float(found.group(1)) if found else 0.0
+        return float(found.group(1)) if found and int(found.group(1)) != _UNKNOWN else 0.0
 
     def _in_place(self, instruction: Instruction) -> bool:
         body = self.computations.get(instruction.called("calls") or "", [instruction])

@@ -191,28 +191,29 @@ def assess(
     learned = estimate.plan(run.learning, step, topology)
     share = _cache_share(run.rollouts, asked)
     rollouts = serving_report.assess(run.rollouts, prefill, decode, topology, share)
-    trained = held_bytes(run.learning.state)
+    state = run.learning.state
+    held = held_bytes(state)
     models = training_layout(run.learning)
     moved = moved_bytes(models, param_shardings(models, run.learning.model, run.rollouts.mesh))
     layers = held_bytes(run.rollouts.params["language_model"]["layers"])
     both = rollouts.weights + max(held_bytes(models), layers + held_bytes(run.rollouts.state))
     peaks = {
-        "handoff": trained + both,
-        "rollouts": trained + max(rollouts.prefill.peak, rollouts.decode.peak),
-        "step": step.peak,
+        "handoff": held + both,
+        "rollouts": held + max(rollouts.prefill.peak, rollouts.decode.peak),
     }
     scored = None
     if scoring is not None:
-        peaks["scoring"] = scoring.peak + held_bytes(run.learning.state["opt"])
+        peaks["scoring"] = scoring.peak + held - held_bytes([state["trained"], state["frozen"]])
         scored = _scored(run.learning, scoring, topology)
+    peaks["step"] = step.peak
     if "reference_logprobs" in run.scores and not run.learning.recipe.lora_alpha:
-        kept = held_bytes(run.learning.state["trained"]) // 2  # float32, and the copy bfloat16
+        kept = held_bytes(state["trained"]) // 2  # float32, and the copy bfloat16
         peaks = {moment: peak + kept for moment, peak in peaks.items()}
     programs = {"prefill": prefill, "decode": decode, "scoring": scoring, "step": step}
     refusals = {name: x.refusal for name, x in programs.items() if x and not x.module}
     seconds = None
     if not refusals:
-        copied = trained + held_bytes(models) + rollouts.weights + 2 * layers
+        copied = held + held_bytes(models) + rollouts.weights + 2 * layers
         seconds = {
             "handoff": moved / topology.device.interconnect
             + copied / topology.device.hbm_bandwidth,
@@ -276,7 +277,7 @@ def _size(part: tuple, shape: tuple[int, ...], other: tuple | None = None) -> in
 
 
 def _scored(run: Run, scoring: Compiled, topology: Topology) -> Estimate | None:
-    """The modelled time of scoring. Its work counts a third of a step's: it has no backward."""
+    """The modelled time of scoring; rows with branches have no attention kernel."""
     if scoring.module is None:
         return None
     collectives = tuple(scoring.module.collectives())

@@ -96,6 +96,11 @@ def test_loops_multiply_cycles_and_the_dear_branch_counts(module):
     assert module.cycles() == 36 * (10 + 1000) + 7 + 500
 
 
+def test_cycles_that_the_compiler_does_not_know_count_nothing():
+    """libtpu writes the largest int64 for gathers on the SparseCore."""
+    assert Module(TEXT.replace(cycles(7), cycles(2**63 - 1)), devices=4).cycles() == 36 * 1010 + 500
+
+
 def test_collectives_by_kind_size_and_overlap(module):
     found = {c.kind: c for c in module.collectives()}
     assert len(found) == len(module.collectives()) == 4
