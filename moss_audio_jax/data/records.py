@@ -7,6 +7,8 @@ A row is what the official fine-tuning JSONL holds, and a little more:
                       {"role": "assistant", "message_type": "text", "content": "hello"}],
      "weight": 1.0, "task": "asr", "id": "a"}
 
+A row whose conversation ends with the user may have its answer beside it: "answer": "hello".
+
 A row may go on in several ways, so that many questions share one clip: its "conversation" is then
 the opening (the audio), and each branch continues it. What is heard when, for the helper losses of
 an encoder (`train.helpers`), may stand beside it:
@@ -152,6 +154,10 @@ def parse_row(data: bytes) -> Row:
             for blob, name in zip(blobs, names, strict=True)
         )
     more = {key: value for key, value in raw.items() if key not in _KEYS}
+    answer = raw.get("answer")
+    if isinstance(answer, (str, *_NUMBER)) and messages[-1].get("role") == "user" and not branches:
+        said = {"role": "assistant", "message_type": "text", "content": str(answer)}
+        messages = [*messages, said]
     return Row(messages, clips, weight, raw.get("task"), raw.get("id"), branches, words, tags, more)
 
 

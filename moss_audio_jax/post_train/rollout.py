@@ -10,7 +10,7 @@ and the answer's number alone: rollouts that are lost are made again.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,13 +36,14 @@ class Answer(NamedTuple):
       ids: its tokens, with the one that ended it if one did.
       logprobs: float32 [n], theirs by the sampler.
       advantage: over its group.
-      old: float32 [n], by the trainer with the weights that sampled; None if these have not moved.
+      scores: float32 [n] each, theirs by the trainer ("old_logprobs", "reference_logprobs"), where
+        the loss needs them (`scoring`).
     """
 
     ids: list[int]
     logprobs: np.ndarray
     advantage: float
-    old: np.ndarray | None = None
+    scores: Mapping[str, np.ndarray] = {}
 
 
 class Group(NamedTuple):
@@ -74,8 +75,6 @@ class Sampler:
         pages = each * (1 + pages_for(new_tokens + PAGE)) + prompts * pages_for(prompt_tokens)
         self._size = Size(slots, pages, new_tokens)
         self._engine: Engine | None = None
-        encoder = [factor for path, factor in run.factors.items() if "audio_encoder/" in path]
-        self._same_ears = not any(encoder)
 
     def take(self, state: State) -> float:
         """Takes the weights of a train state; returns the seconds it took."""
@@ -90,7 +89,7 @@ class Sampler:
                 params, start.model, recipe.compute, vocab, self._mesh, size=self._size
             )
         else:
-            self._engine.renew(params, self._same_ears)
+            self._engine.renew(params)
         jax.block_until_ready(params)
         return time.perf_counter() - begun
 

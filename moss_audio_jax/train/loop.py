@@ -56,6 +56,8 @@ def train(config: Any, workdir: Path) -> int:
     spec = tuple(config.data.train) or config.data.mixture
     mixture = Mixture(spec, config.train.seed)
     held_out = Mixture(tuple(config.data.eval)) if config.data.eval else None
+    if source := source_of(config):
+        source.check_rows(run, mixture, held_out)
     with _owner(workdir):
         return _train(run, workdir, mixture, held_out)
 

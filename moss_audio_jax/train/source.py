@@ -46,6 +46,9 @@ class Source(Protocol):
     def check(self, config: ConfigDict) -> None:
         """Raises UsageError naming a key that cannot be."""
 
+    def check_rows(self, run: Setup, mixture: Mixture, held_out: Mixture | None) -> None:
+        """Raises InputError, before weights are read, for rows that the run could not use."""
+
     def objective(self, config: ConfigDict) -> Objective: ...
 
     def batches(
