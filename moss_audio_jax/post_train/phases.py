@@ -36,6 +36,7 @@ from moss_audio_jax.post_train import dapo
 from moss_audio_jax.post_train import mixture as rewarding
 from moss_audio_jax.post_train.batches import lay_out, pieces_of, read_back, restored, saved
 from moss_audio_jax.post_train.mixture import Judged
+from moss_audio_jax.post_train.page import LOG, write_page
 from moss_audio_jax.post_train.questions import Question, Questions
 from moss_audio_jax.post_train.rollout import Group, Sampler, answer_of, line_of, said_of
 from moss_audio_jax.post_train.scoring import scorers
@@ -45,7 +46,6 @@ from moss_audio_jax.train.step import State, batch_shardings
 
 _log = logging.getLogger(__name__)
 
-LOG = "rollouts.jsonl"
 _IDLE = 10_000  # rows, one after another, that may give no question
 
 
@@ -95,6 +95,7 @@ class RewardedBatches:
 
     def __exit__(self, *_: Any) -> None:
         self._workers.close()
+        self._draw()
 
     def __next__(self) -> HostBatch:
         """Raises InputError once too many rows are bad, or their file is gone."""
@@ -205,6 +206,8 @@ class RewardedBatches:
         kept = self._scored(kept)
         ended = time.perf_counter()
         self._write(lines)
+        if self._step and self._step % self._run.config.checkpoint.every == 0:
+            self._draw()
         after = self._sampler.counts
         new = {name: after[name] - before.get(name, 0) for name in after}
         return kept, _means(told) | {
@@ -313,6 +316,15 @@ class RewardedBatches:
         if not jax.process_index():
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             files.append(self._workdir / LOG, text)
+
+    def _draw(self) -> None:
+        """The page of all that is written so far; what is wrong with it must not end a run."""
+        if jax.process_index():
+            return
+        try:
+            write_page(self._workdir)
+        except (InputError, OSError) as error:
+            _log.warning(f"rollouts.html is not written: {error}")
 
     def _fingerprint(self) -> dict[str, Any]:
         """What decides which questions are asked, and what is sampled."""

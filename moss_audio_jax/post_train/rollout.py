@@ -20,7 +20,7 @@ from moss_audio_jax.generate.engine import Engine, Output, Size
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import vocabulary
 from moss_audio_jax.models.cache import PAGE, pages_for
-from moss_audio_jax.post_train.asked import Said
+from moss_audio_jax.post_train.asked import Said, read
 from moss_audio_jax.post_train.mixture import Judged
 from moss_audio_jax.post_train.questions import Question
 from moss_audio_jax.sharding import param_shardings, serving_mesh, ways
@@ -141,12 +141,15 @@ def said_of(output: Output, tokenizer: Any) -> Said:
 
 def line_of(step: int, question: Question, said: Said, judged: Judged, kept: bool) -> dict:
     """A line of rollouts.jsonl."""
+    asked = read(question.row)
     return {
         "step": step,
         "row": question.made.row_id,
         "index": question.index,
         "id": question.row["id"],
-        "task": question.row.get("task"),
+        "task": asked.task,
+        "question": asked.prompt,
+        "expected": asked.answer,
         "answer": said.raw,
         "tokens": said.tokens,
         "finish_reason": said.finish_reason,
