@@ -135,8 +135,8 @@ def _answers(log: Path) -> str:
     parts = [_question(kept[key], len(steps[key])) for key in shown]
     return (
         f"<section><h2>Questions</h2><p>{len(again):,} of {len(steps):,} questions came up more "
-        f"than once; {len(shown)} of them, at up to {_TIMES} steps, with up to {_ANSWERS} different "
-        f"answers of each. Click on one to open it.</p>{''.join(parts)}</section>"
+        f"than once. Here are {len(shown)} of them, at up to {_TIMES} steps, with up to {_ANSWERS} "
+        f"different answers of each. Click on one to open it.</p>{''.join(parts)}</section>"
     )
 
 
