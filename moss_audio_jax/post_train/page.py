@@ -38,7 +38,7 @@ _STYLE = """
 .curves .value { fill: #777; }
 details { border-bottom: 1px solid #e6e6e6; padding: 5px 0; }
 summary b { color: #222; font-weight: 600; }
-td.step, td.reward { white-space: nowrap; }
+td.step, td.count, td.reward { white-space: nowrap; width: 1%; }
 small { color: #777; }
 """
 
@@ -62,9 +62,8 @@ def write_page(workdir: Path) -> None:
     curves = _curves(workdir / "metrics.jsonl")
     for title, beginnings in _SECTIONS:
         mine = [name for name in sorted(curves) if name.startswith(beginnings)]
-        drawn = "".join(_curve(name, curves.pop(name)) for name in mine)
-        if drawn:
-            body.append(f'<section><h2>{title}</h2><div class="curves">{drawn}</div></section>')
+        if mine:
+            body.append(_section(title, {name: curves.pop(name) for name in mine}))
     body.append(_answers(workdir / LOG))
     files.write_whole(workdir / PAGE, timeline.document(f"Rollouts: {workdir.name}", body, _STYLE))
 
@@ -80,6 +79,19 @@ def _curves(log: Path) -> dict[str, list[tuple[int, float]]]:
             if type(value) in (int, float):
                 found.setdefault(name, []).append((row["step"], value))
     return found
+
+
+def _section(title: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
+    """Curves; what never changed is a list."""
+    same = {
+        name: points[0][1]
+        for name, points in curves.items()
+        if len({value for _, value in points}) == 1
+    }
+    drawn = "".join(_curve(name, points) for name, points in curves.items() if name not in same)
+    rest = ", ".join(f"{escape(name)} {value:g}" for name, value in same.items())
+    rest = f"<p><small>The same at every step: {rest}</small></p>" if same else ""
+    return f'<section><h2>{title}</h2><div class="curves">{drawn}</div>{rest}</section>'
 
 
 def _curve(name: str, points: Sequence[tuple[int, float]]) -> str:
@@ -167,7 +179,7 @@ def _question(by_step: Mapping[int, list], times: int) -> str:
         f"{escape(files.brief(one['question'], 120))} <small>{escape(one['id'])}, {times} "
         f"times</small></summary><p>{escape(one['question'])}<br><small>expected:</small> "
         f"{escape(one['expected'])}</p><table><tr><th>step</th><th>answers</th><th>reward</th>"
-        f"<th>answer</th><th>why</th></tr>{''.join(rows)}</table></details>"
+        f"<th>answer</th><th>why not 1</th></tr>{''.join(rows)}</table></details>"
     )
 
 
@@ -175,11 +187,12 @@ def _row(each: _Answer) -> str:
     text = each.line["answer"]
     if len(text) > _LETTERS:
         text = f"{text[:_LETTERS]} [... {len(text) - _LETTERS:,} characters]"
-    why = "\n".join(f"{name} {v:g}: {reason}" for name, (v, reason) in each.line["parts"].items())
+    parts = each.line["parts"].items()
+    why = "\n".join(f"{name} {v:g}: {reason}" for name, (v, reason) in parts if v < 1)
     ended = each.line["finish_reason"]
     note = "" if ended == "stop" else f" <small>({escape(ended)})</small>"
     return (
-        f"<td>{each.count}</td><td class='reward'>{each.line['reward']:.2f}</td>"
+        f'<td class="count">{each.count}</td><td class="reward">{each.line["reward"]:.2f}</td>'
         f"<td>{escape(text)}{note}</td><td><small>{escape(why)}</small></td>"
     )
 

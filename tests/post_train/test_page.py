@@ -44,7 +44,8 @@ def test_curves_and_the_answers_over_time(tmp_path):
     write_page(tmp_path)
     page = (tmp_path / PAGE).read_text()
     drawn = re.findall(r"<title>([^<]*): (\S+) → (\S+)</title>.*?points=\"([^\"]*)\"", page)
-    assert [name for name, *_ in drawn] == ["reward", "reward/number", "policy/capped"]
+    assert [name for name, *_ in drawn] == ["reward"]
+    assert "The same at every step: reward/number 0.5</small>" in page
     # 1,000 steps are 334 points, each the mean of three.
     assert drawn[0][1:3] == ("0.002", "1")
     assert len(drawn[0][3].split()) == 334
@@ -52,7 +53,8 @@ def test_curves_and_the_answers_over_time(tmp_path):
     assert page.count("<details>") == 1
     assert "0.00 → 1.00" in page
     assert "&lt;barks&gt;" in page
-    assert "<td>3</td><td class='reward'>0.00</td><td>&lt;b&gt;2&lt;/b&gt; <small>(length)" in page
+    shown = '<td class="count">3</td><td class="reward">0.00</td><td>&lt;b&gt;2&lt;/b&gt; <small>('
+    assert shown + "length)" in page
     assert "number 0: read as 2" in page
     assert "x [... 1,300 characters]" in page
     assert not re.search(r'(src|href)="(?!data:)', page)  # it needs no other file
