@@ -49,7 +49,12 @@ def parser(verb: str, doc: str) -> argparse.ArgumentParser:
     )
 
 
-def add_model_options(options: argparse.ArgumentParser) -> None:
+def add_model_options(options: argparse.ArgumentParser, lora: bool = True) -> None:
+    """The options that select a model.
+
+    Args:
+      lora: whether `--lora DIR` merges adapters into it.
+    """
     group = options.add_argument_group("model")
     group.add_argument(
         "--checkpoint",
@@ -58,7 +63,10 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="checkpoint folder, official or native; default the bundled small model",
     )
-    group.add_argument("--lora", type=Path, metavar="DIR", help="LoRA adapters to merge")
+    if lora:
+        group.add_argument("--lora", type=Path, metavar="DIR", help="LoRA adapters to merge")
+    else:
+        options.set_defaults(lora=None)
     group.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),

@@ -26,6 +26,12 @@ SFT = (
 )  # fmt: skip
 REASONING = (("reason", 4.0), *(rule for rule in SFT if rule[0] != "reason"))
 
+REWARDED = (
+    ("reason", 6.0), ("when", 3.0), ("tempo", 3.0), ("choice", 3.0), ("count", 2.0),
+    ("^asr$", 1.5), ("asr_words", 0.5), ("asr_sentences", 0.3), ("events", 1.0), ("caption", 0.0),
+    (".*", 0.5),
+)  # fmt: skip
+
 # On a GPU, with 16 rows per step: (steps, warmup) of each stage, as for the bundled model, except
 # that its last stage ran on CPUs.
 GPU = {
@@ -34,6 +40,7 @@ GPU = {
     "pretrain": (1800, 140),
     "sft": (2000, 133),
     "cold_start": (1000, 33),
+    "dapo": (1000, 10),
 }
 
 

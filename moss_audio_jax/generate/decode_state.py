@@ -303,6 +303,7 @@ def decode_until(
     max_steps: jax.Array,
     enough_free: jax.Array,
     allowed: jax.Array | None = None,
+    rows: jax.Array | None = None,
     *,
     config: ModelConfig,
     compute: Compute,
@@ -312,8 +313,15 @@ def decode_until(
     """Decodes until `enough_free` slots are not running, or `max_steps` steps are done.
 
     Each step reads all pages of `tables` [B, n]; no running answer may grow beyond them. `allowed`
-    bool [B, V] are the tokens that may come next, for a single step; None: all.
+    bool [B, V] are the tokens that may come next, for a single step; None: all. `rows` int [b]: of
+    these slots alone, so that B is b everywhere; numbers beyond the slots are none; None: of all.
     """
+    whole = state.answers
+    if rows is not None:
+        answers = jax.tree.map(lambda x: x[rows], whole)
+        there = rows < whole.state.shape[0]
+        answers = answers._replace(state=jnp.where(there, answers.state, EMPTY))
+        state = state._replace(answers=answers)
 
     def one(carry: tuple) -> tuple:
         (answers, cache), step = carry
@@ -325,9 +333,12 @@ def decode_until(
 
     go_on = functools.partial(_unfinished, max_steps, enough_free)
     state, _ = jax.lax.while_loop(go_on, one, (state, jnp.int32(0)))
+    answers = state.answers
+    if rows is not None:
+        answers = jax.tree.map(lambda x, new: x.at[rows].set(new, mode="drop"), whole, answers)
     # A constraint inside the loop does not fix the result's sharding, and every process needs all
     # answers.
-    return DecodeState(replicate(state.answers), state.cache)
+    return DecodeState(replicate(answers), state.cache)
 
 
 @functools.partial(

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from moss_audio_jax.config import Compute, ModelConfig
 from moss_audio_jax.data.batch import Example, bucket, check, pieces_of
-from moss_audio_jax.errors import InputError
+from moss_audio_jax.errors import TooLong
 from moss_audio_jax.generate.decode_state import (
     EMPTY,
     LENGTH,
@@ -48,13 +48,14 @@ from moss_audio_jax.generate.hearing import Heard, Hearing, Piece, sound_of
 from moss_audio_jax.generate.pages import Pages, marks_of, page_keys, text_marks
 from moss_audio_jax.generate.request import Guide, Prepared, TokenLogprobs
 from moss_audio_jax.generate.sampling import Sampling
-from moss_audio_jax.generate.shapes import LEAST_REACH, STEPS_AHEAD, TOGETHER, Few, Tight
+from moss_audio_jax.generate.shapes import LEAST_REACH, TOGETHER, Few, Tight
 from moss_audio_jax.generate.vocabulary import Vocabulary
 from moss_audio_jax.models.cache import NOWHERE, PAGE, pages_for
 from moss_audio_jax.models.decoder import unrolled
 from moss_audio_jax.sharding import ways
 
 FINISH_REASON = {STOP: "stop", LENGTH: "length", LOOP: "loop"}
+_STEPS_A_TURN = 8  # tokens between two looks at who has come
 _STOP_STRING_STEPS = 16  # tokens between two searches for stop strings
 _WORTH = 4  # a beginning of so many parts of a prompt is taken from another one
 _WRITTEN = 4  # tokens of transcripts for one of audio, at most
@@ -63,13 +64,15 @@ _WRITTEN = 4  # tokens of transcripts for one of audio, at most
 @dataclasses.dataclass(frozen=True)
 class Output:
     """Token ids of one answer without its stop token, and why it ended: stop, length, loop,
-    cancelled, or error if the engine died."""
+    cancelled, or error if the engine died. `cached_tokens` of its prompt were not run, because
+    their keys and values were kept from before."""
 
     ids: list[int]
     finish_reason: str
     logprobs: list[TokenLogprobs] | None = None  # if `Sampling.logprobs` asks for them
     ending: TokenLogprobs | None = None  # then also of the stop token
     measures: tuple[Measures | None, ...] = ()  # of each clip: is it like the training data?
+    cached_tokens: int = dataclasses.field(default=0, compare=False)  # the answer is the same
 
 
 class Progress(NamedTuple):
@@ -115,6 +118,7 @@ class Asked:
     promised: int = 0
     learnt: int = 0  # its first pages that are known to `Pages`
     done: int = 0  # tokens of the prompt that are in the cache
+    cached: int = 0  # of these: they were there before it
     heard: dict[bytes, Heard] = dataclasses.field(default_factory=dict)  # what the next piece needs
     count: int = 0  # tokens of the answer
     told: int = 0  # of these
@@ -207,8 +211,8 @@ class Engine:
           on_token: streaming: called with (request number, ids so far) after every token.
 
         Raises:
-          InputError: a prompt does not fit the model's positions, or its placeholders and clips
-            disagree.
+          TooLong: a prompt does not fit the model's positions.
+          InputError: its placeholders and clips disagree.
         """
         results: list[Output | None] = [None] * len(requests)
         for number, ids, output in self.progress(requests, on_token is not None):
@@ -251,13 +255,13 @@ class Engine:
         """A request for `enter`; any thread may make one.
 
         Raises:
-          InputError: it does not fit the model's positions or the engine's size, or its
-            placeholders and clips disagree.
+          TooLong: it does not fit the model's positions or the engine's size.
+          InputError: its placeholders and clips disagree.
         """
         one = self._asked(example, sampling, each_token)
         most = self._shapes.most
         if one.length >= most:
-            raise InputError(
+            raise TooLong(
                 f"the prompt has {one.length} tokens, but the cache holds {most}; shorten the "
                 "audio or the text"
             )
@@ -293,10 +297,11 @@ class Engine:
             tables = np.full((count, pages_for(reach)), NOWHERE, np.int32)
             self._run(extend, batch, tables, [None] * count, np.zeros(count, np.int32))
 
-        def decode(reach: int, guided: bool) -> None:
-            tables = np.full((slots, pages_for(reach)), NOWHERE, np.int32)
-            allowed = np.ones((slots, self._vocab.size), bool) if guided else None
-            self._decode_until(tables, 1, slots, allowed)
+        def decode(rows: int, reach: int, guided: bool) -> None:
+            tables = np.full((rows, pages_for(reach)), NOWHERE, np.int32)
+            allowed = np.ones((rows, self._vocab.size), bool) if guided else None
+            alone = [slots] * rows if rows < slots else None
+            self._decode_until(tables, 1, rows, allowed, alone)
 
         def rest() -> None:
             logprobs_of(self._state, 0)
@@ -307,7 +312,8 @@ class Engine:
             *(functools.partial(packed, tokens) for tokens in shapes.all_packed()),
             *(functools.partial(piece, *each) for each in shapes.all_pieces()),
             *(
-                functools.partial(decode, reach, guided)
+                functools.partial(decode, rows, reach, guided)
+                for rows in self._rows
                 for guided in (False, True)
                 for reach in shapes.all_reaches(guided)
             ),
@@ -398,7 +404,7 @@ class Engine:
         config, positions = self._config.encoder, self._config.decoder.max_positions
         check(example, config, self._vocab.audio_token_id)
         if len(example.ids) >= positions:
-            raise InputError(
+            raise TooLong(
                 f"the prompt has {len(example.ids)} tokens, but the model has {positions} "
                 "positions; shorten the audio or the text"
             )
@@ -423,9 +429,7 @@ class Engine:
         slots = bucket(min(self._slots, len(asked)))
         with jax.set_mesh(self._mesh):
             groups = ways((slots,), "batch")
-        # Room for one answer more than there are slots: for what is kept.
-        each = pages_for(bucket(max(one.tokens for one in asked), LEAST_REACH))
-        pages = (slots // groups + 1) * each
+        pages = _pages_for_all([one.tokens for one in asked], slots // groups)
         hints, drafts = 0, any(one.sampling.drafts for one in asked)
         if drafts:
             hints = bucket(max(self._hints(one.example) for one in asked), 64)
@@ -494,6 +498,7 @@ class Engine:
             self._line.remove(one)
             one.slot, one.pages, one.promised = free[best], [*shared], more
             one.learnt, one.done = len(shared), len(shared) * PAGE
+            one.cached = one.done
             self._owner[one.slot] = one
             coming[best].update(one.keys[one.learnt :])
             self.counts["prompt_tokens"] += one.length
@@ -720,21 +725,28 @@ class Engine:
         elif any(one.sampling.stop for one in running) and self._decode is not None:
             steps = min(steps, max(1, _STOP_STRING_STEPS // width))
         if not self._patient:
-            steps = min(steps, STEPS_AHEAD // width)
+            # Answers that begin a little later shall run beside these, not after them.
+            coming = any(one.done < one.length for one in self._running)
+            steps = min(steps, 1 if coming else _STEPS_A_TURN)
+        # Of few answers in many slots, only these are computed.
+        rows = [one.slot for one in running]
+        count = next(count for count in self._rows if count >= len(rows))
+        rows = None if count == slots else [*rows, *[slots] * (count - len(rows))]
         # Return when a quarter of the slots are done, to refill them or to report them.
-        resting = slots - len(running)
-        enough = min(resting + max(1, slots // 4), slots)
+        enough = min(count - len(running) + max(1, count // 4), count)
         # Where the longest answer's next token goes.
         top = max(one.length + one.count for one in running)
         reach = self._shapes.reach(top + width, guided)
         steps = max(1, min(steps, (reach - top) // width))
-        tables = np.full((slots, pages_for(reach)), NOWHERE, np.int32)
-        for one in running:
+        tables = np.full((count, pages_for(reach)), NOWHERE, np.int32)
+        for row, one in enumerate(running):
             self._grow(one, min(one.length + one.count + steps * width, one.tokens))
-            tables[one.slot, : len(one.pages)] = one.pages[: tables.shape[1]]
+            place = row if rows else one.slot
+            tables[place, : len(one.pages)] = one.pages[: tables.shape[1]]
         static = self._static | {"sampled": self._sampled}
         if width == 1:
-            self._decode_until(tables, steps, enough, self._allowed(self._owner))
+            of = [self._owner[slot] if slot < slots else None for slot in rows or range(slots)]
+            self._decode_until(tables, steps, enough, self._allowed(of), rows)
             return
         numbers = np.int32(steps), np.int32(enough)
         self._state, passes = draft_until(
@@ -744,17 +756,34 @@ class Engine:
         told = sum(int(made[one.slot]) - one.count for one in running)
         pace.told(told, int(passes) * len(running))
 
+    @property
+    def _rows(self) -> list[int]:
+        """How many answers a program decodes, rising.
+
+        On CPUs a step takes about as long for each slot, also for one at rest.
+        """
+        slots, groups = len(self._owner), len(self._groups)
+        on_cpu = self._mesh.devices.flat[0].platform == "cpu"
+        fewer = slots // 8 if on_cpu and groups == 1 and not self._patient else 0
+        return [fewer, slots] if fewer else [slots]
+
     def _decode_until(
-        self, tables: np.ndarray, steps: int, enough: int, allowed: np.ndarray | None
+        self,
+        tables: np.ndarray,
+        steps: int,
+        enough: int,
+        allowed: np.ndarray | None,
+        rows: Sequence[int] | None,
     ) -> None:
-        numbers, static = (np.int32(steps), np.int32(enough)), self._static
         self._state = decode_until(
             self._params,
             self._state,
             tables,
-            *numbers,
+            np.int32(steps),
+            np.int32(enough),
             allowed,
-            **static,
+            None if rows is None else np.array(rows, np.int32),
+            **self._static,
             sampled=self._sampled,
         )
 
@@ -782,7 +811,8 @@ class Engine:
                 by_token = int(state[slot]) == STOP and len(ids) == count[slot]
                 kept, ending = self._logprobs(one, ids, by_token)
                 measures = tuple(map(self.hearing.measures, one.clips))
-                output = Output(ids, FINISH_REASON[reason], kept, ending, measures)
+                why = FINISH_REASON[reason]
+                output = Output(ids, why, kept, ending, measures, one.cached)
                 told.append(self._end(one, output))
             elif new or not one.each_token:
                 told.append(Progress(one.number, ids, None))
@@ -888,6 +918,20 @@ class Engine:
             else:
                 low = middle
         return high
+
+
+def _pages_for_all(tokens: Sequence[int], slots: int) -> int:
+    """Pages of a group with so many slots, for requests that hold so many tokens at most.
+
+    One answer more than there are slots has room: for what is kept. Each number is a program of
+    its own, so one answer is taken as long as its bucket, and many are rounded up by an eighth.
+    """
+    longest = pages_for(bucket(max(tokens), LEAST_REACH))
+    if slots < 8:
+        return (slots + 1) * longest
+    pages = longest + sum(sorted(map(pages_for, tokens))[-slots:])
+    step = max(1, (1 << pages.bit_length()) // 16)
+    return -(-pages // step) * step
 
 
 def piece_tokens(platform: str) -> int:

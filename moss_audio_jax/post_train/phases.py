@@ -53,7 +53,7 @@ def questions_of(run: Setup) -> Questions:
     """What makes the questions of a run."""
     plain = dataclasses.replace(run.loader, augment=Augment())
     maker = example_maker(run.start.tokenizer, run.start.model.encoder, plain)
-    return Questions(maker, run.config.policy.prompt_tokens)
+    return Questions(maker, run.config.policy.prompt_tokens, run.config.policy.new_tokens)
 
 
 def rewards_of(policy: ConfigDict) -> rewarding.Mixture:

@@ -37,11 +37,13 @@ class Questions:
 
     Attributes:
       make: of one branch a row, without augmentation.
-      longest: tokens of a prompt; rows with more are left out.
+      prompt_tokens, new_tokens: the most of a prompt, and of an answer; rows whose prompt or
+        expected answer has more are left out.
     """
 
     make: ExampleMaker
-    longest: int
+    prompt_tokens: int
+    new_tokens: int
 
     def __call__(self, job: Job) -> Question | Rejected:
         """The question, or the reason why there is none.
@@ -66,9 +68,13 @@ class Questions:
         labelled = np.flatnonzero(made.labels >= 0)
         # The last answer's first token: behind the last token that is not learned.
         first = labelled[-1] + 1 - np.argmin((made.labels >= 0)[: labelled[-1] + 1][::-1])
-        if first > self.longest:
-            reason = f"its prompt has {first} tokens; policy.prompt_tokens is {self.longest}"
-            return rejected(job, reason, row.id, bad=False)
+        for what, key, tokens in (
+            ("prompt", "prompt_tokens", first),
+            ("expected answer", "new_tokens", len(made.ids) - first),
+        ):
+            if tokens > (most := getattr(self, key)):
+                reason = f"its {what} has {tokens} tokens; policy.{key} is {most}"
+                return rejected(job, reason, row.id, bad=False)
         return Question(job.index, told, made, Example(made.ids[:first], made.mels))
 
     def rows_of(self, job: Job) -> Iterator[Mapping[str, Any]]:

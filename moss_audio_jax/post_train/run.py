@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     c.prompts = 128  # groups of a step
     c.answers = 16  # of a group
     c.prompt_tokens = 2048  # rows whose prompt has more are left out
-    c.new_tokens = 2048  # of an answer
+    c.new_tokens = 2048  # of an answer; rows whose expected one has more are left out
     c.temperature = 1.0
     c.slots = 256  # answers that are written together
     # Draw further questions for groups whose answers all earn the same, at most so many times; then

@@ -54,6 +54,38 @@ def load_params(
         return native.load_tree(reader, shardings, dtype, then, apart, progress)
 
 
+def load_adapted(
+    folder: str | Path,
+    lora: str | Path,
+    config: ModelConfig,
+    dtype: Any,
+    shardings: Any,
+    then: Callable[[str, jax.Array], Any],
+    apart: str,
+    before: Callable[[dict[str, list[bool]]], None],
+) -> dict[str, Any]:
+    """Only the leaves that adapters change, by path, merged as `load_params` merges them.
+
+    A leaf whose path begins with `apart` is a tuple of its layers, with None for those that stay.
+    `before` is called with what will change (`Merged.touched`) before any weight is read; the other
+    arguments are those of `load_params`.
+    """
+    leaves: dict[str, Any] = {}
+    by_path = flatten(shardings)
+    with Merged(open_checkpoint(folder, config), lora, config) as reader:
+        before(reader.touched)
+        for path, touched in reader.touched.items():
+            if path.startswith(apart):
+                layers = reader.layers(path, by_path[path], dtype)
+                leaves[path] = tuple(
+                    then(path, layer) if changes else None
+                    for layer, changes in zip(layers, touched, strict=True)
+                )
+            else:
+                leaves[path] = then(path, reader.load(path, by_path[path], dtype))
+    return leaves
+
+
 def save_official(
     folder: str | Path,
     params: Any,

@@ -102,6 +102,23 @@ def test_steps_read_no_more_of_the_cache_than_they_reach(model, prompts, monkeyp
     assert max(reaches) > 2 * min(reaches)
 
 
+def test_the_cache_is_as_large_as_what_is_asked_not_as_the_positions(model):
+    """64 short requests to a model of 40,960 positions."""
+    decoder = dataclasses.replace(model.config.decoder, max_positions=40_960)
+    config = dataclasses.replace(model.config, decoder=decoder)
+    rng = np.random.default_rng(0)
+    requests = [
+        (Example(rng.integers(5, 50, n).astype(np.int32)), Sampling(40, loop_guard=False))
+        for n in rng.integers(60, 140, 64)
+    ]
+    engine = Engine(model._params, config, model.compute, model._vocab, model.mesh, slots=64)
+    engine.run(requests)
+    asked = sum(len(example.ids) + sampling.max_new_tokens for example, sampling in requests)
+    token = 4 * 2 * decoder.layers * decoder.kv_heads * decoder.head_dim  # bytes of one, float32
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(engine._state.cache))
+    assert held / (asked * token) < 1.3
+
+
 def test_samples_do_not_depend_on_the_batch(model, prompts):
     requests = [
         (prompt, Sampling(20, temperature=0.9, top_k=40, top_p=0.95, min_p=0.01, seed=i))

@@ -43,12 +43,13 @@ def rows_file(folder, corpus, rows):
 
 
 def test_a_bandit_learns_what_each_question_wants(tmp_path, monkeypatch):
-    """One token is an answer. Of two questions one pays for letters, the other for the rest of
+    """The first letter decides. Of two questions one pays for letters, the other for the rest of
     ASCII that can be seen; a policy that does not read the question gets half at best."""
 
     def wanted(said, row):
-        seen = said.text in [*string.printable.strip()]
-        right = seen and (said.text in string.ascii_letters) == (row["wanted"] == "letters")
+        first = said.text[0]
+        seen = first in string.printable.strip()
+        right = seen and (first in string.ascii_letters) == (row["wanted"] == "letters")
         return float(right), said.text
 
     plug_in(monkeypatch, "wanted", wanted)
@@ -60,12 +61,12 @@ def test_a_bandit_learns_what_each_question_wants(tmp_path, monkeypatch):
         write_corpus(tmp_path / "corpus", rows),
         "train.steps=40",
         "policy.answers=32",
-        "policy.new_tokens=1",
+        "policy.new_tokens=2",
         "policy.prompt_tokens=96",
         "policy.slots=64",
         "policy.dynamic=False",
         "data.length=160",
-        "data.batch=2",
+        "data.batch=4",
         "data.chunks=0",
     )
     config.policy.rewards = ConfigDict({"default": {"wanted": 1.0}})
@@ -105,7 +106,7 @@ def test_stopped_anywhere_it_repeats_the_uninterrupted_run(corpus, tmp_path, mon
         "policy.kl=0.1",
         "checkpoint.every=2",
         "checkpoint.export=native",
-        "policy.new_tokens=12",
+        "policy.new_tokens=20",
     )
     whole, hurt = tmp_path / "whole", tmp_path / "hurt"
     train(config, whole)
