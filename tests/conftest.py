@@ -35,9 +35,11 @@ settings.load_profile("patient")
 # Files of whole runs, the longest first: a worker that began one of them last would work alone.
 LONG = (
     "train/test_processes",
+    "post_train/test_run",
     "train/test_step",
     "train/test_loop",
     "generate/test_drafts",
+    "post_train/test_agreement",
     "train/test_resume",
     "models/test_golden",
     "generate/test_engine",

@@ -155,7 +155,8 @@ def parse_row(data: bytes) -> Row:
         )
     more = {key: value for key, value in raw.items() if key not in _KEYS}
     answer = raw.get("answer")
-    if isinstance(answer, (str, *_NUMBER)) and messages[-1].get("role") == "user" and not branches:
+    asks = messages[-1].get("role") == "user" and not branches
+    if asks and type(answer) in (str, *_NUMBER):  # not a bool, which is an int
         said = {"role": "assistant", "message_type": "text", "content": str(answer)}
         messages = [*messages, said]
     return Row(messages, clips, weight, raw.get("task"), raw.get("id"), branches, words, tags, more)
