@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from moss_audio_jax.audio import log_mel
 from moss_audio_jax.audio.lengths import audio_tokens, mel_frames
+from moss_audio_jax.buckets import as_path
 from moss_audio_jax.config import (
     DEFAULT_CHECKPOINT,
     QUANTIZE,
@@ -161,7 +162,7 @@ class MossAudio:
         if dtype not in (None, "bfloat16", "float32"):
             raise UsageError(f"dtype is {dtype!r}; expected 'bfloat16' or 'float32'")
         keep_compiled()
-        path = DEFAULT_CHECKPOINT if path is None else Path(path)
+        path = DEFAULT_CHECKPOINT if path is None else as_path(path)
         config = read_config(path)
         if encoder_attention is not None:
             config = config.with_attention(encoder_attention)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from moss_audio_jax import files
+from moss_audio_jax.buckets import as_path
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import quoted, shown
 
@@ -383,9 +384,9 @@ def read_config_json(folder: str | Path) -> tuple[dict[str, Any], str]:
     Raises:
       InputError: there is no such folder, or the file is missing or broken.
     """
-    if not Path(folder).exists():
+    if not as_path(folder).exists():
         raise InputError(f"{folder}: no such file or folder{hub_advice(folder)}")
-    file = Path(folder) / "config.json"
+    file = as_path(folder) / "config.json"
     return read_json(file), str(file)
 
 

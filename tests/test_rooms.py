@@ -16,6 +16,7 @@ CORE = [
     "libtpu",
     "errors",
     "tree",
+    "buckets",
     "files",
     "journal",
     "remote",
@@ -25,6 +26,7 @@ CORE = [
     "sharding",
     "audio",
     "text",
+    "timeline",
     "ops",
     "models",
     "weights",
@@ -41,7 +43,6 @@ CORE = [
 ]
 PERIPHERY = [
     "draw",
-    "timeline",
     "serve",
     "world",
     "evaluate",

@@ -7,8 +7,6 @@ A row is what the official fine-tuning JSONL holds, and a little more:
                       {"role": "assistant", "message_type": "text", "content": "hello"}],
      "weight": 1.0, "task": "asr", "id": "a"}
 
-A row whose conversation ends with the user may have its answer beside it: "answer": "hello".
-
 A row may go on in several ways, so that many questions share one clip: its "conversation" is then
 the opening (the audio), and each branch continues it. What is heard when, for the helper losses of
 an encoder (`train.helpers`), may stand beside it:
@@ -106,6 +104,15 @@ def conversations(row: Row) -> list[list[Mapping[str, Any]]]:
     return [[*row.messages, *branch.messages] for branch in row.branches]
 
 
+def answered(row: Row) -> Row:
+    """The row of a question with its "answer", if it has one, as the assistant's last message."""
+    answer, last = row.more.get("answer"), row.messages[-1]
+    if answer is None or (isinstance(last, Mapping) and last.get("role") == "assistant"):
+        return row
+    said = {"role": "assistant", "message_type": "text", "content": str(answer)}
+    return dataclasses.replace(row, messages=[*row.messages, said])
+
+
 @dataclasses.dataclass(frozen=True)
 class Rejected:
     """A row that gives no example: `bad`, or too long for a row of the batch."""
@@ -154,11 +161,6 @@ def parse_row(data: bytes) -> Row:
             for blob, name in zip(blobs, names, strict=True)
         )
     more = {key: value for key, value in raw.items() if key not in _KEYS}
-    answer = raw.get("answer")
-    asks = messages[-1].get("role") == "user" and not branches
-    if asks and type(answer) in (str, *_NUMBER):  # not a bool, which is an int
-        said = {"role": "assistant", "message_type": "text", "content": str(answer)}
-        messages = [*messages, said]
     return Row(messages, clips, weight, raw.get("task"), raw.get("id"), branches, words, tags, more)
 
 

@@ -24,7 +24,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from moss_audio_jax import files
 from moss_audio_jax.data.augment import Augment
 from moss_audio_jax.data.mixture import Mixture
 from moss_audio_jax.data.pipeline import HostBatch, example_maker
@@ -32,6 +31,7 @@ from moss_audio_jax.data.reports import COUNTS, Reports
 from moss_audio_jax.data.workers import Workers
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.generate.engine import Output
+from moss_audio_jax.journal import Log
 from moss_audio_jax.post_train import dapo
 from moss_audio_jax.post_train import mixture as rewarding
 from moss_audio_jax.post_train.batches import lay_out, pieces_of, read_back, restored, saved
@@ -46,6 +46,7 @@ from moss_audio_jax.train.step import State, batch_shardings
 
 _log = logging.getLogger(__name__)
 
+_CHEAP = 2**26  # letters of rollouts that a page is made of at each save
 _IDLE = 10_000  # rows, one after another, that may give no question
 
 
@@ -85,6 +86,8 @@ class RewardedBatches:
         sizes = policy.answers, policy.prompt_tokens, policy.new_tokens, policy.slots
         self._sampler = Sampler(run, *sizes)
         self._scorers = scorers(run)
+        self._log = Log(workdir / LOG)
+        self._letters = 0  # written to it by this process
         self._step = self._next = 0
         self._waiting: deque[list[Group]] = deque()  # of each step to come
 
@@ -95,6 +98,8 @@ class RewardedBatches:
 
     def __exit__(self, *_: Any) -> None:
         self._workers.close()
+        self._reports.flush()
+        self._log.flush()
         self._draw()
 
     def __next__(self) -> HostBatch:
@@ -206,8 +211,6 @@ class RewardedBatches:
         kept = self._scored(kept)
         ended = time.perf_counter()
         self._write(lines)
-        if self._step and self._step % self._run.config.checkpoint.every == 0:
-            self._draw()
         after = self._sampler.counts
         new = {name: after[name] - before.get(name, 0) for name in after}
         return kept, _means(told) | {
@@ -315,7 +318,15 @@ class RewardedBatches:
     def _write(self, lines: list[dict]) -> None:
         if not jax.process_index():
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            files.append(self._workdir / LOG, text)
+            self._log.append(text)
+            self._letters += len(text)
+
+    def flush(self) -> None:
+        """Writes what buckets lack, and the page while that is soon done."""
+        self._reports.flush()
+        self._log.flush()
+        if self._letters < _CHEAP:
+            self._draw()
 
     def _draw(self) -> None:
         """The page of all that is written so far; what is wrong with it must not end a run."""

@@ -10,7 +10,15 @@ import numpy as np
 
 from moss_audio_jax.data.batch import Example, TrainExample
 from moss_audio_jax.data.examples import ExampleMaker, Job, rejected
-from moss_audio_jax.data.records import Branch, Rejected, Row, parse_row, reason_of
+from moss_audio_jax.data.records import (
+    Branch,
+    Rejected,
+    Row,
+    answered,
+    conversations,
+    parse_row,
+    reason_of,
+)
 from moss_audio_jax.data.sources import SourceError, read_location
 from moss_audio_jax.post_train import asked
 
@@ -89,12 +97,19 @@ class Questions:
             yield _told(_alone(row, branch), job)
 
 
+def lacks_answer(job: Job) -> str | None:
+    """The name of a job's row if it has no assistant's message, without which it has no loss."""
+    row = parse_row(read_location(job.location))
+    alone = [messages[-1].get("role") != "assistant" for messages in conversations(row)]
+    return row.id or job.row_id if any(alone) else None
+
+
 def _alone(row: Row, branch: Branch | None) -> Row:
-    """The row with one of its branches."""
-    if branch is None:
-        return row
-    messages, task = [*row.messages, *branch.messages], branch.task or row.task
-    return dataclasses.replace(row, messages=messages, branches=(), task=task)
+    """The row with one of its branches, and its answer as the assistant's last message."""
+    if branch:
+        messages, task = [*row.messages, *branch.messages], branch.task or row.task
+        row = dataclasses.replace(row, messages=messages, branches=(), task=task)
+    return answered(row)
 
 
 def _told(row: Row, job: Job) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from moss_audio_jax.post_train.batches import rows_needed
 from moss_audio_jax.post_train.mixture import default_options, default_rewards
 from moss_audio_jax.post_train.phases import RewardedBatches
 from moss_audio_jax.post_train.policy import Policy
-from moss_audio_jax.post_train.questions import Questions
+from moss_audio_jax.post_train.questions import lacks_answer
 from moss_audio_jax.train.setup import Setup
 from moss_audio_jax.train.step import State
 
@@ -127,27 +127,38 @@ def check_rows(run: Setup, mixture: Mixture, held_out: Mixture | None) -> None:
     """Tries the rewards of up to _CHECKED rows, evenly spread; their sound is not read.
 
     Raises:
-      InputError: more than data.max_bad_share of their questions cannot be rewarded.
+      InputError: more than data.max_bad_share of their questions cannot be rewarded, or one that is
+        held out has no assistant's message.
     """
     questions, pay = phases.questions_of(run), phases.rewards_of(run.config.policy)
     for name, rows in (("data.train", mixture), ("data.eval", held_out)):
         if rows is None:
             continue
         jobs, step = rows.in_order(), -(-rows.rows // _CHECKED)
-        asked = _asked_of(questions, (jobs[i] for i in range(0, rows.rows, step)))
+        tried = [jobs[i] for i in range(0, rows.rows, step)]
+        asked = _found(questions.rows_of, tried)
         try:
             count = rewarding.check(asked, pay, run.loader.max_bad_share)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-        tried = -(-rows.rows // step)
-        _log.info(f"{name}: {count:,} questions in {tried:,} of {rows.rows:,} rows have rewards")
+        if rows is held_out and (lost := next(_found(_lacking, tried), None)):
+            raise InputError(
+                f"{name}: row {lost!r} has no assistant's message, which the held-out loss needs"
+            )
+        _log.info(
+            f"{name}: {count:,} questions in {len(tried):,} of {rows.rows:,} rows have rewards"
+        )
 
 
-def _asked_of(questions: Questions, jobs: Iterator[Job]) -> Iterator[Mapping[str, Any]]:
-    """All questions of some rows; bad rows are left to the run, which counts and lists them."""
+def _lacking(job: Job) -> list[str]:
+    return [name] if (name := lacks_answer(job)) else []
+
+
+def _found(of: Callable[[Job], Iterable[Any]], jobs: Iterable[Job]) -> Iterator[Any]:
+    """All that is found in rows; bad rows are left to the run, which counts and lists them."""
     for job in jobs:
         try:
-            found = [*questions.rows_of(job)]
+            found = [*of(job)]
         except SourceError:
             raise
         except Exception:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from moss_audio_jax import config
+from moss_audio_jax.buckets import as_path
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.text import bpe, sentence_piece
 from moss_audio_jax.text.tokenizer import Tokenizer
@@ -31,7 +32,7 @@ def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> Tokeniz
     Raises:
       InputError: no tokenizer, a file that cannot be read, ids that clash or do not fit.
     """
-    tokenizer = _read_tokenizer(Path(folder))
+    tokenizer = _read_tokenizer(as_path(folder))
     tokenizer.check(vocab_size)
     return tokenizer
 

@@ -33,6 +33,9 @@ class Batches(Protocol):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continues where `state` was taken. Raises InputError if it is of another run."""
 
+    def flush(self) -> None:
+        """Writes its logs to the end: a checkpoint follows that will not write them again."""
+
     def held_out(self, mixture: Mixture, step: int) -> dict[str, float]:
         """What metrics.jsonl reports of held-out rows, besides their loss."""
 

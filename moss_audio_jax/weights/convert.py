@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from moss_audio_jax.buckets import as_path, is_remote
 from moss_audio_jax.config import RELEASED, ModelConfig, ProcessorConfig
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.tree import flatten
@@ -161,7 +162,7 @@ def convert(
     if format not in ("official", "native"):
         raise UsageError(f"format is {format!r}; expected official or native")
     for source in (input, decoder):
-        if source is not None and _overlap(Path(source), Path(output)):
+        if source is not None and _overlap(source, output):
             raise UsageError(f"{output}: input and output must be different folders ({source})")
     files_from = None if decoder is not None and str(input) in RELEASED else input
     config = RELEASED[str(input)] if files_from is None else read_config(input)
@@ -194,8 +195,8 @@ def _leaves(reader: Any, dtype: np.dtype, bar: tqdm) -> Iterator[tuple[str, np.n
         bar.update(native.total_bytes([entry], dtype))
 
 
-def _overlap(one: Path, other: Path) -> bool:
-    one, other = Path(os.path.realpath(one)), Path(os.path.realpath(other))
+def _overlap(one: str | Path, other: str | Path) -> bool:
+    one, other = (as_path(p if is_remote(p) else os.path.realpath(p)) for p in (one, other))
     return one == other or one in other.parents or other in one.parents
 
 

@@ -103,19 +103,6 @@ def test_mixture_shares_and_epochs(sizes, weights, shares):
     assert [other[i] for i in range(50)] != drawn[:50]
 
 
-def test_an_answer_may_stand_beside_the_conversation():
-    def said(answer, *turns):
-        messages = [{"role": r, "message_type": "text", "content": c} for r, c in turns]
-        row = parse_row(json.dumps({"conversation": messages, "answer": answer}).encode())
-        assert row.more == {"answer": answer}
-        return [message["content"] for message in row.messages]
-
-    assert said("b", ("user", "a")) == ["a", "b"]
-    assert said(3, ("user", "a")) == ["a", "3"]
-    assert said("c", ("user", "a"), ("assistant", "b")) == ["a", "b"]  # rewards read the answer
-    assert said(["b"], ("user", "a")) == said(True, ("user", "a")) == ["a"]
-
-
 def test_mixture_of_groups(sizes):
     spec = {
         "speech": {

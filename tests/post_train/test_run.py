@@ -262,14 +262,19 @@ def test_rows_of_no_reward_are_found_before_weights_are_read(corpus, tmp_path, m
     assert said.startswith("data.train: row 'branches': unknown task ")
     assert said.endswith("(1 more of 3 have problems)")
     config.policy.rewards = ConfigDict({"text": {"exact": 1.0}, "default": {"exact": 1.0}})
+    config.data.eval = config.data.train
+    with pytest.raises(InputError, match="data.eval: row 'answer' has no assistant's message"):
+        train(config, tmp_path)
     config.data.eval = (str(corpus / "none.jsonl"),)
     with pytest.raises(InputError, match=r"none\.jsonl"):
         train(config, tmp_path)
 
 
 def test_held_out_rows_are_answered_and_rewarded(corpus, tmp_path):
-    config = tiny_run(corpus, "eval.every=1", "train.steps=1", "policy.held_out=3")
-    config.data.eval = config.data.train
+    told = [row for row in ROWS if "answer" not in row]
+    config = rows_file(tmp_path, corpus, told)
+    config.eval.every = config.train.steps = 1
+    config.policy.held_out, config.data.eval = 3, config.data.train
     assert train(config, tmp_path) == 0
     (row,) = [row for row in log(tmp_path) if "eval_loss" in row]
     assert 0 <= row["eval_reward"] <= 1
