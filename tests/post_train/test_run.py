@@ -263,7 +263,7 @@ def test_rows_of_no_reward_are_found_before_weights_are_read(corpus, tmp_path, m
     assert said.endswith("(1 more of 3 have problems)")
     config.policy.rewards = ConfigDict({"text": {"exact": 1.0}, "default": {"exact": 1.0}})
     config.data.eval = config.data.train
-    with pytest.raises(InputError, match="data.eval: row 'answer' has no assistant's message"):
+    with pytest.raises(InputError, match=r"data\.eval: row 'answer' has no assistant's message"):
         train(config, tmp_path)
     config.data.eval = (str(corpus / "none.jsonl"),)
     with pytest.raises(InputError, match=r"none\.jsonl"):
