@@ -56,7 +56,8 @@ def add_model_options(options: argparse.ArgumentParser) -> None:
         default=DEFAULT_CHECKPOINT,
         type=Path,
         metavar="DIR",
-        help="checkpoint folder, official or native; default the bundled small model",
+        help="checkpoint folder, official or native, or OWNER/NAME[@REVISION] on the Hugging Face "
+        "hub; default the bundled small model",
     )
     group.add_argument("--lora", type=Path, metavar="DIR", help="LoRA adapters to merge")
     group.add_argument(

@@ -134,7 +134,10 @@ def main(argv: Sequence[str]) -> int:
         return 0
     with _ends_at_once(mesh), _listening(args.host, args.port) as listening:
         model = command.load_model(args, mesh)
-        names = args.model_name or [model.folder.resolve().name]
+        name = model.folder.resolve().name
+        if model.folder != args.checkpoint:  # downloaded; its folder has the name of the commit
+            name = str(args.checkpoint).partition("@")[0]
+        names = args.model_name or [name]
         hosts = () if keys or not local else {*LOOPBACK, args.host, *args.allow_host}
         with _compiling(args.compile) as compiling:
             service = model.service(**size, compiling=compiling)

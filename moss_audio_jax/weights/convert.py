@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from moss_audio_jax import hub
 from moss_audio_jax.config import RELEASED, ModelConfig, ProcessorConfig
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.tree import flatten
@@ -111,7 +112,7 @@ def convert(
     """Rewrites a checkpoint in the layout `format`, with one stacked leaf in memory at a time.
 
     Args:
-      input: a checkpoint of either layout. With `decoder`: a folder with a config.json, or a
+      input: a checkpoint of either layout, or its id on the hub. With `decoder`: a folder with a config.json, or a
         released size, "4b" or "8b"; weights in the folder are ignored.
       output: the new folder.
       dtype: of the new weights; None: unchanged. Nothing else changes the weights: official ->
@@ -128,6 +129,11 @@ def convert(
     """
     if format not in ("official", "native"):
         raise UsageError(f"format is {format!r}; expected official or native")
+    if decoder is None:
+        input = hub.folder_of(input)
+    else:
+        decoder = hub.folder_of(decoder)
+        input = input if str(input) in RELEASED else hub.folder_of(input, weights=False)
     for source in (input, decoder):
         if source is not None and _overlap(Path(source), Path(output)):
             raise UsageError(f"{output}: input and output must be different folders ({source})")
