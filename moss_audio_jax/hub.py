@@ -2,7 +2,7 @@
 
 `folder_of` downloads into the cache of huggingface_hub, which other programs share. The library
 resumes files and locks each of them. What it leaves out is here: it does not compare checksums, and
-without a network it returns a folder even if files are missing from it.
+does not know if all files of a model are there.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from moss_audio_jax.files import (
     not_written,
     parse_json,
     quoted,
+    reason,
     write_whole,
 )
 from moss_audio_jax.remote import redact
@@ -51,6 +52,7 @@ _WEIGHTS = ("model.safetensors", "model-*.safetensors", "adapter_model.safetenso
 _WEIGHTS += ("helpers/*.safetensors",)
 _OURS = "moss_audio_jax"  # a folder in the cache of each model: what was checked, and a lock
 _WAITS = (1.0, 3.0, 10.0)  # seconds before each further attempt
+_FILES_AT_ONCE = 4  # that are downloaded or checked
 _SECONDS = 20.0  # for the answer about a model
 
 _log = logging.getLogger(__name__)
@@ -163,7 +165,7 @@ def _downloaded(name: str, repo: str, revision: str, weights: bool) -> Path:
                 raise InputError(
                     f"{name}: {failure}; run this again, which continues the download"
                 ) from None
-    else:
+    elif not snapshot.why_not:
         _log.info(f"{name}: revision {snapshot.commit}, downloaded before into {folder}")
     return folder
 
@@ -232,7 +234,7 @@ def _fetch(snapshot: _Snapshot, names: Sequence[str]) -> None:
     Raises:
       _Failure: another attempt may succeed.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download
 
     folder = snapshot.folder
     missing = [file for file in names if not (folder / file).exists()]
@@ -243,23 +245,26 @@ def _fetch(snapshot: _Snapshot, names: Sequence[str]) -> None:
             "which fetches the rest"
         )
     if missing:
-        _announce(snapshot, missing)
-        got = snapshot_download(snapshot.repo, revision=snapshot.revision, allow_patterns=missing)
-        if Path(got).name != snapshot.commit:
-            raise InputError(f"{snapshot.name}: changed on the hub just now; run this again")
+        _announce(snapshot, names, missing)
+        get = functools.partial(hf_hub_download, snapshot.repo, revision=snapshot.commit)
+        with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+            list(pool.map(get, missing))
     _check(snapshot, names)
+    if not snapshot.why_not and snapshot.revision != snapshot.commit:
+        with contextlib.suppress(InputError):  # a cache that is read-only
+            write_whole(_store(snapshot.repo) / "refs" / snapshot.revision, snapshot.commit)
     done = "downloaded and checked" if missing else "checked"
     _log.info(f"{snapshot.name}: {len(names)} files {done}, in {folder}")
 
 
-def _announce(snapshot: _Snapshot, missing: Sequence[str]) -> None:
+def _announce(snapshot: _Snapshot, names: Sequence[str], missing: Sequence[str]) -> None:
     """Says what will be downloaded. Raises OSError or InputError if the disk has no room for it."""
     store = _store(snapshot.repo)
     sizes = [snapshot.sizes[file] for file in missing]
     begun = sum(file.stat().st_size for file in store.glob("blobs/*.incomplete"))
     size = "of unknown size" if None in sizes else megabytes(sum(sizes))
     _log.warning(
-        f"{snapshot.name}: downloads {len(missing)} files ({size}"
+        f"{snapshot.name}: downloads {len(missing)} of {len(names)} files ({size}"
         + (f", {megabytes(begun)} of them there already" if begun else "")
         + f") of revision {snapshot.commit} from {_hub()} into {snapshot.folder}"
     )
@@ -305,7 +310,7 @@ def _check(snapshot: _Snapshot, names: Sequence[str]) -> None:
       _Failure: a file is damaged, and was removed to be downloaded again.
     """
     todo = _unchecked(snapshot, names)
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
         faults = dict(zip(todo, pool.map(lambda file: _fault(snapshot, file), todo), strict=True))
     note = _note(snapshot)
     note["checked"] |= {file: _state(snapshot.folder / file) for file in todo if not faults[file]}
@@ -462,9 +467,11 @@ def _told(name: str, error: Exception) -> str:
             "the model is private, set HF_TOKEN"
         ) from None
     status = _status(error)
-    said = brief(redact(str(error), [get_token() or ""]))
+    while inner := error.__cause__ or error.__context__:  # the system's reason, below the client's
+        error = inner
+    said = brief(redact(reason(error), [get_token() or ""]))
     if status in (401, 403):
         raise InputError(f"{name}: {_hub()} refuses ({said}); check HF_TOKEN") from None
     if status is not None:
         return f"{_hub()} answers with HTTP {status}"
-    return f"{_hub()} cannot be reached ({type(error).__name__}: {said})"
+    return f"the connection to {_hub()} failed ({said})"
