@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fnmatch
 import functools
 import hashlib
@@ -19,6 +20,7 @@ import re
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,15 +78,12 @@ def folder_of(name: str | Path, weights: bool = True) -> Path:
     match = _ID.fullmatch(text)
     if match is None or not _is_installed():
         return Path(text)
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    try:
-        validate_repo_id(match[1])
-    except HFValidationError:
-        return Path(text)
     if os.path.lexists(text):
         if match[1] in OFFICIAL or _store(match[1]).exists():
-            _once(f"{text}: there is a folder of this name; it is used, not the hub's model")
+            warnings.warn(
+                f"{text}: there is a folder of this name here; it is used, not the hub's model",
+                stacklevel=2,
+            )
         return Path(text)
     return _downloaded(text, match[1], match[2] or "main", weights)
 
@@ -116,11 +115,6 @@ def _is_installed() -> bool:
     return True
 
 
-@functools.cache
-def _once(line: str) -> None:
-    _log.warning(line)
-
-
 # --- a model's files -----------------------------------------------------------------------------
 
 
@@ -130,7 +124,8 @@ class _Snapshot:
 
     Attributes:
       name: as the user gave it.
-      sizes: bytes of every file that may be fetched; None where the hub does not say.
+      repo, revision: the parts of `name`.
+      sizes: bytes of every file of the commit; None where the hub does not say.
       why_not: why the hub was not asked; "" if files can be fetched.
     """
 
@@ -152,7 +147,7 @@ def _downloaded(name: str, repo: str, revision: str, weights: bool) -> Path:
     folder = snapshot.folder
     kinds = (*_SMALL, *_WEIGHTS) if weights else _SMALL
     names = [file for file in snapshot.sizes if _is_like(file, kinds)]
-    if weights and not any(_is_like(file, _WEIGHTS) for file in names):
+    if weights and not snapshot.why_not and not any(_is_like(file, _WEIGHTS) for file in names):
         raise InputError(
             f"{name}: revision {snapshot.commit} has no safetensors weights (nothing else is "
             "fetched from the hub); expected model.safetensors or model-*.safetensors"
@@ -167,6 +162,9 @@ def _downloaded(name: str, repo: str, revision: str, weights: bool) -> Path:
                 ) from None
     elif not snapshot.why_not:
         _log.info(f"{name}: revision {snapshot.commit}, downloaded before into {folder}")
+    if not snapshot.why_not and snapshot.commit not in (revision, _ref(repo, revision)):
+        with contextlib.suppress(InputError):  # a cache that is read-only
+            write_whole(_store(repo) / "refs" / revision, snapshot.commit)
     return folder
 
 
@@ -197,12 +195,7 @@ def _look_up(name: str, repo: str, revision: str) -> _Snapshot:
 
 def _copy(name: str, repo: str, revision: str, why_not: str) -> _Snapshot | None:
     """What an earlier download left, of this project or of another program."""
-    commit = revision
-    if not _COMMIT.fullmatch(revision):
-        try:
-            commit = (_store(repo) / "refs" / revision).read_text().strip()
-        except (OSError, ValueError):
-            return None
+    commit = revision if _COMMIT.fullmatch(revision) else _ref(repo, revision)
     copy = _Snapshot(name, repo, revision, commit, {}, why_not)
     if not _COMMIT.fullmatch(commit) or not copy.folder.is_dir():
         return None
@@ -211,6 +204,14 @@ def _copy(name: str, repo: str, revision: str, why_not: str) -> _Snapshot | None
         files = (file for file in copy.folder.rglob("*") if file.is_file())
         sizes = dict.fromkeys(sorted(str(file.relative_to(copy.folder)) for file in files))
     return dataclasses.replace(copy, sizes=sizes)
+
+
+def _ref(repo: str, revision: str) -> str:
+    """The commit of a branch at its last download, or ""."""
+    try:
+        return (_store(repo) / "refs" / revision).read_text().strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def _snapshot(name: str, repo: str, revision: str, info: Any) -> _Snapshot:
@@ -250,9 +251,6 @@ def _fetch(snapshot: _Snapshot, names: Sequence[str]) -> None:
         with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
             list(pool.map(get, missing))
     _check(snapshot, names)
-    if not snapshot.why_not and snapshot.revision != snapshot.commit:
-        with contextlib.suppress(InputError):  # a cache that is read-only
-            write_whole(_store(snapshot.repo) / "refs" / snapshot.revision, snapshot.commit)
     done = "downloaded and checked" if missing else "checked"
     _log.info(f"{snapshot.name}: {len(names)} files {done}, in {folder}")
 
@@ -271,7 +269,7 @@ def _announce(snapshot: _Snapshot, names: Sequence[str], missing: Sequence[str])
     need = sum(filter(None, sizes)) - begun
     store.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(store).free < need:
-        raise not_written(snapshot.folder, OSError(28, os.strerror(28)), need)
+        raise not_written(snapshot.folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), need)
 
 
 @contextlib.contextmanager
@@ -346,7 +344,7 @@ def _fault(snapshot: _Snapshot, file: str) -> str:
     elif _COMMIT.fullmatch(path.name):
         digest = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
     else:
-        _once(f"{file}: {_hub()} gives no checksum of it; only its size was compared")
+        warnings.warn(f"{file}: the hub gave no checksum; only its size is checked", stacklevel=2)
         return ""
     with open(path, "rb") as opened:
         found = hashlib.file_digest(opened, lambda: digest).hexdigest()
@@ -461,7 +459,7 @@ def _told(name: str, error: Exception) -> str:
         ) from None
     if isinstance(error, errors.RevisionNotFoundError):
         raise InputError(f"{name}: the model has no such revision; see {page}/tree/main") from None
-    if isinstance(error, errors.RepositoryNotFoundError):
+    if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError):
         raise InputError(
             f"{name}: no such folder here, and no such model at {_hub()}; correct the name, or, if "
             "the model is private, set HF_TOKEN"

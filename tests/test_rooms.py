@@ -19,6 +19,7 @@ CORE = [
     "files",
     "journal",
     "remote",
+    "hub",
     "runtime",
     "config",
     "config_file",

@@ -40,8 +40,7 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
     """`load_tokenizer` without the check of ids."""
     if not folder.is_dir():
         raise InputError(
-            f"{folder}: no such folder; expected one that holds a tokenizer"
-            f"{hub.advice(folder)}"
+            f"{folder}: no such folder; expected one that holds a tokenizer{hub.advice(folder)}"
         )
     side = [folder / name for name in _SIDE_FILES if (folder / name).exists()]
     processor = None

@@ -112,8 +112,9 @@ def convert(
     """Rewrites a checkpoint in the layout `format`, with one stacked leaf in memory at a time.
 
     Args:
-      input: a checkpoint of either layout, or its id on the hub. With `decoder`: a folder with a config.json, or a
-        released size, "4b" or "8b"; weights in the folder are ignored.
+      input: a checkpoint of either layout. With `decoder`: a folder with a config.json, or a
+        released size, "4b" or "8b"; weights in the folder are ignored. This and `decoder` and
+        `merge_lora` may be ids on the Hugging Face hub.
       output: the new folder.
       dtype: of the new weights; None: unchanged. Nothing else changes the weights: official ->
         native -> official gives the same bytes.

@@ -27,8 +27,9 @@ class HubServer:
       url: the endpoint.
       requests: (method, path, headers) of every request so far.
       faults: {file: [fault, ...]}; each GET of a file takes its next fault. "broken" is a 500,
-        "truncated" half of the bytes, "corrupted" as many other bytes. The file "api" is the
-        answer about the model.
+        "truncated" half of the bytes, "stalled" the same, but the connection stays open until
+        `resume` is set, "corrupted" as many other bytes, "forbidden" a 403. The file "api" is the
+        answer about the model. Refusals quote the token that they got.
       sizes: {file: bytes} that the answer about the model states instead of the true ones.
       gated, token: the model is behind a gate; the token that is let in.
       commit: what `main` means; older commits stay.
@@ -41,14 +42,17 @@ class HubServer:
         self.faults: dict[str, list[str]] = {}
         self.sizes: dict[str, int] = {}
         self.gated, self.token = False, ""
+        self.resume = threading.Event()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._http.server_port}"
 
     def __enter__(self) -> HubServer:
+        self._http.handle_error = lambda *_: None  # a client that was killed or gave up
         threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.resume.set()
         self._http.shutdown()
         self._http.server_close()
 
@@ -111,8 +115,8 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 return self._refuse(404, "RevisionNotFound")
             faults = hub.faults.get("api" if api else file, []) if body else []
             fault = faults.pop(0) if faults else ""
-            if fault == "broken":
-                return self._refuse(500, "")
+            if fault in ("broken", "forbidden"):
+                return self._refuse(500 if fault == "broken" else 403, "")
             if api:
                 return self._send(200, json.dumps(hub.model(commit)).encode(), {}, body)
             if file not in hub.commits[commit]:
@@ -124,26 +128,33 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             if large:
                 headers |= {"X-Linked-ETag": f'"{etag}"', "X-Linked-Size": str(len(content))}
             if fault == "corrupted":
-                content = content[:-9] + bytes(9 - len(content[-9:]) + 9)
+                content = bytes(9) + content[9:]
             first = int((self.headers.get("Range") or "bytes=0-")[6:].rstrip("-"))
             if first:
                 whole = len(content)
                 headers["Content-Range"] = f"bytes {first}-{whole - 1}/{whole}"
-            self._send(206 if first else 200, content[first:], headers, body, fault == "truncated")
+            self._send(206 if first else 200, content[first:], headers, body, fault)
 
-        def _send(self, status, content, headers, body, cut=False) -> None:
+        def _send(self, status, content, headers, body, fault="") -> None:
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            if body:
-                self.wfile.write(content[: len(content) // 2] if cut else content)
-            if cut:
+            if not body:
+                return
+            half = len(content) // 2
+            self.wfile.write(content[:half])
+            if fault == "truncated":
                 self.close_connection = True
+                return
+            if fault == "stalled":
+                hub.resume.wait()
+            self.wfile.write(content[half:])
 
         def _refuse(self, status: int, code: str) -> None:
-            headers = {"X-Error-Code": code} if code else {}
+            headers = {"X-Error-Message": f"refused: {self.headers.get('Authorization')}"}
+            headers |= {"X-Error-Code": code} if code else {}
             self._send(status, b"{}", headers, self.command == "GET")
 
     return Handler
