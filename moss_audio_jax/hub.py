@@ -1,8 +1,9 @@
 """Models of the Hugging Face hub: an id in place of a checkpoint's folder.
 
 `folder_of` downloads into the cache of huggingface_hub, which other programs share. The library
-resumes files and locks each of them. What it leaves out is here: it does not compare checksums, and
-does not know if all files of a model are there.
+continues after a broken connection (before version 1 also after a killed process) and locks each
+file. What it leaves out is here: it does not compare checksums, and does not know if all files of a
+model are there.
 """
 
 from __future__ import annotations
@@ -259,14 +260,13 @@ def _announce(snapshot: _Snapshot, names: Sequence[str], missing: Sequence[str])
     """Says what will be downloaded. Raises OSError or InputError if the disk has no room for it."""
     store = _store(snapshot.repo)
     sizes = [snapshot.sizes[file] for file in missing]
-    begun = sum(file.stat().st_size for file in store.glob("blobs/*.incomplete"))
     size = "of unknown size" if None in sizes else megabytes(sum(sizes))
     _log.warning(
         f"{snapshot.name}: downloads {len(missing)} of {len(names)} files ({size}"
-        + (f", {megabytes(begun)} of them there already" if begun else "")
-        + f") of revision {snapshot.commit} from {_hub()} into {snapshot.folder}"
+        f") of revision {snapshot.commit} from {_hub()} into {snapshot.folder}"
     )
-    need = sum(filter(None, sizes)) - begun
+    begun = [f for f in store.glob("blobs/*.incomplete") if re.fullmatch("[0-9a-f]+", f.stem)]
+    need = sum(filter(None, sizes)) - sum(file.stat().st_size for file in begun)
     store.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(store).free < need:
         raise not_written(snapshot.folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), need)
@@ -465,8 +465,8 @@ def _told(name: str, error: Exception) -> str:
             "the model is private, set HF_TOKEN"
         ) from None
     status = _status(error)
-    while inner := error.__cause__ or error.__context__:  # the system's reason, below the client's
-        error = inner
+    while status is None and (inner := error.__cause__ or error.__context__):
+        error = inner  # the system's reason, below the client's
     said = brief(redact(reason(error), [get_token() or ""]))
     if status in (401, 403):
         raise InputError(f"{name}: {_hub()} refuses ({said}); check HF_TOKEN") from None
