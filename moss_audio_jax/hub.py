@@ -248,12 +248,22 @@ def _fetch(snapshot: _Snapshot, names: Sequence[str]) -> None:
         )
     if missing:
         _announce(snapshot, names, missing)
-        get = functools.partial(hf_hub_download, snapshot.repo, revision=snapshot.commit)
-        with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-            list(pool.map(get, missing))
+        _each(functools.partial(hf_hub_download, snapshot.repo, revision=snapshot.commit), missing)
     _check(snapshot, names)
     done = "downloaded and checked" if missing else "checked"
     _log.info(f"{snapshot.name}: {len(names)} files {done}, in {folder}")
+
+
+def _each(function: Callable[[str], Any], names: Sequence[str]) -> list[Any]:
+    """function(name) for each name, in threads. Ctrl-C does not wait for those that run."""
+    pool, wait = ThreadPoolExecutor(_FILES_AT_ONCE), True
+    try:
+        return list(pool.map(function, names))
+    except KeyboardInterrupt:
+        wait = False
+        raise
+    finally:
+        pool.shutdown(wait, cancel_futures=True)
 
 
 def _announce(snapshot: _Snapshot, names: Sequence[str], missing: Sequence[str]) -> None:
@@ -288,7 +298,9 @@ def _locked(snapshot: _Snapshot, names: Sequence[str]) -> Iterator[None]:
         except filelock.Timeout:
             _log.warning(f"{snapshot.name}: another process downloads or checks it; waits for it")
             lock.acquire()
-    except (OSError, NotImplementedError) as error:
+    except NotImplementedError:
+        pass  # a file system without locks; the library's temporary names or locks must do
+    except OSError as error:
         if any(not (snapshot.folder / file).exists() for file in names):
             raise not_written(lock.lock_file, error) from None
     try:
@@ -308,8 +320,7 @@ def _check(snapshot: _Snapshot, names: Sequence[str]) -> None:
       _Failure: a file is damaged, and was removed to be downloaded again.
     """
     todo = _unchecked(snapshot, names)
-    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-        faults = dict(zip(todo, pool.map(lambda file: _fault(snapshot, file), todo), strict=True))
+    faults = dict(zip(todo, _each(functools.partial(_fault, snapshot), todo), strict=True))
     note = _note(snapshot)
     note["checked"] |= {file: _state(snapshot.folder / file) for file in todo if not faults[file]}
     if not snapshot.why_not:

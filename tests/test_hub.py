@@ -325,11 +325,30 @@ def test_two_processes_download_once_and_a_killed_one_is_resumed(start, server, 
     assert sent.startswith(f"{WEIGHTS} bytes=" if resumes else WEIGHTS)
 
 
-def wait_for(process: subprocess.Popen, server: HubServer, home: Path) -> None:
-    """Until half of the weights was sent, and some of it is on the disk."""
+def test_ctrl_c_ends_a_download_at_once(server, tmp_path):
+    server.faults[WEIGHTS] = ["stalled"]
+    write_wav(tmp_path / "a.wav", tone(1.0))
+    words = ["generate", "--checkpoint", "org/tiny", "--audio", "a.wav", "--prompt", "hi"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moss_audio_jax.cli", *words],
+        env=environment(server, tmp_path / "home"),
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(process, server)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert not list((tmp_path / "home").rglob(WEIGHTS))
+
+
+def wait_for(process: subprocess.Popen, server: HubServer, home: Path | None = None) -> None:
+    """Until half of the weights was sent, and with `home` some of it is on the disk."""
     while not (
         any(part.startswith(WEIGHTS) for part in server.fetched())
-        and any(file.stat().st_size for file in home.rglob("*.incomplete"))
+        and (home is None or any(file.stat().st_size for file in home.rglob("*.incomplete")))
     ):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -356,10 +375,12 @@ def test_processes_of_a_run_need_a_commit(start, server, tmp_path):
 # --- everything that opens a checkpoint ----------------------------------------------------------
 
 DOORS = """
-import sys
+import argparse
+from pathlib import Path
 import moss_audio_jax as mj
 from moss_audio_jax.annotate.annotator import checkpoint_folder
 from moss_audio_jax.annotate import defaults
+from moss_audio_jax.evaluate.infer import settings_of
 from moss_audio_jax.train.__main__ import load_config
 from moss_audio_jax.train.start import initial_params, read_start
 from moss_audio_jax.weights.convert import convert
@@ -377,7 +398,10 @@ assert load_helpers(name) == ({}, ())
 annotate = defaults.get_config()
 annotate.checkpoint = name
 assert checkpoint_folder(annotate).name == "a" * 40
-assert mj.MossAudio.load(name).folder.name == "a" * 40
+model = mj.MossAudio.load(name)
+assert model.folder.name == "a" * 40
+args = argparse.Namespace(checkpoint=Path(name), lora=None)
+assert settings_of(model, args, mj.Sampling()).model == "org/tiny@" + "a" * 40
 """
 
 
