@@ -146,6 +146,13 @@ class _Snapshot:
 def _downloaded(name: str, repo: str, revision: str, weights: bool) -> Path:
     snapshot = _look_up(name, repo, revision)
     folder = snapshot.folder
+    jax = sys.modules.get("jax")  # never imported for this: without JAX there is one process
+    count = jax.process_count() if jax and jax.distributed.is_initialized() else 1
+    if revision != snapshot.commit and count > 1:
+        raise InputError(
+            f"{name}: each of {count} processes would look up {revision!r} by itself, and might "
+            f"find another commit; name one, such as that found now: {repo}@{snapshot.commit}"
+        )
     kinds = (*_SMALL, *_WEIGHTS) if weights else _SMALL
     names = [file for file in snapshot.sizes if _is_like(file, kinds)]
     if weights and not snapshot.why_not and not any(_is_like(file, _WEIGHTS) for file in names):
@@ -219,13 +226,6 @@ def _snapshot(name: str, repo: str, revision: str, info: Any) -> _Snapshot:
     """The commit in the hub's answer."""
     if not _COMMIT.fullmatch(info.sha or ""):
         raise InputError(f"{name}: {_hub()} names no commit of it (sha is {quoted(info.sha)})")
-    jax = sys.modules.get("jax")  # never imported for this: without JAX there is one process
-    count = jax.process_count() if jax and jax.distributed.is_initialized() else 1
-    if revision != info.sha and count > 1:
-        raise InputError(
-            f"{name}: each of {count} processes would look up {revision!r} by itself, and it may "
-            f"change in between; name the commit, such as the one of now: {repo}@{info.sha}"
-        )
     sizes = {file.rfilename: file.size for file in info.siblings or ()}
     return _Snapshot(name, repo, revision, info.sha, sizes)
 
@@ -248,6 +248,7 @@ def _fetch(snapshot: _Snapshot, names: Sequence[str]) -> None:
         )
     if missing:
         _announce(snapshot, names, missing)
+        _keep(snapshot, {})  # so that an interrupted download is known to be one
         _each(functools.partial(hf_hub_download, snapshot.repo, revision=snapshot.commit), missing)
     _check(snapshot, names)
     done = "downloaded and checked" if missing else "checked"
@@ -321,12 +322,8 @@ def _check(snapshot: _Snapshot, names: Sequence[str]) -> None:
     """
     todo = _unchecked(snapshot, names)
     faults = dict(zip(todo, _each(functools.partial(_fault, snapshot), todo), strict=True))
-    note = _note(snapshot)
-    note["checked"] |= {file: _state(snapshot.folder / file) for file in todo if not faults[file]}
-    if not snapshot.why_not:
-        note["sizes"] = snapshot.sizes
-    with contextlib.suppress(InputError):  # in a read-only cache every start checks again
-        write_whole(_note_file(snapshot), json.dumps(note))
+    right = [file for file in todo if not faults[file]]
+    _keep(snapshot, {file: _state(snapshot.folder / file) for file in right})
     damaged = {snapshot.folder / file: fault for file, fault in faults.items() if fault}
     for path, fault in damaged.items():
         if snapshot.why_not:
@@ -384,6 +381,16 @@ def _note(snapshot: _Snapshot) -> dict[str, dict[str, Any]]:
         return {key: dict(note[key]) for key in ("sizes", "checked")}
     except (OSError, InputError, KeyError, TypeError, ValueError):
         return {"sizes": {}, "checked": {}}
+
+
+def _keep(snapshot: _Snapshot, checked: dict[str, Any]) -> None:
+    """Adds to the note of a snapshot."""
+    note = _note(snapshot)
+    note["checked"] |= checked
+    if not snapshot.why_not:
+        note["sizes"] = snapshot.sizes
+    with contextlib.suppress(InputError):  # in a read-only cache every start checks again
+        write_whole(_note_file(snapshot), json.dumps(note))
 
 
 def _note_file(snapshot: _Snapshot) -> Path:

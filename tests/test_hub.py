@@ -308,6 +308,8 @@ def test_two_processes_download_once_and_a_killed_one_is_resumed(start, server, 
     wait_for(killed, server, tmp_path)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
+    cut = answer(start(f"org/tiny@{A}", HF_HUB_OFFLINE="1"))
+    assert re.search(r"[1-6] of 6 files are not in .*and HF_HUB_OFFLINE is set; run this", cut.said)
     # Newer versions of huggingface_hub use a name of each process's own, and begin again.
     left = next((tmp_path / "home").rglob("*.incomplete"))
     resumes = re.fullmatch("[0-9a-f]+", left.stem)
@@ -358,7 +360,7 @@ def test_processes_of_a_run_need_a_commit(start, server, tmp_path):
     code = "from moss_audio_jax import command\ncommand.join_processes()\n" + ASK
     launcher = [sys.executable, str(ROOT / "launch" / "local_processes.py"), "2", "--"]
     env = environment(server, tmp_path / "home")
-    words = {"org/tiny": rf"name the commit, such as the one of now: org/tiny@{A}$"}
+    words = {"org/tiny": rf"name one, such as that found now: org/tiny@{A}$"}
     words[f"org/tiny@{A}"] = rf"^(\S+ )?/\S+/snapshots/{A}$"  # the second process has a prefix
     for name, said in words.items():
         done = subprocess.run(
