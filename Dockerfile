@@ -4,9 +4,10 @@
 #   docker build -t moss-audio-jax:cuda --build-arg EXTRA=cuda .
 #   docker build -t moss-audio-jax:tpu --build-arg EXTRA=tpu .
 #
-#   docker run -p 127.0.0.1:8000:8000 -e MOSS_AUDIO_JAX_API_KEY=... moss-audio-jax
+#   docker run --stop-timeout 40 -p 127.0.0.1:8000:8000 -e MOSS_AUDIO_JAX_API_KEY=... moss-audio-jax
 #   docker run ... -v DIR:/model:ro moss-audio-jax serve --host 0.0.0.0 --checkpoint /model
 #
+# Docker kills 10 s after SIGTERM unless it is told otherwise; answers get --drain-seconds, 30 s.
 # Any other verb may stand in the place of `serve`.
 FROM python:3.12-slim
 

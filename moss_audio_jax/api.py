@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from moss_audio_jax.config import (
     read_json,
 )
 from moss_audio_jax.data.batch import Example, bucket_shape, check, make_batch
-from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.errors import InputError, TooLong, UsageError
 from moss_audio_jax.files import quoted
 from moss_audio_jax.generate.decode_state import encode
 from moss_audio_jax.generate.drafts import Scribe, scribe_of
@@ -56,8 +57,9 @@ from moss_audio_jax.text import build_conversation, build_prompt, load_tokenizer
 from moss_audio_jax.text.messages import from_openai
 from moss_audio_jax.text.prompt import split_thinking
 from moss_audio_jax.text.tokenizer import StreamDecoder, Tokenizer, check_fits
+from moss_audio_jax.tree import flatten, replaced
 from moss_audio_jax.weights import memory
-from moss_audio_jax.weights.convert import load_params
+from moss_audio_jax.weights.convert import load_adapted, load_params
 from moss_audio_jax.weights.helpers import load_helpers
 from moss_audio_jax.weights.official import shapes
 from moss_audio_jax.weights.opening import read_config
@@ -78,6 +80,7 @@ class MossAudio:
       processor: the special ids and how audio is prepared.
       random_weights: whether config.json says that the model was never trained.
       folder: the checkpoint; None for a model that was not loaded from one.
+      lora: the folder of the adapters that are merged into the weights; None without any.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class MossAudio:
         stop_ids: Sequence[int] = (),
         random_weights: bool = False,
         folder: Path | None = None,
+        lora: Path | None = None,
         gauge: Gauge | None = None,
     ) -> None:
         self._params = params
@@ -102,6 +106,7 @@ class MossAudio:
         self.processor = processor or (tokenizer.processor if tokenizer else ProcessorConfig())
         self.random_weights = random_weights
         self.folder = folder
+        self.lora = lora
         self._gauge = gauge
         self._vocab = vocabulary(config, tokenizer, self.processor, stop_ids)
         self._kept: list[tuple[tuple[int, bool], Engine]] = []  # one at most
@@ -188,8 +193,41 @@ class MossAudio:
             stop_ids=_stop_ids(path),
             random_weights=bool(read_json(path / "config.json").get("random_weights")),
             folder=path,
+            lora=None if lora is None else Path(lora),
             gauge=Gauge.load(path),
         )
+
+    def adapted(self, lora: str | Path) -> MossAudio:
+        """This model with LoRA adapters, as `load(..., lora=...)` gives it.
+
+        Weights that the adapters do not change are in memory once: both models hold the same
+        arrays. The changed ones are read again from the checkpoint.
+
+        Raises:
+          InputError: the adapters are broken or do not fit the model; there is no memory for what
+            they change.
+          UsageError: this model was not loaded from a checkpoint, or has adapters already.
+        """
+        if self.folder is None or self.lora is not None:
+            has = "was not loaded from a folder" if self.folder is None else f"has {self.lora}"
+            raise UsageError(
+                f"{lora}: adapters are merged into a checkpoint's own weights, but this model "
+                f"{has}; load the checkpoint without adapters first"
+            )
+
+        def check_memory(touched: dict[str, list[bool]]) -> None:
+            memory.check_more(str(lora), _those(self._params, touched), self.mesh)
+
+        compute = self.compute
+        shardings = param_shardings(shapes(self.config, compute.dtype), self.config, self.mesh)
+        hold = functools.partial(held_leaf, quantize=compute.quantize)
+        with jax.set_mesh(self.mesh):
+            how = compute.dtype, shardings, hold, _LAYERS, check_memory
+            leaves = load_adapted(self.folder, lora, self.config, *how)
+        other = copy.copy(self)
+        other.lora, other._kept = Path(lora), []
+        other._params = _with_leaves(self._params, leaves)
+        return other
 
     @property
     def params(self) -> Any:
@@ -557,6 +595,7 @@ class MossAudio:
         slots: int = BATCH_SIZE,
         cache_tokens: int = 2**15,
         max_new_tokens: int = 4096,
+        beside: Service | None = None,
         compiling: Callable[[int, int], None] | None = None,
     ) -> Service:
         """An engine that takes requests from any thread, at any time, until it is closed.
@@ -567,18 +606,25 @@ class MossAudio:
             until there is room for all that they may need.
           max_new_tokens: the most that an answer may have, whatever its request says.
           compiling: see `Service`.
+          beside: the service of the model of which this one is `adapted`. The two engines step in
+            turn, and if the encoder is the same, what one has heard the other knows.
 
         If the mesh spans several processes, only process 0 calls this, and the others call `follow`
         with the same numbers, and compile if it does.
 
         Raises:
-          UsageError: this is another process.
+          UsageError: this is another process; or several processes and `beside`.
         """
         spans = self.mesh.is_multi_process
         if spans and jax.process_index() != 0:
             raise UsageError("process 0 has the service of a mesh; the others `follow` it")
-        engine = self._sized_engine(slots, cache_tokens, max_new_tokens)
-        return Service(engine, compiling, Speaker() if spans else None)
+        if spans and beside is not None:
+            raise UsageError("several processes have one service; merge the adapters instead")
+        hearing = None
+        if beside is not None and beside.hearing.params is self.encoder_params:
+            hearing = beside.hearing
+        engine = self._sized_engine(slots, cache_tokens, max_new_tokens, hearing)
+        return Service(engine, compiling, Speaker() if spans else None, beside)
 
     def follow(
         self,
@@ -620,7 +666,9 @@ class MossAudio:
             )
         return Ear(self, service or self._sized_engine(1, tokens, max_new_tokens), seconds)
 
-    def _sized_engine(self, slots: int, cache_tokens: int, max_new_tokens: int) -> Engine:
+    def _sized_engine(
+        self, slots: int, cache_tokens: int, max_new_tokens: int, hearing: Hearing | None = None
+    ) -> Engine:
         with jax.set_mesh(self.mesh):
             groups = ways((slots,), "batch")
         return Engine(
@@ -632,7 +680,7 @@ class MossAudio:
             self.tokenizer.decode if self.tokenizer else None,
             slots,
             size=Size(slots, pages_for(-(-cache_tokens // groups)), max_new_tokens),
-            hearing=self._hearing(few=True),
+            hearing=hearing or self._hearing(few=True),
         )
 
     def _hearing(self, few: bool = False) -> Hearing:
@@ -658,7 +706,7 @@ class MossAudio:
             raise UsageError(f"ids have shape {ids.shape} and dtype {ids.dtype}; expected int [L]")
         self._check_vocabulary("token id", ids)
         if len(ids) > self.config.decoder.max_positions:
-            raise InputError(
+            raise TooLong(
                 f"the prompt has {len(ids)} tokens, but the model has "
                 f"{self.config.decoder.max_positions} positions"
             )
@@ -675,7 +723,7 @@ class MossAudio:
     def _check_length(self, names: str, seconds: float, make: str, tokens: int) -> None:
         positions = self.config.decoder.max_positions
         if tokens >= positions:
-            raise InputError(
+            raise TooLong(
                 f"{names}: {seconds:.0f} s of audio {make} {tokens} tokens, but the model has "
                 f"{positions} positions; shorten it (transcribe cuts audio into windows)"
             )
@@ -743,6 +791,33 @@ def _by_layer(params: Any) -> Any:
         for index in range(count)
     )
     return decoder.with_layers(params, tuple(layers))
+
+
+def _those(params: Any, touched: Mapping[str, Sequence[bool]]) -> list[jax.Array]:
+    """The arrays of the leaves that `touched` names (`Merged.touched`)."""
+    layers, others = [*map(flatten, params["language_model"]["layers"])], flatten(params)
+    found = []
+    for path, which in touched.items():
+        if path.startswith(_LAYERS):
+            name = path.removeprefix(_LAYERS)
+            found += [each[name] for each, is_one in zip(layers, which, strict=True) if is_one]
+        else:
+            found.append(others[path])
+    return jax.tree.leaves(found)
+
+
+def _with_leaves(params: Any, leaves: Mapping[str, Any]) -> Any:
+    """The tree with what `load_adapted` gives in the place of its own leaves."""
+    layers = list(params["language_model"]["layers"])
+    others = {}
+    for path, leaf in leaves.items():
+        if not path.startswith(_LAYERS):
+            others[path] = leaf
+            continue
+        for number, one in enumerate(leaf):
+            if one is not None:
+                layers[number] = replaced(layers[number], {path.removeprefix(_LAYERS): one})
+    return decoder.with_layers(replaced(params, others), tuple(layers))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

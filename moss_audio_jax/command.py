@@ -13,10 +13,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from moss_audio_jax import libtpu
+from moss_audio_jax import buckets, libtpu
+from moss_audio_jax.buckets import as_path
 from moss_audio_jax.config import DEFAULT_CHECKPOINT, QUANTIZE
 from moss_audio_jax.errors import InputError, UsageError, out_of_memory
 from moss_audio_jax.files import reason
@@ -49,17 +49,25 @@ def parser(verb: str, doc: str) -> argparse.ArgumentParser:
     )
 
 
-def add_model_options(options: argparse.ArgumentParser) -> None:
+def add_model_options(options: argparse.ArgumentParser, lora: bool = True) -> None:
+    """The options that select a model.
+
+    Args:
+      lora: whether `--lora DIR` merges adapters into it.
+    """
     group = options.add_argument_group("model")
     group.add_argument(
         "--checkpoint",
         default=DEFAULT_CHECKPOINT,
-        type=Path,
+        type=as_path,
         metavar="DIR",
         help="checkpoint folder, official or native, or OWNER/NAME[@REVISION] on the Hugging Face "
         "hub; default the bundled small model",
     )
-    group.add_argument("--lora", type=Path, metavar="DIR", help="LoRA adapters to merge")
+    if lora:
+        group.add_argument("--lora", type=as_path, metavar="DIR", help="LoRA adapters to merge")
+    else:
+        options.set_defaults(lora=None)
     group.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),
@@ -201,6 +209,9 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
             say("interrupted")
             return INTERRUPTED
         except Exception as error:
+            if buckets.is_ours(error):
+                say(_line("error", buckets.told(error)))
+                return 1
             if (advice := out_of_memory(error)) is None:
                 raise
             say(_line("error", advice))

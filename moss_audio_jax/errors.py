@@ -1,4 +1,4 @@
-"""The two errors that a caller can cause. A verb prints one as a line and sets the exit code."""
+"""The errors that a caller can cause. A verb prints one as a line and sets the exit code."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,10 @@ from pathlib import Path
 
 class InputError(ValueError):
     """An input cannot be used: a file, a checkpoint, a row. The message names it (exit code 1)."""
+
+
+class TooLong(InputError):
+    """A prompt has more tokens than the model's positions or the cache's room."""
 
 
 class UsageError(ValueError):

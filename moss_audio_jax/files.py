@@ -13,6 +13,7 @@ import os
 import reprlib
 import shutil
 import stat
+import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,11 +21,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from moss_audio_jax import buckets
+from moss_audio_jax.buckets import as_path, is_remote
 from moss_audio_jax.errors import InputError, UsageError
 
 
 def open_regular(path: str | os.PathLike[str], what: str = "a file") -> BinaryIO:
-    """Opens a regular file for reading; pipes, devices and /proc are refused at once.
+    """Opens a regular file, or an object of a bucket, for reading.
+
+    Pipes, devices and /proc are refused at once.
 
     A FIFO would block for ever, a device may never end, and files in /proc state a wrong size.
 
@@ -35,6 +40,8 @@ def open_regular(path: str | os.PathLike[str], what: str = "a file") -> BinaryIO
       InputError: no such file, a folder, not a regular file, or no permission to read it.
     """
     name = os.fspath(path)
+    if is_remote(name):
+        return buckets.opened(name)
     try:
         # O_NONBLOCK: opening a FIFO that nobody writes to would wait.
         number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -96,6 +103,8 @@ def parse_json(
 
 def read_bytes(path: str | os.PathLike[str], what: str = "a file") -> bytes:
     """All bytes of a regular file. Raises InputError, naming the file, if it cannot be read."""
+    if is_remote(path):
+        return buckets.read(path)
     with open_regular(path, what) as file:
         try:
             return file.read()
@@ -142,9 +151,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def writing(
     path: str | os.PathLike[str], mode: str = "w", need: int | None = None
 ) -> Iterator[IO[Any]]:
-    """Writes a file that appears under its name only when all of it is on disk.
+    """Writes a file that appears under its name only when all of it is on disk, or in its bucket.
 
-    Until then an older file of that name stays unchanged. Missing parent folders are made.
+    Until then an older file of that name stays unchanged. Missing parent folders are made. What
+    goes to a bucket is first written to this machine's disk.
 
     Args:
       mode: "w" (UTF-8 text) or "wb".
@@ -153,6 +163,12 @@ def writing(
     Raises:
       InputError: it cannot be written; the message says if the disk is full.
     """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            with writing(Path(folder, "file"), mode, need) as file:
+                yield file
+            buckets.put(Path(folder, "file"), path)
+        return
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     encoding = None if "b" in mode else "utf-8"
@@ -180,12 +196,19 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     if isinstance(content, str):
         # A lone surrogate, from a file name or a model's answer, must not lose the whole file.
         content = content.encode("utf-8", "backslashreplace")
+    if is_remote(path):
+        buckets.write(path, content)
+        return
     with writing(path, "wb") as file:
         file.write(content)
 
 
 def append(path: str | os.PathLike[str], text: str) -> None:
-    """Appends to a log. Raises InputError if it cannot be written."""
+    """Appends to a log; in a bucket that means to write it anew. Raises InputError if it cannot."""
+    if is_remote(path):
+        before = buckets.read(path) if as_path(path).exists() else b""
+        buckets.write(path, before + text.encode("utf-8", "backslashreplace"))
+        return
     try:
         with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
@@ -305,6 +328,7 @@ class Lock:
 
     It is a context manager. The kernel holds the lock (`flock` on a file in the folder) and drops
     it when the process ends for any reason, so neither a crash nor a reboot leaves a folder locked.
+    In a bucket it is a `buckets.Lease`.
 
     Args:
       file: the file's name in the folder.
@@ -322,12 +346,18 @@ class Lock:
         file: str | None = None,
         shared: bool = False,
     ):
-        self._owned = Path(folder) / (file or "")
-        self._path = Path(folder) / (".lock" if file is None else f".{file}.lock")
+        self._owned = as_path(folder) / (file or "")
+        self._path = as_path(folder) / (".lock" if file is None else f".{file}.lock")
         self._verb = verb
         self._kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        self._lease: buckets.Lease | None = None
 
     def __enter__(self) -> Lock:
+        if is_remote(self._path):
+            self._lease = buckets.Lease(str(self._path), self._me(), self._kind == fcntl.LOCK_SH)
+            if owner := self._lease.acquire():
+                raise self._in_use(brief(owner))
+            return self
         while True:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -340,10 +370,7 @@ class Lock:
                 self._file.seek(0)
                 owner = brief(self._file.read(200)) or "another process"
                 self._file.close()
-                raise UsageError(
-                    f"{shown(self._owned)}: in use by {owner}; wait for it, stop it, or use "
-                    f"another {'folder' if self._owned == self._path.parent else 'file'}"
-                ) from None
+                raise self._in_use(owner) from None
             except OSError as error:  # Lustre mounted without `flock`, some FUSE file systems
                 warnings.warn(
                     f"{shown(self._owned)}: cannot be locked here ({reason(error)}); make "
@@ -357,11 +384,29 @@ class Lock:
                     break
             self._file.close()
         self._file.truncate(0)
-        self._file.write(f"{self._verb} (process {os.getpid()} on {os.uname().nodename})")
+        self._file.write(self._me())
         self._file.flush()
         return self
 
+    def check(self) -> None:
+        """Raises InputError if the lock was lost, which can only be in a bucket."""
+        if self._lease:
+            self._lease.check()
+
+    def _me(self) -> str:
+        return f"{self._verb} (process {os.getpid()} on {os.uname().nodename})"
+
+    def _in_use(self, owner: str) -> UsageError:
+        another = "folder" if self._owned == self._path.parent else "file"
+        return UsageError(
+            f"{shown(self._owned)}: in use by {owner}; wait for it, stop it, or use another "
+            f"{another}"
+        )
+
     def __exit__(self, *_: object) -> None:
+        if self._lease:
+            self._lease.release()
+            return
         if self._kind == fcntl.LOCK_EX:  # a shared lock's file stays for the others
             with contextlib.suppress(OSError):
                 self._path.unlink()

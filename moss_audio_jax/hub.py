@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from moss_audio_jax.buckets import as_path
 from moss_audio_jax.errors import InputError, extra
 from moss_audio_jax.files import (
     brief,
@@ -61,8 +62,8 @@ _SECONDS = 20.0  # for the answer about a model
 _log = logging.getLogger(__name__)
 
 
-def folder_of(name: str | Path, weights: bool = True) -> Path:
-    """The folder that a user means: a path, or the id `owner/name[@revision]` of a model.
+def folder_of(name: str | Path, weights: bool = True) -> Any:
+    """The folder that a user means: a path (see `as_path`), or a model's id, owner/name[@revision].
 
     An existing path is meant as a path. Otherwise the files of an id are downloaded and checked,
     except those that are there. A branch is looked up once in a process. Anything that is no id,
@@ -78,15 +79,23 @@ def folder_of(name: str | Path, weights: bool = True) -> Path:
     text = os.fspath(name)
     match = _ID.fullmatch(text)
     if match is None or not _is_installed():
-        return Path(text)
+        return as_path(text)
     if os.path.lexists(text):
         if match[1] in OFFICIAL or _store(match[1]).exists():
             warnings.warn(
                 f"{text}: there is a folder of this name here; it is used, not the hub's model",
                 stacklevel=2,
             )
-        return Path(text)
+        return as_path(text)
     return _downloaded(text, match[1], match[2] or "main", weights)
+
+
+def title(name: str | Path) -> str:
+    """The name of a folder, or an id without its revision."""
+    match = _ID.fullmatch(os.fspath(name))
+    if match is not None and not os.path.lexists(name):
+        return match[1]
+    return as_path(name).resolve().name
 
 
 def advice(folder: str | Path) -> str:

@@ -160,7 +160,7 @@ def each_window(
         try:
             prompt = model.prepare(asked)
         except InputError as error:
-            raise InputError(f"{start:.2f}-{end:.2f} s: {error}") from None
+            raise type(error)(f"{start:.2f}-{end:.2f} s: {error}") from None  # TooLong stays so
         yield Window(start, end, prompt)
 
 

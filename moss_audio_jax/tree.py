@@ -29,6 +29,18 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def replaced(tree: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested dict with other leaves at some paths. What holds none of them is not copied."""
+    new, inside = dict(tree), {}
+    for path, leaf in leaves.items():
+        key, _, rest = path.partition("/")
+        if rest:
+            inside.setdefault(key, {})[rest] = leaf
+        else:
+            new[key] = leaf
+    return new | {key: replaced(tree[key], those) for key, those in inside.items()}
+
+
 def path_name(path: tuple) -> str:
     """'language_model/layers/mlp/up_proj/kernel' from a jax.tree_util key path."""
     return "/".join(str(getattr(key, "key", key)) for key in path)

@@ -36,6 +36,8 @@ settings.load_profile("patient")
 # Files of whole runs, the longest first: a worker that began one of them last would work alone.
 LONG = (
     "train/test_processes",
+    "train/test_bucket_runs",
+    "test_buckets",
     "train/test_step",
     "train/test_loop",
     "generate/test_drafts",
@@ -96,3 +98,17 @@ def small_disk(tmp_path):
         pytest.skip("may not mount a disk here")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def buckets():
+    """Servers of buckets on loopback, each behind a proxy: {"gs": Proxy, "s3": Proxy}.
+
+    The proxies break no answer until a test sets their share.
+    """
+    import loopback
+
+    with pytest.MonkeyPatch.context() as patch, loopback.proxies() as found:
+        for name, value in loopback.environment({k: p.url for k, p in found.items()}).items():
+            patch.setenv(name, value)
+        yield found

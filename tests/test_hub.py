@@ -19,6 +19,7 @@ from hub_server import HubServer
 from tiny_model import tiny_config, tone, write_checkpoint, write_wav
 
 import moss_audio_jax as mj
+from moss_audio_jax import hub
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.hub import OFFICIAL
 from moss_audio_jax.train.__main__ import load_config
@@ -509,3 +510,8 @@ def test_advice_is_for_ids_alone(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="hf download Qwen/Qwen3-4B --local-dir Qwen3-4B"):
         read_config("Qwen/Qwen3-4B")
     assert len(set(OFFICIAL)) == 4
+
+
+def test_titles(tmp_path):
+    assert hub.title("org/tiny@refs/pr/1") == hub.title(Path("org/tiny")) == "org/tiny"
+    assert hub.title(tmp_path / "a@b") == "a@b"

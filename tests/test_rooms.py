@@ -16,6 +16,7 @@ CORE = [
     "libtpu",
     "errors",
     "tree",
+    "buckets",
     "files",
     "journal",
     "remote",
@@ -26,6 +27,7 @@ CORE = [
     "sharding",
     "audio",
     "text",
+    "timeline",
     "ops",
     "models",
     "weights",
@@ -42,7 +44,6 @@ CORE = [
 ]
 PERIPHERY = [
     "draw",
-    "timeline",
     "serve",
     "world",
     "evaluate",

@@ -21,9 +21,9 @@ if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends thos
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from moss_audio_jax import command
+from moss_audio_jax.buckets import as_path
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.files import shown
 from moss_audio_jax.remote import redact
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument(
         "--output",
         required=True,
-        type=Path,
+        type=as_path,
         metavar="OUT",
         help="a folder, or FILE.jsonl in it for the rows",
     )

@@ -19,7 +19,7 @@ import numpy as np
 import soundfile
 from ml_collections import ConfigDict
 
-from moss_audio_jax import command, hub
+from moss_audio_jax import buckets, command, hub
 from moss_audio_jax.annotate import boundary, merge
 from moss_audio_jax.annotate.branches import Branches
 from moss_audio_jax.annotate.defaults import BUNDLED
@@ -33,6 +33,7 @@ from moss_audio_jax.annotate.source import Sound, Source
 from moss_audio_jax.annotate.spans import SegmentOptions
 from moss_audio_jax.annotate.work import Work, new_record
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
+from moss_audio_jax.buckets import as_path
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import (
@@ -211,7 +212,7 @@ class Annotator:
         """The posteriors of another detector for a file, if there are any."""
         if not self._config.posteriors:
             return None, ""
-        path = Path(source.path)
+        path = as_path(source.path)
         try:
             name = self._config.posteriors.format(
                 folder=path.parent, stem=path.stem, name=path.name
@@ -221,8 +222,9 @@ class Annotator:
                 f"posteriors: no {error} in {self._config.posteriors!r}; expected {{folder}}, "
                 "{stem} or {name}"
             ) from None
-        if not os.path.isfile(name):
+        if not as_path(name).is_file():
             return None, ""
+        name = buckets.local_copy(name)
         return load_posteriors(name), hashlib.blake2b(Path(name).read_bytes()).hexdigest()
 
     def _work(

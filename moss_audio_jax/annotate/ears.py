@@ -17,8 +17,10 @@ from moss_audio_jax.api import MossAudio, Request
 from moss_audio_jax.audio.features import log_mel
 from moss_audio_jax.audio.lengths import FRAMES_PER_TOKEN, HOP, SAMPLE_RATE, audio_tokens
 from moss_audio_jax.audio.windows import quiet_windows
+from moss_audio_jax.buckets import as_path
 from moss_audio_jax.data.batch import token_frames
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.files import open_regular
 from moss_audio_jax.generate.familiarity import Familiarity, Gauge, Measures
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.models.encoder import encode
@@ -176,11 +178,11 @@ class Ears:
 def fingerprint(checkpoint: str | Path) -> str:
     """A hash of the checkpoint's files that decide its output."""
     digest = hashlib.blake2b(digest_size=12)
-    folder = Path(checkpoint)
+    folder = as_path(checkpoint)
     for file in sorted([*folder.glob("*.*"), *folder.glob("helpers/*")]):
         if file.is_file():
             digest.update(file.name.encode())
-            with open(file, "rb") as opened:
+            with open_regular(file) as opened:
                 digest.update(hashlib.file_digest(opened, "blake2b").digest())
     return digest.hexdigest()
 

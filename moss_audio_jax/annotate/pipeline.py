@@ -40,8 +40,10 @@ from moss_audio_jax.annotate.annotator import (
     read_records,
     run_fingerprint,
 )
+from moss_audio_jax.annotate.bucket import Mirror
 from moss_audio_jax.annotate.record import Record
 from moss_audio_jax.annotate.source import Source
+from moss_audio_jax.buckets import is_remote
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import Lock, not_written, open_regular, shown, write_whole
 from moss_audio_jax.journal import write_lines
@@ -88,14 +90,29 @@ def annotate(
         stack.enter_context(Lock(out, "annotate", shared=shard[1] > 1))
         if shard[1] > 1:  # shards may run together, but each only once, and not during a whole run
             stack.enter_context(Lock(out, "annotate", _named("shard", shard)))
-        done, failed = _annotated(sources, out, config, workers, progress)
-        return _gathered(sources, done, failed, out, config, rows_name, shard)
+        if not is_remote(out):
+            done, failed = _annotated(sources, out, config, workers, progress)
+            return _gathered(sources, done, failed, out, config, rows_name, shard)
+        mirror = stack.enter_context(Mirror(out, sources, config.page_clips))
+        here = mirror.folder
+        done, failed = _annotated(sources, here, config, workers, progress, mirror.keep)
+        summary = _gathered(sources, done, failed, here, config, rows_name, shard)
+        mirror.finish()
+        return summary
 
 
 def _annotated(
-    sources: Sequence[Source], out: Path, config: ConfigDict, workers: int, progress: bool
+    sources: Sequence[Source],
+    out: Path,
+    config: ConfigDict,
+    workers: int,
+    progress: bool,
+    keep: Callable[[Source], None] = lambda source: None,
 ) -> tuple[dict[str, Done], list[tuple[str, str]]]:
-    """(results of the sources that could be used, (path, why) of the others)."""
+    """(results of the sources that could be used, (path, why) of the others).
+
+    `keep` is called when a source's results are complete.
+    """
     try:
         (out / "records").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -108,7 +125,7 @@ def _annotated(
             if source.problem:
                 raise InputError(source.problem)
             with open_regular(source.path, "an audio file") as file:
-                sizes[source.id] = os.fstat(file.fileno()).st_size
+                sizes[source.id] = file.seek(0, os.SEEK_END)
         except InputError as error:
             failed[source.id] = redact(str(error).removeprefix(f"{shown(source.path)}: "))
     usable = [source for source in sources if source.id in sizes]
@@ -126,6 +143,7 @@ def _annotated(
                     failed[source.id] = result
                 else:
                     done[source.id] = result
+                    keep(source)
                     seconds += result["seconds"]
                 rate = seconds / max(time.monotonic() - began, 1e-3)
                 told = f"{rate:.0f} audio-seconds/s, {len(failed)} failed"

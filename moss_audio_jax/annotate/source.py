@@ -23,8 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from moss_audio_jax import buckets
 from moss_audio_jax.audio.io import audio_blocks
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
+from moss_audio_jax.buckets import absolute, as_path, is_remote
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.files import brief, parse_json, read_bytes, reason, shown
 from moss_audio_jax.remote import redact
@@ -72,7 +74,7 @@ def find(given: str | Path) -> list[Source]:
     Raises:
       InputError: `given` does not exist or names no audio, or a manifest's row has no known key.
     """
-    given = Path(given)
+    given = as_path(given)
     broken: list[Source] = []
     if given.is_dir():
         paths, root = _in_folder(given), given
@@ -110,8 +112,8 @@ def find(given: str | Path) -> list[Source]:
         if not paths:
             why = f"; {shown(broken[0].path)}: {broken[0].problem}" if broken else ""
             raise InputError(f"{shown(given)}: names no audio{why}")
-    paths = list(dict.fromkeys(os.path.abspath(path) for path in paths))
-    return [Source(path, _id(path, os.path.abspath(root))) for path in paths] + broken
+    paths = list(dict.fromkeys(str(absolute(path)) for path in paths))
+    return [Source(path, _id(path, str(absolute(root)))) for path in paths] + broken
 
 
 def _in_folder(folder: Path) -> list[str]:
@@ -119,6 +121,12 @@ def _in_folder(folder: Path) -> list[str]:
         warnings.warn(f"{shown(error.filename)}: {reason(error)}; left out", stacklevel=2)
 
     found = []
+    if is_remote(folder):
+        return [
+            f"{folder}/{name}"
+            for name in buckets.sums(folder)
+            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+        ]
     for at, _, names in os.walk(folder, onerror=unreadable):
         found += [
             Path(at, name)
@@ -168,8 +176,12 @@ def _text(path: Path) -> str:
 
 def _there(root: Path, name: str) -> str:
     """The path of a name; if no such file exists, its bytes are also tried as Latin-1."""
+    if name.startswith(("gs://", "s3://")):
+        return name
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
         raise InputError(f"{brief(redact(name))}: is a URL; download it and give the file's path")
+    if is_remote(root):
+        return f"{root}/{name}"
     path = os.path.join(root, name)
     if os.path.lexists(path) or not any(0xDC80 <= ord(c) < 0xDD00 for c in name):
         return path

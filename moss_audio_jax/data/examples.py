@@ -143,7 +143,7 @@ class ExampleMaker:
             task = self._task(branch.task or row.task or job.part)
             weight = row.weight * branch.weight
             if row.branches:
-                weight *= self._rule(branch).weight
+                weight *= self.rule(branch).weight
             shared = len(opening)
             said.append(_arrays(*part, weight, task, shared, number if shared else 0))
         return _Said(*(np.concatenate(arrays) for arrays in zip(*said, strict=True)))
@@ -158,7 +158,7 @@ class ExampleMaker:
         if not row.branches:
             return []
         rng = np.random.default_rng([self.seed, index, 1])
-        weights = np.array([self._rule(branch).often for branch in row.branches])
+        weights = np.array([self.rule(branch).often for branch in row.branches])
         # Efraimidis and Spirakis 2006: the largest u^(1/w) are a weighted sample.
         with np.errstate(divide="ignore"):
             keys = np.log(rng.random(len(weights))) / weights
@@ -167,7 +167,8 @@ class ExampleMaker:
             raise InputError("data.pick takes none of the row's branches")
         return [row.branches[i] for i in order[: self.branches]]
 
-    def _rule(self, branch: Branch) -> Pick:
+    def rule(self, branch: Branch) -> Pick:
+        """How often a branch is drawn, and what it weighs."""
         return _rule(self.pick, branch.task or "")
 
     def _speed(self, row: Row, chosen: list[Branch], rng: np.random.Generator) -> float:

@@ -135,7 +135,7 @@ class Loader:
         config.validate(encoder, process_count)
         self._mixture = mixture
         self._workers = _workers(tokenizer, encoder, config)
-        reports = Reports(report_dir, process_index)
+        self._reports = reports = Reports(report_dir, process_index)
         self._fingerprint = _fingerprint(mixture, tokenizer, encoder, config)
         count = config.stream_count()
         own = range(
@@ -201,10 +201,15 @@ class Loader:
         self._error = None
         self._prefetched.set_state(state["streams"])
 
+    def flush(self) -> None:
+        """Writes the rows of reports that a file in a bucket lacks."""
+        self._reports.flush()
+
     def close(self) -> None:
         """Stops the thread and the workers, a row that hangs included."""
         self._workers.close()  # first: the thread may wait for a row
         self._prefetched.close()
+        self._reports.flush()
         self._error = RuntimeError("the data loader was closed")
 
     def __enter__(self) -> Loader:

@@ -104,6 +104,15 @@ def conversations(row: Row) -> list[list[Mapping[str, Any]]]:
     return [[*row.messages, *branch.messages] for branch in row.branches]
 
 
+def answered(row: Row) -> Row:
+    """The row of a question with its "answer", if it has one, as the assistant's last message."""
+    answer, last = row.more.get("answer"), row.messages[-1]
+    if answer is None or (isinstance(last, Mapping) and last.get("role") == "assistant"):
+        return row
+    said = {"role": "assistant", "message_type": "text", "content": str(answer)}
+    return dataclasses.replace(row, messages=[*row.messages, said])
+
+
 @dataclasses.dataclass(frozen=True)
 class Rejected:
     """A row that gives no example: `bad`, or too long for a row of the batch."""

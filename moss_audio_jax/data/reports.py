@@ -11,8 +11,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from moss_audio_jax import files
+from moss_audio_jax.buckets import as_path, is_remote
 from moss_audio_jax.data.records import Rejected
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.journal import Log
 
 COUNTS = ("seen", "bad", "overlong")
 _LONGEST = 200  # characters of a row's own id
@@ -28,16 +30,16 @@ class RowReport:
         self.path = path
         self._listed: set[tuple[str, int]] = set()
         self._read = 0  # bytes of the file that _listed covers
-        self._remote = path is not None and "://" in path
-        self._text = ""
-        if path is not None and not self._remote:
+        self._log = None
+        if path is not None and is_remote(path):
+            self._log = Log(as_path(path))
+            if self._log.path.exists():
+                self._learn(files.read_bytes(path))
+        elif path is not None:
             try:
                 os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
             except OSError as error:
                 raise files.not_written(path, error) from None
-        elif self._remote and _epath(path).exists():
-            self._text = _epath(path).read_bytes().decode("utf-8", "backslashreplace")
-            self._learn(self._text.encode())
 
     def add(self, row: Rejected) -> None:
         key = (row.source, row.line)
@@ -49,15 +51,19 @@ class RowReport:
         line = json.dumps({**record, "reason": row.reason}, ensure_ascii=False) + "\n"
         # A lone surrogate becomes \udxxx, which is how JSON writes it.
         data = line.encode("utf-8", "backslashreplace")
-        if self._remote:
-            self._text += data.decode()
-            _epath(self.path).write_text(self._text)
+        if self._log:
+            self._log.append(data.decode())
             self._listed.add(key)
             return
         try:
             self._append(key, data)
         except OSError as error:
             raise files.not_written(self.path, error) from None
+
+    def flush(self) -> None:
+        """Writes what a bucket's file lacks."""
+        if self._log:
+            self._log.flush()
 
     def _append(self, key: tuple[str, int], line: bytes) -> None:
         with open(self.path, "a+b") as file:
@@ -90,7 +96,7 @@ class Reports:
         def path(name: str) -> str | None:
             if folder is None:
                 return None
-            own = f"-{process_index}" if "://" in folder and process_index else ""
+            own = f"-{process_index}" if is_remote(folder) and process_index else ""
             return f"{str(folder).rstrip('/')}/{name}{own}.jsonl"
 
         self._bad = RowReport(path("bad_rows"))
@@ -107,6 +113,11 @@ class Reports:
             if each.bad:
                 self._last = each
 
+    def flush(self) -> None:
+        """Writes what files in a bucket lack."""
+        self._bad.flush()
+        self._overlong.flush()
+
     def judge(self, counts: Mapping[str, int], max_bad_share: float, min_seen: int) -> None:
         """Raises InputError if too many rows are bad."""
         seen, bad = counts["seen"], counts["bad"]
@@ -121,9 +132,3 @@ class Reports:
             f"{bad} of {seen} rows ({bad / seen:.1%}) are bad, data.max_bad_share allows "
             f"{max_bad_share:.1%}; the last: {last}see {self._bad.path or 'report_dir'}"
         )
-
-
-def _epath(path: str):
-    from etils import epath
-
-    return epath.Path(path)

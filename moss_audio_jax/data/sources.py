@@ -13,16 +13,15 @@ import hashlib
 import io
 import os
 import re
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from moss_audio_jax import files
+from moss_audio_jax import buckets, files
 from moss_audio_jax.data.records import AudioFile, Row, parse_row
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.files import brief, shown
+from moss_audio_jax.files import shown
 
 ARRAY_RECORD = (".array_record", ".arrayrecord")
 _BLOCK = 1 << 24  # bytes read at a time while lines are counted
@@ -91,7 +90,7 @@ class Source:
         """16 hex digits for each file, which identify its rows.
 
         SHA-256 of all bytes of a JSONL, and of a shard of up to 4 MiB; of a larger one of its size,
-        its first and last 64 KiB and 64 blocks of 4 KiB, evenly spread; of a remote one of the
+        its first and last 64 KiB and 64 blocks of 4 KiB, evenly spread; of a remote shard of the
         number of its records, the first of them and the last.
         """
         # Shards may be thousands, on storage that is slow to answer.
@@ -114,7 +113,7 @@ def read_location(location: Location) -> bytes:
         return opened.read([start])[0]
     if stop - start > _LONGEST_LINE:
         raise InputError(f"the row is {stop - start} bytes of JSON; at most {_LONGEST_LINE} fit")
-    data = _read_range(*opened, start, stop)
+    data = os.pread(opened.fileno(), stop - start, start)
     if len(data) < stop - start:
         raise SourceError(f"{shown(path)}: became shorter while it was in use; start again")
     return data
@@ -147,8 +146,7 @@ def clip_file(path: str, row_path: str) -> str | AudioFile:
         return clips[0]
     if "://" not in path:
         return path
-    with _reached(path) as remote:
-        return AudioFile(remote.read_bytes(), path)
+    return AudioFile(buckets.read(path), path)
 
 
 def as_file(clip: str | AudioFile) -> str | BinaryIO:
@@ -220,10 +218,8 @@ class _Jsonl:
 
 
 def _open_rows(path: str) -> BinaryIO:
-    if "://" not in path:
-        return files.open_regular(path, "rows of JSON")
-    with _reached(path) as remote:
-        return remote.open("rb")
+    # All of a remote file is read once to find its rows, and then rows of it in any order.
+    return files.open_regular(buckets.local_copy(path), "rows of JSON")
 
 
 def _read_block(file: BinaryIO, path: str) -> bytes:
@@ -231,18 +227,10 @@ def _read_block(file: BinaryIO, path: str) -> bytes:
         return file.read(_BLOCK)
 
 
-def _read_range(file: BinaryIO, lock: threading.Lock | None, start: int, stop: int) -> bytes:
-    if lock is None:
-        return os.pread(file.fileno(), stop - start, start)
-    with lock:
-        file.seek(start)
-        return file.read(stop - start)
-
-
 @functools.lru_cache(_OPEN_FILES)
-def _opened(path: str) -> tuple[BinaryIO, threading.Lock | None]:
-    """A file that stays open; remote ones have one position, hence a lock."""
-    return _open_rows(path), threading.Lock() if "://" in path else None
+def _opened(path: str) -> BinaryIO:
+    """A file that stays open."""
+    return _open_rows(path)
 
 
 # --- ArrayRecord ---------------------------------------------------------------------------------
@@ -275,11 +263,16 @@ class _ArrayRecord:
 def _array_record(path: str):
     from array_record.python import array_record_module
 
-    if "://" not in path:
+    place = path
+    if not buckets.is_remote(path):
         files.open_regular(path, "an ArrayRecord shard").close()
+    elif not path.startswith("gs://"):  # where ArrayRecord reads by ranges itself
+        place = buckets.local_copy(path)
+    else:
+        buckets.size(path)  # whose errors are clearer
     # Rows are read one by one and out of order: reading ahead would be wasted.
     reader = array_record_module.ArrayRecordReader(
-        path, options="readahead_buffer_size:0", file_reader_buffer_size=1 << 15
+        place, options="readahead_buffer_size:0", file_reader_buffer_size=1 << 15
     )
     reader.num_records()  # which shows whether it is one
     if not reader.ok():
@@ -323,21 +316,13 @@ def _sampled(path: str) -> str:
 @contextlib.contextmanager
 def _reached(path: str) -> Iterator[Any]:
     """The path, for reading through etils.epath. Raises InputError if that fails in any way."""
-    from etils import epath  # here, because a worker of local files does without it
-
     try:
-        yield epath.Path(path)
+        yield buckets.as_path(path)
     except InputError:
         raise
     except FileNotFoundError:
         raise InputError(f"{shown(path)}: no such file; expected one that can be read") from None
-    except KeyError:  # epath's table of schemes
-        raise InputError(
-            f"{shown(path)}: nothing here reads such addresses; expected a local path, or gs://, "
-            "s3:// or az://"
-        ) from None
     except OSError as error:
         raise InputError(f"{shown(path)}: cannot be read ({files.reason(error)})") from None
     except Exception as error:  # each kind of remote storage has its own
-        name = type(error).__name__
-        raise InputError(f"{shown(path)}: cannot be read ({name}: {brief(error)})") from None
+        raise InputError(f"{shown(path)}: cannot be read ({buckets.told(error)})") from None

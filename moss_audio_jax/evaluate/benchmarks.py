@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from moss_audio_jax.buckets import as_path
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.evaluate import manifests, world_rows
 from moss_audio_jax.evaluate.items import Benchmark, Item, Kind, Loaded, Loader, Options
@@ -73,11 +74,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=", ".join(FORMATS),
     )
     group.add_argument(
-        "--data", required=True, type=Path, metavar="FILE|DIR", help="as released by its authors"
+        "--data", required=True, type=as_path, metavar="FILE|DIR", help="as released by its authors"
     )
     group.add_argument(
         "--audio-root",
-        type=Path,
+        type=as_path,
         metavar="DIR",
         help="folder of the audio: paths are relative to it and may not leave it; "
         "default: the data's folder",
@@ -150,8 +151,8 @@ def load_benchmark(
             raise UsageError(f"{option} is {value}; expected a number above 0")
     if not FORMATS[name].scenes and (chosen.tasks or chosen.per_scene):
         raise UsageError(f"tasks and per_scene are options of world; this is {name}")
-    root = None if audio_root is None else Path(audio_root)
-    items, problems = FORMATS[name].load(Path(data), root, chosen)
+    root = None if audio_root is None else as_path(audio_root)
+    items, problems = FORMATS[name].load(as_path(data), root, chosen)
     if not items:
         raise InputError(f"{data}: no items of {name}")
     seen: dict[str, int] = {}

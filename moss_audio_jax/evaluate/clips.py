@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
+from moss_audio_jax.buckets import as_path
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.evaluate.benchmarks import Item
 from moss_audio_jax.evaluate.manifests import Cut
@@ -35,7 +36,7 @@ def missing_audio(items: Sequence[Item], root: Path) -> dict[str, None]:
       InputError: all clips are missing.
     """
     paths = dict.fromkeys(path for item in items for path in item.audio)
-    missing = dict.fromkeys(path for path in paths if not os.path.exists(path))
+    missing = dict.fromkeys(path for path in paths if not as_path(path).exists())
     if missing and len(missing) == len(paths):
         raise InputError(
             f"none of the {len(paths):,} audio file(s) under {shown(root)} exists, such as "
@@ -59,7 +60,7 @@ def _header_seconds(path: str) -> float:
         try:
             return soundfile.info(file).duration
         except (soundfile.SoundFileError, ValueError, ArithmeticError):
-            return os.fstat(file.fileno()).st_size / _UNREAD_BYTES_PER_SECOND
+            return file.seek(0, os.SEEK_END) / _UNREAD_BYTES_PER_SECOND
     return 0.0
 
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from moss_audio_jax import command
+from moss_audio_jax.buckets import as_path
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.evaluate import benchmarks
 from moss_audio_jax.evaluate.benchmarks import Item
@@ -300,7 +301,7 @@ def main(argv: Sequence[str]) -> int:
     )
     options.add_argument(
         "--output",
-        type=Path,
+        type=as_path,
         required=True,
         metavar="FILE|DIR",
         help="a .jsonl file, or a folder, which gets NAME.jsonl",

@@ -26,6 +26,7 @@ from typing import Any
 from tqdm import tqdm
 
 from moss_audio_jax import command
+from moss_audio_jax.buckets import as_path
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.evaluate import benchmarks
 from moss_audio_jax.evaluate.benchmarks import Item
@@ -196,8 +197,8 @@ def _judged(item: Item) -> bool:
 def main(argv: Sequence[str]) -> int:
     options = command.parser("evaluate judge", __doc__)
     benchmarks.add_options(options)
-    options.add_argument("--predictions", type=Path, required=True, metavar="FILE")
-    options.add_argument("--output", type=Path, required=True, metavar="FILE")
+    options.add_argument("--predictions", type=as_path, required=True, metavar="FILE")
+    options.add_argument("--output", type=as_path, required=True, metavar="FILE")
     options.add_argument("--url", required=True, help="the part before /chat/completions")
     options.add_argument("--model", required=True, metavar="NAME")
     options.add_argument(

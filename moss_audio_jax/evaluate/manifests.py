@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple
 
+from moss_audio_jax.buckets import files_below, is_remote
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.evaluate.reading import (
     first_of,
@@ -71,14 +72,14 @@ class Root(NamedTuple):
 
     def place(self, name: str, where: str) -> str:
         """The path of a file in a manifest. Raises InputError if it leaves a closed root."""
-        if self.closed and (os.path.isabs(name) or ".." in PurePath(name).parts):
+        if self.closed and (is_remote(name) or os.path.isabs(name) or ".." in PurePath(name).parts):
             raise InputError(
                 f"{where}: {brief(name)!r} lies outside of --audio-root {shown(self.folder)}; "
                 "expected a path relative to it without '..' (--allow-outside allows others)"
             )
         if not name or "\0" in name:
             raise InputError(f"{where}: {brief(repr(name))} is not a path of a file")
-        return str(self.folder / name)
+        return name if is_remote(name) else str(self.folder / name)
 
 
 Clips = tuple[list[Entry], list[str]]  # clips, and a message for each oddity
@@ -121,7 +122,7 @@ def read_transcripts(
         return _aishell(found[0], root(data / "wav"), split)
     if (data / f"{split}.tsv").exists():
         return _fleurs(data / f"{split}.tsv", root(data / "audio" / split))
-    if found := sorted(data.rglob("*.trans.txt")):
+    if found := [f for f in files_below(data) if f.name.endswith(".trans.txt")]:
         return _librispeech(data, found, root(data))
     if not data.exists():
         raise InputError(f"{data}: no such file or folder")
@@ -304,7 +305,7 @@ def read_timed(
       InputError: no such data, a line that cannot be read, or impossible times.
     """
     if data.is_dir():
-        files = sorted(file for file in data.rglob("*") if file.suffix in (".TextGrid", ".ctm"))
+        files = sorted(file for file in files_below(data) if file.suffix in (".TextGrid", ".ctm"))
         if not files:
             raise InputError(f"{data}: no .TextGrid or .ctm file in it")
     elif not data.exists():
@@ -395,7 +396,7 @@ def read_textgrid(file: Path, tiers: str | Iterable[str]) -> list[dict[str, Any]
 def _finder(root: Root) -> Callable[[str, str], str]:
     """A function of (name, where): the audio file of that name under `root`, or name.wav."""
     found: dict[str, Path] = {}
-    for path in sorted(root.folder.rglob("*")) if root.folder.is_dir() else ():
+    for path in files_below(root.folder) if root.folder.is_dir() else ():
         if path.suffix.lower() in _AUDIO_SUFFIXES:
             if path.stem in found:
                 raise InputError(

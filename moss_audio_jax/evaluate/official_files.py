@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from moss_audio_jax import command
+from moss_audio_jax.buckets import as_path
 from moss_audio_jax.errors import InputError, UsageError, extra
 from moss_audio_jax.evaluate import benchmarks
 from moss_audio_jax.evaluate.benchmarks import Item
@@ -75,7 +76,7 @@ def official_rows(
         raise UsageError(f"{benchmark} has no official script; expected one of {', '.join(KEYS)}")
     known = {item.id: item for item in items}
     rows = []
-    for number, (where, row) in enumerate(read_rows(Path(data)), 1):
+    for number, (where, row) in enumerate(read_rows(as_path(data)), 1):
         name = name_of(row, number, where)
         if name not in known:
             continue
@@ -118,8 +119,8 @@ def write(benchmark: str, rows: Sequence[dict[str, Any]], output: Path) -> None:
 def main(argv: Sequence[str]) -> int:
     options = command.parser("evaluate export", __doc__)
     benchmarks.add_options(options)
-    options.add_argument("--predictions", type=Path, required=True, metavar="FILE")
-    options.add_argument("--output", type=Path, required=True, metavar="FILE")
+    options.add_argument("--predictions", type=as_path, required=True, metavar="FILE")
+    options.add_argument("--output", type=as_path, required=True, metavar="FILE")
     args = options.parse_args(argv)
     benchmark = benchmarks.from_args(args)
     rows, problems = read_predictions(args.predictions)

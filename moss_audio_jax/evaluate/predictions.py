@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moss_audio_jax.buckets import as_path
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.evaluate.items import Item
 from moss_audio_jax.evaluate.reading import json_kind, read_rows
@@ -50,7 +51,7 @@ def read_predictions(path: str | Path) -> tuple[list[Prediction], list[str]]:
     Raises:
       InputError: no such file, or a JSON list or table that cannot be read.
     """
-    path = Path(path)
+    path = as_path(path)
     problems: list[str] = []
     rows = []
     for number, (where, row) in enumerate(_rows(path, problems), 1):

@@ -20,12 +20,12 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moss_audio_jax import command
+from moss_audio_jax.buckets import as_path
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.evaluate import benchmarks, text_norm
 from moss_audio_jax.evaluate.benchmarks import CAPTION_FIELDS, Item
@@ -294,11 +294,11 @@ def _by(items: Sequence[Item], table: _Table, benchmark: str) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     options = command.parser("evaluate score", __doc__)
     benchmarks.add_options(options)
-    options.add_argument("--predictions", type=Path, required=True, metavar="FILE")
-    options.add_argument("--output", type=Path, required=True, metavar="FILE.json")
+    options.add_argument("--predictions", type=as_path, required=True, metavar="FILE")
+    options.add_argument("--output", type=as_path, required=True, metavar="FILE.json")
     options.add_argument(
         "--judgements",
-        type=Path,
+        type=as_path,
         metavar="FILE",
         help="from evaluate judge, for captions and open answers",
     )

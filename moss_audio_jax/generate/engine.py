@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from moss_audio_jax.config import Compute, ModelConfig
 from moss_audio_jax.data.batch import Example, bucket, check, pieces_of
-from moss_audio_jax.errors import InputError
+from moss_audio_jax.errors import TooLong
 from moss_audio_jax.generate.decode_state import (
     EMPTY,
     LENGTH,
@@ -48,13 +48,14 @@ from moss_audio_jax.generate.hearing import Heard, Hearing, Piece, sound_of
 from moss_audio_jax.generate.pages import Pages, marks_of, page_keys, text_marks
 from moss_audio_jax.generate.request import Guide, Prepared, TokenLogprobs
 from moss_audio_jax.generate.sampling import Sampling
-from moss_audio_jax.generate.shapes import LEAST_REACH, STEPS_AHEAD, TOGETHER, Few, Tight
+from moss_audio_jax.generate.shapes import LEAST_REACH, TOGETHER, Few, Tight
 from moss_audio_jax.generate.vocabulary import Vocabulary
 from moss_audio_jax.models.cache import NOWHERE, PAGE, pages_for
 from moss_audio_jax.models.decoder import unrolled
 from moss_audio_jax.sharding import ways
 
 FINISH_REASON = {STOP: "stop", LENGTH: "length", LOOP: "loop"}
+_STEPS_A_TURN = 8  # tokens between two looks at who has come
 _STOP_STRING_STEPS = 16  # tokens between two searches for stop strings
 _WORTH = 4  # a beginning of so many parts of a prompt is taken from another one
 _WRITTEN = 4  # tokens of transcripts for one of audio, at most
@@ -63,13 +64,15 @@ _WRITTEN = 4  # tokens of transcripts for one of audio, at most
 @dataclasses.dataclass(frozen=True)
 class Output:
     """Token ids of one answer without its stop token, and why it ended: stop, length, loop,
-    cancelled, or error if the engine died."""
+    cancelled, or error if the engine died. `cached_tokens` of its prompt were not run, because
+    their keys and values were kept from before."""
 
     ids: list[int]
     finish_reason: str
     logprobs: list[TokenLogprobs] | None = None  # if `Sampling.logprobs` asks for them
     ending: TokenLogprobs | None = None  # then also of the stop token
     measures: tuple[Measures | None, ...] = ()  # of each clip: is it like the training data?
+    cached_tokens: int = dataclasses.field(default=0, compare=False)  # the answer is the same
 
 
 class Progress(NamedTuple):
@@ -115,6 +118,7 @@ class Asked:
     promised: int = 0
     learnt: int = 0  # its first pages that are known to `Pages`
     done: int = 0  # tokens of the prompt that are in the cache
+    cached: int = 0  # of these: they were there before it
     heard: dict[bytes, Heard] = dataclasses.field(default_factory=dict)  # what the next piece needs
     count: int = 0  # tokens of the answer
     told: int = 0  # of these
@@ -207,8 +211,8 @@ class Engine:
           on_token: streaming: called with (request number, ids so far) after every token.
 
         Raises:
-          InputError: a prompt does not fit the model's positions, or its placeholders and clips
-            disagree.
+          TooLong: a prompt does not fit the model's positions.
+          InputError: its placeholders and clips disagree.
         """
         results: list[Output | None] = [None] * len(requests)
         for number, ids, output in self.progress(requests, on_token is not None):
@@ -251,13 +255,13 @@ class Engine:
         """A request for `enter`; any thread may make one.
 
         Raises:
-          InputError: it does not fit the model's positions or the engine's size, or its
-            placeholders and clips disagree.
+          TooLong: it does not fit the model's positions or the engine's size.
+          InputError: its placeholders and clips disagree.
         """
         one = self._asked(example, sampling, each_token)
         most = self._shapes.most
         if one.length >= most:
-            raise InputError(
+            raise TooLong(
                 f"the prompt has {one.length} tokens, but the cache holds {most}; shorten the "
                 "audio or the text"
             )
@@ -400,7 +404,7 @@ class Engine:
         config, positions = self._config.encoder, self._config.decoder.max_positions
         check(example, config, self._vocab.audio_token_id)
         if len(example.ids) >= positions:
-            raise InputError(
+            raise TooLong(
                 f"the prompt has {len(example.ids)} tokens, but the model has {positions} "
                 "positions; shorten the audio or the text"
             )
@@ -494,6 +498,7 @@ class Engine:
             self._line.remove(one)
             one.slot, one.pages, one.promised = free[best], [*shared], more
             one.learnt, one.done = len(shared), len(shared) * PAGE
+            one.cached = one.done
             self._owner[one.slot] = one
             coming[best].update(one.keys[one.learnt :])
             self.counts["prompt_tokens"] += one.length
@@ -720,7 +725,9 @@ class Engine:
         elif any(one.sampling.stop for one in running) and self._decode is not None:
             steps = min(steps, max(1, _STOP_STRING_STEPS // width))
         if not self._patient:
-            steps = min(steps, STEPS_AHEAD // width)
+            # Answers that begin a little later shall run beside these, not after them.
+            coming = any(one.done < one.length for one in self._running)
+            steps = min(steps, 1 if coming else _STEPS_A_TURN)
         # Of few answers in many slots, only these are computed.
         rows = [one.slot for one in running]
         count = next(count for count in self._rows if count >= len(rows))
@@ -804,7 +811,8 @@ class Engine:
                 by_token = int(state[slot]) == STOP and len(ids) == count[slot]
                 kept, ending = self._logprobs(one, ids, by_token)
                 measures = tuple(map(self.hearing.measures, one.clips))
-                output = Output(ids, FINISH_REASON[reason], kept, ending, measures)
+                why = FINISH_REASON[reason]
+                output = Output(ids, why, kept, ending, measures, one.cached)
                 told.append(self._end(one, output))
             elif new or not one.each_token:
                 told.append(Progress(one.number, ids, None))

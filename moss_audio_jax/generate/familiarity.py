@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moss_audio_jax.buckets import as_path
 from moss_audio_jax.config import read_json
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import write_whole
@@ -96,7 +97,7 @@ class Gauge:
         Raises:
           InputError: its files exist but are broken.
         """
-        folder = Path(checkpoint) / FOLDER
+        folder = as_path(checkpoint) / FOLDER
         described = folder / f"{NAME}.json"
         if not described.is_file():
             return None

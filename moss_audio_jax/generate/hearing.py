@@ -69,7 +69,7 @@ def sound_of(mels: Sequence[np.ndarray], config: EncoderConfig) -> list[Piece]:
 
 
 class Hearing:
-    """The encoder's outputs by the digests of pieces.
+    """The encoder's outputs by the digests of pieces. Engines that share it step in turn.
 
     Args:
       params: the encoder's.
@@ -91,7 +91,7 @@ class Hearing:
         keep: int = 2**28,
     ) -> None:
         self.frames = 0
-        self._params, self._config, self._compute = params, config, compute
+        self.params, self._config, self._compute = params, config, compute
         self._gauge, self._few, self._keep = gauge, few, keep
         self._sums: OrderedDict[bytes, Sums] = OrderedDict()
         self._known: OrderedDict[bytes, Heard] = OrderedDict()
@@ -100,7 +100,7 @@ class Hearing:
 
     def renew(self, params: Any, same: bool) -> None:
         """Other weights of the encoder, or the `same` in other arrays."""
-        self._params = params
+        self.params = params
         if not same:
             self._known.clear()
             self._sums.clear()
@@ -181,7 +181,7 @@ class Hearing:
         """Features and taps of strips [S, F, M], whose tokens have `behind` [S, T] frames."""
         rows = ways((STRIPS,), "batch")
         made = encode(
-            self._params,
+            self.params,
             mels.reshape(rows, -1, *mels.shape[1:]),
             behind.reshape(rows, -1, behind.shape[1]),
             config=self._config,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from moss_audio_jax.data.batch import Example
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.generate.decode_state import programs
 from moss_audio_jax.generate.engine import Asked, Engine, Output, Progress
+from moss_audio_jax.generate.hearing import Hearing
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.together import Speaker, Turn, advance
 
@@ -30,6 +33,8 @@ class Service:
       compiling: called with (programs so far, of how many) while all programs are compiled, before
         this returns; None: each is compiled when a request needs it.
       speaker: tells the other processes of the engine's mesh; None if there are none.
+      beside: a service whose engine has the same devices, and perhaps the same `Hearing`. The two
+        step in turn: programs for several devices must reach all of them in one order.
 
     Attributes:
       dead: why the thread died; None while it lives. Then `submit` raises it, and every request
@@ -41,11 +46,14 @@ class Service:
         engine: Engine,
         compiling: Callable[[int, int], None] | None = None,
         speaker: Speaker | None = None,
+        beside: Service | None = None,
     ) -> None:
+        self._turns = _Turns() if beside is None else beside._turns
         if compiling is not None:
-            engine.compile(compiling)
+            with self._turns.next():
+                engine.compile(compiling)
         self.dead: BaseException | None = None
-        self._engine, self._speaker = engine, speaker
+        self._engine, self._speaker, self._beside = engine, speaker, beside
         self._told: dict[int, Told] = {}
         self._inbox: list[Asked] = []
         self._cancelled: set[int] = set()
@@ -113,6 +121,11 @@ class Service:
             self._wake.notify()
 
     @property
+    def hearing(self) -> Hearing:
+        """What its engine has heard."""
+        return self._engine.hearing
+
+    @property
     def stuck(self) -> bool:
         """Whether a turn takes so long that another process must have gone. A device that waits for
         one raises nothing."""
@@ -121,9 +134,17 @@ class Service:
         return late and self._speaker is not None
 
     def stats(self) -> dict[str, float]:
-        """Counts since the start, and how full it is now."""
+        """Counts since the start, and how full it is now.
+
+        What it shares with the service that it is beside is counted by that one.
+        """
         engine = self._engine
         room, held = engine.held
+        shared: dict[str, float] = {}
+        if self._beside is None:
+            shared["programs"] = programs()
+        if self._beside is None or self._beside.hearing is not engine.hearing:
+            shared["encoded_seconds"] = engine.hearing.frames / 100
         return engine.counts | {
             "waiting": len(self._inbox) + engine.waiting,
             "running": engine.running,
@@ -131,8 +152,7 @@ class Service:
             "cache_tokens_taken": room,
             "cache_tokens_held": held,
             "cache_tokens_room": engine.room,
-            "encoded_seconds": engine.hearing.frames / 100,
-            "programs": programs(),
+            **shared,
         }
 
     def close(self, drain: float = 0.0) -> None:
@@ -177,7 +197,9 @@ class Service:
                 self._engine.enter(one)
             del self._inbox[: len(turn.entered)]
             self._cancelled |= cancelled.difference(turn.cancelled)
-        for progress in advance(self._engine, turn.cancelled):
+        with self._turns.next():
+            new = [*advance(self._engine, turn.cancelled)]
+        for progress in new:
             self._tell(progress)
         self._since = None
         return not self._closing or (not late and bool(self._engine.busy or self._inbox))
@@ -192,3 +214,25 @@ class Service:
         if progress.output is not None:
             del self._told[progress.number]
         told(progress)
+
+
+class _Turns:
+    """Lets threads act one at a time, in the order in which they asked. A lock is not fair."""
+
+    def __init__(self) -> None:
+        self._line: collections.deque[object] = collections.deque()
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def next(self) -> Iterator[None]:
+        """Waits for a turn, which lasts until the context is left."""
+        me = object()
+        with self._changed:
+            self._line.append(me)
+            self._changed.wait_for(lambda: self._line[0] is me)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._line.popleft()
+                self._changed.notify_all()

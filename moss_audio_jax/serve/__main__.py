@@ -32,10 +32,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from moss_audio_jax import command
+from moss_audio_jax import command, hub
 from moss_audio_jax.errors import InputError, UsageError, extra
 from moss_audio_jax.files import read_text, reason, shown
 from moss_audio_jax.generate.options import BATCH_SIZE
+from moss_audio_jax.serve.adapters import add_adapters, check, start
 from moss_audio_jax.serve.limits import Limits, add_limits, limits_from
 
 KEY = "MOSS_AUDIO_JAX_API_KEY"
@@ -44,7 +45,8 @@ _GRACE = 2  # seconds in which clients are told that their answers were ended
 
 def main(argv: Sequence[str]) -> int:
     options = command.parser("serve", __doc__)
-    command.add_model_options(options)
+    command.add_model_options(options, lora=False)
+    add_adapters(options)
     options.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; default 127.0.0.1, this machine"
     )
@@ -118,6 +120,8 @@ def main(argv: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         raise InputError(f"serve needs {error.name}: {extra('serve')}") from None
 
+    names = args.model_name or [hub.title(args.checkpoint)]
+    check(args.adapters, names, args.checkpoint)
     size = {"slots": args.slots, "max_new_tokens": limits.max_new_tokens}
     if args.cache_tokens is not None:
         size["cache_tokens"] = args.cache_tokens
@@ -125,6 +129,11 @@ def main(argv: Sequence[str]) -> int:
 
     command.join_processes()
     mesh = _mesh(args.mesh, argv)
+    if mesh.is_multi_process and args.adapters:
+        raise UsageError(
+            "--lora NAME=DIR needs a server of one process; merge the adapters into a checkpoint "
+            "(convert --merge-lora) and serve that"
+        )
     if jax.process_index() > 0:
         with _ends_at_once(mesh):
             model = command.load_model(args, mesh)
@@ -134,19 +143,15 @@ def main(argv: Sequence[str]) -> int:
         return 0
     with _ends_at_once(mesh), _listening(args.host, args.port) as listening:
         model = command.load_model(args, mesh)
-        name = model.folder.resolve().name
-        if model.folder != args.checkpoint:  # downloaded; its folder has the name of the commit
-            name = str(args.checkpoint).partition("@")[0]
-        names = args.model_name or [name]
         hosts = () if keys or not local else {*LOOPBACK, args.host, *args.allow_host}
         with _compiling(args.compile) as compiling:
             service = model.service(**size, compiling=compiling)
-        state = State(model, service, names, limits, args.allow_audio_host)
-        try:
+        with contextlib.ExitStack() as engines:
+            engines.enter_context(service)
+            adapters = start(model, service, args.adapters, size, engines)
+            state = State(model, service, names, limits, args.allow_audio_host, adapters=adapters)
+            engines.callback(state.close)
             _serve(make_app(state, keys, hosts), state, listening, limits)
-        finally:
-            state.close()
-            service.close()
         if mesh.is_multi_process and (service.dead is not None or service.stuck):
             raise InputError("the engine answers no more; start all processes again")
     return 0
@@ -164,10 +169,10 @@ def _mesh(sizes: dict[str, int] | None, argv: Sequence[str]) -> Any:
     from moss_audio_jax.sharding import as_mesh
 
     mesh, count = as_mesh(sizes), jax.process_count()
-    if count == 1:
-        return mesh
     # JAX takes SIGTERM as a note for trainers, and process 1 of a container would not heed it.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    if count == 1:
+        return mesh
     spanned = len({device.process_index for device in mesh.devices.flat})
     if spanned < count:
         raise UsageError(
@@ -221,9 +226,10 @@ def _serve(app: Any, state: Any, listening: socket.socket, limits: Limits) -> No
                 signal.signal(signal.SIGTERM, before)
 
         async def shutdown(self, sockets: Any = None) -> None:
-            # After the deadline the engine ends its answers, each of which is told so.
-            end = threading.Thread(target=state.service.close, daemon=True)
-            asyncio.get_running_loop().call_later(limits.drain_seconds, end.start)
+            # After the deadline the engines end their answers, each of which is told so.
+            for service in state.services.values():
+                end = threading.Thread(target=service.close, daemon=True)
+                asyncio.get_running_loop().call_later(limits.drain_seconds, end.start)
             # uvicorn closes sockets at once; these end by themselves when they have answered.
             for server in self.servers:
                 server.close()
@@ -242,7 +248,7 @@ def _serve(app: Any, state: Any, listening: socket.socket, limits: Limits) -> No
             await super().startup(sockets)
             host, port = listening.getsockname()[:2]
             host = f"[{host}]" if ":" in host else host
-            command.say(f"serving {', '.join(state.names)} at http://{host}:{port}/v1")
+            command.say(f"serving {', '.join(state.served)} at http://{host}:{port}/v1")
 
     config = uvicorn.Config(
         app,

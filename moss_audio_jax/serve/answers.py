@@ -9,10 +9,10 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from moss_audio_jax.errors import InputError
+from moss_audio_jax.errors import InputError, TooLong
 from moss_audio_jax.generate.request import Prepared
 from moss_audio_jax.generate.stop_strings import UntilStop
-from moss_audio_jax.serve.errors import ApiError, invalid, too_late, unavailable
+from moss_audio_jax.serve.errors import TOO_LONG, ApiError, invalid, too_late, unavailable
 from moss_audio_jax.serve.metrics import Metrics
 from moss_audio_jax.text.tokenizer import THINK, StreamDecoder, Tokenizer
 
@@ -67,8 +67,10 @@ class Answers:
             self._open[number] = self._service.submit(
                 prompt, prompt.sampling, told, self._each_token
             )
-        except InputError as error:
-            raise invalid(str(error), "messages", "context_length_exceeded") from None
+        except TooLong as error:
+            raise invalid(str(error), "messages", TOO_LONG) from None
+        except InputError as error:  # `prepare` has seen to the rest, so the engine is being closed
+            raise unavailable(str(error)) from None
         except Exception as error:
             raise _dead(error) from error
         self._begun += 1

@@ -279,18 +279,21 @@ async def _transcribe(request: Request) -> Response:
 
 
 async def _models(request: Request) -> Response:
-    names = _state(request).names
-    return JSONResponse({"object": "list", "data": [_shown(name) for name in names]})
+    state = _state(request)
+    return JSONResponse({"object": "list", "data": [_shown(state, name) for name in state.served]})
 
 
 async def _model(request: Request) -> Response:
     name = request.path_params["name"]
-    _state(request).check_name(name)
-    return JSONResponse(_shown(name))
+    return JSONResponse(_shown(_state(request), name))
 
 
-def _shown(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "moss_audio_jax"}
+def _shown(state: State, name: str) -> dict[str, Any]:
+    """A model as clients see it; adapters have a `parent`. Raises ApiError if there is none."""
+    state.named(name)
+    parent = state.names[0] if name in state.adapters else None
+    shown = {"id": name, "object": "model", "created": 0, "owned_by": "moss_audio_jax"}
+    return shown | {"root": parent or name, "parent": parent}
 
 
 async def _health(_: Request) -> Response:

@@ -17,7 +17,7 @@ from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.generate.options import Sampling
 from moss_audio_jax.generate.request import Clip, Prepared, Request
 from moss_audio_jax.serve.answers import Answers, Pieces, sse
-from moss_audio_jax.serve.errors import ApiError, invalid
+from moss_audio_jax.serve.errors import TOO_LONG, ApiError, invalid
 from moss_audio_jax.serve.fetch import fetch
 from moss_audio_jax.serve.schemas import ChatRequest, read
 from moss_audio_jax.serve.state import State
@@ -30,8 +30,10 @@ _MOST_SCHEMA, _MOST_DEPTH = 100_000, 60  # characters and nesting of a schema
 class Chat:
     """One request: its prompts, one for each choice, all of one conversation."""
 
-    def __init__(self, state: State, asked: ChatRequest, prompts: list[Prepared]) -> None:
-        self._state, self._asked, self._prompts = state, asked, prompts
+    def __init__(
+        self, state: State, service: Any, asked: ChatRequest, prompts: list[Prepared]
+    ) -> None:
+        self._state, self._service, self._asked, self._prompts = state, service, asked, prompts
         self._started = time.monotonic()
         self._head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -46,8 +48,9 @@ class Chat:
 
     def begin(self, stack: contextlib.ExitStack) -> Answers:
         """Submits the prompts. They are cancelled when the stack is left."""
-        state, seconds = self._state, self._state.limits.request_seconds
-        answers = stack.enter_context(Answers(state.service, state.metrics, seconds, self.stream))
+        service, metrics = self._service, self._state.metrics
+        seconds = self._state.limits.request_seconds
+        answers = stack.enter_context(Answers(service, metrics, seconds, self.stream))
         for prompt in self._prompts:
             answers.begin(prompt)
         return answers
@@ -123,12 +126,14 @@ class Chat:
         ids = self._prompts[0].ids
         prompt, made = len(ids), sum(len(output.ids) for output in outputs)
         audio = int((ids == self._state.model.processor.audio_token_id).sum())
+        # Of the answer that ran most of it: the other choices find what that one has just run.
+        cached = min(output.cached_tokens for output in outputs)
         thought = sum(self._thought(output.ids) for output in outputs)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": made,
             "total_tokens": prompt + made,
-            "prompt_tokens_details": {"audio_tokens": audio},
+            "prompt_tokens_details": {"audio_tokens": audio, "cached_tokens": cached},
             "completion_tokens_details": {"reasoning_tokens": thought},
         }
 
@@ -170,7 +175,7 @@ async def read_chat(state: State, body: dict[str, Any]) -> Chat:
       ApiError: a field, which is named, is wrong.
     """
     asked: ChatRequest = read(ChatRequest, body)
-    state.check_name(asked.model)
+    service = state.named(asked.model)
     asked.refuse()
     sampling, count = _sampling(state, asked)
     schema, where = _schema(asked)
@@ -189,7 +194,7 @@ async def read_chat(state: State, body: dict[str, Any]) -> Chat:
         own = dataclasses.replace(sampling, seed=(sampling.seed + number) % 2**31)
         guide = guides[number] if guides else None
         prompts.append(dataclasses.replace(prepared, sampling=own, guide=guide))
-    return Chat(state, asked, prompts)
+    return Chat(state, service, asked, prompts)
 
 
 def _sampling(state: State, asked: ChatRequest) -> tuple[Sampling, int]:
@@ -282,7 +287,7 @@ async def _heard(
         raise invalid(
             f"the texts have {characters} characters; expected at most {limits.max_characters}",
             "messages",
-            "context_length_exceeded",
+            TOO_LONG,
         )
     heard, notes, left = [], [], limits.max_audio_seconds
     for message, parts in zip(messages, found, strict=True):

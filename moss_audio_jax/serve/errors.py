@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse
 
 from moss_audio_jax.files import brief
 
+TOO_LONG = "context_length_exceeded"  # OpenAI's code
 _MOST = 1000  # characters of a message: it may quote what a client sent
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -26,15 +26,20 @@ _GAUGES = {
     "cache_tokens_taken": "tokens for which running answers have taken room in the cache",
     "cache_tokens_held": "tokens in the cache of keys and values",
     "cache_tokens_room": "tokens for which it has room",
+    "engine_alive": "1 while it answers",
 }
 
 
 class Metrics:
-    """The metrics of one server. `service` gives the engine's numbers when they are asked for."""
+    """The metrics of one server.
 
-    def __init__(self, service: Any) -> None:
+    Args:
+      services: give the numbers of their engines when they are asked for; by the names of models.
+    """
+
+    def __init__(self, services: Mapping[str, Any]) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_Engine(service))
+        self.registry.register(_Engines(services))
 
         def make(kind: Any, name: str, what: str, labels: tuple[str, ...] = (), **more: Any) -> Any:
             return kind(f"{_PREFIX}_{name}", what, labels, registry=self.registry, **more)
@@ -61,20 +66,25 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class _Engine:
-    """The engine's own numbers."""
+class _Engines:
+    """The engines' own numbers, each with the name of its model."""
 
-    def __init__(self, service: Any) -> None:
-        self._service = service
+    def __init__(self, services: Mapping[str, Any]) -> None:
+        self._services = services
 
     def describe(self) -> list[Metric]:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._service.stats()
+        stats = {}
+        for model, service in self._services.items():
+            alive = service.dead is None and not service.stuck
+            stats[model] = service.stats() | {"engine_alive": float(alive)}
         for names, kind in ((_COUNTERS, CounterMetricFamily), (_GAUGES, GaugeMetricFamily)):
             for name, what in names.items():
-                if name in stats:
-                    yield kind(f"{_PREFIX}_{name}", what, value=stats[name])
-        alive = self._service.dead is None and not self._service.stuck
-        yield GaugeMetricFamily(f"{_PREFIX}_engine_alive", "1 while it answers", value=float(alive))
+                family = kind(f"{_PREFIX}_{name}", what, labels=["model"])
+                for model, numbers in stats.items():
+                    if name in numbers:
+                        family.add_metric([model], numbers[name])
+                if family.samples:
+                    yield family

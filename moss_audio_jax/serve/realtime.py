@@ -59,7 +59,7 @@ async def realtime(socket: WebSocket) -> None:
     try:
         with state.socket():
             name = socket.query_params.get("model", state.names[0])
-            state.check_name(name)
+            state.named(name)
             offered = PROTOCOL if PROTOCOL in socket.scope.get("subprotocols", ()) else None
             await socket.accept(offered)
             with contextlib.suppress(WebSocketDisconnect, OSError):  # the client went away
@@ -106,7 +106,8 @@ class _Session:
     """One open socket."""
 
     def __init__(self, state: State, socket: WebSocket, model: str) -> None:
-        self._state, self._socket, self._model = state, socket, model
+        self._state, self._socket = state, socket
+        self._model = model  # which answers responses; transcripts may be those of another
         self._id, self._kind = _new("sess"), "transcription"
         self._transcription: dict[str, Any] = {"model": model}
         self._instructions, self._most_tokens = "", None
@@ -194,7 +195,7 @@ class _Session:
         heard = (fields.audio and fields.audio.input) or events.Input()
         for name in (fields.model, heard.transcription and heard.transcription.model):
             if name is not None:
-                self._state.check_name(name)
+                self._state.named(name)
         most = events.most_tokens(
             fields.max_output_tokens,
             "session.max_output_tokens",
@@ -206,6 +207,7 @@ class _Session:
             raise invalid(f"{where}: the buffer holds sound; clear or commit it first", where)
         self._most_tokens = most or self._most_tokens
         self._kind = fields.type or self._kind
+        self._model = fields.model or self._model
         if fields.instructions is not None:
             self._instructions = fields.instructions
         if heard.transcription is not None:
@@ -234,7 +236,8 @@ class _Session:
                 "audio_too_long",
             )
         room = self._state.model.config.decoder.max_positions
-        room = min(room, self._state.service.stats().get("cache_tokens_room", room))
+        service = self._state.named(self._transcription["model"])
+        room = min(room, service.stats().get("cache_tokens_room", room))
         if tokens_for(seconds, self._transcript_tokens(seconds)) > room:
             raise invalid(
                 f"audio: {seconds:.0f} s and their transcript do not fit the {room:.0f} tokens of "
@@ -259,7 +262,8 @@ class _Session:
         item, before = _new("item"), self._last_item
         await self._send("input_audio_buffer.committed", item_id=item, previous_item_id=before)
         await self._added(item, {"type": "input_audio", "transcript": None})
-        await self._begin(item, self._transcribe(item, buffer.ear))
+        model = self._transcription["model"]
+        await self._begin(item, self._transcribe(item, buffer.ear, model))
 
     async def _clear(self, _: events.Plain) -> None:
         self._renew()
@@ -312,7 +316,7 @@ class _Session:
             "usage": None,
         }
         await self._send("response.created", response=response)
-        await self._begin(response["id"], self._answer(response, request))
+        await self._begin(response["id"], self._answer(response, request, self._model))
 
     async def _cancel(self, event: events.ResponseCancel) -> None:
         running = [name for name, task in self._answers.items() if not task.cancelling()]
@@ -347,9 +351,8 @@ class _Session:
             begun = await self._state.in_thread(ear.begun)
             if begun is not None:
                 limit = self._state.limits.request_seconds
-                with Answers(
-                    self._state.service, self._state.metrics, limit, counted=False
-                ) as answers:
+                service = self._state.named(self._transcription["model"])
+                with Answers(service, self._state.metrics, limit, counted=False) as answers:
                     answers.begin(begun)
                     async for _ in answers:
                         pass
@@ -374,7 +377,7 @@ class _Session:
         except Exception as error:
             self._broken = error
 
-    async def _transcribe(self, item: str, ear: Ear) -> None:
+    async def _transcribe(self, item: str, ear: Ear, model: str) -> None:
         place = {"item_id": item, "content_index": 0}
         kind = "conversation.item.input_audio_transcription"
 
@@ -384,7 +387,8 @@ class _Session:
         seconds = len(ear.wav) / SAMPLE_RATE
         sampling = Sampling(max_new_tokens=self._transcript_tokens(seconds))
         try:
-            prompt, output = await self._run(ear.request(TRANSCRIBE["none"], sampling), tell)
+            request = ear.request(TRANSCRIBE["none"], sampling)
+            prompt, output = await self._run(model, request, tell)
         except ApiError as error:
             await self._send(f"{kind}.failed", **place, error=error.body["error"])
             return
@@ -400,7 +404,7 @@ class _Session:
         done = place | {"transcript": transcript.text, "usage": usage} | told
         await self._send(f"{kind}.completed", **done)
 
-    async def _answer(self, response: dict[str, Any], request: Request) -> None:
+    async def _answer(self, response: dict[str, Any], request: Request, model: str) -> None:
         """The events of a response, from its item to `response.done`, whatever happens."""
         item = {
             "id": _new("item"),
@@ -423,10 +427,11 @@ class _Session:
             await self._send("response.output_item.added", **output_place, item=item)
             empty = {"type": "text", "text": ""}
             await self._send("response.content_part.added", **place, part=empty)
-            prompt, output = await self._run(request, tell)
+            prompt, output = await self._run(model, request, tell)
             reply = self._state.model.reply(output, prompt)
             part["text"], warnings = reply.text, reply.warnings
             usage = self._usage(prompt, output)
+            usage["input_token_details"]["cached_tokens"] = output.cached_tokens
             if output.finish_reason != "stop":
                 status = "incomplete"
                 details = {"type": status, "reason": "max_output_tokens"}
@@ -452,14 +457,15 @@ class _Session:
         await self._send("response.done", response=done)
 
     async def _run(
-        self, request: Request, tell: Callable[[str], Awaitable[None]]
+        self, model: str, request: Request, tell: Callable[[str], Awaitable[None]]
     ) -> tuple[Prepared, Any]:
         """A request's prompt and output; new text is told as it comes. Raises ApiError."""
         state, output, started = self._state, None, time.monotonic()
+        service = state.named(model)
         with state.place():
             prompt = await state.prepare(request, None)
             limit = state.limits.request_seconds
-            with Answers(state.service, state.metrics, limit, each_token=True) as answers:
+            with Answers(service, state.metrics, limit, each_token=True) as answers:
                 answers.begin(prompt)
                 pieces = Pieces(state.model.tokenizer, prompt.sampling.stop)
                 async for _, progress in answers:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.errors import InputError, TooLong, UsageError
 from moss_audio_jax.generate.request import Prepared, Request
 from moss_audio_jax.serve.audio_input import Decoded, Decoder
-from moss_audio_jax.serve.errors import ApiError, busy, invalid, unavailable
+from moss_audio_jax.serve.errors import TOO_LONG, ApiError, busy, invalid, unavailable
 from moss_audio_jax.serve.guides import Guides
 from moss_audio_jax.serve.limits import Limits
 from moss_audio_jax.serve.metrics import Metrics
@@ -25,9 +25,10 @@ T = TypeVar("T")
 
 class State:
     """Args:
-    model: which answers.
+    model: the base; those with adapters have its tokenizer and sizes.
     service: its living engine.
     names: under which clients ask for it; the first is listed first.
+    adapters: the engines of others, by their names.
     limits: of each request.
     audio_hosts: from which sound may be fetched.
     window_seconds: longer sound is transcribed in windows of at most this length.
@@ -41,12 +42,15 @@ class State:
         limits: Limits | None = None,
         audio_hosts: Sequence[str] = (),
         window_seconds: float = WINDOW_SECONDS,
+        adapters: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.service, self.names = model, service, tuple(names)
+        self.adapters = dict(adapters or {})
+        self.served = dict.fromkeys(self.names, service) | self.adapters
         self.limits = limits or Limits()
         self.audio_hosts = frozenset(host.lower() for host in audio_hosts)
         self.window_seconds = window_seconds
-        self.metrics = Metrics(service)
+        self.metrics = Metrics(self.services)
         self.decoder = Decoder(seconds=self.limits.decode_seconds)
         stop_ids = tuple(model.tokenizer.stop_ids)
         self.guides = Guides(model.tokenizer, model.config.decoder.vocab_size, stop_ids)
@@ -60,31 +64,39 @@ class State:
         self.decoder.close()
 
     @property
+    def services(self) -> dict[str, Any]:
+        """The engines, each by the first name of its model."""
+        return {self.names[0]: self.service} | self.adapters
+
+    @property
     def fault(self) -> str | None:
         """Why this server answers nothing; None if it does."""
-        if self.service.dead is not None:
-            return f"the engine answers no more ({type(self.service.dead).__name__})"
-        if self.service.stuck:
-            return "the engine waits for another process"
+        for service in self.services.values():
+            if service.dead is not None:
+                return f"the engine answers no more ({type(service.dead).__name__})"
+            if service.stuck:
+                return "the engine waits for another process"
         if self.decoder.dead is not None:
             return "no decoding process can be started"
         return "this server is stopping" if self.draining else None
 
-    def check_name(self, name: str) -> None:
-        if name not in self.names:
+    def named(self, name: str) -> Any:
+        """The engine of the model of this name. Raises ApiError if there is none."""
+        if name not in self.served:
             raise ApiError(
                 404,
-                f"The model {name!r} does not exist here; expected {' or '.join(self.names)}",
+                f"The model {name!r} does not exist here; expected {' or '.join(self.served)}",
                 "model_not_found",
                 "model",
             )
+        return self.served[name]
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
         """A place for one request. Raises ApiError if too many wait or nothing is answered."""
         if self.fault:
             raise unavailable(self.fault)
-        slots = int(self.service.stats().get("slots", 1))
+        slots = sum(int(each.stats().get("slots", 1)) for each in self.services.values())
         if self._active >= slots + self.limits.max_waiting:
             seconds = 1 + self.limits.max_waiting // max(slots, 1)
             raise busy(f"{self._active} requests are being answered or wait; try later", seconds)
@@ -126,13 +138,14 @@ class State:
                 raise invalid(f"{where} {error}", param, "invalid_audio") from None
 
     async def prepare(self, request: Request, param: str | None = "messages") -> Prepared:
-        """The request as model input.
+        """The request as model input, which is the same for all models.
 
         Raises:
           ApiError: it cannot be used; names `param`.
         """
         try:
             return await self.in_thread(self.model.prepare, request)
+        except TooLong as error:
+            raise invalid(str(error), param, TOO_LONG) from None
         except (InputError, UsageError) as error:
-            code = "context_length_exceeded" if "positions" in str(error) else "invalid_value"
-            raise invalid(str(error), param, code) from None
+            raise invalid(str(error), param) from None

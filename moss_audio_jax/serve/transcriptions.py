@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from starlette.datastructures import FormData, UploadFile
 
-from moss_audio_jax.errors import InputError
+from moss_audio_jax.errors import InputError, TooLong
 from moss_audio_jax.generate.options import Sampling
 from moss_audio_jax.generate.request import Reply
 from moss_audio_jax.serve.answers import Answers, Pieces, sse
-from moss_audio_jax.serve.errors import ApiError, invalid
+from moss_audio_jax.serve.errors import TOO_LONG, ApiError, invalid
 from moss_audio_jax.serve.schemas import TranscriptionRequest, read
 from moss_audio_jax.serve.state import State
 from moss_audio_jax.text import Segment, to_srt, to_vtt
@@ -32,9 +32,15 @@ class Transcription:
     """One request: a file's samples and how its transcript is written."""
 
     def __init__(
-        self, state: State, asked: TranscriptionRequest, wav: np.ndarray, notes: tuple[str, ...]
+        self,
+        state: State,
+        service: Any,
+        asked: TranscriptionRequest,
+        wav: np.ndarray,
+        notes: tuple[str, ...],
     ) -> None:
-        self._state, self.asked, self._wav, self._notes = state, asked, wav, notes
+        self._state, self._service, self.asked = state, service, asked
+        self._wav, self._notes = wav, notes
         self._answered: list[tuple[Window, Reply]] = []
         self._tokens = {"text": 0, "audio": 0, "made": 0}
 
@@ -49,13 +55,13 @@ class Transcription:
         """Submits the first windows, so that a file that cannot be used is refused at once."""
         state, seconds = self._state, self._state.limits.request_seconds
         stream = bool(self.asked.stream)
-        answers = stack.enter_context(Answers(state.service, state.metrics, seconds, stream))
+        answers = stack.enter_context(Answers(self._service, state.metrics, seconds, stream))
         most = min(Sampling.max_new_tokens, self._state.limits.max_new_tokens)
         sampling = Sampling(max_new_tokens=most, temperature=self.asked.temperature or 0.0)
         windows = each_window(
-            self._state.model, self._wav, self.timestamps, self._state.window_seconds, sampling
+            state.model, self._wav, self.timestamps, state.window_seconds, sampling
         )
-        work = Work(self._state, answers, windows)
+        work = Work(state, answers, windows)
         await work.more()
         if not work.windows:
             raise invalid("file: has no sound; expected at least 10 ms", "file", "invalid_audio")
@@ -200,7 +206,8 @@ class Work:
             try:
                 window = await self._state.in_thread(next, self._left, None)
             except InputError as error:
-                raise invalid(f"file: {error}", "file", "invalid_audio") from None
+                code = TOO_LONG if isinstance(error, TooLong) else "invalid_audio"
+                raise invalid(f"file: {error}", "file", code) from None
             if window is None:
                 self._left = None
                 return
@@ -217,7 +224,7 @@ async def read_transcription(state: State, form: FormData) -> Transcription:
     """A form's file, decoded. Raises ApiError, naming the field that is wrong."""
     values, upload = _fields(form)
     asked: TranscriptionRequest = read(TranscriptionRequest, values)
-    state.check_name(asked.model)
+    service = state.named(asked.model)
     if asked.stream and asked.response_format not in ("json", "text"):
         raise invalid(
             f"response_format {asked.response_format} is not streamed; expected json or text",
@@ -230,7 +237,7 @@ async def read_transcription(state: State, form: FormData) -> Transcription:
         )
     data = await upload.read()
     decoded = await state.decode(data, state.limits.max_audio_seconds, "file", "file")
-    return Transcription(state, asked, decoded.wav, decoded.warnings)
+    return Transcription(state, service, asked, decoded.wav, decoded.warnings)
 
 
 def _fields(form: FormData) -> tuple[Mapping[str, Any], UploadFile]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import copy
 import json
 import logging
 import math
@@ -36,6 +37,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from moss_audio_jax import files
+from moss_audio_jax.buckets import absolute
 from moss_audio_jax.data.pipeline import merge_states
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.runtime import from_all
@@ -58,8 +60,8 @@ class Checkpoints:
         config: how many steps to keep; see config.checkpoint.
         abstract: the state as ShapeDtypeStructs.
         """
-        self._folder = (workdir / "checkpoints").absolute()
-        self._aside = (workdir / "damaged_checkpoints").absolute()
+        workdir = absolute(workdir)
+        self._folder, self._aside = workdir / "checkpoints", workdir / "damaged_checkpoints"
         self._config = config
         self._abstract = _kept(abstract)
         self._need = sum(
@@ -72,7 +74,7 @@ class Checkpoints:
         self._finisher = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: tuple[int, concurrent.futures.Future] | None = None
         _log_no_traceback()
-        self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler("state", "run"))
+        self._checkpointer = self._orbax()
         if self._first:
             self._tidy()
 
@@ -129,7 +131,8 @@ class Checkpoints:
         if self._newest == step:
             return
         self.wait()
-        run = {**run, "data": merge_states(from_all(data))}
+        # A copy: Orbax writes it in the background, while the run's totals grow.
+        run = copy.deepcopy({**run, "data": merge_states(from_all(data))})
         kept = _kept(state)
         note = {
             "version": 1,
@@ -193,6 +196,10 @@ class Checkpoints:
             self._finisher.shutdown()
             self._checkpointer.close()
 
+    @staticmethod
+    def _orbax() -> ocp.AsyncCheckpointer:
+        return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler("state", "run"))
+
     # --- in the background ------------------------------------------------------------------------
 
     def _finish(self, step: int, note: dict[str, Any]) -> None:
@@ -213,6 +220,10 @@ class Checkpoints:
             files.sync(inner)
         folder.rename(self._folder / str(step))
         files.sync(self._folder)
+        self._noted(step, note)
+
+    def _noted(self, step: int, note: dict[str, Any]) -> None:
+        """A step is whole: deletes those that are not to be kept."""
         self._notes[step] = note
         for old in self._notes.keys() - _to_keep(self._notes, self._config):
             del self._notes[old]
@@ -278,7 +289,7 @@ class Checkpoints:
             self._folder.mkdir(parents=True, exist_ok=True)
             for left in self._folder.glob(f"*{_UNFINISHED}*"):
                 if left.name.partition(".")[0].isdecimal():
-                    _log.info(f"{files.shown(left)}: not written to its end; removed")
+                    self._log_removed(left)
                     _remove(left)
             free = shutil.disk_usage(self._folder).free
         except OSError as error:
@@ -289,6 +300,10 @@ class Checkpoints:
                 f"{files.megabytes(self._need)}, {files.megabytes(free)} are free: saving may fail",
                 stacklevel=3,
             )
+
+    @staticmethod
+    def _log_removed(left: Path) -> None:
+        _log.info(f"{files.shown(left)}: not written to its end; removed")
 
     def _not_saved(self, step: int, error: Exception) -> InputError:
         told = files.not_written(self._folder / str(step), error, self._need)
@@ -325,7 +340,7 @@ def _is_note(note: Any, step: int) -> bool:
         and (loss is None or isinstance(loss, float))
         and isinstance(sums, dict)
         and all(
-            isinstance(pair, list) and [type(x) for x in pair] == [int, int]
+            isinstance(pair, list) and [type(x) for x in pair] in ([int, int], [int, str])
             for pair in sums.values()
         )
     )

@@ -8,6 +8,7 @@ import functools
 import json
 import logging
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,14 +21,18 @@ from clu import parameter_overview
 from jax.experimental import multihost_utils
 
 from moss_audio_jax import files
+from moss_audio_jax.buckets import is_remote
 from moss_audio_jax.data.mixture import Mixture
 from moss_audio_jax.data.pipeline import HostBatch, Loader, eval_batches
 from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.journal import Log
 from moss_audio_jax.models import flops, moss_audio
 from moss_audio_jax.runtime import from_all
 from moss_audio_jax.sharding import make_mesh, param_shardings
 from moss_audio_jax.train import export, samples, setup
+from moss_audio_jax.train.bucket_checkpoints import BucketCheckpoints
 from moss_audio_jax.train.checkpoints import Checkpoints
+from moss_audio_jax.train.clock import Clock
 from moss_audio_jax.train.echo import Echo
 from moss_audio_jax.train.helpers import Helpers, init_helpers
 from moss_audio_jax.train.metrics import Metrics, cut_back
@@ -37,6 +42,7 @@ from moss_audio_jax.train.start import Start, initial_params, read_start
 from moss_audio_jax.train.step import State, batch_shardings, eval_step
 from moss_audio_jax.tree import flatten
 from moss_audio_jax.weights.helpers import load_helpers
+from moss_audio_jax.weights.native import check_place
 
 _log = logging.getLogger(__name__)
 
@@ -56,18 +62,24 @@ def train(config: Any, workdir: Path) -> int:
     spec = tuple(config.data.train) or config.data.mixture
     mixture = Mixture(spec, config.train.seed)
     held_out = Mixture(tuple(config.data.eval)) if config.data.eval else None
-    with _owner(workdir):
-        return _train(run, workdir, mixture, held_out)
+    if config.checkpoint.export == "native":
+        check_place(workdir)
+    with _owner(workdir) as lock:
+        return _train(run, workdir, lock, mixture, held_out)
 
 
-def _train(run: Setup, workdir: Path, mixture: Mixture, held_out: Mixture | None) -> int:
+def _train(
+    run: Setup, workdir: Path, lock: files.Lock | None, mixture: Mixture, held_out: Mixture | None
+) -> int:
     config, mesh = run.config, run.mesh
+    clock = Clock()
     if not jax.process_index():
         text = config.to_json_best_effort(indent=1) + "\n"
         files.write_whole(workdir / "config.json", text)
 
     # --- restore ----------------------------------------------------------------------------------
-    checkpoints = Checkpoints(workdir, config.checkpoint, run.state)
+    kind = BucketCheckpoints if is_remote(workdir) else Checkpoints
+    checkpoints = kind(workdir, config.checkpoint, run.state)
     newest = checkpoints.newest()
     with jax.set_mesh(mesh):
         state = _first_state(run)
@@ -76,6 +88,7 @@ def _train(run: Setup, workdir: Path, mixture: Mixture, held_out: Mixture | None
         restored, saved = checkpoints.restore(newest, run.state_shardings)
         state = {**state, **restored}
         totals, saved_data = saved["totals"], saved["data"]
+        clock.restore(saved.get("clock"))
         _log.info(f"continues at step {newest} of {workdir}")
     first = step = newest or 0
     _describe(state, run, mixture)
@@ -84,16 +97,18 @@ def _train(run: Setup, workdir: Path, mixture: Mixture, held_out: Mixture | None
         loader.restore(saved_data)
 
     # --- the step, and what goes in and out of it -------------------------------------------------
-    step_fn = run.step()
+    step_fn = clock.steps(run.step())
     rows_alone = dataclasses.replace(run.recipe, objective=None)
     eval_fn = jax.jit(functools.partial(eval_step, recipe=rows_alone))
     work = flops.train_step(
         run.start.model, run.shape.rows, run.shape.tokens, run.shape.chunks, run.shape.frames
     )
     metrics = Metrics(workdir, first, config.train.steps, work)
-    rows_log = workdir / f"rows-{jax.process_index()}.jsonl" if config.data.log_rows else None
-    if rows_log:
-        cut_back(rows_log, first)
+    rows_log = None
+    if config.data.log_rows:
+        file = workdir / f"rows-{jax.process_index()}.jsonl"
+        cut_back(file, first)
+        rows_log = Log(file)
     if not jax.process_index():
         cut_back(workdir / samples.LOG, first)
     stop = _StopSignal()
@@ -107,7 +122,7 @@ def _train(run: Setup, workdir: Path, mixture: Mixture, held_out: Mixture | None
             told.setdefault(name, []).append(value)
         if rows_log:
             seen = {"step": step + 1, "rows": batch.row_ids}
-            files.append(rows_log, json.dumps(seen) + "\n")
+            rows_log.append(json.dumps(seen) + "\n")
         arrays = _place(batch.arrays, mesh)
         return echo(step, arrays) if echo else arrays
 
@@ -115,7 +130,7 @@ def _train(run: Setup, workdir: Path, mixture: Mixture, held_out: Mixture | None
         values = _collect(waiting, totals)
         said = {name: float(np.mean(values)) for name, values in told.items()}
         told.clear()
-        metrics.write(step, values | _task_losses(values, config.data.tasks) | said)
+        metrics.write(step, values | _task_losses(values, config.data.tasks) | said | clock.line())
         if int(state["skipped"]) >= config.train.max_skipped:
             save(loader.state())
             raise InputError(
@@ -124,6 +139,7 @@ def _train(run: Setup, workdir: Path, mixture: Mixture, held_out: Mixture | None
                 "optimizer.learning_rate, or look at the rows of the last steps)"
             )
 
+    @clock.during("eval")
     def evaluate() -> None:
         nonlocal eval_loss
         eval_loss = _held_out_loss(eval_fn, state, held_out, run)
@@ -136,8 +152,16 @@ def _train(run: Setup, workdir: Path, mixture: Mixture, held_out: Mixture | None
 
     def save(data: dict) -> None:
         _collect(waiting, totals)
+        if lock:
+            lock.check()
+        metrics.log.flush()  # first: a run that continues from this step does not log it again
+        loader.flush()
+        if rows_log:
+            rows_log.flush()
         about = {"totals": totals, "config": json.loads(config.to_json_best_effort())}
-        checkpoints.save(step, state, about, data, eval_loss)
+        with clock.during("save"):
+            about["clock"] = clock.state()
+            checkpoints.save(step, state, about, data, eval_loss)
         overdue.saved()
 
     def stopped(data: dict) -> int:
@@ -152,12 +176,13 @@ def _train(run: Setup, workdir: Path, mixture: Mixture, held_out: Mixture | None
         return bool(count) and step % count == 0
 
     try:
-        with jax.set_mesh(mesh), loader:
+        with jax.set_mesh(mesh), loader, clock:
             while step < config.train.steps:
                 _profile(config.train.profile, step - first, workdir)
                 data = loader.state()
                 try:
-                    batch = stop.next(loader)
+                    with clock.during("data"):
+                        batch = stop.next(loader)
                 except _Stopped:  # data that do not come must not hold it up
                     return stopped(data)
                 state, numbers = step_fn(state, placed(batch))
@@ -176,6 +201,8 @@ def _train(run: Setup, workdir: Path, mixture: Mixture, held_out: Mixture | None
     finally:
         checkpoints.close()
         metrics.close()
+        if rows_log:
+            rows_log.flush()
         stop.close()
     export.write(config, run.start, state, run.recipe, workdir)
     _log.info(f"done: {step} steps in {workdir}")
@@ -186,19 +213,19 @@ def _train(run: Setup, workdir: Path, mixture: Mixture, held_out: Mixture | None
 
 
 @contextlib.contextmanager
-def _owner(workdir: Path) -> Iterator[None]:
+def _owner(workdir: Path) -> Iterator[files.Lock | None]:
     """This run alone writes to `workdir`: the first process holds its lock, for all of them."""
     with contextlib.ExitStack() as held:
-        problem = None
+        problem = lock = None
         if not jax.process_index():
             try:
-                held.enter_context(files.Lock(workdir, "train"))
+                lock = held.enter_context(files.Lock(workdir, "train"))
             except (InputError, UsageError) as error:
                 problem = [isinstance(error, UsageError), str(error)]
         if problem := from_all(problem)[0]:
             bad_use, message = problem
             raise (UsageError if bad_use else InputError)(message)
-        yield
+        yield lock
 
 
 def _first_state(run: Setup) -> State:
@@ -344,10 +371,13 @@ def _describe(state: State, run: Setup, mixture: Mixture) -> None:
 
 def _profile(span: tuple[int, int], done: int, workdir: Path) -> None:
     first, count = span
+    # A profiler writes to disks alone.
+    folder = Path(tempfile.gettempdir()) if is_remote(workdir) else workdir
     if count and done == first:
-        jax.profiler.start_trace(str(workdir / "profile"))
+        jax.profiler.start_trace(str(folder / "profile"))
     if count and done == first + count:
         jax.profiler.stop_trace()
+        _log.info(f"profiled {count} steps in {folder / 'profile'}")
 
 
 class _Overdue:

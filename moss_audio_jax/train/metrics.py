@@ -13,7 +13,9 @@ from typing import Any
 import jax
 
 from moss_audio_jax import devices, files
+from moss_audio_jax.buckets import is_remote
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.journal import Log
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ class Metrics:
     """
 
     def __init__(self, workdir: Path, start: int, steps: int, flops: float):
-        self._file = workdir / "metrics.jsonl"
+        self.log = Log(workdir / "metrics.jsonl")
         self._writes = jax.process_index() == 0
         self._steps = steps
         self._flops = flops
@@ -35,7 +37,7 @@ class Metrics:
         self._step = start
         self._tensorboard = _tensorboard(workdir, start) if self._writes else None
         if self._writes:
-            cut_back(self._file, start)
+            cut_back(self.log.path, start)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds `step`, rates and ETA to `values`, then writes and prints them."""
@@ -48,7 +50,7 @@ class Metrics:
             row["mfu"] = self._flops * rate / self._peak
         if not self._writes:
             return
-        files.append(self._file, json.dumps(_finite(row)) + "\n")
+        self.log.append(json.dumps(_finite(row)) + "\n")
         if self._tensorboard:
             for key, value in row.items():
                 if isinstance(value, int | float) and math.isfinite(value):
@@ -63,10 +65,13 @@ class Metrics:
             parts.append(f"{row['padding']:.1%} padding")
         if "mfu" in row:
             parts.append(f"MFU {row['mfu']:.1%}")
+        if "time/goodput" in row:
+            parts.append(f"goodput {row['time/goodput']:.1%}")
         parts.append(f"ETA {_clock((self._steps - step) / rate)}" if rate else "")
         _log.info("  ".join(filter(None, parts)))
 
     def close(self) -> None:
+        self.log.flush()
         if self._tensorboard:
             self._tensorboard.close()
 
@@ -110,6 +115,9 @@ def _tensorboard(workdir: Path, start: int) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError:  # the extra `tensorboard`
+        return None
+    if is_remote(workdir):
+        _log.info(f"{workdir}: in a bucket: no TensorBoard files, only metrics.jsonl")
         return None
     return SummaryWriter(
         str(workdir / "tensorboard"), purge_step=start + 1, filename_suffix=f".{start}"

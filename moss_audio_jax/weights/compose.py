@@ -152,6 +152,12 @@ class Merged:
     def dtype(self) -> np.dtype:
         return self._reader.dtype
 
+    @property
+    def touched(self) -> dict[str, list[bool]]:
+        """Of each leaf that the adapters change: which of its layers."""
+        modules = self._adapters.modules
+        return {path: [each is not None for each in layers] for path, layers in modules.items()}
+
     def read(self, path: str, dtype: Any) -> np.ndarray:
         """A whole leaf on the host; the sum of kernel and adapters is computed in float32."""
         if path not in self._adapters.modules:

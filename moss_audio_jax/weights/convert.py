@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from moss_audio_jax import hub
+from moss_audio_jax.buckets import as_path, is_remote
 from moss_audio_jax.config import RELEASED, ModelConfig, ProcessorConfig
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.tree import flatten
@@ -53,6 +54,38 @@ def load_params(
         reader = Merged(reader, lora, config)
     with reader:
         return native.load_tree(reader, shardings, dtype, then, apart, progress)
+
+
+def load_adapted(
+    folder: str | Path,
+    lora: str | Path,
+    config: ModelConfig,
+    dtype: Any,
+    shardings: Any,
+    then: Callable[[str, jax.Array], Any],
+    apart: str,
+    before: Callable[[dict[str, list[bool]]], None],
+) -> dict[str, Any]:
+    """Only the leaves that adapters change, by path, merged as `load_params` merges them.
+
+    A leaf whose path begins with `apart` is a tuple of its layers, with None for those that stay.
+    `before` is called with what will change (`Merged.touched`) before any weight is read; the other
+    arguments are those of `load_params`.
+    """
+    leaves: dict[str, Any] = {}
+    by_path = flatten(shardings)
+    with Merged(open_checkpoint(folder, config), lora, config) as reader:
+        before(reader.touched)
+        for path, touched in reader.touched.items():
+            if path.startswith(apart):
+                layers = reader.layers(path, by_path[path], dtype)
+                leaves[path] = tuple(
+                    then(path, layer) if changes else None
+                    for layer, changes in zip(layers, touched, strict=True)
+                )
+            else:
+                leaves[path] = then(path, reader.load(path, by_path[path], dtype))
+    return leaves
 
 
 def save_official(
@@ -136,7 +169,7 @@ def convert(
         decoder = hub.folder_of(decoder)
         input = input if str(input) in RELEASED else hub.folder_of(input, weights=False)
     for source in (input, decoder):
-        if source is not None and _overlap(Path(source), Path(output)):
+        if source is not None and _overlap(source, output):
             raise UsageError(f"{output}: input and output must be different folders ({source})")
     files_from = None if decoder is not None and str(input) in RELEASED else input
     config = RELEASED[str(input)] if files_from is None else read_config(input)
@@ -169,8 +202,8 @@ def _leaves(reader: Any, dtype: np.dtype, bar: tqdm) -> Iterator[tuple[str, np.n
         bar.update(native.total_bytes([entry], dtype))
 
 
-def _overlap(one: Path, other: Path) -> bool:
-    one, other = Path(os.path.realpath(one)), Path(os.path.realpath(other))
+def _overlap(one: str | Path, other: str | Path) -> bool:
+    one, other = (as_path(p if is_remote(p) else os.path.realpath(p)) for p in (one, other))
     return one == other or one in other.parents or other in one.parents
 
 

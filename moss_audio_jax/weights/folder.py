@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from moss_audio_jax import files, hub
+from moss_audio_jax import buckets, files, hub
+from moss_audio_jax.buckets import as_path, is_remote
 from moss_audio_jax.config import (
     ModelConfig,
     ProcessorConfig,
@@ -25,6 +27,9 @@ from moss_audio_jax.config import (
     to_official,
 )
 from moss_audio_jax.errors import InputError
+
+# Each makes a folder one of ours; a reader asks for it first.
+_OURS = ("config.json", "adapter_config.json", "helpers.json")
 
 # A checkpoint's files besides weights and config.json: those of the model and of the tokenizer.
 MODEL_FILES = ("generation_config.json", "processor_config.json", "preprocessor_config.json")
@@ -49,6 +54,9 @@ def new_folder(folder: str | Path, nbytes: int, overwrite: bool = False) -> Iter
     removed when the block raises. With several processes all of them enter and leave together;
     the first one makes and renames the folder.
 
+    What goes to a bucket is written to this machine's disk ($TMPDIR) and then copied there by the
+    first process, the files that make it a checkpoint (config.json or its like) last.
+
     Args:
       nbytes: the size of what will be written, so that a disk that is too small is noticed at once.
       overwrite: replace an existing checkpoint, once the new one is complete.
@@ -57,6 +65,10 @@ def new_folder(folder: str | Path, nbytes: int, overwrite: bool = False) -> Iter
       InputError: the folder exists, is not a checkpoint, or the disk is full.
       UsageError: another process is writing it.
     """
+    if is_remote(folder):
+        with _new_in_bucket(as_path(folder), nbytes, overwrite) as partial:
+            yield partial
+        return
     folder = Path(os.path.abspath(folder))
     partial = folder.with_name(f".{folder.name}.partial")
     old = folder.with_name(f".{folder.name}.old")
@@ -94,12 +106,40 @@ def new_folder(folder: str | Path, nbytes: int, overwrite: bool = False) -> Iter
             raise
 
 
+@contextlib.contextmanager
+def _new_in_bucket(folder: Any, nbytes: int, overwrite: bool) -> Iterator[Path]:
+    """`new_folder` in a bucket, which cannot rename."""
+    first = jax.process_index() == 0
+    with (
+        tempfile.TemporaryDirectory(prefix="checkpoint-") as staged,
+        files.Lock(folder.parent, "a writer", folder.name) if first else contextlib.nullcontext(),
+    ):
+        if first and folder.exists():
+            begun = (folder / buckets.UNFINISHED).exists()
+            if begun and not any((folder / name).exists() for name in _OURS):
+                buckets.delete(folder)  # left by a process that was killed
+            else:
+                _check_replaceable(folder, overwrite)
+        partial = Path(staged) / folder.name
+        try:
+            partial.mkdir()
+            if first and shutil.disk_usage(partial).free < nbytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            yield partial
+        except OSError as error:
+            raise files.not_written(partial, error, nbytes) from error
+        wait_for_all("written")
+        if first:
+            buckets.delete(folder, _OURS)
+            buckets.upload(partial, folder, _OURS)
+        wait_for_all("copied")
+
+
 def _check_replaceable(folder: Path, overwrite: bool) -> None:
     if not overwrite:
         raise InputError(f"{folder}: already exists; choose another folder or overwrite it")
-    ours = ("config.json", "adapter_config.json", "helpers.json")
     empty = folder.is_dir() and not any(folder.iterdir())
-    if not empty and not any((folder / name).exists() for name in ours):
+    if not empty and not any((folder / name).exists() for name in _OURS):
         raise InputError(f"{folder}: is not a checkpoint; it is not overwritten")
 
 
@@ -153,7 +193,7 @@ def copy_files(
 ) -> None:
     """Copies the files of a checkpoint or tokenizer folder that match `patterns`."""
     for pattern in patterns:
-        for file in sorted(Path(source).glob(pattern)):
+        for file in sorted(as_path(source).glob(pattern)):
             _copy_file(file, Path(folder) / file.name)
 
 

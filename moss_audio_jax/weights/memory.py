@@ -6,6 +6,7 @@ import functools
 import logging
 import math
 import warnings
+from collections.abc import Iterable
 
 import jax
 from jax.sharding import Mesh
@@ -86,6 +87,22 @@ def needed(config: ModelConfig, form: Form, mesh: Mesh) -> int:
         math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x, sharding in zip(jax.tree.leaves(params), shardings, strict=True)
     )
+
+
+def check_more(where: str, arrays: Iterable[jax.Array], mesh: Mesh) -> None:
+    """Raises InputError if memory has no room for copies of these arrays."""
+    device = mesh.local_devices[0]
+    on_host = device.platform == "cpu"  # all of its devices share the host's memory
+    more = sum(
+        math.prod(x.shape if on_host else x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in arrays
+    )
+    free = _free(device)
+    if free is not None and more > free:
+        raise InputError(
+            f"{where}: the weights that it changes take {_gb(more)} of memory, and {_gb(free)} are "
+            "free; serve fewer adapters, or take a machine with more memory"
+        )
 
 
 def _free(device: jax.Device) -> int | None:

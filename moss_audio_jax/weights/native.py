@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import math
 import os
@@ -27,9 +28,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from moss_audio_jax import files
+from moss_audio_jax import buckets, files
+from moss_audio_jax.buckets import absolute, is_remote
 from moss_audio_jax.config import ModelConfig, ProcessorConfig, read_json
-from moss_audio_jax.errors import InputError
+from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.models.decoder import unstack
 from moss_audio_jax.runtime import from_all
 from moss_audio_jax.tree import flatten, unflatten
@@ -67,6 +69,7 @@ def save_native(
     Raises:
       InputError: the parameters do not fit the config, the folder exists, or the disk is full.
     """
+    check_place(folder)
     leaves = flatten(params)
     dtype = check_leaves(leaves, table(config))
     nbytes = sum(leaf.nbytes for leaf in leaves.values())
@@ -76,6 +79,15 @@ def save_native(
                 partial, config, dtype, files_from, processor, tokenizer_from, new_weights
             )
         write_native(partial, table(config), leaves.items(), dtype)
+
+
+def check_place(folder: str | Path) -> None:
+    """Raises UsageError if these processes cannot write a native checkpoint there."""
+    if is_remote(folder) and jax.process_count() > 1:
+        raise UsageError(
+            f"{folder}: several processes write a native checkpoint only to a folder that they "
+            "share; write an official one, and convert it"
+        )
 
 
 def write_native(
@@ -144,7 +156,7 @@ class NativeReader:
     """
 
     def __init__(self, folder: str | Path, entries: Sequence[Entry]):
-        self.folder = Path(os.path.abspath(folder))
+        self.folder = absolute(folder)
         self.entries = {entry.path: entry for entry in entries}
         marker = self.folder / MARKER
         if not marker.is_file():
@@ -172,9 +184,9 @@ class NativeReader:
             )
         self.dtype = check_leaves(leaves, entries, str(marker))
         for path in leaves:
-            if not _leaf_folder(self.folder, path).is_dir():
+            if not is_remote(self.folder) and not _leaf_folder(self.folder, path).is_dir():
                 raise InputError(f"{_leaf_folder(self.folder, path)}: incomplete: no such folder")
-        if fault := files.damage(self.folder / PARAMS, self._sums.get(_METADATA, {})):
+        if fault := self._fault(_METADATA):
             raise InputError(f"{self.folder / PARAMS}: {fault}; write the checkpoint again")
 
     def __enter__(self) -> NativeReader:
@@ -197,20 +209,35 @@ class NativeReader:
         """The layers of a stacked leaf, which is read as a whole."""
         yield from unstack(self.load(path, sharding, dtype))
 
+    @functools.cached_property
+    def _listed(self) -> dict[str, list[Any]]:
+        return buckets.sums(self.folder / PARAMS)
+
+    def _fault(self, name: str) -> str | None:
+        """What is wrong with the files of a leaf, which are looked at once."""
+        expected = self._sums.pop(name, {})
+        if not is_remote(self.folder):
+            share = jax.process_index(), jax.process_count()  # each looks at some of the files
+            return files.damage(self.folder / PARAMS, expected, share)
+        for file, (size, _) in expected.items():  # a bucket guards its bytes by its own checksums
+            if self._listed.get(file, [None])[0] != size:
+                return f"{file} is missing or not of {size} bytes"
+        return None
+
     def _restore(self, path: str, dtype: Any, sharding: jax.sharding.Sharding | None = None) -> Any:
         import orbax.checkpoint as ocp
 
         dtype, shape = np.dtype(dtype or self.dtype), self.entries[path].shape
+        if is_remote(self.folder):
+            return self._fetch(path, dtype, shape, sharding)
         args = ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype)
         if sharding is not None:
             args = ocp.ArrayRestoreArgs(sharding=sharding, global_shape=shape, dtype=dtype)
         here = _leaf_folder(self.folder, path)
-        share = jax.process_index(), jax.process_count()  # each process checks some of the files
-        if fault := files.damage(self.folder / PARAMS, self._sums.get(here.name, {}), share):
+        if fault := self._fault(here.name):
             raise InputError(
                 f"{self.folder / PARAMS}: parameter {path}: {fault}; write the checkpoint again"
             )
-        self._sums.pop(here.name, None)  # checked once
         source, name = self.folder / PARAMS, path
         if self._version == _ONE_BY_ONE:
             source, name = here, "value"
@@ -230,6 +257,22 @@ class NativeReader:
                 f"{list(shape)}"
             )
         return value
+
+    def _fetch(self, path: str, dtype: np.dtype, shape: tuple[int, ...], sharding: Any) -> Any:
+        """A leaf from a bucket. Orbax would look at forty other objects for each."""
+        import tensorstore as ts
+        from jax.experimental.array_serialization.serialization import run_deserialization
+
+        here = _leaf_folder(self.folder, path)
+        if fault := self._fault(here.name):
+            raise InputError(f"{here}: {fault}; write the checkpoint again")
+        place = here / "value" if self._version == _ONE_BY_ONE else here
+        spec = {"driver": "zarr", "kvstore": buckets.kvstore(f"{place}/")}
+        spec |= {"context": {"cache_pool": {}}}  # of its own: nothing is read twice
+        with _named(self.folder / PARAMS, path):
+            if sharding is None:
+                return ts.open(spec, open=True).result().read().result().astype(dtype)
+            return run_deserialization([sharding], [spec], [shape], [dtype])[0]
 
 
 def load_tree(

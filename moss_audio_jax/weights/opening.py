@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from moss_audio_jax import hub
+from moss_audio_jax.buckets import as_path
 from moss_audio_jax.config import ModelConfig, from_official, read_config_json
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.weights import native, safetensors
@@ -21,7 +22,7 @@ def folder_format(folder: str | Path) -> Format:
     Raises:
       InputError: no such folder, no weights in it, or weights in both layouts.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     if not ((folder / native.MARKER).exists() or (folder / native.PARAMS).is_dir()):

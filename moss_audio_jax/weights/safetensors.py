@@ -23,6 +23,8 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from moss_audio_jax import buckets
+from moss_audio_jax.buckets import as_path, is_remote
 from moss_audio_jax.config import read_json
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import brief, open_regular, parse_json, quoted, reason, shown
@@ -64,12 +66,12 @@ class Reader:
     """
 
     def __init__(self, path: str | Path):
-        path = Path(path)
+        path = as_path(path)
         self.path = path
         self.tensors: dict[str, Tensor] = {}
         self._files: dict[Path, BinaryIO] = {}
         self._lock = threading.Lock()
-        if not os.path.lexists(path):
+        if not (path.exists() if is_remote(path) else os.path.lexists(path)):
             raise InputError(f"{shown(path)}: no such file or folder")
         if not path.is_dir():
             self.tensors = _read_header(path)
@@ -110,7 +112,11 @@ class Reader:
         row = math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
         # Read as plain bytes, because extension dtypes have no writable buffer in NumPy.
         raw = np.empty(math.prod(shape) * tensor.dtype.itemsize, np.uint8)
-        _read_into(self._open(tensor.file), raw, tensor.offset + start * row, tensor.file, name)
+        offset = tensor.offset + start * row
+        if is_remote(tensor.file):
+            buckets.read_into(tensor.file, memoryview(raw), offset)
+        else:
+            _read_into(self._open(tensor.file), raw, offset, tensor.file, name)
         return raw.view(tensor.dtype).reshape(shape)[(slice(None), *index[1:]) if index else ...]
 
     def _open(self, file: Path) -> int:
@@ -247,6 +253,10 @@ def _no_weights(folder: Path) -> str:
     return f"{folder}: no weights; expected {SINGLE} or {INDEX}{more}"
 
 
+def _exists(file: Path) -> bool:
+    return file.exists() if is_remote(file) else os.path.exists(file)  # also if it is too long
+
+
 def _read_shards(folder: Path) -> dict[str, Tensor]:
     index = folder / INDEX
     weight_map = read_json(index).get("weight_map")
@@ -260,7 +270,7 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     files = set(weight_map.values())
     for file in sorted(files):
-        if not os.path.exists(folder / file):  # also False for a name that is too long
+        if not _exists(folder / file):
             raise InputError(f"{folder}: no such file {quoted(file)}, though {INDEX} names it")
         for name, tensor in _read_header(folder / file).items():
             if name in tensors:
@@ -291,8 +301,9 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
 def _read_header(file: Path) -> dict[str, Tensor]:
     """The tensors of one file; InputError unless they fill its data exactly."""
     with open_regular(file, "a safetensors file") as f:
-        size = os.fstat(f.fileno()).st_size
         try:
+            size = f.seek(0, os.SEEK_END)
+            f.seek(0)
             length = int.from_bytes(f.read(8), "little")
             if size < 8 or not 2 <= length <= _MAX_HEADER:
                 raise InputError(f"{file}: not a safetensors file, or an unfinished one")

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from scripted import Scripted
 
 import moss_audio_jax as mj
+from moss_audio_jax.errors import InputError, TooLong
 from moss_audio_jax.generate.engine import Output
 from moss_audio_jax.serve.answers import Pieces
 from moss_audio_jax.serve.app import LOOPBACK, make_app
@@ -89,7 +90,8 @@ def test_an_engine_that_dies(model):
                 assert reply.json()["error"]["type"] == "server_error"
                 assert "device" not in reply.text
             assert (await client.get("/health")).status_code == 200
-            assert "moss_audio_engine_alive 0.0" in (await client.get("/metrics")).text
+            metrics = (await client.get("/metrics")).text
+            assert 'moss_audio_engine_alive{model="small"} 0.0' in metrics
 
     asyncio.run(run())
 
@@ -103,7 +105,8 @@ def test_an_engine_that_waits_for_another_process(model):
             for reply in (await client.get("/ready"), await client.post(CHAT, json=BODY)):
                 assert reply.status_code == 503
                 assert "waits for another process" in reply.json()["error"]["message"]
-            assert "moss_audio_engine_alive 0.0" in (await client.get("/metrics")).text
+            metrics = (await client.get("/metrics")).text
+            assert 'moss_audio_engine_alive{model="small"} 0.0' in metrics
             service.stuck = False  # it went on after all
             assert (await client.get("/ready")).status_code == 200
 
@@ -147,14 +150,21 @@ def test_a_server_that_stops(model):
     asyncio.run(run())
 
 
-def test_a_prompt_that_the_engine_refuses(model):
+@pytest.mark.parametrize(
+    ("refusal", "status", "code"),
+    [
+        (TooLong("the prompt does not fit"), 400, "context_length_exceeded"),
+        (InputError("the engine is stopping"), 503, "unavailable"),
+    ],
+)
+def test_a_prompt_that_the_engine_refuses(model, refusal, status, code):
     async def run():
         service = Scripted()
-        service.full = True
+        service.refusal = refusal
         async with asking(model, service) as client:
             reply = await client.post(CHAT, json=BODY)
-            assert reply.status_code == 400
-            assert reply.json()["error"]["code"] == "context_length_exceeded"
+            assert reply.status_code == status
+            assert reply.json()["error"]["code"] == code
 
     asyncio.run(run())
 

@@ -142,7 +142,8 @@ def test_answers_are_those_of_one_process(folder):
         assert event.transcript == replies[3].text
         with ThreadPoolExecutor(1) as pool:
             last = pool.submit(ask, client, "Hello")
-            until(lambda: "moss_audio_running 1.0" in httpx.get(f"{url}/metrics").text)
+            running_one = 'moss_audio_running{model="tiny"} 1.0'
+            until(lambda: running_one in httpx.get(f"{url}/metrics").text)
             for process in running[::-1]:  # a launcher sends it to all
                 process.send_signal(signal.SIGTERM)
             assert last.result(60) == expected[0]

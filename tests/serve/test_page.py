@@ -200,7 +200,7 @@ def opened(page, served):
 def encoded_seconds(served) -> float:
     """Seconds of sound that the server has encoded."""
     text = served.http().get("/metrics").text
-    return float(re.search(r"^moss_audio_encoded_seconds_total (\S+)", text, re.MULTILINE)[1])
+    return float(re.search(r"^moss_audio_encoded_seconds_total\{.*\} (\S+)", text, re.MULTILINE)[1])
 
 
 def test_a_conversation(opened, served, model):

@@ -15,12 +15,14 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from adapters import write_adapters
 from served import user
 
 import moss_audio_jax as mj
 from moss_audio_jax import command
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.serve import __main__ as verb
+from moss_audio_jax.weights.opening import read_config
 
 DEMO = DEFAULT_CHECKPOINT.parent / "demo"
 LONG = {"temperature": 2.0, "seed": 1, "max_tokens": 60}
@@ -73,19 +75,20 @@ def test_sigterm_lets_answers_on_sockets_end():
         assert server.wait(30) == 0
 
 
-def test_sigterm_lets_answers_end_and_ctrl_c_ends_at_once():
+def test_sigterm_lets_answers_end_and_ctrl_c_ends_at_once(tmp_path):
+    """Those of the base and of an adapter, each of which has an engine."""
+    lora = write_adapters(tmp_path / "lora", read_config(DEFAULT_CHECKPOINT))
     # The size of the engine in `served`, so that its programs are those of the other tests.
-    with process("--slots", "4", "--max-new-tokens", "256", "--drain-seconds", "60") as (
-        server,
-        url,
-    ):
+    options = ("--slots", "4", "--max-new-tokens", "256", "--drain-seconds", "60")
+    with process(*options, "--lora", f"adapted={lora}") as (server, url):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
         def ask(number: int, begun: threading.Event) -> tuple[str, str | None]:
             text, why = "", None
             options = LONG | {"stream": True, "seed": number}
+            options["model"] = ("small", "adapted")[number % 2]
             for chunk in client.chat.completions.create(
-                model="small", messages=[user("Tell a long story.")], **options
+                messages=[user("Tell a long story.")], **options
             ):
                 begun.set()
                 text += chunk.choices[0].delta.content or ""
@@ -108,6 +111,15 @@ def test_sigterm_lets_answers_end_and_ctrl_c_ends_at_once():
         assert server.wait(20) == 130
 
 
+def test_sigterm_while_a_model_is_loaded_ends_at_once():
+    """The server says so itself: process 1 of a container has no default to rely on."""
+    words = [sys.executable, "-m", "moss_audio_jax.serve", "--port", "0"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as server:
+        assert "small model" in server.stderr.readline()  # it is about to load
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) == 128 + signal.SIGTERM
+
+
 @pytest.mark.parametrize(
     ("words", "code", "fault"),
     [
@@ -118,6 +130,14 @@ def test_sigterm_lets_answers_end_and_ctrl_c_ends_at_once():
         (["--api-key-file", "no-such-file"], 1, "no such file"),
         (["--max-body-mb", "0"], 2, "above 0"),
         (["--max-clips", "1.5"], 2, "whole number"),
+        (["--lora", "folder"], 2, "expected NAME=DIR"),
+        (["--lora", "=folder"], 2, "expected a name of at most 100 letters"),
+        (["--lora", "a b=folder"], 2, "expected a name of at most 100 letters"),
+        (["--lora", 'a"}=folder'], 2, "expected a name of at most 100 letters"),
+        (["--lora", "/a=folder"], 2, "expected a name of at most 100 letters"),
+        (["--lora", "small=folder"], 2, "the base is called small; choose another name"),
+        (["--lora", "a=b", "--lora", "a=c"], 2, "other adapters are called a; choose another"),
+        (["--lora", "a/b=folder"], 1, "folder: not a folder of LoRA adapters"),
     ],
 )
 def test_options_that_are_refused(words, code, fault, capsys, monkeypatch, tmp_path):

@@ -132,6 +132,9 @@ def test_a_stream_is_the_whole_answer(client, band):
         assert "".join(c.delta.content or "" for c in mine) == choice.message.content
         assert [c.finish_reason for c in mine if c.finish_reason] == [choice.finish_reason]
     assert sum(bool(c.choices and c.choices[0].delta.content) for c in chunks) > 4
+    assert chunks[-1].usage.prompt_tokens_details.cached_tokens > 0  # of the first request
+    for usage in (chunks[-1].usage, whole.usage):
+        usage.prompt_tokens_details.cached_tokens = None
     assert chunks[-1].usage == whole.usage
     assert all(c.usage is None for c in chunks[:-1])
     assert len({c.id for c in chunks}) == 1
@@ -652,9 +655,9 @@ def test_metrics(served, client, band):
         'moss_audio_rejected_total{reason="request"}',
         "moss_audio_first_token_seconds_count",
         "moss_audio_between_tokens_seconds_count",
-        "moss_audio_prompt_tokens_total",
+        'moss_audio_prompt_tokens_total{model="small"}',
         'moss_audio_answers_total{reason="stop"}',
         "moss_audio_audio_seconds_total",
-        "moss_audio_engine_alive 1.0",
+        'moss_audio_engine_alive{model="small"} 1.0',
     ):
         assert name in text

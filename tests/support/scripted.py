@@ -12,18 +12,20 @@ class Scripted:
     Attributes:
       prompts: {number: (prompt, told)} of those that have not ended.
       cancelled: the numbers that were cancelled.
+      refusal: what `submit` raises, if anything.
       stuck: as `Service.stuck`.
     """
 
     def __init__(self, slots: int = 1) -> None:
-        self.slots, self.dead, self.prompts, self.cancelled, self.full = slots, None, {}, [], False
+        self.slots, self.dead, self.prompts, self.cancelled = slots, None, {}, []
+        self.refusal: InputError | None = None
         self.stuck = False
 
     def submit(self, prompt, sampling, told, each_token=True) -> int:
         if self.dead is not None:
             raise self.dead
-        if self.full:
-            raise InputError("the prompt does not fit")
+        if self.refusal is not None:
+            raise self.refusal
         number = len(self.prompts) + len(self.cancelled) + 1
         self.prompts[number] = prompt, told
         return number

@@ -6,7 +6,8 @@ import base64
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ import openai
 import uvicorn
 
 import moss_audio_jax as mj
+from moss_audio_jax.serve import adapters
 from moss_audio_jax.serve.app import make_app
 from moss_audio_jax.serve.limits import Limits
 from moss_audio_jax.serve.realtime import socket_options
@@ -58,11 +60,15 @@ def serving(
     limits: Limits | None = None,
     key: str | None = None,
     slots: int = 4,
+    lora: Sequence[tuple[str, Path]] = (),
     **options: Any,
 ) -> Iterator[Served]:
-    """A server with a living engine; `options` are those of `State`."""
-    with model.service(slots=slots, max_new_tokens=256) as service:
-        state = State(model, service, NAMES, limits, **options)
+    """A server with a living engine, and one for each adapter; `options` are those of `State`."""
+    size = {"slots": slots, "max_new_tokens": 256}
+    with contextlib.ExitStack() as engines:
+        service = engines.enter_context(model.service(**size))
+        others = adapters.start(model, service, lora, size, engines)
+        state = State(model, service, NAMES, limits, adapters=others, **options)
         with listening(state, key) as served:
             yield served
 

@@ -25,6 +25,7 @@ FILES = sorted({str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.py")
 ARGUMENTS = {
     "common.py": ("8b", "model.decoder.hidden_size"),
     "cold_start.py": ("8b", "model.decoder.hidden_size"),
+    "dapo.py": ("8b", "model.decoder.hidden_size"),
     "lora.py": ("encoder", "lora.targets"),
     "pretrain_adapter.py": ("8b", "model.decoder.hidden_size"),
     "pretrain_full.py": ("8b", "model.decoder.hidden_size"),

@@ -65,4 +65,10 @@ def test_many_processes_are_one(small_run, tmp_path):
             [row["loss"] for row in found], [row["loss"] for row in expected], rtol=1e-5
         )
         assert seen(workdir) == seen("one")[done:]
+        last = found[-1]
+        if process_count > 1:
+            assert {last["time/slowest_host"], last["time/latest_host"]} <= set(range(4))
+            assert last["time/slowest_step"] > 0
+        else:
+            assert "time/slowest_host" not in last
     assert seen("two") == seen("one")[:4]

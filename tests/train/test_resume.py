@@ -4,7 +4,10 @@ import signal
 import subprocess
 import time
 
+import pytest
 from runs import command, environment, log
+
+from moss_audio_jax.train.clock import KINDS
 
 
 def test_killed_at_any_moment_a_run_continues_bit_for_bit(small_run, tmp_path):
@@ -34,6 +37,16 @@ def test_killed_at_any_moment_a_run_continues_bit_for_bit(small_run, tmp_path):
     for key in ("step", "loss", "grad_norm", "tokens", "tokens_seen"):
         assert [row[key] for row in found] == [row[key] for row in expected], key
     assert log(killed, "rows-0.jsonl") == log(whole, "rows-0.jsonl")
+    for row in found:
+        badput = {kind: row[f"time/badput/{kind}"] for kind in KINDS}
+        assert row["time/goodput"] + sum(badput.values()) == pytest.approx(1)
+        assert min(badput.values()) >= -1e-6
+        assert 0 < row["time/step_p50"] <= row["time/step_p95"] <= row["time/step_max"]
+        assert badput["start"] > 0
+    assert [row["time/badput/restart"] > 0 for row in (*expected, found[0], found[-1])] == [
+        *[False] * 17,
+        True,
+    ]
 
 
 def test_sigterm_saves_and_the_next_start_continues(small_run, tmp_path):

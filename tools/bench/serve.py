@@ -70,6 +70,9 @@ def main() -> int:
     options.add_argument("--requests", type=int, default=2000)
     options.add_argument("--clients", type=int, default=32)
     options.add_argument("--most-seconds", type=float, default=600.0)
+    options.add_argument(
+        "--skew", type=float, default=3, help="1: lengths are even by logarithm; more: shorter"
+    )
     options.add_argument("--slots", type=int, default=16)
     options.add_argument("--max-new-tokens", type=int, default=256)
     options.add_argument("--seed", type=int, default=0)
@@ -95,7 +98,7 @@ def main() -> int:
 
 
 def make(args: argparse.Namespace, folder: Path) -> list[Case]:
-    """Writes a clip for each request; lengths are spread evenly over their logarithm."""
+    """Writes a clip for each request, of 1 s to the most; most are short."""
     import soundfile
 
     rng = np.random.default_rng(args.seed)
@@ -103,7 +106,7 @@ def make(args: argparse.Namespace, folder: Path) -> list[Case]:
     fits = chat_seconds(args)
     cases = []
     for number in range(args.requests):
-        seconds = float(np.exp(rng.uniform(0, math.log(args.most_seconds))))
+        seconds = float(args.most_seconds ** (rng.uniform() ** args.skew))
         kind = str(rng.choice(["good", "gone", "bad"], p=[0.8, 0.1, 0.1]))
         route = str(rng.choice(["chat", "transcriptions"])) if seconds < fits else "transcriptions"
         case = Case(number, seconds, route, kind, bool(rng.integers(2)))
@@ -263,7 +266,8 @@ class Load:
         for _ in range(100):
             text = (await self._http.get("/metrics")).text
             names = ("active_requests", "running", "waiting")
-            taken = [float(re.search(rf"^moss_audio_{n} (\S+)", text, re.M)[1]) for n in names]
+            lines = [rf"^moss_audio_{name}(?:{{.*}})? (\S+)" for name in names]
+            taken = [float(re.search(line, text, re.M)[1]) for line in lines]
             if not any(taken):
                 return True
             await asyncio.sleep(0.1)
