@@ -17,9 +17,9 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from moss_audio_jax import hub
 from moss_audio_jax.audio import log_mel
 from moss_audio_jax.audio.lengths import audio_tokens, mel_frames
-from moss_audio_jax.buckets import as_path
 from moss_audio_jax.config import (
     DEFAULT_CHECKPOINT,
     QUANTIZE,
@@ -131,13 +131,14 @@ class MossAudio:
         quantize: Quantize | None = None,
         progress: bool = False,
     ) -> MossAudio:
-        """Loads an official or native checkpoint folder.
+        """Loads an official or native checkpoint folder, or a model of the Hugging Face hub.
 
         From then on, programs that JAX compiles are kept on disk, unless MOSS_AUDIO_JAX_CACHE=off
         or settings of JAX say otherwise: see `runtime.keep_compiled`.
 
         Args:
-          path: the folder; None for the small model of this package, which knows only synthetic
+          path: the folder, or the hub's id owner/name[@revision], which is downloaded unless it
+            was before; None for the small model of this package, which knows only synthetic
             sound.
           dtype: of weights and compute: "bfloat16" or "float32". None means bfloat16, except for
             models of up to a billion parameters on CPUs, which are faster there in float32.
@@ -162,7 +163,7 @@ class MossAudio:
         if dtype not in (None, "bfloat16", "float32"):
             raise UsageError(f"dtype is {dtype!r}; expected 'bfloat16' or 'float32'")
         keep_compiled()
-        path = DEFAULT_CHECKPOINT if path is None else as_path(path)
+        path = DEFAULT_CHECKPOINT if path is None else hub.folder_of(path)
         config = read_config(path)
         if encoder_attention is not None:
             config = config.with_attention(encoder_attention)

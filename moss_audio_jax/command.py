@@ -61,7 +61,8 @@ def add_model_options(options: argparse.ArgumentParser, lora: bool = True) -> No
         default=DEFAULT_CHECKPOINT,
         type=as_path,
         metavar="DIR",
-        help="checkpoint folder, official or native; default the bundled small model",
+        help="checkpoint folder, official or native, or OWNER/NAME[@REVISION] on the Hugging Face "
+        "hub; default the bundled small model",
     )
     if lora:
         group.add_argument("--lora", type=as_path, metavar="DIR", help="LoRA adapters to merge")

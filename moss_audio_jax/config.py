@@ -10,13 +10,10 @@ each tap's output, and the result is added after one of the decoder's first laye
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from moss_audio_jax import files
-from moss_audio_jax.buckets import as_path
+from moss_audio_jax import files, hub
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import quoted, shown
 
@@ -175,13 +172,6 @@ RELEASED = {
     "8b": ModelConfig(),
 }
 
-
-# Ids of the official checkpoints on the Hugging Face hub.
-OFFICIAL = tuple(
-    f"OpenMOSS-Team/MOSS-Audio-{size}-{kind}"
-    for size in ("4B", "8B")
-    for kind in ("Instruct", "Thinking")
-)
 
 # No model has larger values; they would exhaust memory before the weights are compared.
 _MOST = {"layers": 4096, "chunk_frames": 1_000_000, "window": 1_000_000}
@@ -384,25 +374,11 @@ def read_config_json(folder: str | Path) -> tuple[dict[str, Any], str]:
     Raises:
       InputError: there is no such folder, or the file is missing or broken.
     """
-    if not as_path(folder).exists():
-        raise InputError(f"{folder}: no such file or folder{hub_advice(folder)}")
-    file = as_path(folder) / "config.json"
+    folder = hub.folder_of(folder, weights=False)
+    if not folder.exists():
+        raise InputError(f"{folder}: no such file or folder{hub.advice(folder)}")
+    file = folder / "config.json"
     return read_json(file), str(file)
-
-
-def hub_advice(folder: str | Path) -> str:
-    """How to download a checkpoint, if the name of a missing folder looks like an id on the hub;
-    else ""."""
-    name = os.fspath(folder)
-    for known in OFFICIAL:
-        if name.lower() in (known.lower(), known.split("/")[1].lower()):
-            name = known
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
-        return ""
-    return (
-        f"; if {name} is a model on the Hugging Face hub, download it (hf download {name} "
-        f"--local-dir {name.split('/')[1]}) and give that folder"
-    )
 
 
 def _take(raw: dict[str, Any], key: str, default: Any, where: str) -> Any:

@@ -19,6 +19,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", _FAST_COMPILE]
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a hub but tests/test_hub.py, its own one
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # One for all workers and for the commands that tests start: they inherit it.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs = tempfile.mkdtemp(prefix="programs-")
@@ -35,11 +36,13 @@ settings.load_profile("patient")
 # Files of whole runs, the longest first: a worker that began one of them last would work alone.
 LONG = (
     "train/test_processes",
+    "post_train/test_run",
     "train/test_bucket_runs",
     "test_buckets",
     "train/test_step",
     "train/test_loop",
     "generate/test_drafts",
+    "post_train/test_agreement",
     "train/test_resume",
     "models/test_golden",
     "generate/test_engine",

@@ -20,6 +20,7 @@ CORE = [
     "files",
     "journal",
     "remote",
+    "hub",
     "runtime",
     "config",
     "config_file",

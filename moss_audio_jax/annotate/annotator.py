@@ -19,7 +19,7 @@ import numpy as np
 import soundfile
 from ml_collections import ConfigDict
 
-from moss_audio_jax import buckets, command
+from moss_audio_jax import buckets, command, hub
 from moss_audio_jax.annotate import boundary, merge
 from moss_audio_jax.annotate.branches import Branches
 from moss_audio_jax.annotate.defaults import BUNDLED
@@ -88,7 +88,7 @@ def checkpoint_folder(config: ConfigDict) -> Path | None:
         return None
     if config.checkpoint == BUNDLED:
         return DEFAULT_CHECKPOINT
-    return as_path(config.checkpoint)
+    return hub.folder_of(config.checkpoint)
 
 
 def check_parts(config: ConfigDict) -> None:

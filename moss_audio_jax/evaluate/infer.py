@@ -273,8 +273,11 @@ def settings_of(model: MossAudio, args: argparse.Namespace, sampling: Sampling) 
     described = json.dumps(
         [dataclasses.asdict(model.config), dataclasses.asdict(model.processor)], sort_keys=True
     )
+    name = str(args.checkpoint)
+    if model.folder != args.checkpoint:  # downloaded; its folder has the name of the commit
+        name = f"{name.partition('@')[0]}@{model.folder.name}"
     return Settings(
-        model=str(args.checkpoint),
+        model=name,
         lora=None if args.lora is None else str(args.lora),
         config_hash=hashlib.sha256(described.encode()).hexdigest()[:16],
         dtype=model.compute.dtype,

@@ -382,19 +382,19 @@ class Engine:
             self._advance()
             return self._tell()
 
-    def renew(self, params: Any, same_encoder: bool = False) -> None:
+    def renew(self, params: Any) -> None:
         """Other weights of the same model; None frees the old ones, and the cache, until the next
         call. Nothing may be running.
 
-        What was kept of earlier prompts is forgotten; what was heard too, unless the audio encoder
-        is the same.
+        What was kept of earlier prompts and of what was heard is forgotten: answers depend on what
+        is asked from here on alone, to the last bit.
         """
         self._params = self._state = None
+        self.hearing.renew(None if params is None else params["audio_encoder"])
         if params is None:
             return
         with jax.set_mesh(self._mesh):
             self._params = unrolled(params)
-        self.hearing.renew(params["audio_encoder"], same_encoder)
         if self._size is not None:
             self._make(self._size)
 

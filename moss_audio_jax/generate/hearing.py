@@ -98,14 +98,13 @@ class Hearing:
         self._bytes = 0
         self._waiting: OrderedDict[bytes, Piece] = OrderedDict()
 
-    def renew(self, params: Any, same: bool) -> None:
-        """Other weights of the encoder, or the `same` in other arrays."""
+    def renew(self, params: Any) -> None:
+        """Other weights of the encoder, or none; what was heard is forgotten."""
         self.params = params
-        if not same:
-            self._known.clear()
-            self._sums.clear()
-            self._waiting.clear()
-            self._bytes = 0
+        self._known.clear()
+        self._sums.clear()
+        self._waiting.clear()
+        self._bytes = 0
 
     def get(self, digest: bytes) -> Heard | None:
         """A piece's output, if it is known."""

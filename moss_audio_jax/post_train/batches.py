@@ -108,14 +108,14 @@ def lay_out(
     multiple: int,
     encoder: EncoderConfig,
     processor: Any,
-    scored: bool,
+    scores: Sequence[str] = (),
 ) -> tuple[dict[str, np.ndarray], list[list[int]]]:
     """The arrays of a step, and which pieces are in each row.
 
     Args:
       shape: the most rows. Half of them are taken if the pieces fit, or a quarter, and so on, while
         they are a multiple of `multiple`: each number of rows is its own program.
-      scored: the answers have `old`.
+      scores: names of the answers' `scores` that are laid out too.
 
     Returns:
       Those of `make_train_batch`, and of `train.step.ANSWERED`.
@@ -134,7 +134,7 @@ def lay_out(
         processor.mel_dtype,
         branched=True,
     )
-    names = ("advantages", "sampler_logprobs", *(["old_logprobs"] if scored else []))
+    names = ("advantages", "sampler_logprobs", *scores)
     batch |= {name: np.zeros(batch["tokens"].shape, np.float32) for name in names}
     batch["answers"] = np.zeros(batch["tokens"].shape, np.int32)
     for row, held in enumerate(rows):
@@ -146,8 +146,8 @@ def lay_out(
                 batch["answers"][row, here] = number
                 batch["advantages"][row, here] = answer.advantage
                 batch["sampler_logprobs"][row, here] = answer.logprobs
-                if scored:
-                    batch["old_logprobs"][row, here] = answer.old
+                for name in scores:
+                    batch[name][row, here] = answer.scores[name]
             token += len(piece.example.ids)
     return batch, rows
 
@@ -180,7 +180,7 @@ def saved(group: Group) -> dict[str, Any]:
                 "ids": answer.ids,
                 "logprobs": _text(answer.logprobs),
                 "advantage": answer.advantage,
-                "old": None if answer.old is None else _text(answer.old),
+                "scores": {name: _text(values) for name, values in answer.scores.items()},
             }
             for answer in group.answers
         ],
@@ -194,7 +194,7 @@ def restored(raw: Mapping[str, Any], question: Question) -> Group:
             each["ids"],
             _floats(each["logprobs"]),
             each["advantage"],
-            None if each["old"] is None else _floats(each["old"]),
+            {name: _floats(text) for name, text in each["scores"].items()},
         )
         for each in raw["answers"]
     ]

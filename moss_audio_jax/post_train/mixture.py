@@ -14,6 +14,7 @@ weight 0 is.
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -36,6 +37,8 @@ from moss_audio_jax.post_train.rewards import (
     worthless,
 )
 from moss_audio_jax.remote import variable
+
+_log = logging.getLogger(__name__)
 
 GROUP = "moss_audio_jax.rewards"  # of entry points: functions (said, row) -> Reward
 DEFAULT = "default"
@@ -175,20 +178,24 @@ def mixture(
     return Mixture(entries)
 
 
-def check(rows: Iterable[Row], pay: Mixture) -> int:
+def check(rows: Iterable[Row], pay: Mixture, share: float = 0.0) -> int:
     """Finds rows that cannot be rewarded before a run begins; a judge and plug-ins are not asked.
+
+    Args:
+      share: of the rows that may have problems; then there is a warning.
 
     Returns:
       The number of rows.
 
     Raises:
       InputError: rows of unknown tasks, or whose own expected answer earns nothing. The first is
-        named, the others are counted.
+        named, by its line if it has no id; the others are counted.
     """
     problems = []
     number = 0
     for number, row in enumerate(rows, 1):
         try:
+            row = row if row.get("id") else {**row, "id": f"line {number}"}
             for name, reward in pay.own(row).items():
                 if not reward.value:
                     raise InputError(
@@ -196,10 +203,12 @@ def check(rows: Iterable[Row], pay: Mixture) -> int:
                         f"{reward.reason}"
                     )
         except InputError as error:
-            problems.append(f"line {number}: {error}")
+            problems.append(str(error))
     if problems:
-        more = f" ({len(problems) - 1} more rows of {number} have problems)" * (len(problems) > 1)
-        raise InputError(problems[0] + more)
+        more = f" ({len(problems) - 1} more of {number} have problems)" * (len(problems) > 1)
+        if len(problems) > share * number:
+            raise InputError(problems[0] + more)
+        _log.warning(problems[0] + more)
     return number
 
 

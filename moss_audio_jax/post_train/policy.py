@@ -16,7 +16,8 @@ class Policy:
     """The objective of a batch of sampled answers.
 
     The batch has "answers" int, "advantages", "sampler_logprobs" and, if the weights have moved
-    since it was sampled, "old_logprobs": [B, T] each, at the answers' own tokens.
+    since it was sampled, "old_logprobs": [B, T] each, at the answers' own tokens. If the objective
+    has `kl`, "reference_logprobs" too.
     """
 
     objective: dapo.Objective
@@ -38,9 +39,11 @@ class Policy:
             known["advantages"],
             mask,
             known["answers"],
+            known.get("reference_logprobs"),
         )
         loss = sums.pop("loss")
-        return loss, sums | {"moving": jnp.sum(mask * (known["advantages"] != 0))}
+        pulled = known["advantages"] != 0 if not self.objective.kl else mask > 0
+        return loss, sums | {"moving": jnp.sum(mask * pulled)}
 
     def means(self, sums: dict) -> dict[str, jax.Array]:
         tokens = jnp.maximum(sums["tokens"], 1)

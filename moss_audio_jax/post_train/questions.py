@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from moss_audio_jax.data.batch import Example, TrainExample
 from moss_audio_jax.data.examples import ExampleMaker, Job, rejected
-from moss_audio_jax.data.records import Rejected, Row, parse_row, reason_of
+from moss_audio_jax.data.records import (
+    Branch,
+    Rejected,
+    Row,
+    answered,
+    conversations,
+    parse_row,
+    reason_of,
+)
 from moss_audio_jax.data.sources import SourceError, read_location
 from moss_audio_jax.post_train import asked
 
@@ -53,44 +61,57 @@ class Questions:
         """
         row = None
         try:
-            row = self._alone(parse_row(read_location(job.location)), job)
+            row = parse_row(read_location(job.location))
+            branch, *_ = [*self.make.chosen(row, job.index), None]
+            row = _alone(row, branch)
+            told = _told(row, job)
+            asked.read(told)
             made = self.make.make(row, job)
-            if isinstance(made, str):
-                return rejected(job, made, row.id, bad=False)
-            question = _question(row, made, job)
-            asked.read(question.row)
         except SourceError:
             raise
         except Exception as error:
             return rejected(job, reason_of(error), row.id if row else None)
-        prompt = len(question.prompt.ids)
-        expected = len(made.ids) - prompt
+        if isinstance(made, str):
+            return rejected(job, made, row.id, bad=False)
+        labelled = np.flatnonzero(made.labels >= 0)
+        # The last answer's first token: behind the last token that is not learned.
+        first = labelled[-1] + 1 - np.argmin((made.labels >= 0)[: labelled[-1] + 1][::-1])
         for what, key, tokens in (
-            ("prompt", "prompt_tokens", prompt),
-            ("expected answer", "new_tokens", expected),
+            ("prompt", "prompt_tokens", first),
+            ("expected answer", "new_tokens", len(made.ids) - first),
         ):
             if tokens > (most := getattr(self, key)):
                 reason = f"its {what} has {tokens} tokens; policy.{key} is {most}"
                 return rejected(job, reason, row.id, bad=False)
-        return question
+        return Question(job.index, told, made, Example(made.ids[:first], made.mels))
 
-    def _alone(self, row: Row, job: Job) -> Row:
-        """The row with one of its branches, and with its "answer" as the assistant's message."""
-        for branch in self.make.chosen(row, job.index):
-            messages, task = [*row.messages, *branch.messages], branch.task or row.task
-            row = dataclasses.replace(row, messages=messages, branches=(), task=task)
-        answer = row.more.get("answer")
-        if answer is not None and row.messages[-1].get("role") != "assistant":
-            said = {"role": "assistant", "message_type": "text", "content": str(answer)}
-            row = dataclasses.replace(row, messages=[*row.messages, said])
-        return row
+    def rows_of(self, job: Job) -> Iterator[Mapping[str, Any]]:
+        """All that may be asked about a job's row, as rewards take it; its sound is not read.
+
+        Raises:
+          InputError: the row is bad, or the file that holds it cannot be read (SourceError).
+        """
+        row = parse_row(read_location(job.location))
+        every = dataclasses.replace(self.make, branches=max(1, len(row.branches)))
+        for branch in every.chosen(row, job.index) or [None]:
+            yield _told(_alone(row, branch), job)
 
 
-def _question(row: Row, made: TrainExample, job: Job) -> Question:
-    labelled = np.flatnonzero(made.labels >= 0)
-    # The last answer's first token: behind the last token that is not learned.
-    first = labelled[-1] + 1 - np.argmin((made.labels >= 0)[: labelled[-1] + 1][::-1])
+def lacks_answer(job: Job) -> str | None:
+    """The name of a job's row if it has no assistant's message, without which it has no loss."""
+    row = parse_row(read_location(job.location))
+    alone = [messages[-1].get("role") != "assistant" for messages in conversations(row)]
+    return row.id or job.row_id if any(alone) else None
+
+
+def _alone(row: Row, branch: Branch | None) -> Row:
+    """The row with one of its branches, and its answer as the assistant's last message."""
+    if branch:
+        messages, task = [*row.messages, *branch.messages], branch.task or row.task
+        row = dataclasses.replace(row, messages=messages, branches=(), task=task)
+    return answered(row)
+
+
+def _told(row: Row, job: Job) -> dict[str, Any]:
     told = {**row.more, "conversation": list(row.messages), "id": row.id or job.row_id}
-    if row.task:
-        told["task"] = row.task
-    return Question(job.index, told, made, Example(made.ids[:first], made.mels))
+    return told | ({"task": row.task} if row.task else {})

@@ -10,7 +10,7 @@ and the answer's number alone: rollouts that are lost are made again.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ from moss_audio_jax.generate.engine import Engine, Output, Size
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import vocabulary
 from moss_audio_jax.models.cache import PAGE, pages_for
-from moss_audio_jax.post_train.asked import Said
+from moss_audio_jax.post_train.asked import Said, read
 from moss_audio_jax.post_train.mixture import Judged
 from moss_audio_jax.post_train.questions import Question
 from moss_audio_jax.sharding import param_shardings, serving_mesh, ways
@@ -37,13 +37,14 @@ class Answer(NamedTuple):
       ids: its tokens, with the one that ended it if one did.
       logprobs: float32 [n], theirs by the sampler.
       advantage: over its group.
-      old: float32 [n], by the trainer with the weights that sampled; None if these have not moved.
+      scores: float32 [n] each, theirs by the trainer ("old_logprobs", "reference_logprobs"), where
+        the loss needs them (`scoring`).
     """
 
     ids: list[int]
     logprobs: np.ndarray
     advantage: float
-    old: np.ndarray | None = None
+    scores: Mapping[str, np.ndarray] = {}
 
 
 class Group(NamedTuple):
@@ -69,8 +70,6 @@ class Sampler:
         self._mesh = serving_mesh(run.mesh)
         self._size = size_on(self._mesh, answers, prompt_tokens, new_tokens, slots)
         self._engine: Engine | None = None
-        encoder = [factor for path, factor in run.factors.items() if "audio_encoder/" in path]
-        self._same_ears = not any(encoder)
 
     def take(self, state: State) -> float:
         """Takes the weights of a train state; returns the seconds it took."""
@@ -85,7 +84,7 @@ class Sampler:
                 params, start.model, recipe.compute, vocab, self._mesh, size=self._size
             )
         else:
-            self._engine.renew(params, self._same_ears)
+            self._engine.renew(params)
         jax.block_until_ready(params)
         return time.perf_counter() - begun
 
@@ -148,12 +147,15 @@ def said_of(output: Output, tokenizer: Any) -> Said:
 
 def line_of(step: int, question: Question, said: Said, judged: Judged, kept: bool) -> dict:
     """A line of rollouts.jsonl."""
+    asked = read(question.row)
     return {
         "step": step,
         "row": question.made.row_id,
         "index": question.index,
         "id": question.row["id"],
-        "task": question.row.get("task"),
+        "task": asked.task,
+        "question": asked.prompt,
+        "expected": asked.answer,
         "answer": said.raw,
         "tokens": said.tokens,
         "finish_reason": said.finish_reason,

@@ -32,7 +32,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from moss_audio_jax import command
+from moss_audio_jax import command, hub
 from moss_audio_jax.errors import InputError, UsageError, extra
 from moss_audio_jax.files import read_text, reason, shown
 from moss_audio_jax.generate.options import BATCH_SIZE
@@ -120,7 +120,7 @@ def main(argv: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         raise InputError(f"serve needs {error.name}: {extra('serve')}") from None
 
-    names = args.model_name or [args.checkpoint.resolve().name]
+    names = args.model_name or [hub.title(args.checkpoint)]
     check(args.adapters, names, args.checkpoint)
     size = {"slots": args.slots, "max_new_tokens": limits.max_new_tokens}
     if args.cache_tokens is not None:

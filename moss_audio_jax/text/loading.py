@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moss_audio_jax import config
-from moss_audio_jax.buckets import as_path
+from moss_audio_jax import config, hub
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.text import bpe, sentence_piece
 from moss_audio_jax.text.tokenizer import Tokenizer
@@ -32,7 +31,7 @@ def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> Tokeniz
     Raises:
       InputError: no tokenizer, a file that cannot be read, ids that clash or do not fit.
     """
-    tokenizer = _read_tokenizer(as_path(folder))
+    tokenizer = _read_tokenizer(hub.folder_of(folder, weights=False))
     tokenizer.check(vocab_size)
     return tokenizer
 
@@ -41,8 +40,7 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
     """`load_tokenizer` without the check of ids."""
     if not folder.is_dir():
         raise InputError(
-            f"{folder}: no such folder; expected one that holds a tokenizer"
-            f"{config.hub_advice(folder)}"
+            f"{folder}: no such folder; expected one that holds a tokenizer{hub.advice(folder)}"
         )
     side = [folder / name for name in _SIDE_FILES if (folder / name).exists()]
     processor = None

@@ -62,6 +62,8 @@ def train(config: Any, workdir: Path) -> int:
     spec = tuple(config.data.train) or config.data.mixture
     mixture = Mixture(spec, config.train.seed)
     held_out = Mixture(tuple(config.data.eval)) if config.data.eval else None
+    if source := source_of(config):
+        source.check_rows(run, mixture, held_out)
     if config.checkpoint.export == "native":
         check_place(workdir)
     with _owner(workdir) as lock:

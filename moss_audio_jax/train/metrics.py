@@ -58,6 +58,7 @@ class Metrics:
         parts = [f"step {step}/{self._steps}"]
         parts += [f"loss {row['loss']:.4f}"] if row.get("loss") else []
         parts += [f"{key[7:]} {row[key]:.3f}" for key in row if key.startswith("helper/")]
+        parts += [f"reward {row['reward']:.3f}"] if "reward" in row else []
         parts += [f"eval_loss {row['eval_loss']:.4f}"] if "eval_loss" in row else []
         if "tokens" in row:
             parts.append(f"{row['tokens'] * rate:,.0f} tok/s")

@@ -33,6 +33,9 @@ class Batches(Protocol):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continues where `state` was taken. Raises InputError if it is of another run."""
 
+    def flush(self) -> None:
+        """Writes its logs to the end: a checkpoint follows that will not write them again."""
+
     def held_out(self, mixture: Mixture, step: int) -> dict[str, float]:
         """What metrics.jsonl reports of held-out rows, besides their loss."""
 
@@ -45,6 +48,9 @@ class Source(Protocol):
 
     def check(self, config: ConfigDict) -> None:
         """Raises UsageError naming a key that cannot be."""
+
+    def check_rows(self, run: Setup, mixture: Mixture, held_out: Mixture | None) -> None:
+        """Raises InputError, before weights are read, for rows that the run could not use."""
 
     def objective(self, config: ConfigDict) -> Objective: ...
 

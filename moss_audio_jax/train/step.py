@@ -37,7 +37,13 @@ State = dict[str, Any]
 Flat = dict[str, Any]
 
 # What an objective knows of each token of an answer; each stands at its own token, like a label.
-ANSWERED = ("answers", "advantages", "sampler_logprobs", "old_logprobs")
+ANSWERED = (
+    "answers",
+    "advantages",
+    "sampler_logprobs",
+    "old_logprobs",
+    "reference_logprobs",
+)
 # These stay float32 until they are used, because their gradients add up over the loss's chunks.
 _KEPT = ("lm_head/kernel", "language_model/embed_tokens/embedding")
 

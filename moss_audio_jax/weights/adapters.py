@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from moss_audio_jax.buckets import as_path
+from moss_audio_jax import hub
 from moss_audio_jax.config import ModelConfig
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import brief
@@ -45,7 +45,7 @@ class Adapters:
     """
 
     def __init__(self, folder: str | Path, config: ModelConfig):
-        self.folder = as_path(folder)
+        self.folder = hub.folder_of(folder)
         self.entries = {entry.path: entry for entry in table(config) if _is_linear(entry)}
         names = [module for entry in self.entries.values() for module in _modules(entry)]
         _check_folder(self.folder)

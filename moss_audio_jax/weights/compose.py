@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from moss_audio_jax import hub
 from moss_audio_jax.config import (
     DecoderConfig,
     ModelConfig,
@@ -69,7 +70,7 @@ class Composed:
                 theirs = decoder_from_qwen3(raw, file)
                 _check_decoder(theirs, config.decoder, file)
                 names = qwen3_table(config, theirs.tie_embeddings)
-                reader = opened.enter_context(OfficialReader(decoder, names))
+                reader = opened.enter_context(OfficialReader(hub.folder_of(decoder), names))
                 self._readers |= dict.fromkeys(reader.entries, reader)
                 self.dtype = reader.dtype
             self._opened = opened.pop_all()

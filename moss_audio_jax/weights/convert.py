@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from moss_audio_jax import hub
 from moss_audio_jax.buckets import as_path, is_remote
 from moss_audio_jax.config import RELEASED, ModelConfig, ProcessorConfig
 from moss_audio_jax.errors import UsageError
@@ -145,7 +146,8 @@ def convert(
 
     Args:
       input: a checkpoint of either layout. With `decoder`: a folder with a config.json, or a
-        released size, "4b" or "8b"; weights in the folder are ignored.
+        released size, "4b" or "8b"; weights in the folder are ignored. This and `decoder` and
+        `merge_lora` may be ids on the Hugging Face hub.
       output: the new folder.
       dtype: of the new weights; None: unchanged. Nothing else changes the weights: official ->
         native -> official gives the same bytes.
@@ -161,6 +163,11 @@ def convert(
     """
     if format not in ("official", "native"):
         raise UsageError(f"format is {format!r}; expected official or native")
+    if decoder is None:
+        input = hub.folder_of(input)
+    else:
+        decoder = hub.folder_of(decoder)
+        input = input if str(input) in RELEASED else hub.folder_of(input, weights=False)
     for source in (input, decoder):
         if source is not None and _overlap(source, output):
             raise UsageError(f"{output}: input and output must be different folders ({source})")

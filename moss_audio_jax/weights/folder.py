@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from moss_audio_jax import buckets, files
+from moss_audio_jax import buckets, files, hub
 from moss_audio_jax.buckets import as_path, is_remote
 from moss_audio_jax.config import (
     ModelConfig,
@@ -165,12 +165,14 @@ def write_side_files(
       new_weights: the weights are not those of `files_from`, so the mark "random_weights" of its
         config.json is dropped.
     """
+    if files_from is not None:
+        files_from = hub.folder_of(files_from, weights=False)
     if tokenizer_from is not None:
         copy_files(tokenizer_from, folder)
     raw, verbatim = to_official(config, np.dtype(dtype).name), False
     if files_from is not None:
         copy_files(files_from, folder, EXTRA_FILES if tokenizer_from is None else MODEL_FILES)
-        source = as_path(files_from) / "config.json"
+        source = files_from / "config.json"
         if source.is_file():
             theirs = read_json(source)
             if _describes(theirs, config):

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from moss_audio_jax.buckets import as_path
+from moss_audio_jax import hub
 from moss_audio_jax.config import read_json
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.weights import safetensors
@@ -40,7 +40,7 @@ def load_helpers(checkpoint: str | Path) -> tuple[dict[str, np.ndarray], tuple[s
     Raises:
       InputError: the folder is incomplete or broken.
     """
-    folder = as_path(checkpoint) / FOLDER
+    folder = hub.folder_of(checkpoint) / FOLDER
     if not folder.is_dir():
         return {}, ()
     tags = read_json(folder / "helpers.json").get("tags")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from moss_audio_jax import hub
 from moss_audio_jax.buckets import as_path
 from moss_audio_jax.config import ModelConfig, from_official, read_config_json
 from moss_audio_jax.errors import InputError
@@ -35,7 +36,11 @@ def folder_format(folder: str | Path) -> Format:
 def open_checkpoint(
     folder: str | Path, config: ModelConfig | None = None
 ) -> OfficialReader | NativeReader:
-    """A reader of either layout, checked against `config` (default: the folder's config.json)."""
+    """A reader of either layout, checked against `config` (default: the folder's config.json).
+
+    The id of a model on the hub is downloaded.
+    """
+    folder = hub.folder_of(folder)
     if config is None:
         config = read_config(folder)
     reader = {"official": OfficialReader, "native": NativeReader}[folder_format(folder)]

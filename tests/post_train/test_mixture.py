@@ -146,9 +146,12 @@ def test_check_names_the_row_and_what_is_known():
     with pytest.raises(InputError) as error:
         check([ROWS["count"], row("cuont", "How many?", "3"), row("x", "y", "z")], pay)
     said_ = str(error.value)
-    assert said_.startswith("line 2: row 'cuont-1': unknown task 'cuont'; expected one of absent, ")
+    assert said_.startswith("row 'cuont-1': unknown task 'cuont'; expected one of absent, ")
     assert "count, " in said_
-    assert said_.endswith("(1 more rows of 3 have problems)")
+    assert said_.endswith("(1 more of 3 have problems)")
+    assert check([ROWS["count"], row("x", "y", "z")], pay, 0.5) == 2
+    with pytest.raises(InputError, match="row 'line 2': unknown task"):
+        check([ROWS["count"], row("x", "y", "z", id=None)], pay)
     with pytest.raises(InputError, match="no task; expected one of asr, choice, "):
         check([{**ROWS["count"], "task": None}], pay)
     with pytest.raises(InputError, match="has no times"):
