@@ -21,6 +21,7 @@ from moss_audio_jax.errors import InputError, UsageError, extra
 from moss_audio_jax.plan.hlo import Module
 from moss_audio_jax.plan.topologies import Topology
 from moss_audio_jax.post_train.batches import lay_out
+from moss_audio_jax.post_train.scoring import scores_of
 from moss_audio_jax.runtime import code_version
 from moss_audio_jax.sharding import make_mesh
 from moss_audio_jax.train import setup
@@ -227,13 +228,6 @@ def _start(config: Any) -> Start:
     if config.encoder_attention:
         model = model.with_attention(config.encoder_attention)
     return Start(model.validate(), None)
-
-
-def scores_of(policy: Any) -> tuple[str, ...]:
-    """The log-probabilities that a run with rewards computes between rollouts and step."""
-    moved = policy.updates > 1 or policy.ahead > 0
-    held = policy.get("kl", 0.0) > 0
-    return ("old_logprobs",) * moved + ("reference_logprobs",) * held
 
 
 def _with_data(config: Any) -> Any:

@@ -25,8 +25,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from moss_audio_jax.models import cache as kv_cache
 from moss_audio_jax.plan import compile as compiling
@@ -38,9 +36,10 @@ from moss_audio_jax.plan.serving import Load, Serving
 from moss_audio_jax.plan.serving_report import ServingPlan
 from moss_audio_jax.plan.topologies import Topology
 from moss_audio_jax.post_train.rollout import size_on
+from moss_audio_jax.post_train.scoring import program, scores_of
 from moss_audio_jax.sharding import param_shardings, serving_mesh
 from moss_audio_jax.train.export import whole_model
-from moss_audio_jax.train.step import ANSWERED, label_logprobs
+from moss_audio_jax.train.step import ANSWERED
 
 _LAST_PAGE = 64  # tokens of the row in which an answer's own end of the prompt is prefilled
 
@@ -153,7 +152,7 @@ def build(config: Any, devices: list[Any]) -> Rewarded:
     load = Load(policy.slots, policy.prompt_tokens, 0.0, policy.new_tokens)
     compute = learning.recipe.compute
     rollouts = serving.on_mesh(learning.model, compute, load, size, mesh)
-    return Rewarded(policy, learning, rollouts, compiling.scores_of(policy))
+    return Rewarded(policy, learning, rollouts, scores_of(policy))
 
 
 def compile_scoring(run: Rewarded) -> Compiled | None:
@@ -161,8 +160,7 @@ def compile_scoring(run: Rewarded) -> Compiled | None:
     if not run.scores:
         return None
     learning = run.learning
-    whole = NamedSharding(learning.mesh, P())
-    score = jax.jit(functools.partial(label_logprobs, recipe=learning.recipe), out_shardings=whole)
+    score = program(learning.mesh, learning.recipe)
     batch = {name: x for name, x in learning.batch.items() if name not in ANSWERED}
     given = learning.state["trained"], learning.state["frozen"], batch
     with jax.set_mesh(learning.mesh):

@@ -24,7 +24,7 @@ METHOD = (
 )
 # A plan is of the run whose price is asked if these are equal.
 _SAME = ("prompts", "answers", "prompt_tokens", "new_tokens", "slots", "dynamic", "refills")
-_SAME += ("updates", "ahead")
+_SAME += ("updates", "ahead", "kl")
 
 
 def as_json(plan: RewardedPlan) -> dict[str, Any]:

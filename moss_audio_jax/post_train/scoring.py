@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moss_audio_jax.models import moss_audio
 from moss_audio_jax.models.blocks import as_dtype
@@ -28,23 +28,30 @@ from moss_audio_jax.tree import flatten
 Score = Callable[[State, dict[str, Any]], jax.Array]
 
 
+def scores_of(policy: Any) -> tuple[str, ...]:
+    """What `Answer.scores` needs, of `config.policy`; nothing on policy without a reference."""
+    moved = policy.updates > 1 or policy.ahead > 0
+    return ("old_logprobs",) * moved + ("reference_logprobs",) * bool(policy.kl)
+
+
 def scorers(run: Setup) -> dict[str, Score]:
-    """What `Answer.scores` needs, by name; empty for a run on policy without a reference."""
-    policy, found = run.config.policy, {}
-    if policy.updates > 1 or policy.ahead > 0:
-        score = _compiled(run, run.recipe)
+    """What computes each of `scores_of`."""
+    wanted, found = scores_of(run.config.policy), {}
+    if "old_logprobs" in wanted:
+        score = program(run.mesh, run.recipe)
         found["old_logprobs"] = lambda state, arrays: score(
             state["trained"], state["frozen"], arrays
         )
-    if policy.kl:
+    if "reference_logprobs" in wanted:
         trained, recipe = _reference(run)
-        judge = _compiled(run, recipe)
+        judge = program(run.mesh, recipe)
         found["reference_logprobs"] = lambda state, arrays: judge(trained, state["frozen"], arrays)
     return found
 
 
-def _compiled(run: Setup, recipe: Recipe) -> Callable[[Flat, Flat, dict], jax.Array]:
-    whole = NamedSharding(run.mesh, PartitionSpec())
+def program(mesh: Mesh, recipe: Recipe) -> Callable[[Flat, Flat, dict], jax.Array]:
+    """`label_logprobs`, jitted: (trained, frozen, a batch's arrays) -> [B, T], whole everywhere."""
+    whole = NamedSharding(mesh, PartitionSpec())
     return jax.jit(functools.partial(label_logprobs, recipe=recipe), out_shardings=whole)
 
 
