@@ -31,7 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar
 
-from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.errors import InputError, UsageError, extra
 
 if TYPE_CHECKING:
     from etils import epath
@@ -576,8 +576,7 @@ def _file_system_of(scheme: str) -> Any:
         return fsspec.filesystem({"gs": "gcs"}.get(scheme, scheme))
     except ImportError:
         raise UsageError(
-            f"{scheme}:// needs {_EXTRA[scheme]}; install the extra `buckets` "
-            "(pip install 'moss_audio_jax[buckets]')"
+            f"{scheme}:// needs {_EXTRA[scheme]}; install the extra `buckets` ({extra('buckets')})"
         ) from None
 
 

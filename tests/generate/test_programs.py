@@ -102,7 +102,7 @@ def test_a_service_that_compiled_at_its_start_compiles_nothing_for_any_request()
         yield dataclasses.replace(long, ids=np.append(long.ids, long.ids[:300])), Sampling(3)
 
     compiling = lambda number, count: told.append((number, count))  # noqa: E731
-    with model.service(16, 2048, 64, compiling) as service:
+    with model.service(16, 2048, 64, compiling=compiling) as service:
         assert [number for number, _ in told] == [*range(1, told[-1][1] + 1)]
         with compiled() as names:
             ended = queue.Queue()
