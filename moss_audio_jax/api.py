@@ -523,6 +523,8 @@ class MossAudio:
         shorter than half a second. Raises InputError if the clip cannot be used.
         """
         mel = log_mel(clip_of(audio).wav)
+        if self._gauge is None:
+            return None
         with self._engine() as engine, jax.set_mesh(self.mesh):
             return self._judge(*engine.hearing.measure([mel]))
 

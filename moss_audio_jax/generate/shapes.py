@@ -53,10 +53,6 @@ class Tight(NamedTuple):
         """
         return bucket(min(top + STEPS_AHEAD, self.most), LEAST_REACH)
 
-    def strips(self, count: int) -> int:
-        """Strips of a row of sound that holds so many."""
-        return bucket(count)
-
 
 class Few(NamedTuple):
     """As `Tight`, in few sizes: rows of 1, or as many as make a whole piece; reaches that double,
@@ -83,9 +79,6 @@ class Few(NamedTuple):
         if guided:
             return _first(top, self.piece, self.most, 4)
         return _first(top, LEAST_REACH, self.most, 2)
-
-    def strips(self, count: int) -> int:
-        return 1 << (count - 1).bit_length()
 
     # --- all of them ---
 
