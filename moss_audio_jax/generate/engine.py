@@ -745,7 +745,9 @@ class Engine:
             tables[place, : len(one.pages)] = one.pages[: tables.shape[1]]
         static = self._static | {"sampled": self._sampled}
         if width == 1:
-            of = [self._owner[slot] if slot < slots else None for slot in rows or range(slots)]
+            # Not those whose prompt is still being prefilled: a guide of theirs has no say yet.
+            at = {one.slot: one for one in running}
+            of = [at.get(slot) for slot in rows or range(slots)]
             self._decode_until(tables, steps, enough, self._allowed(of), rows)
             return
         numbers = np.int32(steps), np.int32(enough)
