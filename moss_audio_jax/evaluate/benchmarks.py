@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from moss_audio_jax.buckets import as_path
 from moss_audio_jax.errors import InputError, UsageError
-from moss_audio_jax.evaluate import manifests, world_rows
+from moss_audio_jax.evaluate import manifests, mecat, world_rows
 from moss_audio_jax.evaluate.items import Benchmark, Item, Kind, Loaded, Loader, Options
 from moss_audio_jax.evaluate.manifests import Root
 from moss_audio_jax.evaluate.metrics.instructions import ARGUMENTS
@@ -131,9 +131,9 @@ def load_benchmark(
     """The items of a benchmark's data. Audio files are not opened and may be missing.
 
     Args:
-      name: mmau, mmau-mini, mmau-pro, mmar, mmsu, asr, timestamps, events, caption or world.
-      data: the file that its authors released; for asr and timestamps see `manifests`; for world a
-        folder that `moss-audio-jax world` wrote.
+      name: a key of `FORMATS`.
+      data: the file that its authors released; for asr and timestamps see `manifests`, for MECAT
+        `mecat`; for world a folder that `moss-audio-jax world` wrote.
       audio_root: the folder to which audio paths are relative, and which they may not leave.
         Default: the folder of the data, which they may leave.
       **options: fields of `Options`.
@@ -334,6 +334,8 @@ FORMATS: dict[str, Format] = {
     "timestamps": Format(_timestamps),
     "events": Format(_events),
     "caption": Format(_caption),
+    "mecat-caption": Format(mecat.load_captions),
+    "mecat-qa": Format(mecat.load_questions),
     "world": Format(world_rows.load, scenes=True, closed=True),
 }
 

@@ -24,8 +24,9 @@ class Item:
       reference: depends on the kind: choice {"choices": [...], "answer": text, or None if it is
         not published}, asr {"text"}, timestamps {"slots": [{"text", "start", "end"}, ...], "level":
         "word" | "sentence"}, events {"events": [{"start", "end", "text"}, ...]}, caption {field:
-        value} or, in world, {"sources": [[name, other name, ...], ...]}, open {"answer"} (for
-        MMAU-Pro's instructions {"answer", "task_identifier", "kwargs"}).
+        value} or, in world, {"sources": [[name, other name, ...], ...]}, open {"answer"} (in MECAT
+        a list of right answers; for MMAU-Pro's instructions {"answer", "task_identifier",
+        "kwargs"}).
       group: keys of the breakdowns: task, category (a list is allowed), dimension, ...
       cut: the part of its one clip that it asks about, in seconds; None for the whole clip.
     """

@@ -84,7 +84,9 @@ def question(item: Item, answer: str) -> tuple[str, tuple[str, ...]]:
         truth = json.dumps(item.reference, ensure_ascii=False, indent=1)
         form, asked = CAPTION, ""
     elif item.kind == "open":
-        fields, truth, form, asked = (_ANSWER,), str(item.reference["answer"]), OPEN, item.prompt
+        right = item.reference["answer"]
+        truth = "\n".join(right) if isinstance(right, list) else str(right)
+        fields, form, asked = (_ANSWER,), OPEN, item.prompt
     else:
         raise UsageError(f"{item.id}: a judge is for captions and open answers, not {item.kind}")
     keys = ", ".join(json.dumps(field) for field in fields)

@@ -8,6 +8,8 @@ mmau, mmau-mini   a JSON list with `model_output`            (its evaluation.py 
 mmar              JSON lines with `answer_prediction` and `thinking_prediction`
 mmsu              JSON lines with `response`
 mmau-pro          a parquet table with `model_output`
+mecat-caption     a folder with JSON lines {KEY: text} for each subtask (python -m mecat.evaluate)
+mecat-qa          a folder with JSON lines {KEY: text}
 
 Answers are written without their thinking. If the script compares texts (all but mmsu), an answer
 that is only the letter of a choice becomes the text of that choice. The `official` part of a score
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +29,7 @@ from typing import Any
 from moss_audio_jax import command
 from moss_audio_jax.buckets import as_path
 from moss_audio_jax.errors import InputError, UsageError, extra
-from moss_audio_jax.evaluate import benchmarks
+from moss_audio_jax.evaluate import benchmarks, mecat
 from moss_audio_jax.evaluate.benchmarks import Item
 from moss_audio_jax.evaluate.metrics.choice import choice_by_letter
 from moss_audio_jax.evaluate.predictions import Prediction, by_id, read_predictions
@@ -56,6 +59,17 @@ def official_text(benchmark: str, item: Item, prediction: Prediction) -> str | N
     if benchmark == "mmsu" or item.kind != "choice":
         return answer
     return choice_by_letter(answer, item.reference["choices"]) or answer
+
+
+def official_texts(
+    benchmark: str, items: Sequence[Item], predictions: Mapping[str, Prediction]
+) -> dict[str, str]:
+    """`official_text` by id of the items that have a prediction; "" for a failed one."""
+    return {
+        item.id: official_text(benchmark, item, predictions[item.id]) or ""
+        for item in items
+        if item.id in predictions
+    }
 
 
 def official_rows(
@@ -120,18 +134,25 @@ def main(argv: Sequence[str]) -> int:
     options = command.parser("evaluate export", __doc__)
     benchmarks.add_options(options)
     options.add_argument("--predictions", type=as_path, required=True, metavar="FILE")
-    options.add_argument("--output", type=as_path, required=True, metavar="FILE")
+    options.add_argument("--output", type=as_path, required=True, metavar="FILE|DIR")
     args = options.parse_args(argv)
     benchmark = benchmarks.from_args(args)
     rows, problems = read_predictions(args.predictions)
     found, more = by_id(rows)
-    rows = official_rows(args.benchmark, args.data, benchmark.items, found)
-    write(args.benchmark, rows, args.output)
+    if args.benchmark in mecat.TASKS:
+        texts = official_texts(args.benchmark, benchmark.items, found)
+        files = mecat.write_files(args.benchmark, benchmark.items, texts, args.output)
+        count = len(texts)
+        command.say(f"to score them: python {shlex.join(mecat.words(args.benchmark, files))}")
+    else:
+        rows = official_rows(args.benchmark, args.data, benchmark.items, found)
+        write(args.benchmark, rows, args.output)
+        count = len(rows)
     missing = [item.id for item in benchmark.items if item.id not in found]
     problems += more + [f"{args.predictions}: no prediction for {name}" for name in missing]
     for problem in problems:
         command.say(f"error: {problem}")
-    command.say(f"wrote {args.output}: {len(rows)} rows")
+    command.say(f"wrote {args.output}: {count} rows")
     return 1 if problems else 0
 
 

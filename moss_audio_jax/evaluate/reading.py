@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from moss_audio_jax.errors import InputError, extra
-from moss_audio_jax.files import brief, open_regular, parse_json, read_text, shown
+from moss_audio_jax.files import brief, open_regular, parse_json, read_bytes, read_text, shown
 
 
 def read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """("file:line" or "file: row n", row) of a .parquet table, a JSON list, or JSON lines.
 
-    Text is UTF-8, or UTF-16 with a byte order mark.
+    Text is UTF-8, or UTF-16 with a byte order mark; a .gz file is UTF-8.
 
     Raises:
       InputError: the file cannot be read, or a line is not a JSON object.
@@ -21,7 +23,7 @@ def read_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if file.suffix == ".parquet":
         rows = _parquet(file)
     else:
-        text = read_text(file, "a manifest")
+        text = _unpacked(file) if file.suffix == ".gz" else read_text(file, "a manifest")
         if text.lstrip().startswith("["):
             rows = parse_json(text, shown(file))
         else:
@@ -48,6 +50,13 @@ def _parquet(file: Path) -> list[Any]:
             return pyarrow.parquet.read_table(opened).to_pylist()
         except (OSError, ValueError, OverflowError, MemoryError, pyarrow.ArrowException) as error:
             raise InputError(f"{shown(file)}: {brief(error)}") from None
+
+
+def _unpacked(file: Path) -> str:
+    try:
+        return gzip.decompress(read_bytes(file, "a manifest")).decode("utf-8")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"{shown(file)}: not UTF-8 text packed by gzip ({brief(error)})") from None
 
 
 def read_lines(file: Path, errors: str = "strict") -> Iterator[tuple[str, str]]:

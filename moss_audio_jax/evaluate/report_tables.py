@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.evaluate import mecat
 from moss_audio_jax.evaluate.benchmarks import CAPTION_FIELDS
 from moss_audio_jax.evaluate.metrics.verdict import TIMED, verdict
 from moss_audio_jax.files import read_json
@@ -40,11 +41,15 @@ MEASURES = {
     "aas_token_ms": ("AAS per token, ms", 2, None),
     "coverage": ("coverage", 3, 1),
     "event_f1": ("event F1", 3, 1),
+    "date": ("DATE, %", 1, 100),
+    "fense": ("FENSE, %", 1, 100),
+    "word_f1": ("word F1", 3, 1),
     "judged/mean": ("judge's mean, 1-5", 4, 5),
     "fields/mean": ("offline mean, 0-1", 4, 1),
     "sources_named": ("sources named", 3, 1),
 }
 HEADLINES = tuple(MEASURES)
+_OFFICIAL = ("date", "fense")  # measures without a strict rule
 MEASURES |= {
     "bias_ms": ("bias, ms", 2, None),
     "order_violations": ("out of order", 0, None),
@@ -336,6 +341,7 @@ def sections(scores: Sequence[Score]) -> list[Section]:
         (_timestamps, of("timestamps")),
         (_events, of("events")),
         (_captions, [s for s in scores if any(_fields(s, kind) for kind in _CAPTIONS)]),
+        (_mecat, [s for s in scores if s.benchmark in mecat.TASKS]),
         (_world, of("world")),
         (_counts, scores),
     ]
@@ -545,6 +551,24 @@ def _captions(scores: Sequence[Score]) -> Section:
     return Section("captions", "Speech captions", notes, [table], figures)
 
 
+def _mecat(scores: Sequence[Score]) -> Section:
+    names = (*_OFFICIAL, "word_f1", "judged/mean")
+    rows = [
+        [
+            *_cells(s.benchmark, s.label, s.items),
+            *(s.cell("strict" if n == "word_f1" else "official", n) for n in names),
+        ]
+        for s in scores
+    ]
+    notes = [
+        "DATE and FENSE by the authors' package, which skips missing answers. Word F1: the words "
+        "that an answer shares with the nearest of its references."
+    ]
+    head = ("benchmark", "model", "items", *(MEASURES[name][0] for name in names))
+    table = Table("", head, rows)
+    return _section("mecat", "MECAT: captions and questions", notes, scores, [table])
+
+
 def _world(scores: Sequence[Score]) -> Section:
     whole = [
         [Cell(MEASURES[name][0]), *(s.cell("strict", name) for s in scores)]
@@ -665,7 +689,8 @@ def _by_group(scores: Sequence[Score], key: str) -> Table:
         found = [groups.get(value) or {} for groups in by]
         n = " / ".join(dict.fromkeys(str(group["n"]) for group in found if group))
         for name in HEADLINES:
-            for part in PARTS if name == "accuracy" else ("strict",):
+            parts = ("official",) if name in _OFFICIAL else ("strict",)
+            for part in PARTS if name == "accuracy" else parts:
                 values = [inside(group.get(part) or {}, name) for group in found]
                 if values.count(None) < len(values):
                     title = MEASURES[name][0] + (f", {part}" if name == "accuracy" else "")

@@ -8,8 +8,9 @@ example:
 reads. The official rule of multiple choice is that of the script; by the strict rule an answer must
 name exactly one choice, by letter, text or both. An item without a prediction is wrong, except if
 all answers came from `evaluate infer --limit N`: then only the first N items count, and the score
-says so. Captions and open answers need --judgements, a file that `evaluate judge` wrote. Exit code
-1: a prediction is missing, unknown, repeated or broken; each is named.
+says so. Captions and open answers need --judgements, a file that `evaluate judge` wrote. DATE and
+FENSE of MECAT need --text-encoder, a folder with the models that its package loads; without it they
+are left out. Exit code 1: a prediction is missing, unknown, repeated or broken; each is named.
 """
 
 from __future__ import annotations
@@ -19,18 +20,21 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moss_audio_jax import command
 from moss_audio_jax.buckets import as_path
-from moss_audio_jax.errors import InputError
-from moss_audio_jax.evaluate import benchmarks, text_norm
+from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.evaluate import benchmarks, mecat, text_norm
 from moss_audio_jax.evaluate.benchmarks import CAPTION_FIELDS, Item
 from moss_audio_jax.evaluate.metrics import bootstrap, events
 from moss_audio_jax.evaluate.metrics.rows import Scored, Scorer
+from moss_audio_jax.evaluate.official_files import official_texts
 from moss_audio_jax.evaluate.predictions import (
     Prediction,
     by_id,
@@ -90,6 +94,7 @@ METRICS: dict[str, dict[str, Ratio | str]] = {
         "rows": "strict_rows",
         "fields/mean": ("field_points", "fields", 1),
         **{f"fields/{name}": (f"field_{name}", f"field_{name}_rows", 1) for name in CAPTION_FIELDS},
+        "word_f1": ("word_points", "word_rows", 1),
         **_BOTH,
     },
 }
@@ -302,8 +307,18 @@ def main(argv: Sequence[str]) -> int:
         metavar="FILE",
         help="from evaluate judge, for captions and open answers",
     )
+    options.add_argument(
+        "--text-encoder",
+        type=Path,
+        metavar="DIR",
+        help="for DATE and FENSE of MECAT: a folder with the models that the package mecat loads; "
+        f"default: {mecat.ENCODER_KEY} in the environment",
+    )
     options.add_argument("--no-rows", action="store_true", help="leave out the verdict on each row")
     args = options.parse_args(argv)
+    if args.text_encoder is not None and args.benchmark not in mecat.TASKS:
+        raise UsageError(f"--text-encoder is for {' and '.join(mecat.TASKS)}")
+    encoder = mecat.encoder_folder(args.text_encoder) if args.benchmark in mecat.TASKS else None
     benchmark = benchmarks.from_args(args)
     rows, problems = read_predictions(args.predictions)
     if not rows:
@@ -336,6 +351,10 @@ def main(argv: Sequence[str]) -> int:
         "predictions": str(args.predictions),
         "predictions_hash": _hash(read_bytes(args.predictions)),
     }
+    if encoder is not None:
+        _add_mecat(result, items, by_id(rows)[0], args.data, encoder)
+    elif benchmark.name in mecat.TASKS:
+        command.say("note: no DATE and FENSE, which need a text encoder: see --text-encoder")
     if len(items) < len(benchmark.items):
         result["inputs"]["limit"] = len(items)
         command.say(
@@ -352,6 +371,30 @@ def main(argv: Sequence[str]) -> int:
         command.say(f"error: {more} more; {args.output} has all of them under problems")
     print("\n".join(_summary(result)))
     return 1 if result["problems"] else 0
+
+
+def _add_mecat(
+    result: dict[str, Any],
+    items: Sequence[Item],
+    found: Mapping[str, Prediction],
+    data: Path,
+    encoder: Path,
+) -> None:
+    """Adds DATE and FENSE to the official part of a result, as a whole and by subtask."""
+    name = result["benchmark"]
+    with tempfile.TemporaryDirectory() as folder:
+        texts = official_texts(name, items, found)
+        files = mecat.write_files(name, items, texts, Path(folder))
+        scores, empty = mecat.run(name, files, data, encoder)
+    for subtask, values in scores.items():
+        part = result["by"]["subtask"][subtask] if subtask else result
+        part["official"] |= values
+    if empty:
+        command.say(
+            f"note: no DATE and FENSE over all subtasks, because {', '.join(empty)} have no "
+            "predictions"
+        )
+    result["inputs"] |= mecat.identity(encoder)
 
 
 def _hash(content: bytes) -> str:

@@ -191,13 +191,18 @@ class Scorer:
             name = "open" if form == "text" else form
             right = closed.is_right(reference["answer"], row.answer, asked)
             row.sums |= {f"{name}_right": right, f"{name}_rows": 1}
-        elif (scores := self._judged.get(item.id)) is not None:
-            points = sum(scores.values()) / len(scores)
-            row.sums |= {"judged_points": points, "judged_fields": 1}
-            row.sums |= {"official_right": points / JUDGE_HIGHEST, "official_rows": 1}
-            row.sums |= {"strict_right": points / JUDGE_HIGHEST, "strict_rows": 1}
         else:
-            row.unjudged = True
+            several = isinstance(reference["answer"], list)
+            if several:
+                best = max(caption.field_score(one, row.answer) for one in reference["answer"])
+                row.sums |= {"word_points": best, "word_rows": 1}
+            if (scores := self._judged.get(item.id)) is not None:
+                points = sum(scores.values()) / len(scores)
+                row.sums |= {"judged_points": points, "judged_fields": 1}
+                if not several:
+                    row.sums |= {"official_right": points / JUDGE_HIGHEST, "official_rows": 1}
+                    row.sums |= {"strict_right": points / JUDGE_HIGHEST, "strict_rows": 1}
+            row.unjudged = scores is None and not several
 
     def _caption(self, row: Scored, item: Item) -> None:
         if "sources" in item.reference:

@@ -65,6 +65,8 @@ def _credit(sums: Mapping[str, float]) -> tuple[float | None, str]:
     if "sources" in sums:
         found = f"{sums['sources_named']:.0f} of {sums['sources']:.0f} sources"
         return share("sources_named", "sources"), found
+    if "word_rows" in sums:
+        return float(sums["word_points"]), f"words {sums['word_points']:.2f}"
     if "fields" in sums:
         credit = share("field_points", "fields")
         return credit, f"fields {credit:.2f}"
