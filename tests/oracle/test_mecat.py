@@ -30,6 +30,7 @@ SUBTASKS = ("long", "short", "speech", "music", "sound", "environment")
 CATEGORIES = ("direct_perception", "sound_characteristics", "quality_assessment")
 CATEGORIES += ("environment_reasoning", "inference_judgement", "application_context")
 MAX_LENGTH = 256  # to which the error checker pads sentences
+ERROR = float(np.log(0.9 / 0.1))  # the logit above which a sentence counts as broken
 LEVELS = ("basic", "intermediate", "advanced", "complex")
 
 
@@ -63,6 +64,7 @@ def encoder(tmp_path_factory) -> Path:
     """The folder of a text encoder: a sentence encoder and an error checker."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Pooling, Transformer
+    from transformers import AutoTokenizer
 
     folder = tmp_path_factory.mktemp("encoder")
     plain = tmp_path_factory.mktemp("plain") / "bert"
@@ -71,7 +73,13 @@ def encoder(tmp_path_factory) -> Path:
     SentenceTransformer(modules=modules).save(str(folder / "paraphrase-TinyBERT-L6-v2"))
     checker = bert(folder / "bert-base-uncased", seed=1)
     state = {f"encoder.{name}": value for name, value in checker.state_dict().items()}
-    state |= {"clf.weight": 3 * torch.randn(6, 16), "clf.bias": torch.zeros(6)}
+    state |= {"clf.weight": torch.randn(6, 16), "clf.bias": torch.zeros(6)}
+    tokenizer = AutoTokenizer.from_pretrained(folder / "bert-base-uncased")
+    draw = random.Random(2)
+    tokens = tokenizer([sentence(draw) for _ in range(30)], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = checker(**tokens).last_hidden_state[:, 0] @ state["clf.weight"][-1]
+    state["clf.bias"][-1] = ERROR - logits.quantile(0.7)  # three sentences of ten have an error
     content = {"model_type": "bert-base-uncased", "num_classes": 6, "state_dict": state}
     torch.save(content, folder / "echecker_clotho_audiocaps_base.ckpt")
     return folder
@@ -174,7 +182,7 @@ def fense_by_hand(encoder: Path, data: Path, said: dict[str, str]) -> float:
         tokens = tokenizer(answer, padding="max_length", max_length=MAX_LENGTH, return_tensors="pt")
         with torch.no_grad():
             first = checker(**tokens).last_hidden_state[0, 0]
-        wrong = torch.sigmoid(state["clf.weight"][-1] @ first + state["clf.bias"][-1]) > 0.9
+        wrong = state["clf.weight"][-1] @ first + state["clf.bias"][-1] > ERROR
         points.append(float(one @ np.mean(several, 0)) * (0.1 if wrong else 1))
         errors += bool(wrong)
     assert 0 < errors < len(points)
