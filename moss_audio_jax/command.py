@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from moss_audio_jax import buckets, libtpu
+from moss_audio_jax import bucket_clients, libtpu
 from moss_audio_jax.buckets import as_path
 from moss_audio_jax.config import DEFAULT_CHECKPOINT, QUANTIZE
 from moss_audio_jax.errors import InputError, UsageError, out_of_memory
@@ -209,8 +209,8 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
             say("interrupted")
             return INTERRUPTED
         except Exception as error:
-            if buckets.is_ours(error):
-                say(_line("error", buckets.told(error)))
+            if bucket_clients.is_ours(error):
+                say(_line("error", bucket_clients.told(error)))
                 return 1
             if (advice := out_of_memory(error)) is None:
                 raise

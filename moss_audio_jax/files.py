@@ -24,6 +24,7 @@ from typing import IO, Any, BinaryIO
 from moss_audio_jax import buckets
 from moss_audio_jax.buckets import as_path, is_remote
 from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.lease import Lease
 
 
 def open_regular(path: str | os.PathLike[str], what: str = "a file") -> BinaryIO:
@@ -328,7 +329,7 @@ class Lock:
 
     It is a context manager. The kernel holds the lock (`flock` on a file in the folder) and drops
     it when the process ends for any reason, so neither a crash nor a reboot leaves a folder locked.
-    In a bucket it is a `buckets.Lease`.
+    In a bucket it is a `lease.Lease`.
 
     Args:
       file: the file's name in the folder.
@@ -350,11 +351,11 @@ class Lock:
         self._path = as_path(folder) / (".lock" if file is None else f".{file}.lock")
         self._verb = verb
         self._kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        self._lease: buckets.Lease | None = None
+        self._lease: Lease | None = None
 
     def __enter__(self) -> Lock:
         if is_remote(self._path):
-            self._lease = buckets.Lease(str(self._path), self._me(), self._kind == fcntl.LOCK_SH)
+            self._lease = Lease(str(self._path), self._me(), self._kind == fcntl.LOCK_SH)
             if owner := self._lease.acquire():
                 raise self._in_use(brief(owner))
             return self

@@ -114,3 +114,20 @@ def buckets():
         for name, value in loopback.environment({k: p.url for k, p in found.items()}).items():
             patch.setenv(name, value)
         yield found
+
+
+@pytest.fixture(params=["gs", "s3"])
+def proxy(request, buckets):
+    """One of the two; a test sets the share of answers that it breaks."""
+    found = buckets[request.param]
+    found.scheme = request.param
+    yield found
+    found.share = 0.0
+
+
+@pytest.fixture
+def root(proxy, request) -> str:
+    """A folder of one test in that bucket."""
+    import loopback
+
+    return f"{proxy.scheme}://{loopback.BUCKET}/{abs(hash(request.node.name))}"

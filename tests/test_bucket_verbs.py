@@ -18,19 +18,6 @@ from moss_audio_jax.buckets import as_path
 from moss_audio_jax.evaluate import __main__ as evaluate
 
 
-@pytest.fixture(params=["gs", "s3"])
-def proxy(request, buckets):
-    found = buckets[request.param]
-    found.scheme = request.param
-    yield found
-    found.share = 0.0
-
-
-@pytest.fixture
-def root(proxy, request) -> str:
-    return f"{proxy.scheme}://{loopback.BUCKET}/{abs(hash(request.node.name))}"
-
-
 def test_evaluate_infer_resumes_in_a_bucket(proxy, root, tmp_path, monkeypatch):
     monkeypatch.setattr(journals, "_SYNC_SECONDS", 0.0)
     write_checkpoint(tmp_path / "toy")

@@ -30,20 +30,6 @@ from moss_audio_jax.weights.convert import convert, load_params
 SOUND = Path(mj.__file__).parent / "assets" / "bell_knocks_chirp.flac"
 
 
-@pytest.fixture(params=["gs", "s3"])
-def proxy(request, buckets):
-    """One of the two, which breaks one answer in ten of those that a test asks for."""
-    found = buckets[request.param]
-    found.scheme = request.param
-    yield found
-    found.share = 0.0
-
-
-@pytest.fixture
-def root(proxy, request) -> str:
-    return f"{proxy.scheme}://{loopback.BUCKET}/{abs(hash(request.node.name))}"
-
-
 def test_objects_are_read_whole_and_by_ranges_through_faults(proxy, root):
     data = np.random.default_rng(0).bytes(300_000)
     path = door.as_path(root) / "x.bin"

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from moss_audio_jax import buckets, files
+from moss_audio_jax import bucket_clients, buckets, files
 from moss_audio_jax.data.records import AudioFile, Row, parse_row
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import shown
@@ -325,4 +325,4 @@ def _reached(path: str) -> Iterator[Any]:
     except OSError as error:
         raise InputError(f"{shown(path)}: cannot be read ({files.reason(error)})") from None
     except Exception as error:  # each kind of remote storage has its own
-        raise InputError(f"{shown(path)}: cannot be read ({buckets.told(error)})") from None
+        raise InputError(f"{shown(path)}: cannot be read ({bucket_clients.told(error)})") from None

@@ -14,7 +14,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from moss_audio_jax import buckets, files
+from moss_audio_jax import bucket_clients, buckets, files
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.train.checkpoints import CHECKSUMS, Checkpoints
 
@@ -24,7 +24,7 @@ class BucketCheckpoints(Checkpoints):
 
     @staticmethod
     def _orbax() -> ocp.AsyncCheckpointer:
-        buckets.teach_orbax()
+        bucket_clients.teach_orbax()
         place = ocp.path.atomicity.CommitFileTemporaryPath
         about = ocp.CompositeOptions(temporary_path_class=place)
         items = ocp.CompositeCheckpointHandler("state", "run", composite_options=about)
@@ -90,7 +90,7 @@ class BucketCheckpoints(Checkpoints):
         if self._first:
             with contextlib.suppress(InputError):  # the next start removes it
                 self._delete(step)
-        return InputError(f"{self._folder / str(step)}: not written: {buckets.told(error)}")
+        return InputError(f"{self._folder / str(step)}: not written: {bucket_clients.told(error)}")
 
 
 def _ends_a_step(parts: list[str]) -> bool:

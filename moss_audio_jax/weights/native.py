@@ -28,7 +28,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from moss_audio_jax import buckets, files
+from moss_audio_jax import bucket_clients, buckets, files
 from moss_audio_jax.buckets import absolute, is_remote
 from moss_audio_jax.config import ModelConfig, ProcessorConfig, read_json
 from moss_audio_jax.errors import InputError, UsageError
@@ -267,7 +267,7 @@ class NativeReader:
         if fault := self._fault(here.name):
             raise InputError(f"{here}: {fault}; write the checkpoint again")
         place = here / "value" if self._version == _ONE_BY_ONE else here
-        spec = {"driver": "zarr", "kvstore": buckets.kvstore(f"{place}/")}
+        spec = {"driver": "zarr", "kvstore": bucket_clients.kvstore(f"{place}/")}
         spec |= {"context": {"cache_pool": {}}}  # of its own: nothing is read twice
         with _named(self.folder / PARAMS, path):
             if sharding is None:
