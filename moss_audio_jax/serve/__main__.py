@@ -41,6 +41,7 @@ from moss_audio_jax.serve.limits import Limits, add_limits, limits_from
 
 KEY = "MOSS_AUDIO_JAX_API_KEY"
 _GRACE = 2  # seconds in which clients are told that their answers were ended
+_TRIM_TICKS = 600  # of a tenth of a second
 
 
 def main(argv: Sequence[str]) -> int:
@@ -211,6 +212,7 @@ def _serve(app: Any, state: Any, listening: socket.socket, limits: Limits) -> No
     """Answers until SIGTERM, and then until what runs has ended or the deadline is over."""
     import uvicorn
 
+    from moss_audio_jax.runtime import trim_memory
     from moss_audio_jax.serve.realtime import socket_options
 
     class Server(uvicorn.Server):
@@ -239,6 +241,9 @@ def _serve(app: Any, state: Any, listening: socket.socket, limits: Limits) -> No
             await super().shutdown(sockets)
 
         async def on_tick(self, counter: int) -> bool:
+            # Long-lived small objects between large buffers that were freed keep those resident.
+            if counter % _TRIM_TICKS == _TRIM_TICKS - 1:
+                threading.Thread(target=trim_memory, name="trim", daemon=True).start()
             # Of several processes none can go on without the others, so all start again.
             if state.model.mesh.is_multi_process and state.service.dead is not None:
                 self.should_exit = True
