@@ -101,5 +101,5 @@ def digest(said: str) -> str:
 
 @functools.cache
 def test_sentences() -> frozenset[str]:
-    """Digests of the plain texts of the recorded test prompts (the texts have their own licence)."""
+    """Digests of what the recorded test prompts say; the texts have a licence of their own."""
     return frozenset(resources.files(__package__).joinpath(_SENTENCES).read_text().split())
