@@ -9,7 +9,7 @@ A request on stdin and an answer on stdout are each a length (uint32, native ord
 request is JSON, [{"text", "voice", "rate", "pitch", "range"}, ...]; the answer is JSON {"rate",
 "utterances": [{"samples", "events": [[type, text position from 0, sample, phoneme], ...]}]}, a
 newline, and the samples as int16, one utterance after the other. A length of 0 means that speaking
-failed.
+failed. A request {"voice", "texts"} asks how texts are said: JSON, a string of IPA for each text.
 """
 
 import ctypes
@@ -23,6 +23,7 @@ PHONEME_EVENTS, DONT_EXIT = 0x0001, 0x8000
 UTF8 = 1
 RATE, PITCH, RANGE = 1, 3, 4  # espeak_PARAMETER
 WORD, PHONEME = 1, 7  # espeak_EVENT_TYPE
+IPA_WITH_TIES = 0x02 | 0x80 | ord("^") << 8  # phonememode of espeak_TextToPhonemes
 
 
 class _Id(ctypes.Union):
@@ -62,7 +63,11 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             try:
-                _answer(library, rate, json.loads(request))
+                asked = json.loads(request)
+                if isinstance(asked, dict):
+                    _say_how(library, asked)
+                else:
+                    _answer(library, rate, asked)
             except BaseException:
                 os._exit(1)
             os._exit(0)
@@ -103,6 +108,20 @@ def _answer(library: ctypes.CDLL, rate: int, requests: list) -> None:
         utterances.append({"samples": len(spoken) // 2, "events": list(events)})
         sound += spoken
     _write(json.dumps({"rate": rate, "utterances": utterances}).encode() + b"\n" + sound)
+
+
+def _say_how(library: ctypes.CDLL, asked: dict) -> None:
+    if library.espeak_SetVoiceByName(asked["voice"].encode()) != 0:
+        raise ValueError(asked["voice"])
+    library.espeak_TextToPhonemes.restype = ctypes.c_char_p
+    answers = []
+    for text in asked["texts"]:
+        at, clauses = ctypes.c_char_p(text.encode()), []
+        while at.value is not None:  # a clause at a time
+            found = library.espeak_TextToPhonemes(ctypes.byref(at), UTF8, IPA_WITH_TIES)
+            clauses.append(found.decode())
+        answers.append(" ".join(clauses))
+    _write(json.dumps(answers).encode())
 
 
 def _write(answer: bytes) -> None:
