@@ -256,10 +256,10 @@ def _worker_of(pid: int) -> Worker:
         import espeakng_loader
     except ImportError:
         raise InputError(MISSING) from None
-    script = str(Path(__file__).with_name("espeak_worker.py"))
+    script = Path(__file__).with_name("espeak_worker.py")
     library, folder = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
     # -S: only the standard library, so that the process starts at once.
-    return Worker(["-I", "-S", script, library, folder], "espeak-ng")
+    return Worker("espeak-ng", ["-I", "-S"], script, library, folder)
 
 
 def _worker() -> Worker:

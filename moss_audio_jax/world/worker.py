@@ -7,25 +7,27 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 from moss_audio_jax.errors import InputError
 
 
 class Worker:
-    """Runs a script that reads requests on stdin and answers on stdout; one thread at a time asks.
+    """A process that runs a script of `forked.py`; one thread at a time asks it."""
 
-    A request and an answer are each a length (uint32, native order) and bytes.
-    """
-
-    def __init__(self, arguments: Sequence[str], name: str):
-        """`arguments` of Python: options, the script, its own; `name`: for messages."""
+    def __init__(self, name: str, options: Sequence[str], script: Path, *arguments: str):
+        """`name`: for messages. `options`: of Python. `arguments`: of the script."""
         self._name = name
         self._lock = threading.Lock()
+        server = Path(__file__).with_name("forked.py")
         self._process = subprocess.Popen(
-            [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, *options, str(server), str(script), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
 
     def ask(self, request: bytes) -> bytes:
+        """The answer, or b"" if the script could not give one."""
         with self._lock:
             try:
                 self._process.stdin.write(struct.pack("=I", len(request)) + request)

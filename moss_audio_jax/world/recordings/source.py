@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 GROUP = "moss_audio_jax.recordings"  # of entry points: a Source, or a tuple of them
 KINDS = ("voice", "instrument", "sound", "text")
 # Modules of this package; each has SOURCES, and imports what its sources need only when they work.
-_BUILT_IN = ()
+_BUILT_IN = (
+    "voices.espeak",
+    "voices.flite",
+    "voices.prompts",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +139,7 @@ def named(name: str) -> Source:
 def table() -> str:
     """A line for each source: name, kind, licence, and "here" or the command that brings it."""
     rows = [("source", "kind", "licence", "here, or how to get it")]
-    rows += [
-        (s.name, s.kind, s.licence, "here" if s.available() else s.install) for s in sources()
-    ]
+    rows += [(s.name, s.kind, s.licence, "here" if s.available() else s.install) for s in sources()]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     return "\n".join(
         "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]])
