@@ -85,21 +85,26 @@ def speak(utterances: Sequence[Utterance]) -> list[Spoken]:
     return spoken
 
 
-def phonemes(texts: Sequence[str], voice: str) -> list[str]:
-    """How espeak says each text: IPA, words separated by spaces, "^" within a compound sign.
+def phonemes(text: str, voice: str) -> list[str]:
+    """How espeak says each word of a text: IPA, "^" within a compound sign.
 
     Args:
-      texts: words joined by single spaces, without punctuation.
+      text: words joined by single spaces, without punctuation.
       voice: name of an espeak voice, such as "en-us".
 
     Raises:
       InputError: as `speak`.
     """
-    request = {"voice": voice, "texts": [text.replace(" ", _NO_BREAK) for text in texts]}
-    answer = _worker().ask(json.dumps(request).encode())
-    if not answer:
-        raise InputError(f"espeak-ng could not say {texts!r}; does it have the voice {voice}?")
-    return json.loads(answer)
+    words = text.split()
+    for joint in (" ", _NO_BREAK):  # in its natural flow if espeak then keeps the words apart
+        request = json.dumps({"voice": voice, "text": joint.join(words)})
+        said = _worker().ask(request.encode()).decode().split()
+        if len(said) == len(words):
+            return said
+    raise InputError(
+        f"espeak-ng says {text!r} in {len(said)} words (voice {voice}); expected {len(words)}: use "
+        "words that it knows"
+    )
 
 
 def available() -> bool:

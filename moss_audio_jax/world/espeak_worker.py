@@ -7,8 +7,8 @@ the process starts at once; and GPL code stays out of the process that trains.
 
 A request is JSON, [{"text", "voice", "rate", "pitch", "range"}, ...]; the answer is JSON {"rate",
 "utterances": [{"samples", "events": [[type, text position from 0, sample, phoneme], ...]}]}, a
-newline, and the samples as int16, one utterance after the other. A request {"voice", "texts"} asks
-how texts are said: JSON, a string of IPA for each text.
+newline, and the samples as int16, one utterance after the other. A request {"voice", "text"} asks
+how a text is said; the answer is IPA.
 """
 
 import ctypes
@@ -99,11 +99,7 @@ def _told(library: ctypes.CDLL, asked: dict) -> bytes:
     if library.espeak_SetVoiceByName(asked["voice"].encode()) != 0:
         raise ValueError(asked["voice"])
     library.espeak_TextToPhonemes.restype = ctypes.c_char_p
-    answers = []
-    for text in asked["texts"]:
-        at, clauses = ctypes.c_char_p(text.encode()), []
-        while at.value is not None:  # a clause at a time
-            found = library.espeak_TextToPhonemes(ctypes.byref(at), UTF8, IPA_WITH_TIES)
-            clauses.append(found.decode())
-        answers.append(" ".join(clauses))
-    return json.dumps(answers).encode()
+    at, clauses = ctypes.c_char_p(asked["text"].encode()), []
+    while at.value is not None:  # a clause at a time
+        clauses.append(library.espeak_TextToPhonemes(ctypes.byref(at), UTF8, IPA_WITH_TIES))
+    return b" ".join(clauses)

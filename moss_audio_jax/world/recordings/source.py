@@ -20,8 +20,13 @@ GROUP = "moss_audio_jax.recordings"  # of entry points: a Source, or a tuple of 
 KINDS = ("voice", "instrument", "sound", "text")
 # Modules of this package; each has SOURCES, and imports what its sources need only when they work.
 _BUILT_IN = (
+    "texts.grammar",
+    "texts.words",
+    "texts.prose",
     "voices.espeak",
     "voices.flite",
+    "voices.kokoro",
+    "voices.piper",
     "voices.prompts",
 )
 
@@ -99,6 +104,14 @@ class Voice(Source):
         Raises:
           InputError: the package is missing, or cannot say this text.
         """
+        raise NotImplementedError
+
+
+class Text(Source):
+    """A source of kind "text"."""
+
+    def sentence(self, draw: Draw) -> str:
+        """A sentence of any split: words as they are said, joined by single spaces."""
         raise NotImplementedError
 
 
