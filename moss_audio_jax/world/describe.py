@@ -9,13 +9,28 @@ from moss_audio_jax.text.phrases import capitalised, joined
 
 Labels = dict[str, Any]
 
+LANGUAGES = {
+    "en": "English",
+    "zh": "Mandarin",
+    "es": "Spanish",
+    "fr": "French",
+    "it": "Italian",
+    "ru": "Russian",
+}
+
 
 def transcript(labels: Labels) -> str:
     return ("" if labels["language"] == "zh" else " ").join(s["text"] for s in labels["sentences"])
 
 
 def words(labels: Labels) -> list[dict[str, Any]]:
-    return [word for sentence in labels["sentences"] for word in sentence["words"]]
+    """The words whose times are known."""
+    return [word for sentence in labels["sentences"] for word in sentence["words"] or ()]
+
+
+def timed(labels: Labels) -> bool:
+    """Whether the times of all words are known; those of some recordings are not."""
+    return all(sentence["words"] is not None for sentence in labels["sentences"])
 
 
 def kinds(labels: Labels) -> list[str]:
@@ -76,15 +91,15 @@ def speaker_phrase(labels: Labels, speaker: dict[str, Any], with_accent: bool = 
     if speaker["whispered"]:
         return f"a {person(speaker)} whispering at a {speaker['speed']} speed"
     tone = {"flat": "in a flat tone", "normal": None, "lively": "in a lively tone"}
-    parts = [
-        f"a {person(speaker)} with a {speaker['pitch']} voice",
-        f"speaking at a {speaker['speed']} speed",
-        tone[speaker["intonation"]],
+    pitch, speed, accent = speaker["pitch"], speaker["speed"], speaker["accent"]
+    parts = [  # what is not known of a recorded speaker is None
+        f"a {person(speaker)} with a {pitch} voice" if pitch else f"a {person(speaker)}",
+        f"speaking at a {speed} speed" if speed else "speaking",
+        tone[speaker["intonation"] or "normal"],
     ]
-    if labels["language"] == "zh":
-        parts.append("in Mandarin")
-    elif with_accent:
-        accent = speaker["accent"]
+    if labels["language"] != "en":
+        parts.append(f"in {LANGUAGES[labels['language']]}")
+    elif with_accent and accent:
         parts.append(f"with {'an' if accent[0] in 'AEIOU' else 'a'} {accent} accent")
     return ", ".join(part for part in parts if part)
 

@@ -61,6 +61,8 @@ def _when(labels: Labels, draw: Draw) -> Iterator[Question]:
 
 
 def _when_said(labels: Labels, draw: Draw) -> Iterator[Question]:
+    if not describe.timed(labels):
+        return
     said = describe.words(labels)
     texts = [word["text"] for word in said]
     once = [word for word in said if texts.count(word["text"]) == 1]
@@ -208,12 +210,13 @@ def _speaker(labels: Labels, draw: Draw) -> Iterator[Question]:
     yield _choice(
         "speaker_sex", "Is the speaker male or female?", speaker["sex"], ("male", "female")
     )
-    yield _choice(
-        "speaker_speed",
-        "How fast does the speaker talk: slow, normal or fast?",
-        speaker["speed"],
-        tuple(SPEEDS),
-    )
+    if speaker["speed"]:
+        yield _choice(
+            "speaker_speed",
+            "How fast does the speaker talk: slow, normal or fast?",
+            speaker["speed"],
+            tuple(SPEEDS),
+        )
     yield _choice(
         "speaker_whisper",
         "Does the speaker whisper?",
@@ -223,19 +226,21 @@ def _speaker(labels: Labels, draw: Draw) -> Iterator[Question]:
     if speaker["whispered"]:  # a whisper has no pitch
         return
     person = describe.person(speaker)
-    yield _choice(
-        "speaker_pitch",
-        f"Is the voice low, medium or high for a {person}?",
-        speaker["pitch"],
-        ("low", "medium", "high"),
-    )
-    if labels["language"] == "en":
+    if speaker["pitch"]:
+        yield _choice(
+            "speaker_pitch",
+            f"Is the voice low, medium or high for a {person}?",
+            speaker["pitch"],
+            ("low", "medium", "high"),
+        )
+    if labels["language"] == "en" and speaker["intonation"]:
         yield _choice(
             "speaker_tone",
             "Is the intonation flat, normal or lively?",
             speaker["intonation"],
             ("flat", "normal", "lively"),
         )
+    if labels["language"] == "en" and speaker["accent"]:
         yield _choice(
             "speaker_accent",
             "Which accent of English does the speaker have?",
@@ -262,15 +267,11 @@ def _who_said(labels: Labels, draw: Draw) -> Iterator[Question]:
 
 def _language(labels: Labels, draw: Draw) -> Iterator[Question]:
     if labels["language"]:
-        names = {"en": "English", "zh": "Mandarin"}
-        yield Question(
-            "language",
-            "Which language is spoken?",
-            names[labels["language"]],
-            ("Russian", "Arabic", "French"),
-        )
-        said = describe.words(labels)
+        answer = describe.LANGUAGES[labels["language"]]
+        wrong = tuple(name for name in ("Russian", "Arabic", "French") if name != answer)
+        yield Question("language", "Which language is spoken?", answer, wrong)
         if labels["language"] == "en":
+            said = describe.transcript(labels).split()
             yield Question("count_words", "How many words are said in all?", str(len(said)))
 
 

@@ -102,7 +102,9 @@ def _before(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
     if len(describe.of_kind(labels, event["kind"])) > 1:
         return
     label = KINDS[event["kind"]].label
-    speech = labels["sentences"][0]["start"]
+    sentence = labels["sentences"][0]
+    speech = sentence["start"]
+    first = sentence["words"][0]["text"] if sentence["words"] else sentence["text"].split()[0]
     if abs(event["start"] - speech) < 0.2:
         return
     answer = "before" if event["start"] < speech else "after"
@@ -111,7 +113,7 @@ def _before(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
         "reason_before",
         f"Does {label} begin before or after the first word?",
         [
-            f'The first word, "{describe.words(labels)[0]["text"]}", begins at {speech:.2f}.',
+            f'The first word, "{first}", begins at {speech:.2f}.',
             f"{label} begins at {event['start']:.2f}.",
             f"{event['start']:.2f} is {compared} than {speech:.2f}.",
         ],
@@ -145,7 +147,7 @@ def _during(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
 def _longer_sentence(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
     if len(labels["sentences"]) < 2 or labels["language"] != "en":
         return
-    counts = [len(sentence["words"]) for sentence in labels["sentences"]]
+    counts = [len(sentence["text"].split()) for sentence in labels["sentences"]]
     best = max(counts)
     if counts.count(best) > 1:
         return
@@ -166,7 +168,7 @@ def _faster(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
     if {s["sex"] for s in labels["speakers"]} != {"male", "female"}:
         return
     first, second = labels["speakers"]
-    if first["speed"] == second["speed"]:
+    if first["speed"] == second["speed"] or None in (first["speed"], second["speed"]):
         return
     faster = max(labels["speakers"], key=lambda s: order.index(s["speed"]))
     steps = [f"The {describe.person(s)} speaks at a {s['speed']} speed." for s in (first, second)]

@@ -51,22 +51,26 @@ TAGS = (
 def record(labels: Labels, audio: str) -> dict[str, Any]:
     """The row (see `data.records`) of a scene: all of `world.rows` as branches.
 
-    Branches are questions that share one clip in a row; none sees the others.
+    Branches are questions that share one clip in a row; none sees the others. Without "words" the
+    row says of no word when it is heard; without "tags" it says of no phoneme, so of nothing.
     """
     asked = rows(labels, audio)
-    return {
+    made = {
         "conversation": asked[0]["conversation"][:1],
         "branches": [{"messages": row["conversation"][1:], "task": row["task"]} for row in asked],
-        "words": [
-            {"text": word["text"], "start": word["start"], "end": word["end"]}
-            for word in describe.words(labels)
-        ],
-        "tags": [
-            {"name": name, "start": round(start, 3), "end": round(end, 3)}
-            for name, start, end in tags(labels)
-        ],
         "id": labels["id"],
     }
+    if describe.timed(labels):
+        made["words"] = [
+            {"text": word["text"], "start": word["start"], "end": word["end"]}
+            for word in describe.words(labels)
+        ]
+    if all(sentence["phones"] is not None for sentence in labels["sentences"]):
+        made["tags"] = [
+            {"name": name, "start": round(start, 3), "end": round(end, 3)}
+            for name, start, end in tags(labels)
+        ]
+    return made
 
 
 def tags(labels: Labels) -> list[tuple[str, float, float]]:
@@ -83,9 +87,10 @@ def tags(labels: Labels) -> list[tuple[str, float, float]]:
         speaker = describe.speaker_of(labels, sentence)
         found.append(("speech", *span))
         for field in _SPEAKER:
-            if not speaker["whispered"] or field not in ("pitch", "intonation"):
+            heard = not speaker["whispered"] or field not in ("pitch", "intonation")
+            if heard and speaker[field]:
                 found.append((f"{field}:{speaker[field]}", *span))
-        for name, start, end in sentence["phones"]:
+        for name, start, end in sentence["phones"] or ():
             found.append((f"phone:{phone(name)}", start, end))
         if speaker["whispered"]:
             found.append(("whispered", *span))

@@ -78,12 +78,14 @@ class Speaker(NamedTuple):
 class Line(NamedTuple):
     """wav float64 [n] at 16 kHz, from the first word's start to the last one's end, peak 1.
 
-    `words` is None where nothing tells their times. `file` names the recording, if it is one.
+    `words` and `phones` are None where nothing tells their times; phones have espeak's names.
+    `file` names the recording, if it is one.
     """
 
     wav: np.ndarray
     text: str
     words: list[SpokenWord] | None
+    phones: list[SpokenWord] | None = None
     file: str | None = None
 
 

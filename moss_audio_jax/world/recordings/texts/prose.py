@@ -15,8 +15,6 @@ from moss_audio_jax.world.recordings.spoken import spoken
 
 _WORDS = range(3, 17)  # in a line; longer sentences are said in clauses
 _ABBREVIATED = frozenset(("mr", "mrs", "ms", "dr", "st", "esq", "etc", "viz", "ie", "eg", "co"))
-    ("mr", "mrs", "ms", "dr", "st", "esq", "etc", "viz", "ie", "eg", "co", "vol")
-)
 _STRINGS, _STRING, _NONE = 16, 9, -1  # types in R's files, and the length of a missing string
 
 

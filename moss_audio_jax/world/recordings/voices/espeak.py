@@ -28,7 +28,7 @@ class Espeak(Voice):
         units = tuple(text.split())
         utterance = espeak.Utterance(units, drawn.espeak_voice, drawn.rate, drawn.tone, drawn.range)
         (spoken,) = espeak.speak([utterance])
-        return Line(spoken.wav, text, spoken.words)
+        return Line(spoken.wav, text, spoken.words, spoken.phones)
 
 
 SOURCES = (

@@ -47,9 +47,9 @@ def line(
             words = tightened(wav, words, QUIET)
             begin, end = words[0].start, words[-1].stop
             words = [SpokenWord(w.text, w.start - begin, w.stop - begin) for w in words]
-            return Line(cut_out(wav, begin, end), text, words, file)
+            return Line(cut_out(wav, begin, end), text, words, None, file)
     begin, end = audible(wav, QUIET)
-    return Line(cut_out(wav, begin, end), text, None, file)
+    return Line(cut_out(wav, begin, end), text, None, None, file)
 
 
 def _sounds(wav: np.ndarray, word: SpokenWord) -> bool:
