@@ -66,14 +66,14 @@ class Kokoro(Voice):
     def say(self, text: str, speaker: Speaker, draw: Draw) -> Line:
         self.require()
         model, vocabulary, styles = _model()
-        tokens, first, last = [0], [], []
+        tokens, first = [0], []
         for number, word in enumerate(neural.words(text)):
             if number:
                 tokens.append(vocabulary[" "])
             first.append(len(tokens))
             signs = _SIGN.sub(lambda found: _SIGNS[found[0]], word)
             tokens += [vocabulary[sign] for sign in signs if sign in vocabulary]
-            last.append(len(tokens) - 1)
+        first.append(len(tokens) + 1)  # after the full stop
         tokens += [vocabulary["."], 0]
         row = min(len(tokens) - 2, 510) - 1  # a style depends on how much is said
         style = sum(weight * styles[name][row] for name, weight in mixture(speaker.name).items())
@@ -86,7 +86,7 @@ class Kokoro(Voice):
                 "speed": np.array([draw.log_uniform(0.8, 1.25)], np.float32),
             },
         )
-        return line(wav.ravel(), _RATE, text, neural.bounds(frames.ravel(), first, last, _FRAME))
+        return line(wav.ravel(), _RATE, text, neural.bounds(frames.ravel(), first, _FRAME))
 
 
 def mixture(speaker: str) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import io
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,19 +42,17 @@ def run(model: Path, durations: str, given: dict[str, np.ndarray]) -> list[np.nd
     return [found[name] for name in found.files]
 
 
-def bounds(
-    frames: np.ndarray, first: Sequence[int], last: Sequence[int], frame: float
-) -> list[tuple[float, float]]:
-    """(start, end) in seconds of words, from how long each token lasts.
+def bounds(frames: np.ndarray, first: Sequence[int], frame: float) -> list[tuple[float, float]]:
+    """(start, end) in seconds of words; a word lasts until the next one begins.
 
     Args:
-      frames: [tokens].
-      first, last: tokens of each word, both included.
+      frames: how long each token lasts, [tokens].
+      first: the first token of each word, then the token after the last word.
       frame: seconds.
     """
-    ends = np.cumsum(frames) * frame
-    starts = ends - frames * frame
-    return [(float(starts[a]), float(ends[b])) for a, b in zip(first, last, strict=True)]
+    starts = (np.cumsum(frames) - frames) * frame
+    edges = [float(starts[token]) for token in first]
+    return list(itertools.pairwise(edges))
 
 
 @functools.cache

@@ -33,7 +33,7 @@ class Piper(Voice):
         self.require()
         model, config = _model()
         rate, known = config["audio"]["sample_rate"], config["phoneme_id_map"]
-        tokens, first, last = [*known["^"], *known["_"]], [], []
+        tokens, first = [*known["^"], *known["_"]], []
         for number, word in enumerate(neural.words(text)):
             signs = unicodedata.normalize("NFD", word.replace("^", ""))
             if number:
@@ -41,7 +41,7 @@ class Piper(Voice):
             first.append(len(tokens))
             for sign in signs:
                 tokens += [*known.get(sign, ()), *known["_"]]
-            last.append(len(tokens) - 1)
+        first.append(len(tokens) + 1)  # after the full stop
         tokens += [*known["."], *known["_"], *known["$"]]
         usual = config["inference"]
         scales = (
@@ -58,7 +58,7 @@ class Piper(Voice):
                 "scales": np.array(scales, np.float32),
             },
         )
-        found = neural.bounds(frames.ravel(), first, last, _HOP / rate)
+        found = neural.bounds(frames.ravel(), first, _HOP / rate)
         return line(wav.ravel(), rate, text, found)
 
 
