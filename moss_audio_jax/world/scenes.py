@@ -109,7 +109,7 @@ def scene(
     chosen = draw.weighted(allowed)
     parts = chosen.split("+")
     limit = samples(max_seconds) - samples(0.1)
-    labels = blank(_name(index, split, seed, content, max_seconds), seed, split, index, chosen)
+    labels = blank(name_of(index, split, seed, content, max_seconds), seed, split, index, chosen)
     tracks: list[Track] = []
     if "speech" in parts:
         tracks += _speech(draw.child("speech"), labels, rules, limit)
@@ -141,7 +141,7 @@ def blank(name: str, seed: int, split: str, index: int, content: str) -> dict[st
     }
 
 
-def _name(index: int, split: str, seed: int, content: str | None, max_seconds: float) -> str:
+def name_of(index: int, split: str, seed: int, content: str | None, max_seconds: float) -> str:
     name = f"{split}-{seed}-{index:08d}"
     if content:
         name += f"-{content}"
