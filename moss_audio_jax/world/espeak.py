@@ -16,7 +16,7 @@ from scipy import signal
 
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.errors import InputError, extra
-from moss_audio_jax.world.espeak_worker import WORD
+from moss_audio_jax.world.espeak_worker import BETWEEN, WORD
 from moss_audio_jax.world.worker import Worker
 
 MISSING = f"scenes with speech need espeak-ng: {extra('world')} (sounds and music do not)"
@@ -85,8 +85,15 @@ def speak(utterances: Sequence[Utterance]) -> list[Spoken]:
     return spoken
 
 
-def phonemes(text: str, voice: str) -> list[str]:
-    """How espeak says each word of a text: IPA, "^" within a compound sign.
+class Phoneme(NamedTuple):
+    """A phoneme as IPA, with signs of stress and length, and as espeak names it."""
+
+    ipa: str
+    name: str
+
+
+def phonemes(text: str, voice: str) -> list[list[Phoneme]]:
+    """How espeak says each word of a text.
 
     Args:
       text: words joined by single spaces, without punctuation.
@@ -98,13 +105,22 @@ def phonemes(text: str, voice: str) -> list[str]:
     words = text.split()
     for joint in (" ", _NO_BREAK):  # in its natural flow if espeak then keeps the words apart
         request = json.dumps({"voice": voice, "text": joint.join(words)})
-        said = _worker().ask(request.encode()).decode().split()
-        if len(said) == len(words):
-            return said
+        answer = _worker().ask(request.encode())
+        if not answer:
+            raise InputError(f"espeak-ng could not say {text!r}; does it have the voice {voice}?")
+        ipa, names = (form.split() for form in json.loads(answer))
+        if len(ipa) == len(names) == len(words):
+            return [_word_phonemes(*both) for both in zip(ipa, names, strict=True)]
     raise InputError(
-        f"espeak-ng says {text!r} in {len(said)} words (voice {voice}); expected {len(words)}: use "
+        f"espeak-ng says {text!r} in {len(ipa)} words (voice {voice}); expected {len(words)}: use "
         "words that it knows"
     )
+
+
+def _word_phonemes(ipa: str, names: str) -> list[Phoneme]:
+    """Without pauses and links between sounds, which have no IPA."""
+    both = zip(ipa.split(BETWEEN), names.split(BETWEEN), strict=True)
+    return [Phoneme(sign, name) for sign, name in both if sign]
 
 
 def available() -> bool:

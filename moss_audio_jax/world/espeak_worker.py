@@ -8,7 +8,7 @@ the process starts at once; and GPL code stays out of the process that trains.
 A request is JSON, [{"text", "voice", "rate", "pitch", "range"}, ...]; the answer is JSON {"rate",
 "utterances": [{"samples", "events": [[type, text position from 0, sample, phoneme], ...]}]}, a
 newline, and the samples as int16, one utterance after the other. A request {"voice", "text"} asks
-how a text is said; the answer is IPA.
+how a text is said: JSON, [IPA, espeak's names], BETWEEN phonemes, words apart.
 """
 
 import ctypes
@@ -22,7 +22,9 @@ PHONEME_EVENTS, DONT_EXIT = 0x0001, 0x8000
 UTF8 = 1
 RATE, PITCH, RANGE = 1, 3, 4  # espeak_PARAMETER
 WORD, PHONEME = 1, 7  # espeak_EVENT_TYPE
-IPA_WITH_TIES = 0x02 | 0x80 | ord("^") << 8  # phonememode of espeak_TextToPhonemes
+BETWEEN = "\u2027"  # phonemes
+NAMES = ord(BETWEEN) << 8  # phonememode of espeak_TextToPhonemes
+IPA = NAMES | 0x02
 
 
 class _Id(ctypes.Union):
@@ -99,7 +101,11 @@ def _told(library: ctypes.CDLL, asked: dict) -> bytes:
     if library.espeak_SetVoiceByName(asked["voice"].encode()) != 0:
         raise ValueError(asked["voice"])
     library.espeak_TextToPhonemes.restype = ctypes.c_char_p
-    at, clauses = ctypes.c_char_p(asked["text"].encode()), []
-    while at.value is not None:  # a clause at a time
-        clauses.append(library.espeak_TextToPhonemes(ctypes.byref(at), UTF8, IPA_WITH_TIES))
-    return b" ".join(clauses)
+    forms = []
+    for mode in (IPA, NAMES):
+        at, clauses = ctypes.c_char_p(asked["text"].encode()), []
+        while at.value is not None:  # a clause at a time
+            found = library.espeak_TextToPhonemes(ctypes.byref(at), UTF8, mode)
+            clauses.append(found.decode())
+        forms.append(" ".join(clauses))
+    return json.dumps(forms).encode()

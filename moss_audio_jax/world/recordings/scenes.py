@@ -141,15 +141,13 @@ def scene(
 
 def _speech(draw: Draw, labels: dict[str, Any], part: _Part) -> list[Track]:
     """One to four lines by one or two speakers of one language."""
-    reason: Exception | None = None
+    voices = _voices(part.split)
+    reason: InputError | None = None
     for attempt in range(_TRIES):
         stream = draw.child(attempt)
         try:
-            who = _speakers(stream, part.split)
-            tracks = _talk(stream, labels, who, part)
+            tracks = _talk(stream, labels, _speakers(stream, voices, part.split), part)
         except InputError as error:  # a word that a voice does not know
-            if not _voices(part.split):
-                raise
             reason = error
             continue
         if tracks:
@@ -161,18 +159,18 @@ def _speech(draw: Draw, labels: dict[str, Any], part: _Part) -> list[Track]:
 
 def _voices(split: str) -> dict[Voice, float]:
     """The sources that have a speaker of the split, and their weights."""
-    return {
+    found = {
         voice: _WEIGHTS.get(voice.name, _OTHER)
         for voice in of_kind("voice")
         if isinstance(voice, Voice) and voice.speakers(split)
     }
-
-
-def _speakers(draw: Draw, split: str) -> list[_Who]:
-    voices = _voices(split)
-    if not voices:
+    if not found:
         ways = "; ".join(sorted({s.install for s in sources() if s.kind == "voice"}))
         raise InputError(f"no source of voices here has a speaker for the split {split}: {ways}")
+    return found
+
+
+def _speakers(draw: Draw, voices: dict[Voice, float], split: str) -> list[_Who]:
     voice = draw.weighted(voices)
     found = [(voice, draw.choice(voice.speakers(split)))]
     if draw.chance(0.35):

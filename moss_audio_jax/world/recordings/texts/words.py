@@ -27,6 +27,8 @@ _FRAMES = (
     "say {0} again",
     "{0} {1} {2} and {3}",
 )
+# Beginnings of words that nobody wants in a sentence made at random.
+_COARSE = re.compile("fuck|shit|bitch|cunt|nigg|fag|whore|slut|porn|rape|rapi|dick|cock|puss|nazi")
 
 
 class Words(Text):
@@ -60,7 +62,7 @@ def _known() -> tuple[str, ...]:
 
     ranked = wordfreq.top_n_list("en", 2 * _COUNT)
     plain = [w for w in ranked if re.fullmatch(r"[a-z]{3,}", w) and re.search(r"[aeiouy]", w)]
-    return tuple(plain[:_COUNT])
+    return tuple(word for word in plain if not _COARSE.match(word))[:_COUNT]
 
 
 SOURCES = (

@@ -14,7 +14,7 @@ from moss_audio_jax.draw import Draw
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.world.recordings import held_out
 from moss_audio_jax.world.recordings.source import Line, Speaker, Voice
-from moss_audio_jax.world.recordings.voices.line import line
+from moss_audio_jax.world.recordings.voices.line import Span, line
 from moss_audio_jax.world.worker import Worker
 
 _SPEAKERS = (
@@ -24,6 +24,35 @@ _SPEAKERS = (
     Speaker("slt", "en", "female", "American"),
 )
 _VOICE = {"kal": "kal16"}  # the same man at 16 kHz
+# Flite's phonemes by espeak's names; the others are pauses.
+_RENAMED = {
+    "aa": "A:",
+    "ae": "a",
+    "ah": "V",
+    "ao": "O:",
+    "aw": "aU",
+    "ax": "@",
+    "ay": "aI",
+    "ch": "tS",
+    "dh": "D",
+    "eh": "E",
+    "er": "3:",
+    "ey": "eI",
+    "hh": "h",
+    "ih": "I",
+    "iy": "i:",
+    "jh": "dZ",
+    "ng": "N",
+    "ow": "oU",
+    "oy": "OI",
+    "sh": "S",
+    "th": "T",
+    "uh": "U",
+    "uw": "u:",
+    "y": "j",
+    "zh": "Z",
+}
+_PHONES = {name: name for name in "bdfgklmnprstvwz"} | _RENAMED
 
 
 class Flite(Voice):
@@ -40,25 +69,19 @@ class Flite(Voice):
     def say(self, text: str, speaker: Speaker, draw: Draw) -> Line:
         self.require()
         stretch = draw.log_uniform(0.8, 1.2)  # of durations: the voice's own speed is 1
-        wav, rate, bounds = _spoken(text, speaker.name, stretch)
-        if len(bounds) != len(text.split()):
-            raise InputError(
-                f"flite found {len(bounds)} words in {text!r}; expected {len(text.split())}"
-            )
-        return line(wav, rate, text, bounds)
-
-
-def _spoken(
-    text: str, voice: str, stretch: float
-) -> tuple[np.ndarray, int, list[tuple[float, float]]]:
-    """(wav [n], its rate, (start, end) in seconds of each word between spaces)."""
-    request = {"text": text, "voice": _VOICE.get(voice, voice), "stretch": stretch}
-    answer = _worker_of(os.getpid()).ask(json.dumps(request).encode())
-    if not answer:
-        raise InputError(f"flite could not say {text!r} with the voice {voice}")
-    head, _, sound = answer.partition(b"\n")
-    told = json.loads(head)
-    return np.frombuffer(sound, np.int16) / 32768.0, told["rate"], told["bounds"]
+        request = {"text": text, "voice": _VOICE.get(speaker.name, speaker.name)}
+        answer = _worker_of(os.getpid()).ask(json.dumps(request | {"stretch": stretch}).encode())
+        if not answer:
+            raise InputError(f"flite could not say {text!r} with the voice {speaker.name}")
+        head, _, sound = answer.partition(b"\n")
+        told = json.loads(head)
+        return line(
+            np.frombuffer(sound, np.int16) / 32768.0,
+            told["rate"],
+            text,
+            [Span(*word) for word in told["words"]],
+            [Span(_PHONES[n], *when) for n, *when in told["phones"] if n in _PHONES],
+        )
 
 
 @functools.cache

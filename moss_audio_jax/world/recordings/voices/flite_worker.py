@@ -1,7 +1,7 @@
 """Speaks with flite; run by `world/forked.py`, for the noise in its voices has a state.
 
-A request is JSON {"text", "voice", "stretch" of durations}; the answer is JSON {"rate", "bounds":
-[[start, end] in seconds of each word between spaces]}, a newline, and the samples as int16.
+A request is JSON {"text", "voice", "stretch" of durations}; the answer is JSON {"rate", "words",
+"phones": [[name, start, end], ...]}, seconds, a newline, and the samples as int16.
 """
 
 import ctypes
@@ -38,6 +38,7 @@ def prepare() -> Callable[[bytes], bytes]:
         ("item_parent", pointer, pointer),
         ("item_next", pointer, pointer),
         ("ffeature_float", ctypes.c_float, pointer, text),
+        ("ffeature_string", text, pointer, text),
         ("feat_set_float", None, pointer, text, ctypes.c_float),
     ):
         function = getattr(flite, name)
@@ -56,14 +57,21 @@ def _answer(flite: ctypes.CDLL, request: bytes) -> bytes:
     flite.feat_set_float(features, b"duration_stretch", asked["stretch"])
     utterance = flite.flite_synth_text(asked["text"].encode(), voice)
     wave = ctypes.cast(flite.utt_wave(utterance), ctypes.POINTER(_Wave)).contents
-    bounds: dict[int, tuple[float, float]] = {}  # a token, such as "sister's", has several
+    words: dict[int, tuple[str, float, float]] = {}  # a token, such as "sister's", has several
     word = flite.relation_head(flite.utt_relation(utterance, b"Word"))
     while word:
         token = flite.item_parent(flite.item_as(word, b"Token"))
         start = flite.ffeature_float(word, b"R:SylStructure.daughter1.daughter1.R:Segment.p.end")
         end = flite.ffeature_float(word, b"R:SylStructure.daughtern.daughtern.end")
-        bounds[token] = bounds.get(token, (start, end))[0], end
+        name = flite.ffeature_string(token, b"name").decode()
+        words[token] = name, words.get(token, (name, start))[1], end
         word = flite.item_next(word)
-    head = {"rate": wave.sample_rate, "bounds": list(bounds.values())}
+    phones, start = [], 0.0
+    phone = flite.relation_head(flite.utt_relation(utterance, b"Segment"))
+    while phone:
+        end = flite.ffeature_float(phone, b"end")
+        phones.append((flite.ffeature_string(phone, b"name").decode(), start, end))
+        phone, start = flite.item_next(phone), end
+    head = {"rate": wave.sample_rate, "words": list(words.values()), "phones": phones}
     pcm = ctypes.string_at(wave.samples, 2 * wave.num_samples)
     return json.dumps(head).encode() + b"\n" + pcm

@@ -16,6 +16,7 @@ import numpy as np
 
 from moss_audio_jax.draw import Draw
 from moss_audio_jax.errors import extra
+from moss_audio_jax.world import espeak
 from moss_audio_jax.world.recordings import held_out
 from moss_audio_jax.world.recordings.source import Line, Speaker, Voice
 from moss_audio_jax.world.recordings.voices import neural
@@ -27,17 +28,17 @@ _FEMALE = ("jf_alpha", "jf_gongitsune", "jf_nezumi")
 _MIXTURES, _NEW = 400, 40
 _DURATIONS = "/encoder/Clip_output_0"  # frames of each token
 _RATE, _FRAME = 24000, 600 / 24000
-# espeak's signs as the model learned them (those of the package misaki), longest first.
+# Signs of a phoneme as the model learned them (those of the package misaki), longest first.
 _SIGNS = {
-    "a^ɪ": "I",
-    "a^ʊ": "W",
-    "d^ʒ": "ʤ",
-    "e^ɪ": "A",
-    "o^ʊ": "O",
-    "t^ʃ": "ʧ",
-    "ɔ^ɪ": "Y",
-    "ə^l": "ᵊl",
-    "ʔn": "tᵊn",
+    "aɪ": "I",
+    "aʊ": "W",
+    "dʒ": "ʤ",
+    "eɪ": "A",
+    "oʊ": "O",
+    "tʃ": "ʧ",
+    "ɔɪ": "Y",
+    "əl": "ᵊl",
+    "n̩": "ᵊn",
     "ɜːɹ": "ɜɹ",
     "ɜː": "ɜɹ",
     "ɪə": "iə",
@@ -50,7 +51,6 @@ _SIGNS = {
     "ɬ": "l",
     "ʲ": "",
     "ː": "",
-    "^": "",
 }
 _SIGN = re.compile("|".join(map(re.escape, _SIGNS)))
 
@@ -66,27 +66,27 @@ class Kokoro(Voice):
     def say(self, text: str, speaker: Speaker, draw: Draw) -> Line:
         self.require()
         model, vocabulary, styles = _model()
-        tokens, first = [0], []
-        for number, word in enumerate(neural.words(text)):
-            if number:
-                tokens.append(vocabulary[" "])
-            first.append(len(tokens))
-            signs = _SIGN.sub(lambda found: _SIGNS[found[0]], word)
-            tokens += [vocabulary[sign] for sign in signs if sign in vocabulary]
-        first.append(len(tokens) + 1)  # after the full stop
-        tokens += [vocabulary["."], 0]
-        row = min(len(tokens) - 2, 510) - 1  # a style depends on how much is said
+        tokens = neural.Tokens(text, (0,), (vocabulary[" "],))
+        for word in espeak.phonemes(text, "en-us"):
+            tokens.add([(phone.name, _ids(phone.ipa, vocabulary)) for phone in word])
+        tokens.close((vocabulary["."],), (0,))
+        row = min(len(tokens.ids) - 2, 510) - 1  # a style depends on how much is said
         style = sum(weight * styles[name][row] for name, weight in mixture(speaker.name).items())
         wav, frames = neural.run(
             model,
             _DURATIONS,
             {
-                "tokens": np.array([tokens], np.int64),
+                "tokens": np.array([tokens.ids], np.int64),
                 "style": np.asarray(style, np.float32).reshape(1, -1),
                 "speed": np.array([draw.log_uniform(0.8, 1.25)], np.float32),
             },
         )
-        return line(wav.ravel(), _RATE, text, neural.bounds(frames.ravel(), first, _FRAME))
+        return line(wav.ravel(), _RATE, text, *tokens.spans(frames, _FRAME))
+
+
+def _ids(ipa: str, vocabulary: dict[str, int]) -> list[int]:
+    signs = _SIGN.sub(lambda found: _SIGNS[found[0]], ipa)
+    return [vocabulary[sign] for sign in signs if sign in vocabulary]
 
 
 def mixture(speaker: str) -> dict[str, float]:

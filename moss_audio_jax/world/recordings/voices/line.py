@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import soxr
@@ -16,42 +17,68 @@ from moss_audio_jax.world.recordings.source import Line
 QUIET = 10 ** (-40 / 20)  # relative to the loudest 5 ms: recorded and neural pauses hiss
 
 
+class Span(NamedTuple):
+    """A word or phoneme (by espeak's name), and when it is said, in seconds."""
+
+    text: str
+    start: float
+    end: float
+
+
 def line(
     wav: np.ndarray,
     rate: int,
     text: str,
-    bounds: Sequence[tuple[float, float]] | None,
+    words: Sequence[Span] | None = None,
+    phones: Sequence[Span] | None = None,
     file: str | None = None,
 ) -> Line:
     """The line; bounds of words move inwards to where there is sound.
 
     Args:
       wav: float [n] at `rate`.
-      bounds: (start, end) of each word of the text, in seconds; None: nothing tells them. They
-        are dropped if there is no sound between two of them, for then they cannot be right.
+      words: each word of the text; None: nothing tells their times. The times are dropped, with
+        those of phones, if there is no sound within one of them, for then they cannot be right.
 
     Raises:
-      InputError: silence.
+      InputError: silence, or other words than those of the text.
     """
     wav = np.asarray(wav, np.float64)
     if rate != SAMPLE_RATE:
         wav = soxr.resample(wav, rate, SAMPLE_RATE)
     if not len(wav) or np.abs(wav).max() < 1e-4:
         raise InputError(f"{file or repr(text)}: silence where speech was expected")
-    if bounds is not None:
-        words = [
-            SpokenWord(word, round(start * SAMPLE_RATE), min(round(end * SAMPLE_RATE), len(wav)))
-            for word, (start, end) in zip(text.split(), bounds, strict=True)
-        ]
-        if all(_sounds(wav, word) for word in words):
-            words = tightened(wav, words, QUIET)
-            begin, end = words[0].start, words[-1].stop
-            words = [SpokenWord(w.text, w.start - begin, w.stop - begin) for w in words]
-            return Line(cut_out(wav, begin, end), text, words, None, file)
+    if words is not None and (said := " ".join(word.text for word in words)) != text:
+        raise InputError(f"the voice says {said!r}; expected {text!r}")
+    placed = words and [_samples(word, len(wav)) for word in words]
+    if placed and all(_sounds(wav, word) for word in placed):
+        placed = tightened(wav, placed, QUIET)
+        begin, end = placed[0].start, placed[-1].stop
+        return Line(
+            cut_out(wav, begin, end),
+            text,
+            _within(placed, begin, end),
+            phones and _within([_samples(phone, len(wav)) for phone in phones], begin, end),
+            file,
+        )
     begin, end = audible(wav, QUIET)
     return Line(cut_out(wav, begin, end), text, None, None, file)
 
 
+def _samples(span: Span, n: int) -> SpokenWord:
+    start, stop = (min(max(round(at * SAMPLE_RATE), 0), n) for at in (span.start, span.end))
+    return SpokenWord(span.text, start, stop)
+
+
+def _within(spans: Sequence[SpokenWord], begin: int, end: int) -> list[SpokenWord]:
+    """The parts of spans between two samples, counted from the first."""
+    moved = [
+        SpokenWord(text, max(start, begin) - begin, min(stop, end) - begin)
+        for text, start, stop in spans
+    ]
+    return [span for span in moved if span.start < span.stop]
+
+
 def _sounds(wav: np.ndarray, word: SpokenWord) -> bool:
-    piece = wav[max(word.start, 0) : word.stop]
+    piece = wav[word.start : word.stop]
     return len(piece) > 80 and moving_rms(piece, 0.005, 16).max() > QUIET * np.abs(wav).max()

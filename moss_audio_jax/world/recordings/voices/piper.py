@@ -12,6 +12,7 @@ import numpy as np
 
 from moss_audio_jax.draw import Draw
 from moss_audio_jax.errors import extra
+from moss_audio_jax.world import espeak
 from moss_audio_jax.world.recordings import held_out
 from moss_audio_jax.world.recordings.source import Line, Speaker, Voice
 from moss_audio_jax.world.recordings.voices import neural
@@ -33,16 +34,11 @@ class Piper(Voice):
         self.require()
         model, config = _model()
         rate, known = config["audio"]["sample_rate"], config["phoneme_id_map"]
-        tokens, first = [*known["^"], *known["_"]], []
-        for number, word in enumerate(neural.words(text)):
-            signs = unicodedata.normalize("NFD", word.replace("^", ""))
-            if number:
-                tokens += [*known[" "], *known["_"]]
-            first.append(len(tokens))
-            for sign in signs:
-                tokens += [*known.get(sign, ()), *known["_"]]
-        first.append(len(tokens) + 1)  # after the full stop
-        tokens += [*known["."], *known["_"], *known["$"]]
+        pad = known["_"]  # follows every sign
+        tokens = neural.Tokens(text, (*known["^"], *pad), (*known[" "], *pad))
+        for word in espeak.phonemes(text, config["espeak"]["voice"]):
+            tokens.add([(phone.name, _ids(phone.ipa, known)) for phone in word])
+        tokens.close((*known["."], *pad), known["$"])
         usual = config["inference"]
         scales = (
             usual["noise_scale"] * draw.uniform(0.5, 1.1),
@@ -53,13 +49,18 @@ class Piper(Voice):
             model,
             _DURATIONS,
             {
-                "input": np.array([tokens], np.int64),
-                "input_lengths": np.array([len(tokens)], np.int64),
+                "input": np.array([tokens.ids], np.int64),
+                "input_lengths": np.array([len(tokens.ids)], np.int64),
                 "scales": np.array(scales, np.float32),
             },
         )
-        found = neural.bounds(frames.ravel(), first, _HOP / rate)
-        return line(wav.ravel(), rate, text, found)
+        return line(wav.ravel(), rate, text, *tokens.spans(frames, _HOP / rate))
+
+
+def _ids(ipa: str, known: dict[str, list[int]]) -> list[int]:
+    """The tokens of a phoneme; signs that the model does not know are left out, as Piper does."""
+    signs = unicodedata.normalize("NFD", ipa)
+    return [token for sign in signs if sign in known for token in (*known[sign], *known["_"])]
 
 
 @functools.cache

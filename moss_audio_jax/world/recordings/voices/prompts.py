@@ -60,7 +60,7 @@ class Prompts(Voice):
             raise InputError(f"{self.name} has no recording of {text!r}; use one of its texts")
         path = draw.choice(self.files()[text])
         wav, rate = soundfile.read(path, dtype="float64")
-        return line(wav, rate, text, None, str(path.relative_to(_SOUNDS)))
+        return line(wav, rate, text, file=str(path.relative_to(_SOUNDS)))
 
 
 @functools.cache
