@@ -100,7 +100,8 @@ def scene(
     Args:
       content: a key of `world.CONTENTS`; None: drawn with the weights there.
       max_seconds: no scene is longer; at least 4.
-      judged: English lines that `listener` cannot read are drawn again.
+      judged: English lines that `listener` cannot read are drawn again, except those of voices
+        that are `certain`.
 
     Raises:
       UsageError: an unknown split or content, a bad number.
@@ -117,7 +118,8 @@ def scene(
     draw = Draw(*key)
     chosen = content or draw.weighted(CONTENTS)
     name = f"recordings-{name_of(index, split, seed, content, max_seconds)}"
-    labels = blank(name + "-judged" * judged, seed, split, index, chosen) | {"sources": []}
+    labels = blank(name + "-judged" * judged, seed, split, index, chosen)
+    labels |= {"version": VERSION, "sources": []}
     parts = chosen.split("+")
     limit = samples(max_seconds) - samples(0.1)
     tracks: list[Track] = []
@@ -233,7 +235,8 @@ def _line(draw: Draw, who: _Who, part: _Part) -> tuple[Line, str]:
         sentences.sentence(draw, part.split) if own is None else (draw.choice(own), who.voice.name)
     )
     line = who.voice.say(text, who.speaker, draw)
-    if part.judged and who.speaker.language == "en" and not listener.reads(line):
+    judged = part.judged and who.speaker.language == "en" and not who.voice.certain
+    if judged and not listener.reads(line):
         raise InputError(f"{who.voice.name}: {text!r} cannot be read")
     return channels.spoken_so(line, who.manner), origin
 

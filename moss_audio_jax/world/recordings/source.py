@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import importlib
 import importlib.metadata
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -90,7 +90,13 @@ class Line(NamedTuple):
 
 
 class Voice(Source):
-    """A source of kind "voice"."""
+    """A source of kind "voice".
+
+    Attributes:
+      certain: it always says its text, so that no judge has to listen.
+    """
+
+    certain: ClassVar[bool] = False
 
     def speakers(self, split: str) -> tuple[Speaker, ...]:
         """Who may speak in a split, one of `held_out.SPLITS`; see `held_out.speakers`."""

@@ -11,6 +11,8 @@ from moss_audio_jax.world.speakers import FEMALE, HELD_OUT_VOICES, MALE, draw_sp
 
 
 class Espeak(Voice):
+    certain = True
+
     def available(self) -> bool:
         return espeak.available()
 

@@ -56,6 +56,8 @@ _PHONES = {name: name for name in "bdfgklmnprstvwz"} | _RENAMED
 
 
 class Flite(Voice):
+    certain = True
+
     def available(self) -> bool:
         try:
             ctypes.CDLL("libflite.so.1")
