@@ -167,7 +167,8 @@ def _voices(split: str) -> dict[Voice, float]:
         if isinstance(voice, Voice) and voice.speakers(split)
     }
     if not found:
-        ways = "; ".join(sorted({s.install for s in sources() if s.kind == "voice"}))
+        able = {s.install for s in sources() if isinstance(s, Voice) and s.speakers(split)}
+        ways = "; ".join(sorted(able)) or "none has"
         raise InputError(f"no source of voices here has a speaker for the split {split}: {ways}")
     return found
 

@@ -14,7 +14,8 @@ from moss_audio_jax.world.recordings.source import Text
 from moss_audio_jax.world.recordings.spoken import spoken
 
 _WORDS = range(3, 17)  # in a line; longer sentences are said in clauses
-_ABBREVIATED = frozenset(("mr", "mrs", "ms", "dr", "st", "esq", "etc", "viz", "ie", "eg", "co"))
+_ABBREVIATED = ("mr", "mrs", "ms", "dr", "st", "esq", "etc", "viz", "ie", "eg", "co")
+_POINT = re.compile(rf"\b({'|'.join(_ABBREVIATED)})\.", re.IGNORECASE)
 _STRINGS, _STRING, _NONE = 16, 9, -1  # types in R's files, and the length of a missing string
 
 
@@ -37,6 +38,7 @@ def _lines(path: Path) -> tuple[str, ...]:
     """The clauses of a text, as they are said, each once."""
     text = _r_strings(path) if path.suffix == ".rdb" else path.read_text("latin-1")
     text = re.sub(r"(?<=\w)-\s*\n\s*(?=\w)", "-", text).replace("_", "").replace("--", ", ")
+    text = _POINT.sub(r"\1", text)  # no sentence ends there
     found: dict[str, None] = {}
     for sentence in re.split(r"[.!?]['\")]*\s+|\n\s*\n", text):
         for clause in (
@@ -46,7 +48,7 @@ def _lines(path: Path) -> tuple[str, ...]:
             if said is None or len(words := said.split()) not in _WORDS:
                 continue
             letters = {word for word in words if len(word) == 1} - {"a", "i", "o"}
-            if not letters and _ABBREVIATED.isdisjoint(words) and said.isascii():
+            if not letters and not set(_ABBREVIATED) & set(words) and said.isascii():
                 found[said] = None
     return tuple(found)
 
