@@ -1,7 +1,8 @@
 """What only tests may use: speakers, recordings and sentences.
 
 Rules and names lie here and nowhere else, so that any component can check them. Training and
-validation share speakers; tests have other speakers, other recordings and other sentences.
+validation share speakers; tests have other speakers, other recordings and other sentences. The
+split of each recorded sound is in its table, `sounds.tsv`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,26 @@ TEST_SPEAKERS = {
 }
 # Patterns of recordings that only tests use, whatever the hash says of them.
 TEST_RECORDINGS: dict[str, tuple[str, ...]] = {"asterisk-en": ("*",), "asterisk-es": ("*",)}
+# Patterns of the programs of soundfonts ("bank:number") that only tests hear. They share no sample
+# with those of training, and the second font shares none with the first.
+TEST_PROGRAMS = {
+    "fluid": (
+        "0:18",  # rock organ
+        "0:20",  # reed organ
+        "0:30",  # distorted guitar
+        "0:33",  # fingered bass
+        "0:35",  # fretless bass
+        "0:37",  # pop bass
+        "0:50",  # synthetic strings
+        "0:53",  # voices, "oh"
+        "0:59",  # muted trumpet
+        "0:64",  # soprano saxophone
+        "0:66",  # tenor saxophone
+        "0:74",  # recorder
+        "0:82",  # calliope
+    ),
+    "timgm6mb": ("*",),
+}
 _SENTENCES = "test_sentences.txt"  # digests of what the English prompts say
 
 
@@ -63,8 +84,20 @@ def speakers(source: str, all_of_it: Iterable[Speaker], split: str) -> tuple[Spe
     return tuple(one for one in all_of_it if speaker_part(source, one.name) == wanted)
 
 
+def program_part(source: str, program: str) -> str:
+    """ "test", or "train" for the programs of a soundfont that training and validation hear.
+
+    Of a font that is not listed above, the hash of their names holds out 10%.
+    """
+    if source in TEST_PROGRAMS:
+        held = any(fnmatch.fnmatchcase(program, name) for name in TEST_PROGRAMS[source])
+    else:
+        held = bucket("program", source, program) < 10
+    return "test" if held else "train"
+
+
 def recording_part(source: str, name: str) -> str:
-    """The one split that may use a recording, a score or an instrument's file, by its name.
+    """The one split that may use a recording or a score, by its name.
 
     "train" (90%), "validation" (5%) or "test" (5% and TEST_RECORDINGS).
     """

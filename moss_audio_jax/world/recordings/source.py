@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from moss_audio_jax.world.espeak import SpokenWord
 
 GROUP = "moss_audio_jax.recordings"  # of entry points: a Source, or a tuple of them
-KINDS = ("voice", "instrument", "sound", "text")
+KINDS = ("voice", "instrument", "score", "sound", "text")
 # Modules of this package; each has SOURCES, and imports what its sources need only when they work.
 _BUILT_IN = (
+    "scores",
+    "soundfonts",
+    "sounds",
     "texts.grammar",
     "texts.words",
     "texts.prose",
