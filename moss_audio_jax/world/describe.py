@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from moss_audio_jax.text.labels import KINDS
+from moss_audio_jax.text.labels import ALL_KINDS, INSTRUMENTS, KINDS, SAMPLED_INSTRUMENTS, Kind
 from moss_audio_jax.text.phrases import capitalised, joined
 
 Labels = dict[str, Any]
@@ -42,6 +42,27 @@ def of_kind(labels: Labels, kind: str) -> list[dict[str, Any]]:
     return [event for event in labels["events"] if event["kind"] == kind]
 
 
+def countable(labels: Labels, kind: str) -> bool:
+    """Whether all units of a kind are known; of most recordings they are not."""
+    known = all(event["onsets"] for event in of_kind(labels, kind))
+    return ALL_KINDS[kind].unit is not None and known
+
+
+def possible_kinds(labels: Labels) -> dict[str, Kind]:
+    """The kinds of sound that the scene's world has."""
+    return ALL_KINDS if recorded(labels) else KINDS
+
+
+def possible_instruments(labels: Labels) -> tuple[str, ...]:
+    """The melodic instruments that the scene's world has."""
+    return SAMPLED_INSTRUMENTS if recorded(labels) else INSTRUMENTS
+
+
+def recorded(labels: Labels) -> bool:
+    """Whether the scene belongs to the world of recordings."""
+    return labels.get("world") == "recordings"
+
+
 def person(speaker: dict[str, Any]) -> str:
     return "man" if speaker["sex"] == "male" else "woman"
 
@@ -53,7 +74,7 @@ def music_name(labels: Labels) -> str:
 
 def sources(labels: Labels) -> list[tuple[str, dict[str, Any]]]:
     """(name in a timeline, span) of everything that sounds, in order of start."""
-    found = [(KINDS[e["kind"]].label, e) for e in labels["events"]]
+    found = [(ALL_KINDS[e["kind"]].label, e) for e in labels["events"]]
     for sentence in labels["sentences"]:
         who = person(speaker_of(labels, sentence))
         found.append((f"{who} speaking", sentence))
@@ -122,9 +143,9 @@ def sound_caption(labels: Labels) -> str:
     phrases: list[str] = []
     before = None
     for event in labels["events"]:
-        kind = KINDS[event["kind"]]
+        kind = ALL_KINDS[event["kind"]]
         phrase = kind.clause
-        if kind.unit:
+        if kind.unit and event["onsets"]:
             count = len(event["onsets"])
             phrase += f" ({count} {kind.unit[count > 1]})"
         if before is not None:

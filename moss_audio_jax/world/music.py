@@ -40,6 +40,7 @@ class Piece(NamedTuple):
     notes: list[Note]  # in order of start
     chords: list[tuple[int, int, str]]  # start and stop in samples, name
     beats: list[int]  # samples
+    files: tuple[str, ...] = ()  # the score and the programs, if it is made of such
 
 
 def make(draw: Draw, seconds: float) -> Piece:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -247,12 +247,26 @@ def _described(
 
 
 def add_events(
-    draw: Draw, labels: dict[str, Any], rules: Split, limit: int, end: int, alone: bool
+    draw: Draw,
+    labels: dict[str, Any],
+    rules: Split,
+    limit: int,
+    end: int,
+    alone: bool,
+    kinds: Sequence[str] = tuple(sounds.KINDS),
+    make: Callable[[str, Draw], sounds.Sound] = sounds.make,
 ) -> list[Track]:
+    """One to five sounds, alone or among the tracks that end at sample `end`.
+
+    Args:
+      labels: get the events.
+      kinds: the kinds of sound that may be heard.
+      make: makes a sound of a kind.
+    """
     for attempt in range(_TRIES):
         stream = draw.child(attempt)
-        kinds = _kinds(stream, rules, alone)
-        placed = _placed(stream, kinds, limit, end)
+        chosen = _kinds(stream, rules, alone, kinds)
+        placed = _placed(stream, chosen, limit, end, make)
         if len(placed) >= (2 if rules.held_out_pairs else 1):
             break
     else:
@@ -269,22 +283,23 @@ def add_events(
                 "onsets": [_s(at + onset) for onset in sound.onsets],
                 "level_db": round(db, 1),
             }
+            | ({"file": sound.file} if sound.file else {})
         )
     labels["events"].sort(key=lambda event: (event["start"], event["kind"]))
     return tracks
 
 
-def _kinds(draw: Draw, rules: Split, alone: bool) -> list[str]:
+def _kinds(draw: Draw, rules: Split, alone: bool, known: Sequence[str]) -> list[str]:
     count = draw.weighted({1: 0.3, 2: 0.3, 3: 0.2, 4: 0.12, 5: 0.08} if alone else {1: 0.7, 2: 0.3})
     if rules.held_out_pairs:
         kinds = draw.shuffled(draw.choice(held_out_pairs()))
     else:
-        kinds = [draw.choice(tuple(sounds.KINDS))]
+        kinds = [draw.choice(known)]
     while len(kinds) < count:
         if draw.chance(0.15):
             kinds.append(draw.choice(kinds))
             continue
-        fresh = [kind for kind in sounds.KINDS if kind not in kinds]
+        fresh = [kind for kind in known if kind not in kinds]
         if not rules.held_out_pairs:
             fresh = [kind for kind in fresh if not any(pair_held_out(kind, k) for k in kinds)]
         kinds.append(draw.choice(fresh))
@@ -292,13 +307,17 @@ def _kinds(draw: Draw, rules: Split, alone: bool) -> list[str]:
 
 
 def _placed(
-    draw: Draw, kinds: list[str], limit: int, end: int
+    draw: Draw,
+    kinds: list[str],
+    limit: int,
+    end: int,
+    make: Callable[[str, Draw], sounds.Sound],
 ) -> list[tuple[str, int, sounds.Sound]]:
     """(kind, first sample, sound): one after the other, sometimes two at once."""
     placed: list[tuple[str, int, sounds.Sound]] = []
     latest = 0
     for number, kind in enumerate(kinds):
-        sound = sounds.make(kind, draw.child(number))
+        sound = make(kind, draw.child(number))
         if end:  # anywhere among the tracks that are already there
             last = min(max(end - len(sound.wav) // 2, samples(0.5)), limit - len(sound.wav))
             at = draw.integer(0, max(last, 0))
@@ -319,11 +338,22 @@ def _placed(
     return placed
 
 
-def add_music(draw: Draw, labels: dict[str, Any], limit: int, end: int) -> Track:
-    """Music, alone or under all other tracks."""
+def add_music(
+    draw: Draw,
+    labels: dict[str, Any],
+    limit: int,
+    end: int,
+    make: Callable[[Draw, float], music.Piece] = music.make,
+) -> Track:
+    """Music, alone or under all other tracks.
+
+    Args:
+      labels: get the music.
+      make: makes a piece of so many seconds at most.
+    """
     at = samples(draw.uniform(0.05, 0.4))
     seconds = (max(end, samples(4.0)) - at) / SAMPLE_RATE if end else draw.uniform(4.0, 12.0)
-    piece = music.make(draw, min(seconds + 0.3, (limit - at) / SAMPLE_RATE))
+    piece = make(draw, min(seconds + 0.3, (limit - at) / SAMPLE_RATE))
     wav = piece.wav[: limit - at]
     db = 0.0
     if labels["sentences"]:
@@ -353,7 +383,7 @@ def add_music(draw: Draw, labels: dict[str, Any], limit: int, end: int) -> Track
             for start, stop, name in piece.chords
         ],
         "level_db": round(db, 1),
-    }
+    } | ({"files": list(piece.files)} if piece.files else {})
     return Track(at, wav, db)
 
 

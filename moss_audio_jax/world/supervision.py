@@ -5,7 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from moss_audio_jax.text.labels import DRUMS, INSTRUMENTS, KINDS
+from moss_audio_jax.text.labels import (
+    DRUMS,
+    INSTRUMENTS,
+    KINDS,
+    RECORDED_KINDS,
+    SAMPLED_INSTRUMENTS,
+)
 from moss_audio_jax.world import describe
 from moss_audio_jax.world.acoustics import BANDS, NOISES
 from moss_audio_jax.world.speakers import ACCENTS, INTONATIONS, PITCHES, SPEEDS
@@ -46,6 +52,13 @@ TAGS = (
     "room",
     *(f"loudness:{level}" for level in ("quiet", "normal", "loud")),
 )
+# With what only recordings have, for models that learn from them too.
+RECORDED_TAGS = (
+    *TAGS,
+    *(f"sound:{kind}" for kind in RECORDED_KINDS),
+    *(f"instrument:{name}" for name in SAMPLED_INSTRUMENTS if name not in INSTRUMENTS),
+)
+_MELODIC = {*INSTRUMENTS, *SAMPLED_INSTRUMENTS} - {"bass"}
 
 
 def record(labels: Labels, audio: str) -> dict[str, Any]:
@@ -76,7 +89,8 @@ def record(labels: Labels, audio: str) -> dict[str, Any]:
 def tags(labels: Labels) -> list[tuple[str, float, float]]:
     """(name, start, end) of everything in a scene's labels, in no particular order.
 
-    Names are in TAGS, except those of a few very rare phonemes.
+    Names are in TAGS, except those of a few very rare phonemes; those of a scene of recordings are
+    in RECORDED_TAGS.
     """
     found: list[tuple[str, float, float]] = []
     for event in labels["events"]:
@@ -101,7 +115,7 @@ def tags(labels: Labels) -> list[tuple[str, float, float]]:
         for note in music["notes"]:
             when = note["start"], note["end"]
             found.append((f"instrument:{note['instrument']}", *when))
-            if note["instrument"] in INSTRUMENTS:
+            if note["instrument"] in _MELODIC:
                 found.append((f"note:{note['midi'] % 12}", *when))
     whole = 0.0, labels["duration"]
     if labels["background"]:

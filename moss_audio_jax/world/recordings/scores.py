@@ -38,6 +38,7 @@ WIDE = (
 _METRES = {"4/4": 1.0, "3/4": 1.0, "2/4": 1.0, "2/2": 2.0, "6/8": 1.5}  # quarters of a beat
 _SHORTEST = 0.08  # seconds: faster notes are none that people play
 _FEWEST_BEATS = 4
+_MOST_VOICES = 4  # more are instruments that double the choir
 _TRIES = 60
 _TRIADS = {(0, 4, 7): "major", (0, 3, 7): "minor", (0, 3, 6): "diminished"}
 
@@ -48,7 +49,7 @@ class Tone(NamedTuple):
     start: float
     length: float
     midi: int
-    voice: int  # 0 is the highest part
+    voice: int  # 0 has the melody
 
 
 class Score(NamedTuple):
@@ -78,7 +79,11 @@ class Corpus(Source):
         return _names(self.name, self.pattern, split)
 
     def read(self, name: str) -> Score | None:
-        """A score; None if it changes its metre, is in a rare one, or has no clear key."""
+        """A score; None if it is none that labels can tell of.
+
+        Such a one has more than four parts, changes its metre, is in a rare one, or its key differs
+        from its key signature.
+        """
         return _read(_corpus() / Path(self.pattern).parent / name)
 
 
@@ -92,7 +97,7 @@ def _corpus() -> Path:
     return Path(importlib.util.find_spec("music21").origin).parent / "corpus"
 
 
-@functools.lru_cache(512)
+@functools.cache
 def _read(path: Path) -> Score | None:
     from music21 import converter
     from music21.exceptions21 import Music21Exception
@@ -102,7 +107,7 @@ def _read(path: Path) -> Score | None:
     except (Music21Exception, ValueError, IndexError, KeyError, AttributeError):
         return None  # some of the corpus's files are beyond its own reader
     parts = list(getattr(score, "parts", ()))
-    if not parts:
+    if not 1 <= len(parts) <= _MOST_VOICES:
         return None
     metres = {sign.ratioString for sign in parts[0].recurse().getElementsByClass("TimeSignature")}
     if len(metres) != 1 or not metres <= set(_METRES):
@@ -113,7 +118,7 @@ def _read(path: Path) -> Score | None:
     if signs != {key.sharps}:
         return None
     tones = []
-    for voice, part in enumerate(parts[:4]):
+    for voice, part in enumerate(parts):
         for note in part.stripTies().flatten().notes:
             length = float(note.quarterLength) / beat
             if length > 0:
@@ -140,9 +145,10 @@ def piece(draw: Draw, seconds: float, split: str, melodic: Sequence[str]) -> Pie
     for attempt in range(_TRIES):
         stream = draw.child(attempt)
         corpus = stream.choice(corpora)
-        score = corpus.read(stream.choice(corpus.scores(split)))
+        name = stream.choice(corpus.scores(split))
+        score = corpus.read(name)
         if score and (found := _passage(stream, score, seconds, tuple(melodic))):
-            return found
+            return found._replace(files=(f"{corpus.name}/{name}",))
     raise UsageError(f"no passage of a score fits in {seconds:.1f} s; allow longer music")
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _RATE = 44100  # the fonts' own: at 16 kHz the player would fold high partials down
 _DRUM_BANK = 128
 _DRUM_KEYS = dict(zip(DRUMS, (36, 38, 42), strict=True))
-_TAIL = 0.4  # seconds that the last notes may ring on
+_TAIL = 0.3  # seconds that the last notes may ring on
 # Keys that an instrument plays well; notes beyond are moved by octaves.
 _RANGES = {
     "bass": (28, 52),
@@ -101,24 +101,27 @@ def playable(instrument: str, midi: int) -> int:
 
 
 def play(draw: Draw, piece: Piece, split: str) -> Piece:
-    """The piece, played; notes outside of their instruments' ranges are moved by octaves."""
-    notes = [
-        note if note.midi is None else note._replace(midi=playable(note.instrument, note.midi))
-        for note in piece.notes
-    ]
-    wav = render(draw, notes, piece.parts[0], split)
-    return piece._replace(wav=wav / loudest(wav), notes=notes)
+    """The piece, played by programs that the split may use.
 
-
-def render(draw: Draw, notes: Sequence[Note], lead: str, split: str) -> np.ndarray:
-    """Plays notes; each instrument with a program that the split may use.
-
-    Returns:
-      float64 [n] at 16 kHz. Notes begin when they say, and ring on for at most 0.4 s.
+    Notes begin when they say and ring on for at most 0.3 s. Those outside of their instruments'
+    ranges are moved by octaves.
 
     Raises:
       UsageError: an instrument has no program here.
     """
+    notes = [
+        note if note.midi is None else note._replace(midi=playable(note.instrument, note.midi))
+        for note in piece.notes
+    ]
+    wav, used = _rendered(draw, notes, piece.parts[0], split)
+    files = (*piece.files, *(f"{program.font}/{program.name}" for program in used))
+    return piece._replace(wav=wav / loudest(wav), notes=notes, files=files)
+
+
+def _rendered(
+    draw: Draw, notes: Sequence[Note], lead: str, split: str
+) -> tuple[np.ndarray, list[Program]]:
+    """(float64 [n] at 16 kHz, the programs that play)."""
     known = programs(split)
     parts: dict[str, list[Note]] = {}
     for note in notes:
@@ -130,13 +133,14 @@ def render(draw: Draw, notes: Sequence[Note], lead: str, split: str) -> np.ndarr
             "`source.table`"
         )
     n = max(note.stop for note in notes) + samples(_TAIL)
-    wav = np.zeros(n)
+    wav, used = np.zeros(n), []
     for name in sorted(parts):
         stream = draw.child("program", name)
-        part = _played(stream, stream.choice(known[name]), parts[name], n)
+        used.append(stream.choice(known[name]))
+        part = _played(stream, used[-1], parts[name], n)
         role = "lead" if name == lead else name if name in _LEVELS else "other"
         wav += _LEVELS[role] * part / loudest(part)
-    return wav * swell(n, 0.001, _TAIL / 2)
+    return wav * swell(n, 0.001, _TAIL), used
 
 
 def _played(draw: Draw, program: Program, notes: Sequence[Note], n: int) -> np.ndarray:

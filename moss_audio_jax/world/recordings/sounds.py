@@ -57,13 +57,6 @@ class Recording(NamedTuple):
     author: str
 
 
-class Heard(NamedTuple):
-    """A sound, and the recording that it was made from."""
-
-    sound: Sound
-    recording: Recording
-
-
 @functools.cache
 def table() -> tuple[Recording, ...]:
     text = resources.files(__package__).joinpath("sounds.tsv").read_text(encoding="utf-8")
@@ -102,7 +95,7 @@ def _by_kind(split: str, packages: frozenset[str]) -> dict[str, tuple[Recording,
     return {kind: tuple(of_it) for kind, of_it in sorted(found.items())}
 
 
-def make(kind: str, split: str, draw: Draw) -> Heard:
+def make(kind: str, split: str, draw: Draw) -> Sound:
     """A sound of a kind from a recording that the split may use.
 
     In training and validation a recording plays up to 8% faster or slower. One that holds a single
@@ -124,13 +117,14 @@ def make(kind: str, split: str, draw: Draw) -> Heard:
     if split != "test":
         wav = soxr.resample(wav, SAMPLE_RATE, SAMPLE_RATE * draw.uniform(0.92, 1.08))
     if recording.unit == "one":
-        return Heard(_repeated(wav, draw), recording)
-    wav = _cut(wav, draw)
-    return Heard(Sound(wav / loudest(wav), []), recording)
+        wav, onsets = _repeated(wav, draw)
+    else:
+        wav, onsets = _cut(wav, draw), []
+    return Sound(wav / loudest(wav), onsets, recording.path)
 
 
-def _repeated(wav: np.ndarray, draw: Draw) -> Sound:
-    """One to six of a unit, at about equal distances."""
+def _repeated(wav: np.ndarray, draw: Draw) -> tuple[np.ndarray, list[int]]:
+    """One to six of a unit, at about equal distances, and where each begins."""
     pause = draw.uniform(0.35, 0.9)
     pieces: list[tuple[int, np.ndarray]] = []
     at = 0
@@ -139,8 +133,7 @@ def _repeated(wav: np.ndarray, draw: Draw) -> Sound:
         at += max(samples(pause * draw.uniform(0.92, 1.08)), len(wav) + samples(0.05))
         if at + len(wav) > samples(MAX_SECONDS):
             break
-    whole = place(pieces)
-    return Sound(whole / loudest(whole), [start for start, _ in pieces])
+    return place(pieces), [start for start, _ in pieces]
 
 
 def _cut(wav: np.ndarray, draw: Draw) -> np.ndarray:
