@@ -60,7 +60,7 @@ def possible_instruments(labels: Labels) -> tuple[str, ...]:
 
 def recorded(labels: Labels) -> bool:
     """Whether the scene belongs to the world of recordings."""
-    return labels.get("world") == "recordings"
+    return "sources" in labels
 
 
 def person(speaker: dict[str, Any]) -> str:

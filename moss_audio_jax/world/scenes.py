@@ -283,7 +283,7 @@ def add_events(
                 "onsets": [_s(at + onset) for onset in sound.onsets],
                 "level_db": round(db, 1),
             }
-            | ({"file": sound.file} if sound.file else {})
+            | ({"files": (sound.file,)} if sound.file else {})
         )
     labels["events"].sort(key=lambda event: (event["start"], event["kind"]))
     return tracks
@@ -383,7 +383,7 @@ def add_music(
             for start, stop, name in piece.chords
         ],
         "level_db": round(db, 1),
-    } | ({"files": list(piece.files)} if piece.files else {})
+    } | ({"files": piece.files} if piece.files else {})
     return Track(at, wav, db)
 
 

@@ -5,7 +5,8 @@ They have one key more, and some values may be None, of which no row asks:
     "sources": [{"part": speech | sound | music, "source", "speaker", "file", "text", "manner"}]
 
 in the order of the sentences, then of the events, then the music; for speech, "text" names the
-source of the sentence, and "manner" how much its pitch, formants and speed were changed. "codec"
+source of the sentence, and "manner" how much its pitch, formants and speed were changed; for music,
+"file" names the score and the programs of the soundfonts. "codec"
 is a key of `channels.CODECS` or None. A sentence's "words" and "phones" are None where nothing
 tells their times; its "order" is where its text comes from. A speaker's "pitch", "speed",
 "intonation" and "accent" are None where they are not clear.
@@ -16,7 +17,7 @@ neural voices and codecs, on the machine's last bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,8 +25,19 @@ import numpy as np
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.draw import Draw
 from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.text.labels import KINDS
+from moss_audio_jax.world import music as procedural_music
+from moss_audio_jax.world import sounds as procedural_sounds
 from moss_audio_jax.world.dsp import loudest, median_f0, samples
-from moss_audio_jax.world.recordings import channels, held_out, listener, sentences
+from moss_audio_jax.world.music import Piece
+from moss_audio_jax.world.recordings import (
+    channels,
+    held_out,
+    listener,
+    music,
+    sentences,
+    sounds,
+)
 from moss_audio_jax.world.recordings.source import Line, Speaker, Voice, of_kind, sources
 from moss_audio_jax.world.scenes import (
     CONTENTS,
@@ -39,6 +51,7 @@ from moss_audio_jax.world.scenes import (
     name_of,
     sentence_labels,
 )
+from moss_audio_jax.world.sounds import Sound
 from moss_audio_jax.world.speakers import PITCHES
 from moss_audio_jax.world.splits import split_named
 
@@ -56,6 +69,7 @@ _WEIGHTS = {
     "asterisk-ru": 0.05,
 }
 _OTHER = 0.2  # of a source of another package
+_FROM_PROCEDURAL = 0.2  # of sounds and music in training and validation
 _SPEEDS = {"slow": (60, 125), "normal": (150, 190), "fast": (225, 400)}  # words per minute
 _TRIES = 50
 
@@ -273,19 +287,43 @@ def _class_of(value: float, classes: dict[str, tuple[float, float]]) -> str | No
 
 
 def _sound(draw: Draw, labels: dict[str, Any], part: _Part) -> list[Track]:
+    """Recorded sounds; in training, a part of them is procedural, if the kind can be."""
+    recorded = sounds.recordings(part.split)
+    kinds = tuple(recorded) if recorded else tuple(KINDS)
+    if part.split != "test":
+        kinds = tuple(sorted({*recorded, *KINDS}))
+
+    def make(kind: str, stream: Draw) -> Sound:
+        if kind not in recorded or (kind in KINDS and _procedural(stream, part)):
+            return procedural_sounds.make(kind, stream)
+        return sounds.make(kind, part.split, stream)
+
     rules = split_named(part.split)
-    tracks = add_events(draw, labels, rules, part.limit, part.end, part.alone)
-    labels["sources"] += [_procedural("sound") for _ in labels["events"]]
+    tracks = add_events(draw, labels, rules, part.limit, part.end, part.alone, kinds, make)
+    labels["sources"] += [_origin("sound", event.pop("files", ())) for event in labels["events"]]
     return tracks
 
 
 def _music(draw: Draw, labels: dict[str, Any], part: _Part) -> list[Track]:
-    labels["sources"].append(_procedural("music"))
-    return [add_music(draw, labels, part.limit, part.end)]
+    """Music of sampled instruments; in training, a part of it is procedural."""
+
+    def make(stream: Draw, seconds: float) -> Piece:
+        if not music.available(part.split) or _procedural(stream, part):
+            return procedural_music.make(stream, seconds)
+        return music.make(stream, seconds, part.split)
+
+    tracks = [add_music(draw, labels, part.limit, part.end, make)]
+    labels["sources"].append(_origin("music", labels["music"].pop("files", ())))
+    return tracks
 
 
-def _procedural(part: str) -> dict[str, Any]:
-    return {"part": part, "source": "procedural", "speaker": None, "file": None}
+def _procedural(draw: Draw, part: _Part) -> bool:
+    return part.split != "test" and draw.chance(_FROM_PROCEDURAL)
+
+
+def _origin(part: str, files: Sequence[str]) -> dict[str, Any]:
+    source = "recordings" if files else "procedural"
+    return {"part": part, "source": source, "speaker": None, "file": ", ".join(files) or None}
 
 
 _PARTS: dict[str, Callable[[Draw, dict[str, Any], _Part], list[Track]]] = {
