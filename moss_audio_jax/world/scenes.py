@@ -302,6 +302,8 @@ def _kinds(draw: Draw, rules: Split, alone: bool, known: Sequence[str]) -> list[
         fresh = [kind for kind in known if kind not in kinds]
         if not rules.held_out_pairs:
             fresh = [kind for kind in fresh if not any(pair_held_out(kind, k) for k in kinds)]
+        if not fresh:  # few kinds are known
+            break
         kinds.append(draw.choice(fresh))
     return kinds
 

@@ -144,23 +144,29 @@ def piece(draw: Draw, seconds: float, split: str, melodic: Sequence[str]) -> Pie
         raise UsageError("no source of scores is here; `source.table` says how to get one")
     for attempt in range(_TRIES):
         stream = draw.child(attempt)
+        pace = stream.choice(tuple(TEMPI))
+        tempo = stream.integer(*TEMPI[pace])
+        count = int((seconds - 0.15) * tempo / 60)
+        if count < _FEWEST_BEATS:
+            continue
         corpus = stream.choice(corpora)
         name = stream.choice(corpus.scores(split))
         score = corpus.read(name)
-        if score and (found := _passage(stream, score, seconds, tuple(melodic))):
+        found = score and _passage(stream, score, pace, float(tempo), count, tuple(melodic))
+        if found:
             return found._replace(files=(f"{corpus.name}/{name}",))
     raise UsageError(f"no passage of a score fits in {seconds:.1f} s; allow longer music")
 
 
-def _passage(draw: Draw, score: Score, seconds: float, melodic: tuple[str, ...]) -> Piece | None:
-    pace = draw.choice(tuple(TEMPI))
-    tempo = float(draw.integer(*TEMPI[pace]))
+def _passage(
+    draw: Draw, score: Score, pace: str, tempo: float, count: int, melodic: tuple[str, ...]
+) -> Piece | None:
+    """`count` beats from somewhere in the score; None if these do not do."""
     beat = 60 / tempo
-    count = int((seconds - 0.15) / beat)
     starts = [t.start for t in score.tones if t.voice == 0 and t.start % 1 == 0]
     end = max(tone.start + tone.length for tone in score.tones)
     starts = [start for start in starts if start + count <= end]
-    if count < _FEWEST_BEATS or not starts:
+    if not starts:
         return None
     first = draw.choice(starts)
     tones = [

@@ -148,6 +148,8 @@ def _played(draw: Draw, program: Program, notes: Sequence[Note], n: int) -> np.n
     font = next(font for font in of_kind("instrument") if font.name == program.font)
     synth, number = _synth(font.path)
     synth.sounds_off()
+    while _generated(synth, 2048).any():  # what was played before fades
+        pass
     drums = program.bank == _DRUM_BANK
     synth.program_select(0, number, program.bank, program.number, drums)
     loud = draw.integer(75, 110)
