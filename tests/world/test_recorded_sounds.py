@@ -1,4 +1,4 @@
-"""Recorded sounds: the table, what each split hears, and boxes. Most tests write files of their own.
+"""Recorded sounds: the table, what each split hears, boxes. Most tests write their own files.
 
 Whether a recording holds what its label says is not tested: labels are those of the packages.
 """
@@ -155,7 +155,7 @@ def test_what_differs_from_the_table_is_refused(made, tmp_path):
     soundfile.write(tmp_path / "sounds" / "2.wav", wave(99), 16000)
     with pytest.raises(InputError, match=r"sounds/2.wav of zoo differs"):
         sounds.make("dog", "test", Draw("differs"))
-    with pytest.raises(UsageError, match="no recording of kind 'cat' in split 'test'.*dog, horse"):
+    with pytest.raises(UsageError, match=r"no recording of kind 'cat' in split 'test'.*dog, horse"):
         sounds.make("cat", "test", Draw("cat"))
     (tmp_path / "sounds" / "5.wav").unlink()
     assert sounds.recordings("train") == {}  # the package is not whole, so it is not here
@@ -197,7 +197,7 @@ def test_boxes_hold_what_was_put_in(tmp_path, flags):
     assert boxes.members(set_of_sounds) == {"0": b"one", "1": b"three"}
     set_of_sounds.write_bytes(openttd([b"one", b"three"])[:-2])
     boxes.members.cache_clear()
-    with pytest.raises(InputError, match="b.cat: expected Qt resources or an OpenTTD set"):
+    with pytest.raises(InputError, match=r"b.cat: expected Qt resources or an OpenTTD set"):
         boxes.members(set_of_sounds)
 
 
@@ -264,5 +264,6 @@ def test_the_packages_that_are_here_hold_what_the_table_says():
     for package in here:
         for one in package.recordings():
             wav = sounds.load(one)  # checks the digest
-            assert len(wav) > 0.03 * 16000 and np.abs(wav).max() > 1e-3, one.path
+            assert len(wav) > 0.03 * 16000, one.path
+            assert np.abs(wav).max() > 1e-3, one.path
     assert set(here) <= set(source.of_kind("sound"))
