@@ -159,7 +159,7 @@ def test_what_differs_from_the_table_is_refused(made, tmp_path):
         sounds.make("cat", "test", Draw("cat"))
     (tmp_path / "sounds" / "5.wav").unlink()
     assert sounds.recordings("train") == {}  # the package is not whole, so it is not here
-    with pytest.raises(InputError, match=r"sounds/5.wav is not here: apt install zoo"):
+    with pytest.raises(InputError, match=r"sounds/5.wav is not here: apt-get install zoo"):
         sounds.load(made[5])
 
 

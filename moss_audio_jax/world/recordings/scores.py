@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from moss_audio_jax.draw import Draw
-from moss_audio_jax.errors import UsageError
+from moss_audio_jax.errors import UsageError, extra
 from moss_audio_jax.text.labels import TONICS
 from moss_audio_jax.world.dsp import samples
 from moss_audio_jax.world.music import TEMPI, Note, Piece
@@ -237,14 +237,13 @@ def _chords(tones: Sequence[Tone], count: int, beat: float) -> list[tuple[int, i
     return found
 
 
-_MUSIC21 = "pip install music21"
 SOURCES = (
     Corpus(
         name="bach",
         kind="score",
         licence="public domain (music), BSD-3-Clause (music21)",
         origin="music21",
-        install=_MUSIC21,
+        install=extra("ears"),
         pattern="bach/*.mxl",
     ),
     Corpus(
@@ -252,7 +251,7 @@ SOURCES = (
         kind="score",
         licence="public domain (music), BSD-3-Clause (music21)",
         origin="music21",
-        install=_MUSIC21,
+        install=extra("ears"),
         pattern="ryansMammoth/*.abc",
     ),
 )

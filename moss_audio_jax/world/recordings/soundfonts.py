@@ -200,7 +200,7 @@ SOURCES = (
         kind="instrument",
         licence="MIT",
         origin="fluid-soundfont-gm",
-        install=f"apt install fluid-soundfont-gm; {_PLAYER}",
+        install=f"apt-get install fluid-soundfont-gm; {_PLAYER}",
         path=Path("/usr/share/sounds/sf2/FluidR3_GM.sf2"),
         programs={
             "piano": ((0, 0), (0, 1), (0, 3)),
@@ -227,7 +227,7 @@ SOURCES = (
         kind="instrument",
         licence="GPL-2",
         origin="timgm6mb-soundfont",
-        install=f"apt install timgm6mb-soundfont; {_PLAYER}",
+        install=f"apt-get install timgm6mb-soundfont; {_PLAYER}",
         path=Path("/usr/share/sounds/sf2/TimGM6mb.sf2"),
         programs={
             "piano": ((0, 0), (0, 1)),

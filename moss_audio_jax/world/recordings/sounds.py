@@ -155,7 +155,7 @@ def load(recording: Recording) -> np.ndarray:
     """
     file = _file(recording)
     if file is None:
-        raise InputError(f"{recording.path} is not here: apt install {recording.package}")
+        raise InputError(f"{recording.path} is not here: apt-get install {recording.package}")
     name = recording.path.partition("!")[2]
     if name:
         inside = boxes.members(file)
@@ -202,7 +202,7 @@ def _sources() -> tuple[Sounds, ...]:
             kind="sound",
             licence=", ".join(sorted(set(of_it))),
             origin=package,
-            install=f"apt install {package}",
+            install=f"apt-get install {package}",
         )
         for package, of_it in sorted(licences.items())
     )
