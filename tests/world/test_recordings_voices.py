@@ -1,5 +1,6 @@
 """Voices, texts and channels: against what the packages themselves say, where they are here."""
 
+import difflib
 import gzip
 import re
 import shutil
@@ -100,7 +101,8 @@ def test_phonemes_are_those_that_espeak_speaks():
     utterance = espeak.Utterance(tuple(text.split()), "en-us+m1", 160, 50, 50)
     (spoken,) = espeak.speak([utterance])
     heard = [phone(p.text) for p in spoken.phones]
-    assert np.mean([a == b for a, b in zip(asked, heard, strict=True)]) > 0.9
+    # What it speaks has a few more: the end of "little" is one phoneme or two.
+    assert difflib.SequenceMatcher(None, asked, heard).ratio() > 0.85
     assert all(len(word) for word in espeak.phonemes(text, "en-us"))
     with pytest.raises(InputError, match="does it have the voice"):
         espeak.phonemes(text, "no-such-voice")
