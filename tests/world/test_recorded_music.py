@@ -4,6 +4,8 @@ Tests that play need the soundfonts and TinySoundFont, and those of scores need 
 """
 
 import importlib.util
+import itertools
+import struct
 from collections import defaultdict
 
 import numpy as np
@@ -51,6 +53,52 @@ def test_every_instrument_has_programs_for_training_and_others_for_tests():
     assert not of_split["train"] & of_split["test"]
     held = {p for font, names in held_out.TEST_PROGRAMS.items() for p in names if p != "*"}
     assert held == {p.partition("/")[2] for p in of_split["test"] if p.startswith("fluid/")}
+
+
+def samples_of(path) -> dict[str, set[tuple[int, int]]]:
+    """ "bank:number" -> where its samples lie in a soundfont, by the tables of its chunk "pdta"."""
+    data = path.read_bytes()
+    tables, at = {}, data.rindex(b"pdta") + 4
+    for name in ("phdr", "pbag", "pmod", "pgen", "inst", "ibag", "imod", "igen", "shdr"):
+        assert data[at : at + 4].decode() == name
+        size = struct.unpack_from("<I", data, at + 4)[0]
+        form = {"hdr": "<20s3H3I", "bag": "<2H", "gen": "<2H", "nst": "<20sH"}.get(name[1:])
+        form = "<20s5I2B2H" if name == "shdr" else form
+        if form:
+            tables[name] = list(struct.iter_unpack(form, data[at + 8 : at + 8 + size]))
+        at += 8 + size
+
+    def values(head, bags, generators, which):  # of one generator, in all zones
+        firsts = [row[0] for row in tables[bags]]
+        return [
+            [v for name, v in tables[generators][firsts[a] : firsts[b]] if name == which]
+            for a, b in itertools.pairwise(head)
+        ]
+
+    inside = values([row[1] for row in tables["inst"]], "ibag", "igen", 53)
+    used = values([row[3] for row in tables["phdr"]], "pbag", "pgen", 41)
+    return {
+        f"{row[2]}:{row[1]}": {tables["shdr"][s][1:3] for i in instruments for s in inside[i]}
+        for row, instruments in zip(tables["phdr"], used, strict=False)
+    }
+
+
+@pytest.mark.skipif(
+    not soundfonts.SOURCES[0].path.is_file(), reason="needs " + soundfonts.SOURCES[0].install
+)
+def test_programs_of_tests_share_no_sample_with_those_of_training():
+    font = soundfonts.SOURCES[0]
+    samples = samples_of(font.path)
+    parts = {"train": set(), "test": set()}
+    for instrument, found in parts_of_programs().items():
+        for split, programs in found.items():
+            for program in programs:
+                if program.startswith(font.name):
+                    own = samples[program.partition("/")[2]]
+                    assert own, (instrument, program)
+                    parts[split] |= own
+    assert len(parts["test"]) > 100
+    assert not parts["train"] & parts["test"]
 
 
 def test_notes_are_moved_by_octaves_into_the_range():
