@@ -13,11 +13,11 @@ from moss_audio_jax.annotate.posteriors import Posteriors
 from moss_audio_jax.annotate.profile import CLASSES
 from moss_audio_jax.annotate.record import centi
 from moss_audio_jax.annotate.spans import SegmentOptions
-from moss_audio_jax.text.labels import KINDS, Kind
+from moss_audio_jax.text.labels import ALL_KINDS, Kind
 
 Event = dict[str, Any]
 _SOUND, _INSTRUMENT = "sound:", "instrument:"
-_CATEGORY = {kind.category: kind.category for kind in KINDS.values()} | {
+_CATEGORY = {kind.category: kind.category for kind in ALL_KINDS.values()} | {
     "human sound": "sounds of things"  # claps and steps are not voices
 }
 SPOKEN = ("speech", "human voice", "singing", "music")  # other branches handle these
@@ -25,7 +25,7 @@ SPOKEN = ("speech", "human voice", "singing", "music")  # other branches handle 
 
 @functools.cache
 def kinds_by_label() -> dict[str, Kind]:
-    return {kind.label: kind for kind in KINDS.values()}
+    return {kind.label: kind for kind in ALL_KINDS.values()}
 
 
 def clause(label: str) -> str:
@@ -39,9 +39,9 @@ def tag_events(given: Posteriors) -> Posteriors:
     columns = [
         i
         for i, name in enumerate(given.labels)
-        if name.removeprefix(_SOUND) in KINDS and name.startswith(_SOUND)
+        if name.removeprefix(_SOUND) in ALL_KINDS and name.startswith(_SOUND)
     ]
-    labels = tuple(KINDS[given.labels[i].removeprefix(_SOUND)].label for i in columns)
+    labels = tuple(ALL_KINDS[given.labels[i].removeprefix(_SOUND)].label for i in columns)
     return Posteriors(given.frames[:, columns], given.fps, labels)
 
 
@@ -49,7 +49,7 @@ def tag_classes(given: Posteriors) -> dict[str, str]:
     """label -> coarse class of the small model's tags, for `profile_posteriors`."""
     found = {"speech": "speech", "music": "music"}
     for name in given.labels:
-        kind = KINDS.get(name.removeprefix(_SOUND)) if name.startswith(_SOUND) else None
+        kind = ALL_KINDS.get(name.removeprefix(_SOUND)) if name.startswith(_SOUND) else None
         if kind:
             found[name] = _CATEGORY[kind.category]
         elif name.startswith("background:"):

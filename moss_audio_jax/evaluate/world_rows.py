@@ -13,7 +13,7 @@ from moss_audio_jax.evaluate.manifests import Root, checked_slots
 from moss_audio_jax.evaluate.metrics.choice import listed
 from moss_audio_jax.evaluate.reading import name_of, read_rows
 from moss_audio_jax.files import brief, parse_json
-from moss_audio_jax.text.labels import KINDS
+from moss_audio_jax.text.labels import ALL_KINDS
 from moss_audio_jax.text.prompt import split_thinking
 from moss_audio_jax.text.tasks import NO_SPEECH
 from moss_audio_jax.world import describe
@@ -110,7 +110,9 @@ def _sources(labels: dict[str, Any], task: str) -> list[list[str]]:
         names = {"man": ["man", "male"], "woman": ["woman", "female"]}
         found += [names[describe.person(speaker)] for speaker in labels["speakers"]]
     if task in ("caption", "caption_sound"):
-        found += [[KINDS[kind].label, KINDS[kind].clause] for kind in describe.kinds(labels)]
+        found += [
+            [ALL_KINDS[kind].label, ALL_KINDS[kind].clause] for kind in describe.kinds(labels)
+        ]
     if task in ("caption", "caption_music") and labels["music"]:
         found += [[part] for part in labels["music"]["parts"]]
     return found

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from moss_audio_jax.text.labels import KINDS
+from moss_audio_jax.text.labels import ALL_KINDS, INSTRUMENTS, KINDS, SAMPLED_INSTRUMENTS, Kind
 from moss_audio_jax.text.phrases import capitalised, joined
 
 Labels = dict[str, Any]
+
+LANGUAGES = {
+    "en": "English",
+    "zh": "Mandarin",
+    "es": "Spanish",
+    "fr": "French",
+    "it": "Italian",
+    "ru": "Russian",
+}
 
 
 def transcript(labels: Labels) -> str:
@@ -15,7 +24,13 @@ def transcript(labels: Labels) -> str:
 
 
 def words(labels: Labels) -> list[dict[str, Any]]:
-    return [word for sentence in labels["sentences"] for word in sentence["words"]]
+    """The words whose times are known."""
+    return [word for sentence in labels["sentences"] for word in sentence["words"] or ()]
+
+
+def timed(labels: Labels) -> bool:
+    """Whether the times of all words are known; those of some recordings are not."""
+    return all(sentence["words"] is not None for sentence in labels["sentences"])
 
 
 def kinds(labels: Labels) -> list[str]:
@@ -25,6 +40,27 @@ def kinds(labels: Labels) -> list[str]:
 
 def of_kind(labels: Labels, kind: str) -> list[dict[str, Any]]:
     return [event for event in labels["events"] if event["kind"] == kind]
+
+
+def countable(labels: Labels, kind: str) -> bool:
+    """Whether all units of a kind are known; of most recordings they are not."""
+    known = all(event["onsets"] for event in of_kind(labels, kind))
+    return ALL_KINDS[kind].unit is not None and known
+
+
+def possible_kinds(labels: Labels) -> dict[str, Kind]:
+    """The kinds of sound that the scene's world has."""
+    return ALL_KINDS if recorded(labels) else KINDS
+
+
+def possible_instruments(labels: Labels) -> tuple[str, ...]:
+    """The melodic instruments that the scene's world has."""
+    return SAMPLED_INSTRUMENTS if recorded(labels) else INSTRUMENTS
+
+
+def recorded(labels: Labels) -> bool:
+    """Whether the scene belongs to the world of recordings."""
+    return "sources" in labels
 
 
 def person(speaker: dict[str, Any]) -> str:
@@ -38,7 +74,7 @@ def music_name(labels: Labels) -> str:
 
 def sources(labels: Labels) -> list[tuple[str, dict[str, Any]]]:
     """(name in a timeline, span) of everything that sounds, in order of start."""
-    found = [(KINDS[e["kind"]].label, e) for e in labels["events"]]
+    found = [(ALL_KINDS[e["kind"]].label, e) for e in labels["events"]]
     for sentence in labels["sentences"]:
         who = person(speaker_of(labels, sentence))
         found.append((f"{who} speaking", sentence))
@@ -76,15 +112,15 @@ def speaker_phrase(labels: Labels, speaker: dict[str, Any], with_accent: bool = 
     if speaker["whispered"]:
         return f"a {person(speaker)} whispering at a {speaker['speed']} speed"
     tone = {"flat": "in a flat tone", "normal": None, "lively": "in a lively tone"}
-    parts = [
-        f"a {person(speaker)} with a {speaker['pitch']} voice",
-        f"speaking at a {speaker['speed']} speed",
-        tone[speaker["intonation"]],
+    pitch, speed, accent = speaker["pitch"], speaker["speed"], speaker["accent"]
+    parts = [  # what is not known of a recorded speaker is None
+        f"a {person(speaker)} with a {pitch} voice" if pitch else f"a {person(speaker)}",
+        f"speaking at a {speed} speed" if speed else "speaking",
+        tone[speaker["intonation"] or "normal"],
     ]
-    if labels["language"] == "zh":
-        parts.append("in Mandarin")
-    elif with_accent:
-        accent = speaker["accent"]
+    if labels["language"] != "en":
+        parts.append(f"in {LANGUAGES[labels['language']]}")
+    elif with_accent and accent:
         parts.append(f"with {'an' if accent[0] in 'AEIOU' else 'a'} {accent} accent")
     return ", ".join(part for part in parts if part)
 
@@ -107,9 +143,9 @@ def sound_caption(labels: Labels) -> str:
     phrases: list[str] = []
     before = None
     for event in labels["events"]:
-        kind = KINDS[event["kind"]]
+        kind = ALL_KINDS[event["kind"]]
         phrase = kind.clause
-        if kind.unit:
+        if kind.unit and event["onsets"]:
             count = len(event["onsets"])
             phrase += f" ({count} {kind.unit[count > 1]})"
         if before is not None:

@@ -7,10 +7,6 @@ import itertools
 import json
 import os
 import re
-import struct
-import subprocess
-import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +16,8 @@ from scipy import signal
 
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.errors import InputError, extra
-from moss_audio_jax.world.espeak_worker import WORD
+from moss_audio_jax.world.espeak_worker import BETWEEN, WORD
+from moss_audio_jax.world.worker import Worker
 
 MISSING = f"scenes with speech need espeak-ng: {extra('world')} (sounds and music do not)"
 _QUIET = 10 ** (-50 / 20)  # relative to the loudest 5 ms; espeak's pauses are silent
@@ -88,6 +85,44 @@ def speak(utterances: Sequence[Utterance]) -> list[Spoken]:
     return spoken
 
 
+class Phoneme(NamedTuple):
+    """A phoneme as IPA, with signs of stress and length, and as espeak names it."""
+
+    ipa: str
+    name: str
+
+
+def phonemes(text: str, voice: str) -> list[list[Phoneme]]:
+    """How espeak says each word of a text.
+
+    Args:
+      text: words joined by single spaces, without punctuation.
+      voice: name of an espeak voice, such as "en-us".
+
+    Raises:
+      InputError: as `speak`.
+    """
+    words = text.split()
+    for joint in (" ", _NO_BREAK):  # in its natural flow if espeak then keeps the words apart
+        request = json.dumps({"voice": voice, "text": joint.join(words)})
+        answer = _worker().ask(request.encode())
+        if not answer:
+            raise InputError(f"espeak-ng could not say {text!r}; does it have the voice {voice}?")
+        ipa, names = (form.split() for form in json.loads(answer))
+        if len(ipa) == len(names) == len(words):
+            return [_word_phonemes(*both) for both in zip(ipa, names, strict=True)]
+    raise InputError(
+        f"espeak-ng says {text!r} in {len(ipa)} words (voice {voice}); expected {len(words)}: use "
+        "words that it knows"
+    )
+
+
+def _word_phonemes(ipa: str, names: str) -> list[Phoneme]:
+    """Without pauses and links between sounds, which have no IPA."""
+    both = zip(ipa.split(BETWEEN), names.split(BETWEEN), strict=True)
+    return [Phoneme(sign, name) for sign, name in both if sign]
+
+
 def available() -> bool:
     """Whether the wheel is installed."""
     try:
@@ -100,23 +135,46 @@ def available() -> bool:
 def _labelled(utterance: Utterance, wav: np.ndarray, events: list, scale: float) -> Spoken:
     """The bounds of each word from espeak's events, moved inwards to where there is sound."""
     bounds = _bounds(utterance, events, round(len(wav) / scale))
-    envelope = _envelope(wav)
-    heard = envelope > _QUIET * envelope.max()
-    words = []
-    for text, (onset, stop) in zip(utterance.units, bounds, strict=True):
-        first, last = round(onset * scale), min(round(stop * scale), len(wav))
-        inside = np.flatnonzero(heard[first:last])
-        if len(inside):
-            first, last = first + int(inside[0]), first + int(inside[-1]) + 1
-        words.append(SpokenWord(text, first, last))
+    words = tightened(
+        wav,
+        [
+            SpokenWord(text, round(onset * scale), min(round(stop * scale), len(wav)))
+            for text, (onset, stop) in zip(utterance.units, bounds, strict=True)
+        ],
+    )
     begin, end = words[0].start, words[-1].stop
     phones = _phones(events, scale, begin, end)
     words = [SpokenWord(w.text, w.start - begin, w.stop - begin) for w in words]
+    return Spoken(cut_out(wav, begin, end), words, phones)
+
+
+def tightened(
+    wav: np.ndarray, words: Sequence[SpokenWord], quiet: float = _QUIET
+) -> list[SpokenWord]:
+    """The words with bounds moved inwards to where there is sound; a silent one stays as it is.
+
+    Args:
+      quiet: what is silent, relative to the loudest 5 ms.
+    """
+    envelope = _envelope(wav)
+    heard = envelope > quiet * envelope.max()
+    found = []
+    for word in words:
+        inside = np.flatnonzero(heard[word.start : word.stop])
+        if len(inside):
+            first = word.start + int(inside[0])
+            word = SpokenWord(word.text, first, word.start + int(inside[-1]) + 1)
+        found.append(word)
+    return found
+
+
+def cut_out(wav: np.ndarray, begin: int, end: int) -> np.ndarray:
+    """wav[begin:end] with peak 1; its ends rise and fall within 2 ms, so that nothing clicks."""
     piece = wav[begin:end].copy()
-    fade = np.linspace(0, 1, 32)  # 2 ms
+    fade = np.linspace(0, 1, 32)
     piece[:32] *= fade
     piece[-32:] *= fade[::-1]
-    return Spoken(piece / np.abs(piece).max(), words, phones)
+    return piece / np.abs(piece).max()
 
 
 def _phones(events: list, scale: float, begin: int, end: int) -> list[SpokenWord]:
@@ -213,40 +271,17 @@ def _filter(rate: int) -> tuple[int, int, np.ndarray]:
     return int(up), int(down), signal.firwin(20 * widest + 1, 0.95 / widest, window=("kaiser", 7.0))
 
 
-class _Worker:
-    """A process that speaks; one thread at a time uses it."""
-
-    def __init__(self) -> None:
-        try:
-            import espeakng_loader
-        except ImportError:
-            raise InputError(MISSING) from None
-        script = Path(__file__).with_name("espeak_worker.py")
-        library, folder = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
-        self._lock = threading.Lock()
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(script), library, folder],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-
-    def ask(self, request: bytes) -> bytes:
-        with self._lock:
-            try:
-                self._process.stdin.write(struct.pack("=I", len(request)) + request)
-                self._process.stdin.flush()
-                head = self._process.stdout.read(4)
-                if len(head) == 4:
-                    return self._process.stdout.read(struct.unpack("=I", head)[0])
-            except BrokenPipeError:
-                pass
-        raise InputError("espeak-ng ended unexpectedly; does its wheel fit this machine?")
-
-
 @functools.cache
-def _worker_of(pid: int) -> _Worker:
-    return _Worker()
+def _worker_of(pid: int) -> Worker:
+    try:
+        import espeakng_loader
+    except ImportError:
+        raise InputError(MISSING) from None
+    script = Path(__file__).with_name("espeak_worker.py")
+    library, folder = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
+    # -S: only the standard library, so that the process starts at once.
+    return Worker("espeak-ng", ["-I", "-S"], script, library, folder)
 
 
-def _worker() -> _Worker:
+def _worker() -> Worker:
     return _worker_of(os.getpid())  # each forked process needs its own worker

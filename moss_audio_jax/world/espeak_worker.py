@@ -1,28 +1,30 @@
-"""Speaks in a separate process: `python -I -S espeak_worker.py LIBRARY DATA_FOLDER`.
+"""Speaks in a separate process; run by `forked.py` with espeak-ng's library and data folder.
 
 espeak-ng keeps state between utterances (the slow flutter of its pitch continues, its noise is
 seeded with the process id), so the same sentence would sound different each time. Here a fork of a
 process that has never spoken answers every request. Only the standard library is imported, so that
 the process starts at once; and GPL code stays out of the process that trains.
 
-A request on stdin and an answer on stdout are each a length (uint32, native order) and bytes. The
-request is JSON, [{"text", "voice", "rate", "pitch", "range"}, ...]; the answer is JSON {"rate",
+A request is JSON, [{"text", "voice", "rate", "pitch", "range"}, ...]; the answer is JSON {"rate",
 "utterances": [{"samples", "events": [[type, text position from 0, sample, phoneme], ...]}]}, a
-newline, and the samples as int16, one utterance after the other. A length of 0 means that speaking
-failed.
+newline, and the samples as int16, one utterance after the other. A request {"voice", "text"} asks
+how a text is said: JSON, [IPA, espeak's names], BETWEEN phonemes, words apart.
 """
 
 import ctypes
 import json
 import os
-import struct
 import sys
+from collections.abc import Callable
 
 SYNCHRONOUS = 2
 PHONEME_EVENTS, DONT_EXIT = 0x0001, 0x8000
 UTF8 = 1
 RATE, PITCH, RANGE = 1, 3, 4  # espeak_PARAMETER
 WORD, PHONEME = 1, 7  # espeak_EVENT_TYPE
+BETWEEN = "\u2027"  # phonemes
+NAMES = ord(BETWEEN) << 8  # phonememode of espeak_TextToPhonemes
+IPA = NAMES | 0x02
 
 
 class _Id(ctypes.Union):
@@ -47,30 +49,20 @@ _CALLBACK = ctypes.CFUNCTYPE(
 )
 
 
-def main() -> None:
-    library = ctypes.CDLL(sys.argv[1])
-    rate = library.espeak_Initialize(
-        SYNCHRONOUS, 0, os.fsencode(sys.argv[2]), PHONEME_EVENTS | DONT_EXIT
-    )
+def prepare(path: str, data: str) -> Callable[[bytes], bytes]:
+    library = ctypes.CDLL(path)
+    rate = library.espeak_Initialize(SYNCHRONOUS, 0, os.fsencode(data), PHONEME_EVENTS | DONT_EXIT)
     if rate <= 0:
         sys.exit("espeak-ng could not start")
-    while True:
-        head = sys.stdin.buffer.read(4)
-        if len(head) < 4:
-            return
-        request = sys.stdin.buffer.read(struct.unpack("=I", head)[0])
-        child = os.fork()
-        if child == 0:
-            try:
-                _answer(library, rate, json.loads(request))
-            except BaseException:
-                os._exit(1)
-            os._exit(0)
-        if os.waitpid(child, 0)[1] != 0:
-            _write(b"")
+
+    def answer(request: bytes) -> bytes:
+        asked = json.loads(request)
+        return _told(library, asked) if isinstance(asked, dict) else _spoken(library, rate, asked)
+
+    return answer
 
 
-def _answer(library: ctypes.CDLL, rate: int, requests: list) -> None:
+def _spoken(library: ctypes.CDLL, rate: int, requests: list) -> bytes:
     pcm: list[bytes] = []
     events: list[list] = []
 
@@ -102,16 +94,18 @@ def _answer(library: ctypes.CDLL, rate: int, requests: list) -> None:
         spoken = b"".join(pcm)
         utterances.append({"samples": len(spoken) // 2, "events": list(events)})
         sound += spoken
-    _write(json.dumps({"rate": rate, "utterances": utterances}).encode() + b"\n" + sound)
+    return json.dumps({"rate": rate, "utterances": utterances}).encode() + b"\n" + sound
 
 
-def _write(answer: bytes) -> None:
-    sys.stdout.buffer.write(struct.pack("=I", len(answer)) + answer)
-    sys.stdout.buffer.flush()
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except BrokenPipeError:  # Ctrl-C has ended the process that asked
-        os._exit(0)
+def _told(library: ctypes.CDLL, asked: dict) -> bytes:
+    if library.espeak_SetVoiceByName(asked["voice"].encode()) != 0:
+        raise ValueError(asked["voice"])
+    library.espeak_TextToPhonemes.restype = ctypes.c_char_p
+    forms = []
+    for mode in (IPA, NAMES):
+        at, clauses = ctypes.c_char_p(asked["text"].encode()), []
+        while at.value is not None:  # a clause at a time
+            found = library.espeak_TextToPhonemes(ctypes.byref(at), UTF8, mode)
+            clauses.append(found.decode())
+        forms.append(" ".join(clauses))
+    return json.dumps(forms).encode()

@@ -34,10 +34,14 @@ def write(
     max_seconds: float = MAX_SECONDS,
     processes: int = 1,
     progress: bool = False,
+    make_scene: Callable[..., Scene] = make_scene,
 ) -> Iterator[dict[str, Any]]:
     """Writes scenes into a folder, and yields the labels of each scene once it is written.
 
     The labels have one key more than those of `scene`, "audio": the wav's path in the folder.
+
+    Args:
+      make_scene: `world.scene`, or another function of its arguments that a process can import.
 
     Raises:
       InputError: the folder already holds rows or cannot be written to, the disk is full, or

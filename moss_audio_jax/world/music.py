@@ -31,7 +31,7 @@ class Note(NamedTuple):
 class Piece(NamedTuple):
     """wav float64 [n], the RMS of its loudest 50 ms being 1, and what is played in it."""
 
-    wav: np.ndarray
+    wav: np.ndarray  # [0] until it is played
     tempo: float  # beats per minute
     pace: str  # a key of TEMPI
     tonic: str
@@ -40,20 +40,32 @@ class Piece(NamedTuple):
     notes: list[Note]  # in order of start
     chords: list[tuple[int, int, str]]  # start and stop in samples, name
     beats: list[int]  # samples
+    files: tuple[str, ...] = ()  # the score and the programs, if it is made of such
 
 
 def make(draw: Draw, seconds: float) -> Piece:
     """A piece of about `seconds` at most; it has at least two beats, however few seconds."""
+    piece = compose(draw, seconds)
+    wav = _render(draw, piece.notes, piece.parts[0])
+    return piece._replace(wav=wav / loudest(wav))
+
+
+def compose(draw: Draw, seconds: float, melodic: tuple[str, ...] = tuple(MELODIC)) -> Piece:
+    """As `make`, but not played yet.
+
+    Args:
+      melodic: the instruments that may play the melody and the chords.
+    """
     pace = draw.choice(tuple(TEMPI))
     tempo = float(draw.integer(*TEMPI[pace]))
     beat = 60 / tempo
     n_beats = max(int((seconds - 0.15) / beat), 2)
     tonic, mode = draw.integer(0, 11), draw.choice(MODES)
-    lead = draw.choice(tuple(MELODIC))
+    lead = draw.choice(melodic)
     backing = draw.weighted({"none": 1.0, "chords": 1.5})
     parts = [lead]
     if backing == "chords":
-        parts.append(draw.choice([name for name in MELODIC if name != lead]))
+        parts.append(draw.choice([name for name in melodic if name != lead]))
     with_bass, with_drums = draw.chance(0.4), draw.chance(0.45)
     parts += ["bass"] * with_bass + ["drums"] * with_drums
 
@@ -78,9 +90,8 @@ def make(draw: Draw, seconds: float) -> Piece:
                 notes.append(Note(at, stop, "kick" if strong else "snare", None))
             notes.append(Note(at, stop, "hihat", None))
     notes.sort(key=lambda note: (note.start, note.instrument, note.midi or 0))
-    wav = _render(draw, notes, lead)
     return Piece(
-        wav / loudest(wav),
+        np.zeros(0),
         tempo,
         pace,
         TONICS[tonic],

@@ -8,7 +8,7 @@ from typing import Any
 
 from moss_audio_jax.draw import Draw
 from moss_audio_jax.text import phrases
-from moss_audio_jax.text.labels import INSTRUMENTS, KINDS, MODES, TONICS
+from moss_audio_jax.text.labels import ALL_KINDS, MODES, TONICS
 from moss_audio_jax.text.tasks import Question
 from moss_audio_jax.world import describe
 from moss_audio_jax.world.music import TEMPI
@@ -41,7 +41,7 @@ def _what_at(labels: Labels, draw: Draw) -> Iterator[Question]:
             "What is sounding {t} seconds into the clip?",
         )
     ).format(t=f"{time:.1f}")
-    labels_of_all = [kind.label for kind in KINDS.values()]
+    labels_of_all = [kind.label for kind in describe.possible_kinds(labels).values()]
     here = {name for name, _ in describe.sources(labels)}
     wrong = draw.sample([name for name in labels_of_all if name not in here], 3)
     yield Question("time_what", question, phrases.joined(now) or "nothing", tuple(wrong))
@@ -56,11 +56,13 @@ def _when(labels: Labels, draw: Draw) -> Iterator[Question]:
                 "At what time is it that {clause}? Answer as start - end in seconds.",
                 "Find the time of this sound: {label}.",
             )
-        ).format(label=KINDS[kind].label, clause=KINDS[kind].clause)
+        ).format(label=ALL_KINDS[kind].label, clause=ALL_KINDS[kind].clause)
         yield Question("time_when", question, phrases.joined(spans))
 
 
 def _when_said(labels: Labels, draw: Draw) -> Iterator[Question]:
+    if not describe.timed(labels):
+        return
     said = describe.words(labels)
     texts = [word["text"] for word in said]
     once = [word for word in said if texts.count(word["text"]) == 1]
@@ -96,13 +98,13 @@ def _when_music(labels: Labels, draw: Draw) -> Iterator[Question]:
 
 def _count(labels: Labels, draw: Draw) -> Iterator[Question]:
     for kind in describe.kinds(labels):
-        unit = KINDS[kind].unit
-        if unit is None:
+        if not describe.countable(labels, kind):
             continue
+        unit = ALL_KINDS[kind].unit
         count = sum(len(event["onsets"]) for event in describe.of_kind(labels, kind))
         question = draw.choice(
             ("How many {units} are there?", "Count the {units}.", "How many {units} do you hear?")
-        ).format(units=f"{unit[1]} ({KINDS[kind].label})")
+        ).format(units=f"{unit[1]} ({ALL_KINDS[kind].label})")
         near = [n for n in range(max(count - 3, 1), count + 4) if n != count]
         wrong = tuple(str(n) for n in sorted(draw.sample(near, 3)))
         yield Question("count", question, str(count), wrong)
@@ -133,7 +135,7 @@ def _order(labels: Labels, draw: Draw) -> Iterator[Question]:
     starts = [describe.of_kind(labels, kind)[0]["start"] for kind in kinds]
     if len(kinds) < 2 or any(b - a < 0.2 for a, b in itertools.pairwise(starts)):
         return
-    names = [KINDS[kind].label for kind in kinds]
+    names = [ALL_KINDS[kind].label for kind in kinds]
     yield Question(
         "order",
         draw.choice(
@@ -166,7 +168,8 @@ def _together(labels: Labels, draw: Draw) -> Iterator[Question]:
         for b in describe.of_kind(labels, second)
     )
     if abs(shared) > 0.1:
-        question = f"Do {KINDS[first].label} and {KINDS[second].label} ever sound at the same time?"
+        names = [ALL_KINDS[kind].label for kind in (first, second)]
+        question = f"Do {names[0]} and {names[1]} ever sound at the same time?"
         answer = "yes" if shared > 0 else "no"
         yield Question("overlap", question, answer)
 
@@ -176,24 +179,21 @@ def _together(labels: Labels, draw: Draw) -> Iterator[Question]:
 
 def _present(labels: Labels, draw: Draw) -> Iterator[Question]:
     here = describe.kinds(labels)
-    absent = [kind for kind in KINDS if kind not in here]
+    absent = [kind for kind in describe.possible_kinds(labels) if kind not in here]
     forms = (
         "Is this heard: {label}?",
         "Is it true that {clause} in this clip?",
         "Can you hear this sound: {label}?",
     )
-    gone = draw.choice(absent)
+    gone = ALL_KINDS[draw.choice(absent)]
     form = draw.choice(forms)
-    yield Question("absent", form.format(label=KINDS[gone].label, clause=KINDS[gone].clause), "no")
+    yield Question("absent", form.format(label=gone.label, clause=gone.clause), "no")
     if here:
-        kind = draw.choice(here)
-        yield Question(
-            "present",
-            draw.choice(forms).format(label=KINDS[kind].label, clause=KINDS[kind].clause),
-            "yes",
-        )
-        wrong = tuple(KINDS[k].label for k in draw.sample(absent, 3))
-        yield Question("which_sound", "Which of these sounds is heard?", KINDS[kind].label, wrong)
+        heard = ALL_KINDS[draw.choice(here)]
+        form = draw.choice(forms)
+        yield Question("present", form.format(label=heard.label, clause=heard.clause), "yes")
+        wrong = tuple(ALL_KINDS[k].label for k in draw.sample(absent, 3))
+        yield Question("which_sound", "Which of these sounds is heard?", heard.label, wrong)
     for what, there in (("speech", bool(labels["sentences"])), ("music", bool(labels["music"]))):
         yield Question(f"any_{what}", f"Is there any {what}?", "yes" if there else "no")
 
@@ -208,12 +208,13 @@ def _speaker(labels: Labels, draw: Draw) -> Iterator[Question]:
     yield _choice(
         "speaker_sex", "Is the speaker male or female?", speaker["sex"], ("male", "female")
     )
-    yield _choice(
-        "speaker_speed",
-        "How fast does the speaker talk: slow, normal or fast?",
-        speaker["speed"],
-        tuple(SPEEDS),
-    )
+    if speaker["speed"]:
+        yield _choice(
+            "speaker_speed",
+            "How fast does the speaker talk: slow, normal or fast?",
+            speaker["speed"],
+            tuple(SPEEDS),
+        )
     yield _choice(
         "speaker_whisper",
         "Does the speaker whisper?",
@@ -223,19 +224,21 @@ def _speaker(labels: Labels, draw: Draw) -> Iterator[Question]:
     if speaker["whispered"]:  # a whisper has no pitch
         return
     person = describe.person(speaker)
-    yield _choice(
-        "speaker_pitch",
-        f"Is the voice low, medium or high for a {person}?",
-        speaker["pitch"],
-        ("low", "medium", "high"),
-    )
-    if labels["language"] == "en":
+    if speaker["pitch"]:
+        yield _choice(
+            "speaker_pitch",
+            f"Is the voice low, medium or high for a {person}?",
+            speaker["pitch"],
+            ("low", "medium", "high"),
+        )
+    if labels["language"] == "en" and speaker["intonation"]:
         yield _choice(
             "speaker_tone",
             "Is the intonation flat, normal or lively?",
             speaker["intonation"],
             ("flat", "normal", "lively"),
         )
+    if labels["language"] == "en" and speaker["accent"]:
         yield _choice(
             "speaker_accent",
             "Which accent of English does the speaker have?",
@@ -262,15 +265,11 @@ def _who_said(labels: Labels, draw: Draw) -> Iterator[Question]:
 
 def _language(labels: Labels, draw: Draw) -> Iterator[Question]:
     if labels["language"]:
-        names = {"en": "English", "zh": "Mandarin"}
-        yield Question(
-            "language",
-            "Which language is spoken?",
-            names[labels["language"]],
-            ("Russian", "Arabic", "French"),
-        )
-        said = describe.words(labels)
+        answer = describe.LANGUAGES[labels["language"]]
+        wrong = tuple(name for name in ("Russian", "Arabic", "French") if name != answer)
+        yield Question("language", "Which language is spoken?", answer, wrong)
         if labels["language"] == "en":
+            said = describe.transcript(labels).split()
             yield Question("count_words", "How many words are said in all?", str(len(said)))
 
 
@@ -296,7 +295,8 @@ def _music(labels: Labels, draw: Draw) -> Iterator[Question]:
     )
     yield _choice("mode", "Is the key major or minor?", music["mode"], MODES)
     lead = music["parts"][0]
-    wrong = tuple(draw.sample([name for name in INSTRUMENTS if name not in music["parts"]], 3))
+    others = [i for i in describe.possible_instruments(labels) if i not in music["parts"]]
+    wrong = tuple(draw.sample(others, 3))
     yield Question("instrument", "Which instrument plays the melody?", lead, wrong)
     yield Question("instruments", "Which instruments are playing?", ", ".join(music["parts"]))
     drums = "yes" if "drums" in music["parts"] else "no"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from moss_audio_jax.draw import Draw
 from moss_audio_jax.text import phrases
-from moss_audio_jax.text.labels import KINDS
+from moss_audio_jax.text.labels import ALL_KINDS
 from moss_audio_jax.world import describe
 
 Labels = dict[str, Any]
@@ -35,7 +35,7 @@ def _gap(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
     ]
     if pairs:
         a, b = draw.choice(pairs)
-        first, second = KINDS[a["kind"]].label, KINDS[b["kind"]].label
+        first, second = ALL_KINDS[a["kind"]].label, ALL_KINDS[b["kind"]].label
         end, start = round(a["end"], 2), round(b["start"], 2)
         yield Reasoned(
             "reason_gap",
@@ -59,10 +59,10 @@ def _longest(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
         return
     question = draw.choice(("Which sound lasts longest?", "Which of the sounds is the longest?"))
     steps = [
-        f"{KINDS[e['kind']].label}: {phrases.span(e)}, {e['end'] - e['start']:.2f} s."
+        f"{ALL_KINDS[e['kind']].label}: {phrases.span(e)}, {e['end'] - e['start']:.2f} s."
         for e in events
     ]
-    best = KINDS[lengths[0][1]["kind"]].label
+    best = ALL_KINDS[lengths[0][1]["kind"]].label
     yield Reasoned("reason_longest", question, [*steps, f"The longest is {best}."], best)
 
 
@@ -70,12 +70,12 @@ def _most(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
     counts = {
         kind: sum(len(event["onsets"]) for event in describe.of_kind(labels, kind))
         for kind in describe.kinds(labels)
-        if KINDS[kind].unit
+        if describe.countable(labels, kind)
     }
     if len(counts) < 2:
         return
     first, second = draw.sample(list(counts), 2)
-    names = [KINDS[kind].unit[1] for kind in (first, second)]
+    names = [ALL_KINDS[kind].unit[1] for kind in (first, second)]
     a, b = counts[first], counts[second]
     steps = [f"{names[0]}: {a}.", f"{names[1]}: {b}."]
     if a != b:
@@ -101,8 +101,10 @@ def _before(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
     event = labels["events"][0]
     if len(describe.of_kind(labels, event["kind"])) > 1:
         return
-    label = KINDS[event["kind"]].label
-    speech = labels["sentences"][0]["start"]
+    label = ALL_KINDS[event["kind"]].label
+    sentence = labels["sentences"][0]
+    speech = sentence["start"]
+    first = sentence["words"][0]["text"] if sentence["words"] else sentence["text"].split()[0]
     if abs(event["start"] - speech) < 0.2:
         return
     answer = "before" if event["start"] < speech else "after"
@@ -111,7 +113,7 @@ def _before(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
         "reason_before",
         f"Does {label} begin before or after the first word?",
         [
-            f'The first word, "{describe.words(labels)[0]["text"]}", begins at {speech:.2f}.',
+            f'The first word, "{first}", begins at {speech:.2f}.',
             f"{label} begins at {event['start']:.2f}.",
             f"{event['start']:.2f} is {compared} than {speech:.2f}.",
         ],
@@ -130,7 +132,7 @@ def _during(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
     ]
     if found:
         event, word = draw.choice(found)
-        label = KINDS[event["kind"]].label
+        label = ALL_KINDS[event["kind"]].label
         yield Reasoned(
             "reason_word",
             f"Which word is being said when {label} begins?",
@@ -145,7 +147,7 @@ def _during(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
 def _longer_sentence(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
     if len(labels["sentences"]) < 2 or labels["language"] != "en":
         return
-    counts = [len(sentence["words"]) for sentence in labels["sentences"]]
+    counts = [len(sentence["text"].split()) for sentence in labels["sentences"]]
     best = max(counts)
     if counts.count(best) > 1:
         return
@@ -166,7 +168,7 @@ def _faster(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
     if {s["sex"] for s in labels["speakers"]} != {"male", "female"}:
         return
     first, second = labels["speakers"]
-    if first["speed"] == second["speed"]:
+    if first["speed"] == second["speed"] or None in (first["speed"], second["speed"]):
         return
     faster = max(labels["speakers"], key=lambda s: order.index(s["speed"]))
     steps = [f"The {describe.person(s)} speaks at a {s['speed']} speed." for s in (first, second)]

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,7 +67,7 @@ class Scene:
     labels: dict[str, Any]
 
 
-class _Track(NamedTuple):
+class Track(NamedTuple):
     start: int  # samples
     wav: np.ndarray
     db: float
@@ -108,13 +109,29 @@ def scene(
     chosen = draw.weighted(allowed)
     parts = chosen.split("+")
     limit = samples(max_seconds) - samples(0.1)
-    labels: dict[str, Any] = {
+    labels = blank(name_of(index, split, seed, content, max_seconds), seed, split, index, chosen)
+    tracks: list[Track] = []
+    if "speech" in parts:
+        tracks += _speech(draw.child("speech"), labels, rules, limit)
+    if "sound" in parts:
+        end = max((t.start + len(t.wav) for t in tracks), default=0)
+        tracks += add_events(draw.child("events"), labels, rules, limit, end, alone=len(parts) == 1)
+    if "music" in parts:
+        end = max((t.start + len(t.wav) for t in tracks), default=0)
+        tracks.append(add_music(draw.child("music"), labels, limit, end))
+    wav = mixed(draw.child("mix"), labels, tracks, limit)
+    return Scene(wav, labels)
+
+
+def blank(name: str, seed: int, split: str, index: int, content: str) -> dict[str, Any]:
+    """The labels of a scene in which there is nothing yet."""
+    return {
         "version": VERSION,
-        "id": _name(index, split, seed, content, max_seconds),
+        "id": name,
         "seed": seed,
         "split": split,
         "index": index,
-        "content": chosen,
+        "content": content,
         "duration": 0.0,
         "language": None,
         "speakers": [],
@@ -122,20 +139,9 @@ def scene(
         "events": [],
         "music": None,
     }
-    tracks: list[_Track] = []
-    if "speech" in parts:
-        tracks += _speech(draw.child("speech"), labels, rules, limit)
-    if "sound" in parts:
-        end = max((t.start + len(t.wav) for t in tracks), default=0)
-        tracks += _events(draw.child("events"), labels, rules, limit, end, alone=len(parts) == 1)
-    if "music" in parts:
-        end = max((t.start + len(t.wav) for t in tracks), default=0)
-        tracks.append(_music(draw.child("music"), labels, limit, end))
-    wav = _mixed(draw.child("mix"), labels, tracks, limit)
-    return Scene(wav, labels)
 
 
-def _name(index: int, split: str, seed: int, content: str | None, max_seconds: float) -> str:
+def name_of(index: int, split: str, seed: int, content: str | None, max_seconds: float) -> str:
     name = f"{split}-{seed}-{index:08d}"
     if content:
         name += f"-{content}"
@@ -145,7 +151,7 @@ def _name(index: int, split: str, seed: int, content: str | None, max_seconds: f
 # --- sources -------------------------------------------------------------------------------------
 
 
-def _speech(draw: Draw, labels: dict[str, Any], rules: Split, limit: int) -> list[_Track]:
+def _speech(draw: Draw, labels: dict[str, Any], rules: Split, limit: int) -> list[Track]:
     language = "zh" if draw.chance(0.15) else "en"
     for attempt in range(_TRIES):  # a long sentence said slowly may not fit
         tracks, sentences, speakers = _talk(draw.child(attempt), language, rules, limit)
@@ -180,24 +186,31 @@ def _talk(draw: Draw, language: str, rules: Split, limit: int) -> tuple[list, li
     for (text, order, who), line in zip(lines, spoken, strict=True):
         if at + len(line.wav) > limit:
             break
-        words = [
-            {"text": w.text, "start": _s(at + w.start), "end": _s(at + w.stop)} for w in line.words
-        ]
-        sentences.append(
-            {
-                "text": text,
-                "start": words[0]["start"],
-                "end": words[-1]["end"],
-                "speaker": who,
-                "order": order,
-                "words": words,
-                "phones": [[p.text, _s(at + p.start), _s(at + p.stop)] for p in line.phones],
-            }
-        )
-        tracks.append(_Track(at, line.wav / loudest(line.wav), gains[who]))
+        sentences.append(sentence_labels(text, who, order, at, line))
+        tracks.append(Track(at, line.wav / loudest(line.wav), gains[who]))
         at += len(line.wav) + samples(draw.uniform(0.3, 0.9))
     heard = sorted({sentence["speaker"] for sentence in sentences})
     return tracks, sentences, [_described(speakers[who], who, sentences, tracks) for who in heard]
+
+
+def sentence_labels(
+    text: str, speaker: int, order: str | None, at: int, line: espeak.Spoken
+) -> dict[str, Any]:
+    """The labels of a line that begins at sample `at`; words and phones may be None."""
+
+    def placed(items: list[espeak.SpokenWord] | None) -> list[tuple[str, float, float]] | None:
+        return items and [(i.text, _s(at + i.start), _s(at + i.stop)) for i in items]
+
+    words, phones = placed(line.words), placed(line.phones)
+    return {
+        "text": text,
+        "start": _s(at),
+        "end": _s(at + len(line.wav)),
+        "speaker": speaker,
+        "order": order,
+        "words": words and [{"text": t, "start": start, "end": end} for t, start, end in words],
+        "phones": phones and [list(phone) for phone in phones],
+    }
 
 
 def _utterance(speaker: Speaker, units: tuple[str, ...]) -> espeak.Utterance:
@@ -220,7 +233,7 @@ def _sentence(draw: Draw, language: str, order: str, part: str) -> str:
 
 
 def _described(
-    speaker: Speaker, who: int, sentences: list[dict], tracks: list[_Track]
+    speaker: Speaker, who: int, sentences: list[dict], tracks: list[Track]
 ) -> dict[str, Any]:
     said = [i for i, sentence in enumerate(sentences) if sentence["speaker"] == who]
     words = sum(len(sentences[i]["words"]) for i in said)
@@ -233,13 +246,27 @@ def _described(
     }
 
 
-def _events(
-    draw: Draw, labels: dict[str, Any], rules: Split, limit: int, end: int, alone: bool
-) -> list[_Track]:
+def add_events(
+    draw: Draw,
+    labels: dict[str, Any],
+    rules: Split,
+    limit: int,
+    end: int,
+    alone: bool,
+    kinds: Sequence[str] = tuple(sounds.KINDS),
+    make: Callable[[str, Draw], sounds.Sound] = sounds.make,
+) -> list[Track]:
+    """One to five sounds, alone or among the tracks that end at sample `end`.
+
+    Args:
+      labels: get the events.
+      kinds: the kinds of sound that may be heard.
+      make: makes a sound of a kind.
+    """
     for attempt in range(_TRIES):
         stream = draw.child(attempt)
-        kinds = _kinds(stream, rules, alone)
-        placed = _placed(stream, kinds, limit, end)
+        chosen = _kinds(stream, rules, alone, kinds)
+        placed = _placed(stream, chosen, limit, end, make)
         if len(placed) >= (2 if rules.held_out_pairs else 1):
             break
     else:
@@ -247,7 +274,7 @@ def _events(
     tracks = []
     for kind, at, sound in placed:
         db = stream.uniform(-6, 0) if alone else stream.uniform(-9, 0)
-        tracks.append(_Track(at, sound.wav, db))
+        tracks.append(Track(at, sound.wav, db))
         labels["events"].append(
             {
                 "kind": kind,
@@ -256,36 +283,43 @@ def _events(
                 "onsets": [_s(at + onset) for onset in sound.onsets],
                 "level_db": round(db, 1),
             }
+            | ({"files": (sound.file,)} if sound.file else {})
         )
     labels["events"].sort(key=lambda event: (event["start"], event["kind"]))
     return tracks
 
 
-def _kinds(draw: Draw, rules: Split, alone: bool) -> list[str]:
+def _kinds(draw: Draw, rules: Split, alone: bool, known: Sequence[str]) -> list[str]:
     count = draw.weighted({1: 0.3, 2: 0.3, 3: 0.2, 4: 0.12, 5: 0.08} if alone else {1: 0.7, 2: 0.3})
     if rules.held_out_pairs:
         kinds = draw.shuffled(draw.choice(held_out_pairs()))
     else:
-        kinds = [draw.choice(tuple(sounds.KINDS))]
+        kinds = [draw.choice(known)]
     while len(kinds) < count:
         if draw.chance(0.15):
             kinds.append(draw.choice(kinds))
             continue
-        fresh = [kind for kind in sounds.KINDS if kind not in kinds]
+        fresh = [kind for kind in known if kind not in kinds]
         if not rules.held_out_pairs:
             fresh = [kind for kind in fresh if not any(pair_held_out(kind, k) for k in kinds)]
+        if not fresh:  # few kinds are known
+            break
         kinds.append(draw.choice(fresh))
     return kinds
 
 
 def _placed(
-    draw: Draw, kinds: list[str], limit: int, end: int
+    draw: Draw,
+    kinds: list[str],
+    limit: int,
+    end: int,
+    make: Callable[[str, Draw], sounds.Sound],
 ) -> list[tuple[str, int, sounds.Sound]]:
     """(kind, first sample, sound): one after the other, sometimes two at once."""
     placed: list[tuple[str, int, sounds.Sound]] = []
     latest = 0
     for number, kind in enumerate(kinds):
-        sound = sounds.make(kind, draw.child(number))
+        sound = make(kind, draw.child(number))
         if end:  # anywhere among the tracks that are already there
             last = min(max(end - len(sound.wav) // 2, samples(0.5)), limit - len(sound.wav))
             at = draw.integer(0, max(last, 0))
@@ -306,11 +340,22 @@ def _placed(
     return placed
 
 
-def _music(draw: Draw, labels: dict[str, Any], limit: int, end: int) -> _Track:
-    """Music, alone or under all other tracks."""
+def add_music(
+    draw: Draw,
+    labels: dict[str, Any],
+    limit: int,
+    end: int,
+    make: Callable[[Draw, float], music.Piece] = music.make,
+) -> Track:
+    """Music, alone or under all other tracks.
+
+    Args:
+      labels: get the music.
+      make: makes a piece of so many seconds at most.
+    """
     at = samples(draw.uniform(0.05, 0.4))
     seconds = (max(end, samples(4.0)) - at) / SAMPLE_RATE if end else draw.uniform(4.0, 12.0)
-    piece = music.make(draw, min(seconds + 0.3, (limit - at) / SAMPLE_RATE))
+    piece = make(draw, min(seconds + 0.3, (limit - at) / SAMPLE_RATE))
     wav = piece.wav[: limit - at]
     db = 0.0
     if labels["sentences"]:
@@ -340,15 +385,26 @@ def _music(draw: Draw, labels: dict[str, Any], limit: int, end: int) -> _Track:
             for start, stop, name in piece.chords
         ],
         "level_db": round(db, 1),
-    }
-    return _Track(at, wav, db)
+    } | ({"files": piece.files} if piece.files else {})
+    return Track(at, wav, db)
 
 
 # --- mixing --------------------------------------------------------------------------------------
 
 
-def _mixed(draw: Draw, labels: dict[str, Any], tracks: list[_Track], limit: int) -> np.ndarray:
-    """The sum of the tracks, with a room, noise, a band limit and a level; float32 [n]."""
+def mixed(
+    draw: Draw,
+    labels: dict[str, Any],
+    tracks: list[Track],
+    limit: int,
+    channel: Callable[[Draw, np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
+    """The sum of the tracks, with a room, noise, a band limit and a level; float32 [n].
+
+    Args:
+      labels: get all that does not depend on single tracks.
+      channel: changes the sum before its level is set, and neither its length nor its times.
+    """
     end = max((t.start + len(t.wav) for t in tracks), default=0)
     if not tracks:
         end = samples(draw.uniform(1.5, 6.0))
@@ -375,6 +431,8 @@ def _mixed(draw: Draw, labels: dict[str, Any], tracks: list[_Track], limit: int)
         snr = draw.uniform(8, 35) if not labels["events"] else draw.uniform(16, 35)
         wav += acoustics.noise(draw, kind, n) * np.sqrt(power * 10 ** (-snr / 10))
         background = {"kind": kind, "snr_db": round(snr, 1) if tracks else None}
+    if channel:
+        wav = channel(draw.child("channel"), wav)
     level = draw.weighted({"quiet": 1.0, "normal": 3.0, "loud": 1.0})
     peak = np.abs(wav).max()
     if peak > 0:

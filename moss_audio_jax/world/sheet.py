@@ -11,7 +11,7 @@ from typing import Any
 import soundfile
 
 from moss_audio_jax import timeline
-from moss_audio_jax.text.labels import KINDS
+from moss_audio_jax.text.labels import ALL_KINDS
 from moss_audio_jax.text.timestamps import Segment
 from moss_audio_jax.timeline import Lane
 from moss_audio_jax.world import describe
@@ -51,7 +51,7 @@ def _lanes(labels: dict[str, Any]) -> list[Lane]:
         return [Segment(i["start"], i["end"], i[key] if key else "") for i in items]
 
     lanes = [Lane("words", bars(describe.words(labels), "text"), timeline.WORDS)]
-    events = [Segment(e["start"], e["end"], KINDS[e["kind"]].label) for e in labels["events"]]
+    events = [Segment(e["start"], e["end"], ALL_KINDS[e["kind"]].label) for e in labels["events"]]
     lanes.append(Lane("events", events, timeline.EVENTS))
     if music := labels["music"]:
         lead = music["parts"][0]

@@ -15,10 +15,14 @@ from moss_audio_jax.world.dsp import audible, loudest
 
 
 class Sound(NamedTuple):
-    """wav float64 [n], first to last audible sample; the RMS of its loudest 50 ms is 1."""
+    """wav float64 [n], first to last audible sample; the RMS of its loudest 50 ms is 1.
+
+    `file` names the recording, if it is one.
+    """
 
     wav: np.ndarray
     onsets: list[int]  # of its units (barks, knocks), in samples; [] if they cannot be counted
+    file: str | None = None
 
 
 # A function with the kind's name makes it: Draw -> (wav float64 [n], first samples of units).

@@ -5,7 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from moss_audio_jax.text.labels import DRUMS, INSTRUMENTS, KINDS
+from moss_audio_jax.text.labels import (
+    DRUMS,
+    INSTRUMENTS,
+    KINDS,
+    RECORDED_KINDS,
+    SAMPLED_INSTRUMENTS,
+)
 from moss_audio_jax.world import describe
 from moss_audio_jax.world.acoustics import BANDS, NOISES
 from moss_audio_jax.world.speakers import ACCENTS, INTONATIONS, PITCHES, SPEEDS
@@ -46,33 +52,45 @@ TAGS = (
     "room",
     *(f"loudness:{level}" for level in ("quiet", "normal", "loud")),
 )
+# With what only recordings have, for models that learn from them too.
+RECORDED_TAGS = (
+    *TAGS,
+    *(f"sound:{kind}" for kind in RECORDED_KINDS),
+    *(f"instrument:{name}" for name in SAMPLED_INSTRUMENTS if name not in INSTRUMENTS),
+)
+_MELODIC = {*INSTRUMENTS, *SAMPLED_INSTRUMENTS} - {"bass"}
 
 
 def record(labels: Labels, audio: str) -> dict[str, Any]:
     """The row (see `data.records`) of a scene: all of `world.rows` as branches.
 
-    Branches are questions that share one clip in a row; none sees the others.
+    Branches are questions that share one clip in a row; none sees the others. Without "words" the
+    row says of no word when it is heard; without "tags" it says of no phoneme, so of nothing.
     """
     asked = rows(labels, audio)
-    return {
+    made = {
         "conversation": asked[0]["conversation"][:1],
         "branches": [{"messages": row["conversation"][1:], "task": row["task"]} for row in asked],
-        "words": [
-            {"text": word["text"], "start": word["start"], "end": word["end"]}
-            for word in describe.words(labels)
-        ],
-        "tags": [
-            {"name": name, "start": round(start, 3), "end": round(end, 3)}
-            for name, start, end in tags(labels)
-        ],
         "id": labels["id"],
     }
+    if describe.timed(labels):
+        made["words"] = [
+            {"text": word["text"], "start": word["start"], "end": word["end"]}
+            for word in describe.words(labels)
+        ]
+    if all(sentence["phones"] is not None for sentence in labels["sentences"]):
+        made["tags"] = [
+            {"name": name, "start": round(start, 3), "end": round(end, 3)}
+            for name, start, end in tags(labels)
+        ]
+    return made
 
 
 def tags(labels: Labels) -> list[tuple[str, float, float]]:
     """(name, start, end) of everything in a scene's labels, in no particular order.
 
-    Names are in TAGS, except those of a few very rare phonemes.
+    Names are in TAGS, except those of a few very rare phonemes; those of a scene of recordings are
+    in RECORDED_TAGS.
     """
     found: list[tuple[str, float, float]] = []
     for event in labels["events"]:
@@ -83,9 +101,10 @@ def tags(labels: Labels) -> list[tuple[str, float, float]]:
         speaker = describe.speaker_of(labels, sentence)
         found.append(("speech", *span))
         for field in _SPEAKER:
-            if not speaker["whispered"] or field not in ("pitch", "intonation"):
+            heard = not speaker["whispered"] or field not in ("pitch", "intonation")
+            if heard and speaker[field]:
                 found.append((f"{field}:{speaker[field]}", *span))
-        for name, start, end in sentence["phones"]:
+        for name, start, end in sentence["phones"] or ():
             found.append((f"phone:{phone(name)}", start, end))
         if speaker["whispered"]:
             found.append(("whispered", *span))
@@ -96,7 +115,7 @@ def tags(labels: Labels) -> list[tuple[str, float, float]]:
         for note in music["notes"]:
             when = note["start"], note["end"]
             found.append((f"instrument:{note['instrument']}", *when))
-            if note["instrument"] in INSTRUMENTS:
+            if note["instrument"] in _MELODIC:
                 found.append((f"note:{note['midi'] % 12}", *when))
     whole = 0.0, labels["duration"]
     if labels["background"]:

@@ -53,6 +53,7 @@ def _described(labels: Labels) -> Iterator[tuple[str, str, str]]:
     answers["asr"] = describe.transcript(labels) or NO_SPEECH
     if spoken:
         answers["asr_sentences"] = phrases.stamped(labels["sentences"])
+    if spoken and describe.timed(labels):
         answers["asr_words"] = phrases.stamped(describe.words(labels))
     if describe.sources(labels):
         answers["events"] = timeline(labels)
