@@ -49,13 +49,16 @@ class Tokens:
         self._words.append(len(self.ids))
         self.ids += after
 
-    def spans(self, frames: np.ndarray, frame: float) -> tuple[list[Span], list[Span]]:
+    def spans(
+        self, frames: np.ndarray, frame: float, early: float = 0.0
+    ) -> tuple[list[Span], list[Span]]:
         """(words, phones); a word lasts until the next one begins.
 
         Args:
           frames: how long each token lasts, [tokens], in frames of `frame` seconds.
+          early: seconds by which the sound comes before what these durations say.
         """
-        at = np.concatenate([[0.0], np.cumsum(frames.ravel()) * frame])
+        at = np.concatenate([[0.0], np.cumsum(frames.ravel()) * frame]) - early
         edges = [float(at[token]) for token in self._words]
         words = [
             Span(w, *edge) for w, edge in zip(self._text, itertools.pairwise(edges), strict=True)
