@@ -40,7 +40,7 @@ def measure(setting: str, sizes: Sizes) -> Iterator[dict[str, Any]]:
             continue
         begun = time.perf_counter()
         if step == "data":
-            train.make_data(workdir, scenes, os.cpu_count() or 1)
+            train.make_data(workdir, scenes, 0, os.cpu_count() or 1)
         elif step == "tokenizer":
             train.make_tokenizer(workdir, vocabulary)
         else:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import functools
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -23,7 +24,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from moss_audio_jax import world
+from moss_audio_jax import files, world
 from moss_audio_jax.audio import log_mel
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.data import shards
@@ -40,6 +41,8 @@ from moss_audio_jax.data.sources import Source
 from moss_audio_jax.text.phrases import stamped
 from moss_audio_jax.weights.convert import convert
 from moss_audio_jax.weights.helpers import load_helpers, save_helpers
+from moss_audio_jax.world.recordings import scenes as recorded
+from moss_audio_jax.world.recordings.source import sources
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tools.small.tokenizer import texts_of, train_tokenizer
@@ -58,33 +61,59 @@ TOKENIZER_SHARDS = 6  # enough to hold every word
 VOCABULARY = 2560
 
 
-def make_data(workdir: Path, scenes: int, processes: int) -> None:
+def make_data(workdir: Path, scenes: int, recordings: int, processes: int) -> None:
     """Writes log-mels and rows (`world.record`) of scenes 0 .. scenes - 1 in shards, and joined.
+
+    `recordings` scenes of the world of recordings lie beside them, in folders of their own. What
+    they are depends on the packages that are here, so their settings name those.
 
     Joined scenes fill their chunks; otherwise two of five chunks would be padding, and answers
     would be short. There are four joined sets: `all`; `speech`, scenes with only speech; `timed`,
     also with only speech but shorter, with the times of words; `sounds`, scenes with neither speech
     nor music, with timelines.
     """
-    single, joined = workdir / "scenes", workdir / "joined"
     settings = {"split": "train", "scenes": scenes, "seed": 0, "world": world.VERSION}
-    shards.prepare(str(single), settings)
-    joined.mkdir(exist_ok=True)
-    parts = shards.plan(scenes, None, SHARD)
-    paths = [shards.shard_path(str(single), "train", i, len(parts)) for i in range(len(parts))]
+    work = _shards(workdir / "scenes", workdir / "joined", settings, world.scene)
+    if recordings:
+        here = sorted(source.name for source in sources() if source.available())
+        settings = {"split": "train", "scenes": recordings, "seed": 0}
+        settings |= {"world": recorded.VERSION, "sources": here}
+        folders = workdir / "recordings", workdir / "joined_recordings"
+        work += _shards(*folders, settings, recorded.scene)
     context = multiprocessing.get_context("spawn")  # espeak's process must not be shared
     with concurrent.futures.ProcessPoolExecutor(processes, context) as pool:
-        made = [pool.submit(_make_shard, *each, joined) for each in zip(paths, parts, strict=True)]
+        made = [pool.submit(_make_shard, *each) for each in work]
         for each in tqdm(concurrent.futures.as_completed(made), total=len(made), unit="shard"):
-            each.result()
+            path, digest = each.result()
+            manifest = path.parent / "manifest.json"
+            known = files.read_json(manifest) if manifest.exists() else {}
+            files.write_whole(manifest, json.dumps(known | {path.name: digest}, indent=2) + "\n")
 
 
-def _make_shard(path: str, part: range, joined: Path) -> None:
-    """Makes one shard of scenes and the shards joined from it; existing files are kept."""
+def _shards(
+    single: Path, joined: Path, settings: dict[str, Any], scene: Callable[..., world.Scene]
+) -> list[tuple]:
+    """What `_make_shard` takes, for each shard of a world."""
+    shards.prepare(str(single), settings)
+    joined.mkdir(exist_ok=True)
+    parts = shards.plan(settings["scenes"], None, SHARD)
+    paths = [shards.shard_path(str(single), "train", i, len(parts)) for i in range(len(parts))]
+    return [(*each, joined, scene) for each in zip(paths, parts, strict=True)]
+
+
+def _make_shard(
+    path: str, part: range, joined: Path, scene: Callable[..., world.Scene]
+) -> tuple[Path, str]:
+    """Makes one shard of scenes and the shards joined from it; existing files are kept.
+
+    Returns the shard and its digest.
+    """
     if not os.path.exists(path):
-        shards.write_shard(path, (_record(world.scene(i, "train", seed=0)) for i in part))
+        shards.write_shard(path, (_record(scene(i, "train", seed=0)) for i in part))
     for kind in JOINED:
         _join_shard(path, joined / f"{kind}-{os.path.basename(path)[6:]}", kind)
+    with open(path, "rb") as file:
+        return Path(path), hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 def _record(scene: world.Scene) -> bytes:
@@ -297,6 +326,9 @@ def main() -> None:
     options.add_argument("--only", nargs="+", choices=STEPS, default=STEPS)
     options.add_argument("--scenes", type=int, default=SCENES)
     options.add_argument(
+        "--recordings", type=int, default=0, help="scenes of the world of recordings, too"
+    )
+    options.add_argument(
         "--ship",
         choices=TRAINING,
         default=TRAINING[-1],
@@ -311,7 +343,7 @@ def main() -> None:
         options.error(f"unknown option {unknown[0]}; stages take --config.KEY=VALUE")
     workdir = args.workdir.resolve()
     steps = {
-        "data": functools.partial(make_data, workdir, args.scenes, args.processes),
+        "data": functools.partial(make_data, workdir, args.scenes, args.recordings, args.processes),
         "tokenizer": functools.partial(make_tokenizer, workdir),
         **{
             stage: functools.partial(
