@@ -35,6 +35,7 @@ settings.load_profile("patient")
 
 # Files of whole runs, the longest first: a worker that began one of them last would work alone.
 LONG = (
+    "train/test_slices",
     "train/test_processes",
     "post_train/test_run",
     "train/test_bucket_runs",

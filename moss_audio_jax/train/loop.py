@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import signal
@@ -108,9 +109,12 @@ def _train(
     metrics = Metrics(workdir, first, config.train.steps, work)
     rows_log = None
     if config.data.log_rows:
-        file = workdir / f"rows-{jax.process_index()}.jsonl"
-        cut_back(file, first)
-        rows_log = Log(file)
+        # There may have been more processes than now.
+        for number in itertools.count(jax.process_index(), jax.process_count()):
+            if not (file := workdir / f"rows-{number}.jsonl").exists():
+                break
+            cut_back(file, first)
+        rows_log = Log(workdir / f"rows-{jax.process_index()}.jsonl")
     if not jax.process_index():
         cut_back(workdir / samples.LOG, first)
     stop = _StopSignal()
