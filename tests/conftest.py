@@ -37,6 +37,7 @@ settings.load_profile("patient")
 LONG = (
     "train/test_slices",
     "train/test_processes",
+    "train/test_local_checkpoints",
     "post_train/test_run",
     "train/test_bucket_runs",
     "test_buckets",

@@ -197,7 +197,8 @@ def test_a_queued_slice_is_waited_for_and_asked_for_again(stand_ins, tmp_path):
     options = ("--create", "v5litepod-16", "--spot", "--queue", "--", "--config", "configs/sft.py")
     result = tpu_vm(*TPU_OPTIONS, *options)
     assert result.returncode == 0, result.stderr
-    calls = [line.split()[3:5] for line in log.read_text().splitlines()]
+    lines = log.read_text().splitlines()
+    calls = [line.split()[3:5] for line in lines if line.startswith("gcloud")]
     queue, machine = "queued-resources", "tpu-vm"
     asked = [[queue, "describe"], [queue, "create"], [queue, "describe"], [queue, "describe"]]
     again = [asked[0], [queue, "delete"], *asked[1:]]
