@@ -61,6 +61,9 @@ def environment(index: int, count: int, devices: int, port: int) -> dict[str, st
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        # A CPU program from the cache runs its collectives in no fixed order, so that processes
+        # would take one for another (JAX 0.10: "Received data size doesn't match").
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
         "XLA_FLAGS": " ".join([*flags, f"--xla_force_host_platform_device_count={devices}"]),
         "MOSS_AUDIO_JAX_COORDINATOR": f"127.0.0.1:{port}",
         "MOSS_AUDIO_JAX_PROCESSES": str(count),

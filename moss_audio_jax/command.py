@@ -141,14 +141,19 @@ def join_processes() -> None:
     import jax
 
     keep_compiled()
+    # A process that is silent for so long is lost, and ends the others.
+    limits = {}
+    if seconds := os.environ.get("MOSS_AUDIO_JAX_HEARTBEAT"):
+        limits["heartbeat_timeout_seconds"] = int(seconds)
     if "MOSS_AUDIO_JAX_COORDINATOR" in os.environ:  # launch/local_processes.py
         jax.distributed.initialize(
             os.environ["MOSS_AUDIO_JAX_COORDINATOR"],
             int(os.environ["MOSS_AUDIO_JAX_PROCESSES"]),
             int(os.environ["MOSS_AUDIO_JAX_PROCESS"]),
+            **limits,
         )
     elif "MOSS_AUDIO_JAX_DISTRIBUTED" in os.environ:  # TPU pods, SLURM, GKE: JAX finds them
-        jax.distributed.initialize()
+        jax.distributed.initialize(**limits)
 
 
 def mesh_sizes(text: str) -> dict[str, int]:

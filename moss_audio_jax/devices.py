@@ -39,6 +39,7 @@ class Tpu(Device):
       clock: Hz of the TensorCore, for cycles of the compiler's cost model.
       link: bytes/s of one interconnect link in one direction.
       links: number of links of a device.
+      dcn: bytes/s of the data center's network, between slices.
       dimensions: number of sides in a slice's name.
       devices_per_chip: 2 on tpu7x.
     """
@@ -48,6 +49,7 @@ class Tpu(Device):
     clock: float
     link: float
     links: int
+    dcn: float
     dimensions: int
     devices_per_chip: int = 1
 
@@ -68,18 +70,19 @@ def _tpu(kinds: tuple[str, ...], hbm: float, usable: float, **numbers: float) ->
 # links in a 2D torus and 6 in a 3D one. usable: the available HBM that libtpu 0.0.42 names when it
 # refuses a program. clock: v4 1.05 GHz (arXiv 2304.01433); the others follow from
 # peak = 2 * multipliers * clock (v5e has 4 units of 128 x 128 multipliers, v5p 8 of them, v6e and a
-# tpu7x device 4 units of 256 x 256).
+# tpu7x device 4 units of 256 x 256). dcn: those tables give v5e 6.4 and v6e 25.6 Tbit/s for a pod
+# of 256 chips; v4 and v5p are assumed to have 200 Gbit/s for a host of four chips, tpu7x 400.
 TPUS = {
     "v4": _tpu(("TPU v4",), 32, 30.75, peak=275e12, hbm_bandwidth=1.2e12, clock=1.05e9,
-               link=50e9, links=6, dimensions=3),
+               link=50e9, links=6, dcn=6.25e9, dimensions=3),
     "v5e": _tpu(("TPU v5 lite", "TPU v5e"), 16, 15.75, peak=197e12, hbm_bandwidth=8.19e11,
-                clock=1.5e9, link=50e9, links=4, dimensions=2),
+                clock=1.5e9, link=50e9, links=4, dcn=3.125e9, dimensions=2),
     "v5p": _tpu(("TPU v5", "TPU v5p"), 95, 95.74, peak=459e12, hbm_bandwidth=2.765e12,
-                clock=1.75e9, link=100e9, links=6, dimensions=3),
+                clock=1.75e9, link=100e9, links=6, dcn=6.25e9, dimensions=3),
     "v6e": _tpu(("TPU v6",), 32, 31.25, peak=918e12, hbm_bandwidth=1.64e12, clock=1.75e9,
-                link=100e9, links=4, dimensions=2),
+                link=100e9, links=4, dcn=12.5e9, dimensions=2),
     "tpu7x": _tpu(("TPU7",), 96, 94.75, peak=1153.5e12, hbm_bandwidth=3.69e12, clock=2.2e9,
-                  link=50e9, links=6, dimensions=3, devices_per_chip=2),
+                  link=50e9, links=6, dcn=6.25e9, dimensions=3, devices_per_chip=2),
 }  # fmt: skip
 
 # NVIDIA's data sheets, without sparsity.

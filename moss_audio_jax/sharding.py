@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -49,6 +50,8 @@ PARAMETERS = (
 # Dimension of an activation -> mesh axes.
 ACTIVATIONS = {
     "batch": ("data", "fsdp"),
+    "replica": ("data",),  # rows and width of looked-up embeddings
+    "width": ("fsdp",),
     "tokens": ("sequence",),
     "heads": ("tensor",),
     "hidden": ("tensor",),
@@ -102,23 +105,39 @@ def lay_out(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
     Raises:
       UsageError: the axes cannot be divided among the slices.
     """
-    slices = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
-    left, across = len(slices), []
+    slice_of = slices(devices)
+    sizes_of = collections.Counter(slice_of)
+    left, across = len(sizes_of), []
     for axis, size in sizes.items():
         across.append(math.gcd(size, left) if axis in ("data", "fsdp") else 1)
         left //= across[-1]
-    if left > 1 or len(set(slices.values())) > 1:
+    if left > 1 or len(set(sizes_of.values())) > 1:
         raise UsageError(
-            f"mesh {dict(sizes)} does not fit {len(slices)} slices of "
-            f"{sorted(slices.values())} devices: mesh.data * mesh.fsdp must be a multiple of their "
-            "number"
+            f"mesh {dict(sizes)} does not fit {len(sizes_of)} slices of "
+            f"{sorted(sizes_of.values())} devices: mesh.data * mesh.fsdp must be a multiple of "
+            "their number"
         )
     within = [size // n for size, n in zip(sizes.values(), across, strict=True)]
     # On v5e more logical axes may share the two physical ones; for others JAX advises against it.
     split = {"allow_split_physical_axes": devices[0].device_kind in ("TPU v5 lite", "TPU v5e")}
-    if len(slices) == 1:
-        return mesh_utils.create_device_mesh(within, devices, **split)
-    return mesh_utils.create_hybrid_device_mesh(within, across, devices, **split)
+    whole = np.empty(len(sizes_of), object)
+    for place, number in enumerate(sorted(sizes_of)):
+        own = [device for device, of in zip(devices, slice_of, strict=True) if of == number]
+        whole[place] = mesh_utils.create_device_mesh(within, own, **split)
+    return np.block(whole.reshape(across).tolist())
+
+
+def slices(devices: Sequence[Any]) -> list[int]:
+    """The slice of each device.
+
+    CPU devices are in one, unless MOSS_AUDIO_JAX_SLICES=N in the environment deals them, in their
+    order, to N slices (launch/supervise.py rehearses with it).
+    """
+    count = int(os.environ.get("MOSS_AUDIO_JAX_SLICES", 1))
+    if count == 1 or devices[0].platform != "cpu":
+        return [getattr(device, "slice_index", 0) for device in devices]
+    order = sorted(device.id for device in devices)
+    return [order.index(device.id) * count // len(order) for device in devices]
 
 
 def as_mesh(mesh: Mesh | Mapping[str, int] | Sequence[int] | None) -> Mesh:
@@ -202,6 +221,21 @@ def constrain(x: jax.Array, *dimensions: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     spec = fit(x.shape, [ACTIVATIONS[name] for name in dimensions], mesh)
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def on_each(
+    function: Callable[[jax.Array], jax.Array], x: jax.Array, *dimensions: str | None
+) -> jax.Array:
+    """`constrain`, and calls `function` on each device with its part of x.
+
+    For what the compiler would gather, such as a constraint on the layout in memory if there are
+    several slices.
+    """
+    if alone():
+        return function(x)
+    mesh = jax.sharding.get_abstract_mesh()
+    spec = fit(x.shape, [ACTIVATIONS[name] for name in dimensions], mesh)
+    return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(x)
 
 
 def splits_whole(query: jax.Array, key: jax.Array) -> bool:

@@ -35,7 +35,9 @@ settings.load_profile("patient")
 
 # Files of whole runs, the longest first: a worker that began one of them last would work alone.
 LONG = (
+    "train/test_slices",
     "train/test_processes",
+    "train/test_local_checkpoints",
     "post_train/test_run",
     "train/test_bucket_runs",
     "test_buckets",

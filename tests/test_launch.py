@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from moss_audio_jax.train.__main__ import parse
+
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
 SHELL_FILES = ("tpu_vm.sh", "slurm.sbatch")
@@ -177,6 +179,42 @@ def test_a_tpu_slice_is_made_again_and_the_same_command_continues(stand_ins, tmp
     assert echoed.stdout.splitlines() == ["train", "--workdir", "/mnt/run dir", *train[1:]]
 
 
+def test_a_queued_slice_is_waited_for_and_asked_for_again(stand_ins, tmp_path):
+    """A request waits, then is active; after a preemption it is deleted and made again."""
+    log = stand_ins(
+        gcloud=f"""
+        cd {tmp_path}
+        case "$3 $4" in
+          "tpu-vm describe") cat state 2>/dev/null ;;
+          "queued-resources describe")
+             cat asked 2>/dev/null; if [ -e asked ]; then echo ACTIVE > asked; fi ;;
+          "queued-resources create") echo WAITING_FOR_RESOURCES > asked; echo READY > state ;;
+          "queued-resources delete") rm asked state ;;
+          "tpu-vm ssh") if [ -e once ]; then exit 0; fi
+               touch once; echo PREEMPTED > state; exit 255 ;;
+        esac"""
+    )
+    options = ("--create", "v5litepod-16", "--spot", "--queue", "--", "--config", "configs/sft.py")
+    result = tpu_vm(*TPU_OPTIONS, *options)
+    assert result.returncode == 0, result.stderr
+    lines = log.read_text().splitlines()
+    calls = [line.split()[3:5] for line in lines if line.startswith("gcloud")]
+    queue, machine = "queued-resources", "tpu-vm"
+    asked = [[queue, "describe"], [queue, "create"], [queue, "describe"], [queue, "describe"]]
+    again = [asked[0], [queue, "delete"], *asked[1:]]
+    look, ssh = [machine, "describe"], [machine, "ssh"]
+    assert calls == [look, *asked, ssh, look, *again, ssh]
+    assert "--node-id pod" in log.read_text()
+
+
+def test_a_request_that_is_refused_is_no_slice(stand_ins):
+    log = stand_ins(gcloud='[ "$3 $4" != "queued-resources describe" ] || echo FAILED')
+    result = tpu_vm(*TPU_OPTIONS, "--create", "v5litepod-16", "--queue", "--", "--config", "x")
+    assert result.returncode == 1
+    assert "the request for pod is 'FAILED'" in result.stderr
+    assert " ssh " not in log.read_text()
+
+
 def test_a_tpu_command_that_never_works_is_not_restarted_for_ever(stand_ins):
     log = stand_ins(gcloud='case "$4" in describe) echo READY ;; ssh) exit 2 ;; esac')
     result = tpu_vm(*TPU_OPTIONS, "--", "--config", "configs/sft.py")
@@ -229,8 +267,16 @@ SCHEMA = {
     f"{POD}.containers.0.command": ["bash", "-c"],
     f"{POD}.containers.0.args.0": str,
     f"{POD}.containers.0.resources.limits": dict,
-    f"{POD}.volumes.0.persistentVolumeClaim.claimName": str,
+    f"{POD}.serviceAccountName": str,
+    f"{POD}.volumes.0.hostPath.path": str,
 }
+
+
+def check_train(text: str) -> None:
+    """The words of a launcher's TRAIN are options of the trainer, and every path is in a bucket."""
+    config, args = parse(text.split())
+    paths = (args.workdir, config.init_from, *config.data.train)
+    assert all(path.startswith("gs://") for path in paths)
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +306,12 @@ def test_the_jobset_has_what_jobset_and_gke_ask_for(jobset):
     assert container["volumeMounts"][0]["name"] == pod["volumes"][0]["name"]
     env = {item["name"]: item["value"] for item in container["env"]}
     assert all(isinstance(value, str) for value in env.values())
-    assert f"--workdir {container['volumeMounts'][0]['mountPath']}/" in env["TRAIN"]
+    local = f"--config.checkpoint.local.folder={container['volumeMounts'][0]['mountPath']}"
+    assert local in env["TRAIN"].split()
+    assert pod["tolerations"][0]["key"] in pod["nodeSelector"]
+    check_train(env["TRAIN"])
+    slices = at(jobset, "spec.replicatedJobs.0.replicas")
+    assert f"--config.mesh.data={slices}" in env["TRAIN"].split()
     assert env["CHIP"] in CHIPS
 
 
@@ -282,7 +333,80 @@ def test_a_pod_that_was_asked_to_stop_does_not_count_as_done(jobset, stand_ins, 
         pod.send_signal(signal.SIGTERM)
     assert pod.wait(timeout=60) == code
     assert ("asked" in log.read_text()) == (how == "stopped")
-    assert "moss-audio-jax train --config configs/sft.py:8b --workdir /" in log.read_text()
+    assert "moss-audio-jax train --config configs/sft.py:8b --workdir gs://" in log.read_text()
+
+
+# --- skypilot.yaml --------------------------------------------------------------------------------
+
+
+def test_the_task_of_skypilot_runs_the_trainer(stand_ins):
+    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    assert set(task) == {"name", "workdir", "resources", "envs", "setup", "run"}
+    assert task["resources"]["accelerators"].startswith(f"tpu-{task['envs']['CHIP']}-")
+    assert task["resources"]["use_spot"]
+    assert task["resources"]["job_recovery"]["max_restarts_on_errors"] > 0
+    check_train(task["envs"]["TRAIN"])
+    subprocess.run(["bash", "-n"], input=task["setup"], text=True, check=True)
+    log = stand_ins(moss_audio_jax='echo "$LIBTPU_INIT_ARGS $MOSS_AUDIO_JAX_DISTRIBUTED" >> "$LOG"')
+    run = task["run"].replace(". .venv/bin/activate", "")
+    subprocess.run(["bash", "-c", run], env=os.environ | task["envs"], check=True)
+    told = log.read_text()
+    assert f"moss-audio-jax train {' '.join(task['envs']['TRAIN'].split())}" in told
+    assert told.strip().endswith(" 1")
+    assert "--xla" in told
+
+
+# --- supervise.py --------------------------------------------------------------------------------
+
+
+def supervise(*options: str, timeout: float = 120) -> subprocess.CompletedProcess:
+    words = [sys.executable, LAUNCH / "supervise.py", "--pause", "0.01", *options]
+    return subprocess.run(words, capture_output=True, text=True, timeout=timeout)
+
+
+def test_the_supervision_has_a_bound_and_a_growing_pause():
+    result = supervise("--restarts", "2", "--", "bash", "-c", "exit 3")
+    assert result.returncode == 3
+    assert "restart 1 of 2 in 0.01 s" in result.stderr
+    assert "restart 2 of 2 in 0.02 s" in result.stderr
+    assert "3 failures: no further restart" in result.stderr
+
+
+def test_wrong_use_and_success_are_not_restarted():
+    for code in (0, 2):
+        result = supervise("--", "bash", "-c", f"exit {code}")
+        assert result.returncode == code
+        assert "restart" not in result.stderr
+
+
+def test_a_process_that_will_not_end_is_killed():
+    script = f"""{WHO}
+import signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if me == 1: sys.exit(7)
+print("waits", flush=True); time.sleep(600)
+"""
+    options = ("--processes", "2", "--grace", "0.5", "--restarts", "0")
+    result = supervise(*options, "--", sys.executable, "-c", script)
+    assert result.returncode == 7
+    assert "process 1 ended with 7; the others had ended" in result.stderr
+
+
+def test_a_run_grows_when_there_are_more_slices(tmp_path):
+    """Asked to save, it ends with 0, and starts again with the new number in its command."""
+    there, seen = tmp_path / "slices", tmp_path / "seen"
+    there.write_text("1")
+    script = f"""
+import signal, sys, time
+open({str(seen)!r}, "a").write(sys.argv[1] + " ")
+if sys.argv[1] == "3": sys.exit(0)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+open({str(there)!r}, "w").write("3"); time.sleep(600)
+"""
+    result = supervise("--ask", f"cat {there}", "--", sys.executable, "-c", script, "{slices}")
+    assert result.returncode == 0
+    assert seen.read_text() == "1 3 "
+    assert "there are more slices than 1" in result.stderr
 
 
 # --- slurm.sbatch --------------------------------------------------------------------------------
@@ -293,6 +417,7 @@ def test_a_pod_that_was_asked_to_stop_does_not_count_as_done(jobset, stand_ins, 
     [
         ("exit 0", False, 0, False),
         ("exit 3", False, 3, False),
+        ("exit 134", False, 134, True),  # jax.distributed ends a process whose partner is lost
         ("", True, 0, True),
     ],
 )

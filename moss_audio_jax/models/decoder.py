@@ -31,7 +31,7 @@ from moss_audio_jax.models.blocks import (
 from moss_audio_jax.models.cache import Cache, LayerCache
 from moss_audio_jax.ops.linear import Kernel, dense, matmul
 from moss_audio_jax.ops.rotary import rotary_angles, rotate
-from moss_audio_jax.sharding import constrain
+from moss_audio_jax.sharding import constrain, on_each, ways
 
 # (query [B,T,N,H], key [B,T,KV,H], value [B,T,KV,H], the layer's cache) -> (out [B,T,N,H], cache)
 Attend = Callable[..., tuple[jax.Array, LayerCache | None]]
@@ -177,7 +177,7 @@ def decode(
             with jax.named_scope("deepstack"):
                 here = jax.vmap(last["keep"])(injected) if last else injected
                 x, gradients_of = _inject(x, jax.lax.stop_gradient(here), gradients_of, index)
-        x = row_major(constrain(x, "batch", "tokens", None))
+        x = on_each(row_major, x, "batch", "tokens", None)
         return (x, gradients_of), own_cache
 
     x = constrain(x, "batch", "tokens", None)
@@ -229,7 +229,10 @@ def embed_tokens(params: Any, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """int [B, T] -> [B, T, D]."""
     table = params["embed_tokens"]["embedding"]
     # Of an int8 table (a tied head's) each row and its scale.
-    return dense(jax.tree.map(lambda x: jnp.take(x, tokens, axis=0), table)).astype(dtype)
+    x = dense(jax.tree.map(lambda x: jnp.take(x, tokens, axis=0), table)).astype(dtype)
+    # Each device looks up its part of the width for all rows of its replica, and `decoder_layers`
+    # exchanges parts for rows. Left alone, the compiler gathers rows across replicas.
+    return constrain(x, "replica", "tokens", "width") if ways(x.shape[-1:], "width") > 1 else x
 
 
 def head_kernel(params: Any) -> Kernel:

@@ -37,6 +37,7 @@ if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends thos
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,6 +67,12 @@ def main(argv: Sequence[str]) -> int:
         default=1,
         metavar="N",
         help="number of slices, which mesh.data spans; default 1",
+    )
+    options.add_argument(
+        "--dcn",
+        type=_bandwidth,
+        metavar="GB/S",
+        help="of a device between slices; default: a table's",
     )
     options.add_argument("--output", type=Path, metavar="FILE.json")
     options.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw memory by owner")
@@ -136,7 +143,7 @@ def main(argv: Sequence[str]) -> int:
 
     if not args.sweep:
         result = planned(config)
-        written = report.as_json(result)
+        written = report.as_json(result, args.dcn)
     else:
         series = sweep.settings(
             args.rows,
@@ -163,18 +170,18 @@ def main(argv: Sequence[str]) -> int:
             raise UsageError("no setting of the sweep divides the slice; see --tensor")
         # If nothing fits, the nearest setting shows why.
         result = chosen[1] if chosen else min(found, key=lambda pair: pair[1].memory.peak)[1]
-        written = report.as_json(result)
+        written = report.as_json(result, args.dcn)
         written["sweep"] = [
             {
                 "rows": s.rows,
                 "length": s.length,
                 "remat": s.remat,
                 "tensor": s.tensor,
-                **report.as_json(plan),
+                **report.as_json(plan, args.dcn),
             }
             for s, plan in found
         ]
-    print(report.table(result))
+    print(report.table(result, args.dcn))
     if args.output:
         files.write_whole(args.output, json.dumps(written, indent=1) + "\n")
         if args.sweep:
@@ -221,6 +228,16 @@ def _line(setting, plan) -> str:
         f"{setting.tensor}: peak {plan.memory.peak / GIB:.2f} GiB, "
         f"{'fits' if plan.fits else 'does not fit'} {what}".rstrip()
     )
+
+
+def _bandwidth(text: str) -> float:
+    try:
+        rate = 1e9 * float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of GB/s above 0")
+    return rate
 
 
 def _numbers(text: str) -> tuple[int, ...]:

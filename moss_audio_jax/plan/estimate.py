@@ -19,7 +19,9 @@ import numpy as np
 from moss_audio_jax.models import flops
 from moss_audio_jax.plan.compile import Compiled, Run, held_bytes
 from moss_audio_jax.plan.hlo import Collective, Module
+from moss_audio_jax.plan.slices import Crossing, crossings
 from moss_audio_jax.plan.topologies import Topology
+from moss_audio_jax.sharding import slices
 
 METHOD = (
     "compiler's estimated cycles x loop trips / clock + Pallas attention FLOPs at peak + bytes of "
@@ -92,6 +94,7 @@ class Plan:
     rows: int
     length: int
     collectives: tuple[Collective, ...] = ()
+    across: tuple[Crossing, ...] = ()
     kernels: int = 0
     warnings: tuple[str, ...] = ()
     compiler_flags: str = ""
@@ -115,6 +118,7 @@ def plan(run: Run, compiled: Compiled, topology: Topology) -> Plan:
         )
         found = {
             "collectives": collectives,
+            "across": tuple(crossings(module, slices(run.mesh.devices.ravel()))),
             "kernels": len(kernels),
             "warnings": tuple(full_gathers(run, module)),
             "estimate": seconds,
@@ -237,6 +241,25 @@ def by_kind(collectives: tuple[Collective, ...]) -> dict[str, dict[str, float]]:
         entry["bytes"] += c.moved
         entry["exposed_bytes"] += 0 if c.overlapped else c.moved
     return dict(table)
+
+
+def between_slices(plan: Plan, dcn: float | None = None) -> dict[str, Any]:
+    """What a step sends between slices, and how long that takes where nothing overlaps it.
+
+    Args:
+      dcn: bytes/s of a device; None: by the table of devices.
+    """
+    kinds: dict[str, float] = collections.defaultdict(float)
+    for crossing in plan.across:
+        kinds[crossing.kind] += crossing.bytes * crossing.times
+    each, rate = sum(kinds.values()), dcn or plan.topology.device.dcn
+    return {
+        "bytes_per_device": each,
+        "bytes_per_slice": each * plan.topology.devices / plan.topology.slices,
+        "bytes_per_device_by_kind": dict(kinds),
+        "dcn_bytes_per_second": rate,
+        "seconds": each / rate,
+    }
 
 
 def _is_collective(name: str) -> bool:

@@ -130,7 +130,7 @@ class Module:
     def collectives(self) -> list[Collective]:
         """The collectives of a step; instructions on one channel are one collective."""
         found: dict[tuple[str, str], Collective] = {}
-        for computation, times in self._executed():
+        for computation, times in self.executed():
             body = self.computations[computation]
             starts = any('"AsyncCollectiveStart"' in i.rest for i in body)
             fused = starts or computation.startswith("async_collective_fusion")
@@ -143,7 +143,7 @@ class Module:
                 if kind not in KINDS:
                     continue
                 # The type of a "-start" lists input, output and semaphores; others list outputs.
-                size = _bytes(instruction.type, max if "-start" in instruction.op else sum)
+                size = size_of(instruction.type, max if "-start" in instruction.op else sum)
                 if kind == "all-reduce" and scatters:
                     kind = "reduce-scatter"  # an all-reduce fused with the slice of its result
                 group = _group(instruction.rest, self.devices)
@@ -188,7 +188,7 @@ class Module:
         wanted = re.compile(rf"\b(?:{'|'.join(dtypes)})\[(?:1,)*{dims}\]")
         return [
             instruction.name
-            for computation, _ in self._executed()
+            for computation, _ in self.executed()
             for instruction in self.computations[computation]
             if wanted.search(instruction.type) and instruction.op != "parameter"
         ]
@@ -209,7 +209,7 @@ class Module:
         an update in place writes only its part; S(1) is the core's own memory.
         """
         found = []
-        for name, times in self._executed(fused=False, loops=loops):
+        for name, times in self.executed(fused=False, loops=loops):
             for i in self.computations[name]:
                 arrays = re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", i.type)
                 if i.op == "copy-start":  # (result, operand, semaphore)
@@ -217,7 +217,7 @@ class Module:
                 elif i.op.endswith("-start"):  # (operand, result)
                     arrays = arrays[1:2]
                 sizes = [
-                    _bytes(text)
+                    size_of(text)
                     for text in arrays
                     if "S(1)" not in text and _elements(text) in elements
                 ]
@@ -241,7 +241,7 @@ class Module:
         body = self.computations.get(instruction.called("calls") or "", [instruction])
         return any(i.op in ("dynamic-update-slice", "scatter") for i in body)
 
-    def _executed(self, fused: bool = True, loops: bool = True) -> Iterator[tuple[str, int]]:
+    def executed(self, fused: bool = True, loops: bool = True) -> Iterator[tuple[str, int]]:
         """(computation, times per step), with or without those of fusions and of loops."""
         waiting = [(self.entry, 1)]
         while waiting:
@@ -295,7 +295,7 @@ def _elements(text: str) -> int:
     return math.prod(int(d) for d in found.group(2).split(",") if d) if found else 0
 
 
-def _bytes(text: str, of: Callable = sum) -> int:
+def size_of(text: str, of: Callable = sum) -> int:
     """Bytes of the arrays of a type: the sum, or another function `of` them."""
     sizes = []
     for dtype, dims in _SHAPE.findall(text):

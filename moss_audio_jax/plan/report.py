@@ -7,7 +7,7 @@ from typing import Any
 
 from moss_audio_jax.devices import GIB
 from moss_audio_jax.plan.compile import FLAGS
-from moss_audio_jax.plan.estimate import METHOD, Plan, by_kind
+from moss_audio_jax.plan.estimate import METHOD, Plan, between_slices, by_kind
 
 _COLORS = {
     "parameters": "#4477aa",
@@ -19,8 +19,12 @@ _COLORS = {
 }
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
-    """The plan as a JSON object; bytes are of one device, FLOPs and tokens of all devices."""
+def as_json(plan: Plan, dcn: float | None = None) -> dict[str, Any]:
+    """The plan as a JSON object; bytes are of one device, FLOPs and tokens of all devices.
+
+    Args:
+      dcn: see `between_slices`.
+    """
     estimate = None
     if plan.estimate:
         estimate = {
@@ -36,14 +40,16 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "peak_bytes": plan.memory.peak,
         "tokens_per_step": plan.tokens,
         "model_flops_per_step": plan.flops,
+        "slices": plan.topology.slices,
         "collectives": by_kind(plan.collectives),
+        "between_slices": between_slices(plan, dcn) if plan.topology.slices > 1 else None,
         "compile_seconds": plan.compile_seconds,
         "estimate": estimate,
         "compiler_flags": plan.compiler_flags,
     }
 
 
-def table(plan: Plan) -> str:
+def table(plan: Plan, dcn: float | None = None) -> str:
     """The plan as lines of text."""
     memory = plan.memory
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one"
@@ -73,10 +79,22 @@ def table(plan: Plan) -> str:
             f"  method: {METHOD}",
         ]
         if plan.topology.slices > 1:
-            lines.append("  the slower network between slices is not modelled")
+            lines += _between(between_slices(plan, dcn))
     elif plan.refusal:
         lines.append(f"  the compiler says: {plan.refusal}")
     return "\n".join(lines)
+
+
+def _between(found: dict[str, Any]) -> list[str]:
+    kinds = ", ".join(
+        f"{kind} {readable(size)}" for kind, size in found["bytes_per_device_by_kind"].items()
+    )
+    return [
+        f"  between slices: {readable(found['bytes_per_device'])} a device and step ({kinds}), "
+        f"{readable(found['bytes_per_slice'])} a slice",
+        f"  they take {found['seconds']:.3g} s at {found['dcn_bytes_per_second'] / 1e9:g} GB/s a "
+        "device; what of it overlaps compute is not modelled, and the step above has none of it",
+    ]
 
 
 def picture(plan: Plan) -> str:

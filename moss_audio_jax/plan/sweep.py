@@ -15,6 +15,7 @@ from moss_audio_jax.errors import InputError
 from moss_audio_jax.journal import Journal
 from moss_audio_jax.plan.estimate import Estimate, Memory, Plan
 from moss_audio_jax.plan.hlo import Collective
+from moss_audio_jax.plan.slices import Crossing
 from moss_audio_jax.plan.topologies import Topology
 
 
@@ -122,6 +123,7 @@ def _plan(row: dict[str, Any]) -> Plan:
             "topology": Topology(**row["topology"]),
             "memory": Memory(**row["memory"]),
             "collectives": tuple(Collective(**entry) for entry in row["collectives"]),
+            "across": tuple(Crossing(**entry) for entry in row["across"]),
             "warnings": tuple(row["warnings"]),
             "estimate": row["estimate"] and Estimate(**row["estimate"]),
         }

@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 State = dict[str, Any]
 
 CHECKSUMS = "checksums.json"
-_UNFINISHED = ".partial"  # ends the name of a step that is being written or deleted
+UNFINISHED = ".partial"  # ends the name of a step that is being written or deleted
 _PATIENCE = 600  # seconds that the first process waits for the checksums of the others
 
 
@@ -63,7 +63,7 @@ class Checkpoints:
         workdir = absolute(workdir)
         self._folder, self._aside = workdir / "checkpoints", workdir / "damaged_checkpoints"
         self._config = config
-        self._abstract = _kept(abstract)
+        self._abstract = kept(abstract)
         self._need = sum(
             math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(self._abstract)
         )
@@ -133,18 +133,18 @@ class Checkpoints:
         self.wait()
         # A copy: Orbax writes it in the background, while the run's totals grow.
         run = copy.deepcopy({**run, "data": merge_states(from_all(data))})
-        kept = _kept(state)
+        saved = kept(state)
         note = {
             "version": 1,
             "step": step,
-            "finite": bool(all_finite(kept)),
+            "finite": bool(all_finite(saved)),
             "eval_loss": eval_loss,
         }
         try:
             self._checkpointer.save(
                 self._unfinished(step),
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(kept), run=ocp.args.JsonSave(run)
+                    state=ocp.args.StandardSave(saved), run=ocp.args.JsonSave(run)
                 ),
                 force=True,
             )
@@ -162,7 +162,7 @@ class Checkpoints:
         target = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             self._abstract,
-            _kept(shardings),
+            kept(shardings),
         )
         try:
             restored = self._checkpointer.restore(
@@ -237,7 +237,7 @@ class Checkpoints:
         return sorted(int(f.name) for f in self._folder.iterdir() if f.name.isdecimal())
 
     def _unfinished(self, step: int) -> Path:
-        return self._folder / f"{step}{_UNFINISHED}"
+        return self._folder / f"{step}{UNFINISHED}"
 
     def _read_note(self, step: int) -> dict[str, Any]:
         file = self._folder / str(step) / CHECKSUMS
@@ -287,7 +287,7 @@ class Checkpoints:
         """Makes the folder, and removes what a killed run was writing or deleting."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for left in self._folder.glob(f"*{_UNFINISHED}*"):
+            for left in self._folder.glob(f"*{UNFINISHED}*"):
                 if left.name.partition(".")[0].isdecimal():
                     self._log_removed(left)
                     _remove(left)
@@ -308,13 +308,14 @@ class Checkpoints:
     def _not_saved(self, step: int, error: Exception) -> InputError:
         told = files.not_written(self._folder / str(step), error, self._need)
         if self._first:
-            for left in self._folder.glob(f"{step}{_UNFINISHED}*"):
+            for left in self._folder.glob(f"{step}{UNFINISHED}*"):
                 with contextlib.suppress(OSError):
                     _remove(left)
         return told
 
 
-def _kept(state: State) -> State:
+def kept(state: State) -> State:
+    """What of a state is saved: frozen weights are not."""
     return {key: value for key, value in state.items() if key != "frozen"}
 
 

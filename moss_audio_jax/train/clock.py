@@ -174,6 +174,8 @@ class Clock:
         for kind, first, last in intervals:
             spent[kind] += max(0.0, min(last, begin) - max(first, self._ended))
         spent[self._gap] += begin - self._ended - sum(spent.values())
+        if self._gap == "restart" and not jax.process_index():
+            _log.info(f"time lost since the checkpoint: {begin - self._ended:.1f} s")
         for kind, seconds in spent.items():
             self._seconds[kind] += seconds
         self._seconds[_STEP] += end - begin

@@ -127,6 +127,11 @@ def get_config(size: str = "4b") -> ConfigDict:
     checkpoint.keep_best = 0  # also keep the n best by held-out loss
     checkpoint.export = "official"  # official | native | none: what the last step writes
 
+    # Faster saves in between, to each host's own disk (train/local_checkpoints.py).
+    checkpoint.local = local = ConfigDict()
+    local.folder = ""  # the same path on every host; "" = none
+    local.every = 50  # steps
+
     c.eval = evaluation = ConfigDict()
     evaluation.every = 0  # 0 = never
     evaluation.samples = 0  # answers to generate and print
@@ -163,6 +168,7 @@ LIMITS: dict[str, int | tuple[str, ...]] = {
     "lora.rank": 0,
     "checkpoint.every": 1,
     "checkpoint.minutes": 0,
+    "checkpoint.local.every": 1,
     "checkpoint.keep_last": 1,
     "checkpoint.keep_every": 0,
     "checkpoint.keep_best": 0,

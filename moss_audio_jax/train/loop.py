@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import signal
@@ -35,6 +36,7 @@ from moss_audio_jax.train.checkpoints import Checkpoints
 from moss_audio_jax.train.clock import Clock
 from moss_audio_jax.train.echo import Echo
 from moss_audio_jax.train.helpers import Helpers, init_helpers
+from moss_audio_jax.train.local_checkpoints import LocalCheckpoints
 from moss_audio_jax.train.metrics import Metrics, cut_back
 from moss_audio_jax.train.setup import Setup
 from moss_audio_jax.train.source import Batches, source_of
@@ -82,16 +84,25 @@ def _train(
     # --- restore ----------------------------------------------------------------------------------
     kind = BucketCheckpoints if is_remote(workdir) else Checkpoints
     checkpoints = kind(workdir, config.checkpoint, run.state)
-    newest = checkpoints.newest()
+    newest, local, nearer = checkpoints.newest(), None, None
+    if config.checkpoint.local.folder:
+        shardings = run.state_shardings
+        local = LocalCheckpoints(config.checkpoint.local.folder, workdir, run.state, shardings)
+        nearer = local.newest(after=newest or 0)
     with jax.set_mesh(mesh):
         state = _first_state(run)
     totals, saved_data = dict.fromkeys(_TOTALS, 0), None
-    if newest is not None:
-        restored, saved = checkpoints.restore(newest, run.state_shardings)
+    if newest is not None or nearer is not None:
+        if nearer is None:
+            restored, saved = checkpoints.restore(newest, run.state_shardings)
+        else:
+            newest = nearer
+            restored, saved = local.restore(nearer)
         state = {**state, **restored}
         totals, saved_data = saved["totals"], saved["data"]
         clock.restore(saved.get("clock"))
-        _log.info(f"continues at step {newest} of {workdir}")
+        tier = f", from {config.checkpoint.local.folder}" if nearer is not None else ""
+        _log.info(f"continues at step {newest} of {workdir}{tier}")
     first = step = newest or 0
     _describe(state, run, mixture)
     loader, echo = _rows(run, mixture, workdir, lambda: state)
@@ -108,9 +119,12 @@ def _train(
     metrics = Metrics(workdir, first, config.train.steps, work)
     rows_log = None
     if config.data.log_rows:
-        file = workdir / f"rows-{jax.process_index()}.jsonl"
-        cut_back(file, first)
-        rows_log = Log(file)
+        # There may have been more processes than now.
+        for number in itertools.count(jax.process_index(), jax.process_count()):
+            if not (file := workdir / f"rows-{number}.jsonl").exists():
+                break
+            cut_back(file, first)
+        rows_log = Log(workdir / f"rows-{jax.process_index()}.jsonl")
     if not jax.process_index():
         cut_back(workdir / samples.LOG, first)
     stop = _StopSignal()
@@ -152,7 +166,7 @@ def _train(
         if config.eval.samples:
             samples.show(run, state, held_out, workdir, step)
 
-    def save(data: dict) -> None:
+    def save(data: dict, into: Checkpoints | LocalCheckpoints = checkpoints) -> None:
         _collect(waiting, totals)
         if lock:
             lock.check()
@@ -163,8 +177,9 @@ def _train(
         about = {"totals": totals, "config": json.loads(config.to_json_best_effort())}
         with clock.during("save"):
             about["clock"] = clock.state()
-            checkpoints.save(step, state, about, data, eval_loss)
-        overdue.saved()
+            into.save(step, state, about, data, eval_loss)
+        if into is checkpoints:
+            overdue.saved()
 
     def stopped(data: dict) -> int:
         done = "no step was done yet"
@@ -198,10 +213,14 @@ def _train(
                 late = every(config.train.log_every) and overdue.now()
                 if late or every(config.checkpoint.every) or last:
                     save(loader.state())
+                elif local and every(config.checkpoint.local.every):
+                    save(loader.state(), local)
                 if stop.asked(step):
                     return stopped(loader.state())
     finally:
         checkpoints.close()
+        if local:
+            local.close()
         metrics.close()
         if rows_log:
             rows_log.flush()

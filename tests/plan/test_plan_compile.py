@@ -47,6 +47,18 @@ def test_the_step_is_compiled_for_the_slice(planned):
     assert "fits" in report.table(plan)
 
 
+def test_two_slices_exchange_only_sums():
+    """No row and no parameter crosses the slow network."""
+    compiling.prepare_environment()
+    topology = topologies.parse("v5e:2x2", slices=2)
+    config = load_config(CONFIG, [*SMALL, "--config.mesh.data=2", "--config.data.batch=8"])
+    run = compiling.build(config, compiling.slice_devices(topology))
+    plan = estimate.plan(run, compiling.compile_step(run), topology)
+    assert plan.fits
+    assert {crossing.kind for crossing in plan.across} == {"all-reduce"}
+    assert "between slices" in report.table(plan)
+
+
 def test_layers_stay_a_loop_and_weights_arrive_beside_compute(planned):
     run, compiled, _ = planned
     layers = run.model.decoder.layers

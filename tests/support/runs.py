@@ -17,6 +17,15 @@ def log(workdir: Path, name: str = "metrics.jsonl") -> list[dict]:
     return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
 
 
+def rows_of_steps(workdir: Path) -> list[list]:
+    """The rows of each step's global batch, from the logs of all processes in order."""
+    steps: dict[int, list] = {}
+    for file in sorted(workdir.glob("rows-*.jsonl")):
+        for row in log(workdir, file.name):
+            steps.setdefault(row["step"], []).extend(row["rows"])
+    return [steps[step] for step in sorted(steps)]
+
+
 def command(config_file: Path, workdir: Path, *overrides: str) -> list[str]:
     options = [f"--config.{o}" for o in overrides]
     return [

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
-from runs import ROOT, command, environment, log
+from runs import ROOT, command, environment, log, rows_of_steps
 from test_checkpoints import contents, flipped_within_the_largest
 
 
@@ -33,17 +33,6 @@ def test_many_processes_are_one(small_run, tmp_path):
     run(1, "one", "train.steps=6")
     expected = log(tmp_path / "one")
 
-    def seen(workdir: str) -> list[list]:
-        """The rows of each step's global batch, from the logs of all processes in order."""
-        logs = [
-            log(tmp_path / workdir, f.name)
-            for f in sorted((tmp_path / workdir).glob("rows-*.jsonl"))
-        ]
-        steps: dict[int, list] = {}
-        for row in (row for part in logs for row in part):
-            steps.setdefault(row["step"], []).extend(row["rows"])
-        return [steps[step] for step in sorted(steps)]
-
     # By the clock both save at once: here, at every step.
     run(2, "two", "checkpoint.minutes=1e-9", "checkpoint.keep_last=3", "checkpoint.every=1000")
     kept = sorted(int(path.name) for path in (tmp_path / "two" / "checkpoints").iterdir())
@@ -64,11 +53,11 @@ def test_many_processes_are_one(small_run, tmp_path):
         np.testing.assert_allclose(
             [row["loss"] for row in found], [row["loss"] for row in expected], rtol=1e-5
         )
-        assert seen(workdir) == seen("one")[done:]
+        assert rows_of_steps(tmp_path / workdir) == rows_of_steps(tmp_path / "one")[done:]
         last = found[-1]
         if process_count > 1:
             assert {last["time/slowest_host"], last["time/latest_host"]} <= set(range(4))
             assert last["time/slowest_step"] > 0
         else:
             assert "time/slowest_host" not in last
-    assert seen("two") == seen("one")[:4]
+    assert rows_of_steps(tmp_path / "two") == rows_of_steps(tmp_path / "one")[:4]
