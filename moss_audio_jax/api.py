@@ -769,7 +769,7 @@ class Stream(Iterator[str]):
         decoder, told = StreamDecoder(model.tokenizer), 0
         asked = [(prompt, prompt.sampling)]
         with model._engine(1, prompt.sampling.drafts) as engine:
-            for _, ids, output in engine.progress(asked, each_token=True):
+            for _, ids, output, _ in engine.progress(asked, each_token=True):
                 for token in ids[told:]:
                     until.push(decoder.push(token))
                 told = len(ids)

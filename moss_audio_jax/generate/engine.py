@@ -76,11 +76,13 @@ class Output:
 
 
 class Progress(NamedTuple):
-    """How far the answer to request `number` is; `output` once it has ended."""
+    """How far the answer to request `number` is; `output` once it has ended. `logprobs` are those
+    of `ids`, if they are asked for and each token is told."""
 
     number: int
     ids: list[int]
     output: Output | None
+    logprobs: list[TokenLogprobs] | None = None
 
 
 class Size(NamedTuple):
@@ -124,6 +126,7 @@ class Asked:
     told: int = 0  # of these
     pushed: int = 0  # of these: its guide knows them
     begun: bool = False  # is its answer in the decode state?
+    logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)  # fetched so far
 
     @property
     def length(self) -> int:
@@ -215,7 +218,7 @@ class Engine:
           InputError: its placeholders and clips disagree.
         """
         results: list[Output | None] = [None] * len(requests)
-        for number, ids, output in self.progress(requests, on_token is not None):
+        for number, ids, output, _ in self.progress(requests, on_token is not None):
             if on_token is not None:
                 on_token(number, ids)
             if output is not None:
@@ -805,40 +808,41 @@ class Engine:
                     ids, reason = ids[:cut], STOP
                     if int(state[slot]) == RUNNING:
                         self._state = end(self._state, slot, STOP)
-            if one.each_token:
-                told += [Progress(one.number, ids[:n], None) for n in range(one.told + 1, len(ids))]
-            new = len(ids) > one.told
-            one.told = len(ids)
-            if reason != RUNNING:
-                by_token = int(state[slot]) == STOP and len(ids) == count[slot]
+            by_token = int(state[slot]) == STOP and len(ids) == count[slot]
+            new, ended = len(ids) > one.told, reason != RUNNING
+            kept = ending = None
+            if one.sampling.logprobs is not None and (ended or (new and one.each_token)):
                 kept, ending = self._logprobs(one, ids, by_token)
+            if one.each_token:
+                for n in range(one.told + 1, len(ids)):
+                    told.append(Progress(one.number, ids[:n], None, kept and kept[:n]))
+            one.told = len(ids)
+            if ended:
                 measures = tuple(map(self.hearing.measures, one.clips))
                 why = FINISH_REASON[reason]
                 output = Output(ids, why, kept, ending, measures, one.cached)
                 told.append(self._end(one, output))
             elif new or not one.each_token:
-                told.append(Progress(one.number, ids, None))
+                told.append(Progress(one.number, ids, None, kept))
         return told
 
     def _logprobs(
         self, one: Asked, ids: list[int], stopped: bool
-    ) -> tuple[list[TokenLogprobs] | None, TokenLogprobs | None]:
-        """What is kept of an ended answer's tokens, and of its stop token if it has `stopped` by
-        one; if it is asked for."""
-        most = one.sampling.logprobs
-        if most is None:
-            return None, None
+    ) -> tuple[list[TokenLogprobs], TokenLogprobs | None]:
+        """What is kept of an answer's tokens, and of its stop token if it has `stopped` by one."""
+        most, known = one.sampling.logprobs, len(one.logprobs)
         kept, newest = jax.device_get(
             (logprobs_of(self._state, one.slot), self._state.answers.token)
         )
         tokens = [*ids, int(newest[one.slot])] if stopped else ids
-        own, top_ids, top = (each[: len(tokens)] for each in kept)
+        own, top_ids, top = (each[known : len(tokens)] for each in kept)
         pairs = [
             [*zip(a[:most].tolist(), b[:most].tolist(), strict=True)]
             for a, b in zip(top_ids, top, strict=True)
         ]
-        found = [TokenLogprobs(*each) for each in zip(tokens, own.tolist(), pairs, strict=True)]
-        return found[: len(ids)], found[-1] if stopped else None
+        new = zip(tokens[known:], own.tolist(), pairs, strict=True)
+        one.logprobs += [TokenLogprobs(*each) for each in new]
+        return one.logprobs[: len(ids)], one.logprobs[-1] if stopped else None
 
     def _allowed(self, those: Sequence[Asked | None], always: bool = False) -> np.ndarray | None:
         """bool [len(those), V]: the tokens that guides allow next; without guides all of them if
@@ -875,7 +879,7 @@ class Engine:
             self._learn(one)
             group.release(one.pages, one.promised)
             self._owner[one.slot] = None
-        return Progress(one.number, output.ids, output)
+        return Progress(one.number, output.ids, output, output.logprobs)
 
     def _ids(self, one: Asked) -> list[int]:
         """The answer so far."""

@@ -34,3 +34,8 @@ class UntilStop:
         self._held = text[sure:]
         if sure:
             self._on_text(text[:sure])
+
+    @property
+    def holds(self) -> bool:
+        """Whether some text is held back."""
+        return bool(self._held)

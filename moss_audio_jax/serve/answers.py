@@ -135,13 +135,16 @@ class Pieces:
 
     Joined, the pieces are `Reply.thinking` and `Reply.text`; without stop strings, broken
     characters and tags. A thinking block counts where it begins the answer.
+
+    Attributes:
+      sure: tokens whose text nothing will change any more.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...]) -> None:
         self._raw: list[str] = []
         self._until = UntilStop(stops, self._raw.append)
         self._decoder = StreamDecoder(tokenizer)
-        self._seen = 0
+        self._seen = self.sure = 0
         self._text = ""
         self._given = {"thinking": 0, "text": 0}
 
@@ -152,11 +155,14 @@ class Pieces:
           ids: all of the answer's so far.
           last: they are complete.
         """
-        for token in ids[self._seen :]:
+        for number, token in enumerate(ids[self._seen :], self._seen + 1):
             self._until.push(self._decoder.push(token))
+            if not self._decoder.holds and not self._until.holds:
+                self.sure = number
         self._seen = len(ids)
         if last:
             self._until.push(self._decoder.flush(), last=True)
+            self.sure = len(ids)
         if not self._raw and not last:
             return {}
         self._text += "".join(self._raw)

@@ -71,7 +71,7 @@ class Chat:
                 {
                     "index": number,
                     "message": message,
-                    "logprobs": self._logprobs(output),
+                    "logprobs": self._logprobs(output.logprobs or []),
                     "finish_reason": _reason(output),
                 }
             )
@@ -87,6 +87,7 @@ class Chat:
             head["usage"] = None
         outputs: list[Any] = [None] * len(self._prompts)
         pieces = [Pieces(self._state.model.tokenizer, p.sampling.stop) for p in self._prompts]
+        given = [0] * len(self._prompts)  # tokens whose log-probabilities were sent
         try:
             for number in range(len(self._prompts)):
                 yield _event(head, number, {"role": "assistant", "content": ""})
@@ -95,9 +96,12 @@ class Chat:
                 new = pieces[number].push(progress.ids, output is not None)
                 for kind, piece in new.items():
                     name = "content" if kind == "text" else "reasoning_content"
-                    yield _event(head, number, {name: piece})
+                    fresh = (progress.logprobs or [])[given[number] : pieces[number].sure]
+                    given[number] += len(fresh)
+                    yield _event(head, number, {name: piece}, self._logprobs(fresh))
                 if output is not None:
-                    yield _event(head, number, {}, self._logprobs(output), _reason(output))
+                    rest = (output.logprobs or [])[given[number] :]
+                    yield _event(head, number, {}, self._logprobs(rest), _reason(output))
             warned = self._warned(outputs)
             if with_usage or warned:
                 last = {**head, "choices": []} | warned
@@ -150,11 +154,11 @@ class Chat:
             warnings.append(LOOPED)
         return {"warnings": warnings} if warnings else {}
 
-    def _logprobs(self, output: Any) -> dict[str, Any] | None:
-        """Of each token of an answer."""
+    def _logprobs(self, told: list[Any]) -> dict[str, Any] | None:
+        """Of some tokens of an answer."""
         if not self._asked.logprobs:
             return None
-        return {"content": [self._token(*each) for each in output.logprobs or ()], "refusal": None}
+        return {"content": [self._token(*each) for each in told], "refusal": None}
 
     def _token(self, token: int, logprob: float, top: list[tuple[int, float]]) -> dict[str, Any]:
         tokenizer = self._state.model.tokenizer

@@ -230,6 +230,11 @@ class StreamDecoder:
         """The text that this id completes: usually all of its bytes, sometimes ""."""
         return self._decoder.decode(self._tokenizer.token_bytes(int(index), self._skip_special))
 
+    @property
+    def holds(self) -> bool:
+        """Whether bytes are held back."""
+        return bool(self._decoder.getstate()[0])
+
     def flush(self) -> str:
         """Ends the text and returns its rest: "", or U+FFFD for an incomplete character."""
         rest = self._decoder.decode(b"", final=True)

@@ -193,6 +193,25 @@ def test_log_probabilities(client, model, band):
         assert token.logprob <= 0
 
 
+@pytest.mark.parametrize("stop", [None, "word"])
+def test_log_probabilities_come_with_their_text(client, model, band, stop):
+    if stop:
+        stop = model.generate(QUESTION, [read(band)]).text.split()[2]
+    options = {"logprobs": True, "top_logprobs": 2, "stop": stop}
+    whole = chat(client, user(QUESTION, band), **options).choices[0].logprobs.content
+    chunks = [c.choices[0] for c in chat(client, user(QUESTION, band), stream=True, **options)]
+    told = [c.logprobs.content for c in chunks if c.logprobs]
+    assert [token for each in told for token in each] == whole
+    assert sum(bool(each) for each in told) > (1 if stop else 4)
+    text, known = "", b""
+    for chunk in chunks:
+        known += b"".join(
+            bytes(t.bytes) for t in (chunk.logprobs.content if chunk.logprobs else ())
+        )
+        text += chunk.delta.content or ""
+        assert known.decode().strip().startswith(text.strip())
+
+
 SCHEMA = {
     "type": "object",
     "properties": {"sound": {"enum": ["bell", "drum"]}, "loud": {"type": "boolean"}},
