@@ -22,6 +22,7 @@ import jax
 import numpy as np
 import openai
 import pytest
+from adapters import write_adapters
 from served import until, user
 from tiny_model import tone, write_checkpoint
 
@@ -33,6 +34,7 @@ from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.serve import __main__ as verb
 from moss_audio_jax.serve.guides import Guides
 from moss_audio_jax.text.tasks import TRANSCRIBE
+from moss_audio_jax.weights.opening import read_config
 
 # New tokens: each takes several collectives, of many milliseconds on CPUs.
 FEW, MOST = 5, 16
@@ -44,20 +46,25 @@ def folder(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("mesh") / "tiny", 2048)
 
 
-@contextlib.contextmanager
-def serving(folder):
-    """([process 0, process 1], url, lines that they print)."""
+def started(folder, *more):
+    """Two processes that serve one mesh, from the command to their errors."""
     words = [sys.executable, "-m", "moss_audio_jax.serve", "--checkpoint", str(folder)]
     words += ["--mesh", "tensor=2", "--port", "0", "--slots", "4", "--drain-seconds", "60"]
     words += ["--compile", "demand"]
-    words += ["--cache-tokens", "4096", "--max-new-tokens", str(MOST)]
-    port, lines = free_port(), []
-    running = [
+    words += ["--cache-tokens", "4096", "--max-new-tokens", str(MOST), *more]
+    port = free_port()
+    return [
         subprocess.Popen(
             words, env=environment(index, 2, 1, port), stderr=subprocess.PIPE, text=True
         )
         for index in range(2)
     ]
+
+
+@contextlib.contextmanager
+def serving(folder):
+    """([process 0, process 1], url, lines that they print)."""
+    running, lines = started(folder), []
     for process in running:
         threading.Thread(target=lambda p=process: lines.extend(p.stderr), daemon=True).start()
 
@@ -72,6 +79,14 @@ def serving(folder):
         for process in running:
             process.kill()
             process.wait()
+
+
+def test_adapters_by_name_need_one_process(folder, tmp_path):
+    adapters = write_adapters(tmp_path / "own", read_config(folder))
+    running = started(folder, "--lora", f"own={adapters}")
+    errors = [process.communicate(timeout=300)[1] for process in running]
+    assert [process.returncode for process in running] == [2, 2], errors
+    assert all("needs a server of one process" in error for error in errors)
 
 
 def asked(text):
