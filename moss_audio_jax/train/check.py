@@ -86,6 +86,10 @@ def check(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
     if any(loss.needs == "tags" for loss in helpers.values()) and not config.helpers.names:
         about = ", ".join(f"helpers.{name}" for name in LOSSES if LOSSES[name].needs == "tags")
         raise UsageError(f"{about} need helpers.names: which tags are told apart")
+    if model.inject_gate and config.checkpoint.export == "official":
+        raise UsageError(
+            "checkpoint.export is 'official', which has no gates (inject_gate); set it to native"
+        )
     if source := source_of(config):
         source.check(config)
     if helpers and not config.data.chunks:

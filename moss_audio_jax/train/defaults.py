@@ -30,7 +30,7 @@ def get_config(size: str = "4b") -> ConfigDict:
     c.init_from = ""
     # Folder of the tokenizer; "" = that of init_from (or of its decoder).
     c.tokenizer = ""
-    # Sizes of a fresh model; a whole checkpoint brings its own.
+    # Sizes of a fresh model; a whole checkpoint brings its own, but `inject_gate` adds gates to it.
     c.model = sizes(RELEASED[size or "4b"])
     c.encoder_attention = ""  # chunked | full | sliding; "" = the model's own
 
