@@ -30,6 +30,7 @@ from moss_audio_jax.models.blocks import (
 )
 from moss_audio_jax.models.cache import Cache, LayerCache
 from moss_audio_jax.ops.linear import Kernel, dense, matmul
+from moss_audio_jax.ops.norms import rms_norm
 from moss_audio_jax.ops.rotary import rotary_angles, rotate
 from moss_audio_jax.sharding import constrain
 
@@ -149,11 +150,12 @@ def decode(
 ) -> tuple[jax.Array, Cache | None]:
     """Runs all layers and the final norm.
 
-    With `gates`, layer k is followed by x + (1 + tanh(x . gates[k])) * injected[k] instead of x +
-    injected[k], at each token by its own x, the residual stream behind the layer. That depends on
-    nothing but the token and what its attention sees: the system prompt, the text before the clip,
-    and what was heard so far, but not a question behind the clip. So the keys and values of a
-    prefix stay good for whatever follows it, and a prompt in pieces, in a packed row or before
+    With `gates`, layer k is followed by x + (1 + tanh(y . gates[k])) * injected[k] instead of x +
+    injected[k], where x is a token's residual stream behind the layer, and y = x / rms(x), as every
+    layer reads it: the stream itself may be so large that one step of training closes a gate. y
+    depends on nothing but the token and what its attention sees: the system prompt, the text before
+    the clip, and what was heard so far, but not a question behind the clip. So the keys and values
+    of a prefix stay good for whatever follows it, and a prompt in pieces, in a packed row or before
     branches is computed as it is alone. Gates of 0 change no bit.
 
     Args:
@@ -186,7 +188,7 @@ def decode(
             with jax.named_scope("deepstack"):
                 here = jax.vmap(last["keep"])(injected) if last else injected
                 here = jax.lax.stop_gradient(here)
-                factor = None if gates is None else _factor(x, gates, index)
+                factor = None if gates is None else _factor(x, gates, index, config.norm_eps)
                 x, gradients_of = _inject(x, factor, here, gradients_of, index)
         x = row_major(constrain(x, "batch", "tokens", None))
         return (x, gradients_of), own_cache
@@ -255,10 +257,10 @@ def _inject_backward(kept: tuple, gradients: tuple[jax.Array, jax.Array]) -> tup
 _inject.defvjp(_inject_forward, _inject_backward)
 
 
-def _factor(x: jax.Array, gates: jax.Array, layer: jax.Array) -> jax.Array:
-    """1 + tanh(x . the layer's gate), float32 [B, T, 1]."""
-    gate = _at(gates, layer).astype(jnp.float32)
-    return 1 + jnp.tanh(jnp.sum(x.astype(jnp.float32) * gate, axis=-1, keepdims=True))
+def _factor(x: jax.Array, gates: jax.Array, layer: jax.Array, eps: float) -> jax.Array:
+    """1 + tanh(x / rms(x) . the layer's gate), float32 [B, T, 1]."""
+    gated = rms_norm(x.astype(jnp.float32), _at(gates, layer), eps)
+    return 1 + jnp.tanh(jnp.sum(gated, axis=-1, keepdims=True))
 
 
 def _at(x: jax.Array, layer: jax.Array) -> jax.Array:

@@ -49,7 +49,8 @@ def one_by_one(config, params, x, injected, gates=None):
         if index < len(injected) and gates is None:
             x = x + injected[index]
         elif index < len(injected):
-            score = jnp.einsum("btd,d->bt", x, gates[index], precision="highest")
+            size = jnp.sqrt(jnp.mean(x**2, axis=-1) + config.norm_eps)
+            score = jnp.einsum("btd,d->bt", x, gates[index], precision="highest") / size
             x = x + (1 + jnp.tanh(score))[..., None] * injected[index]
     return RMSNorm(config.norm_eps).apply({"params": params["norm"]}, x)
 
