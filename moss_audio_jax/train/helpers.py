@@ -142,7 +142,8 @@ def losses(
     lm_head: jax.Array | None = None,
     hidden: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
-    """Sums of the losses that have a weight, {name: float32 scalar}.
+    """Sums of the losses that have a weight, {name: float32 scalar}: with `hidden` those that read
+    it, else all others.
 
     Args:
       params: {"pieces": {"kernel", "bias"}, ...}.
@@ -153,11 +154,14 @@ def losses(
         `adapter_before`.
       hidden: the decoder's hidden states [B, T, hidden], for `times`.
     """
-    if helpers.on_adapter:
+    if adapted is not None:
         # As the decoder sees hidden states: of length one a dimension.
         adapted = rms_norm(adapted, jnp.ones(adapted.shape[-1]), 1e-6)
     heard = _Heard(params, features, adapted, batch, lm_head, hidden, helpers.digits)
-    return {name: loss.summed(heard) for name, loss in helpers.losses.items()}
+    wanted = {
+        n: loss for n, loss in helpers.losses.items() if loss.on_decoder == (hidden is not None)
+    }
+    return {name: loss.summed(heard) for name, loss in wanted.items()}
 
 
 @dataclasses.dataclass

@@ -181,22 +181,23 @@ def loss_sums(
     total, sums = jnp.zeros(()), {}
     with attached:
         audio = moss_audio.encode_audio(params, recipe.model, recipe.compute, batch)
+        if recipe.helpers:
+            read = ()
+            if recipe.helpers.on_adapter:
+                adapted = adapt(params["audio_adapter"], recipe.model, audio[0])
+                read = adapted, decoder.head_kernel(params)
+            sums = helping.losses(helpers, recipe.helpers, audio[0], batch, *read)
         targets = shift_labels(batch["labels"])
         weights = jnp.pad(batch["weights"][:, 1:], ((0, 0), (0, 1))) * (targets != IGNORE)
         if recipe.decoder_loss:
             hidden = moss_audio.hidden_states(params, recipe.model, recipe.compute, batch, audio)
             losses, log_z = _token_losses(params, recipe, hidden, targets)
+            if recipe.helpers and recipe.helpers.on_decoder:
+                read = None, decoder.head_kernel(params), hidden
+                sums |= helping.losses(helpers, recipe.helpers, audio[0], batch, *read)
         else:
-            hidden = None
             losses = log_z = jnp.zeros(targets.shape)
         if recipe.helpers:
-            adapted = lm_head = None
-            if recipe.helpers.on_adapter:
-                adapted = adapt(params["audio_adapter"], recipe.model, audio[0])
-            if recipe.helpers.on_adapter or recipe.helpers.on_decoder:
-                lm_head = decoder.head_kernel(params)
-            read = audio[0], batch, adapted, lm_head, hidden
-            sums = helping.losses(helpers, recipe.helpers, *read)
             weight = dict(recipe.helpers.weights)
             for name, value in sums.items():
                 total += weight[name] * value / counts[name]
