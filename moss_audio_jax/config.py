@@ -77,12 +77,19 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The whole model. `inject_layers` is the number of taps that reach the decoder (DeepStack)."""
+    """The whole model.
+
+    Attributes:
+      inject_layers: the number of taps that reach the decoder (DeepStack).
+      inject_gate: a learned gate on each of them; see `models.decoder.decode`. The released models
+        have none.
+    """
 
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
     adapter_dim: int = 8192
     inject_layers: int = 3
+    inject_gate: bool = False
 
     def with_attention(self, attention: EncoderAttention) -> ModelConfig:
         """The same model with another attention layout in its encoder."""
@@ -136,6 +143,8 @@ class ModelConfig:
                 f"inject_layers {self.inject_layers} exceeds the {len(taps)} taps "
                 f"or the {dec.layers} decoder layers"
             )
+        if self.inject_gate and not self.inject_layers:
+            raise InputError("inject_gate is true and inject_layers 0; expected something to gate")
         return self
 
 
@@ -235,6 +244,7 @@ def from_official(raw: dict[str, Any], where: str = "config.json") -> ModelConfi
         decoder=decoder,
         adapter_dim=_take(raw, "adapter_hidden_size", 8192, where),
         inject_layers=min(taps, inject),
+        inject_gate=_flag(raw, "inject_gate", where),
     )
     try:
         return config.validate()
@@ -271,7 +281,8 @@ def decoder_from_qwen3(raw: dict[str, Any], where: str = "config.json") -> Decod
 def to_official(config: ModelConfig, dtype: str = "bfloat16") -> dict[str, Any]:
     """An official config.json for a model that was not loaded from one."""
     enc, dec = config.encoder, config.decoder
-    return {
+    ours = {"inject_gate": True} if config.inject_gate else {}  # in native checkpoints alone
+    return ours | {
         "architectures": ["MossAudioModel"],
         "model_type": "moss_audio",
         "dtype": dtype,

@@ -46,6 +46,7 @@ class TrainExample(Example):
       positions: int32 [L], 0, 1, ... along each conversation; None: there is only one.
       branches: int32 [L], 0 for what all its conversations share, else the conversation, from 1 on.
       heard: what the helper losses learn from its clip.
+      time_places: int8 [L], see `data.targets`; None: not needed.
     """
 
     labels: np.ndarray
@@ -57,6 +58,7 @@ class TrainExample(Example):
     positions: np.ndarray | None = None
     branches: np.ndarray | None = None
     heard: Heard | None = None
+    time_places: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,6 +223,8 @@ def make_train_batch(
         batch["branch_ids"] = np.zeros((b, t), np.int32)
     if targets:
         batch |= targets.empty(b, shape.chunks, shape.frames // lengths.FRAMES_PER_TOKEN)
+    if targets and targets.times:
+        batch["time_places"] = np.full((b, t), IGNORE, np.int8)
     for row, examples in enumerate(rows):
         token = 0
         for example in examples:
@@ -232,6 +236,8 @@ def make_train_batch(
                 batch["positions"][row, here] = example.positions
             if branched and example.branches is not None:
                 batch["branch_ids"][row, here] = example.branches
+            if targets and targets.times:
+                batch["time_places"][row, here] = example.time_places
             if targets and example.mels:
                 places = batch["audio_index"][row, here]
                 targets.fill(batch, row, example.heard, places[places >= 0])

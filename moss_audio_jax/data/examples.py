@@ -26,7 +26,7 @@ from moss_audio_jax.data.sources import (
     clip_file,
     read_location,
 )
-from moss_audio_jax.data.targets import Heard, Targets
+from moss_audio_jax.data.targets import Heard, Targets, time_places
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.text.prompt import build_branches, build_conversation
 from moss_audio_jax.text.tokenizer import Tokenizer
@@ -122,6 +122,7 @@ class ExampleMaker:
             index=job.index,
             seconds=sum(frames) * lengths.HOP / lengths.SAMPLE_RATE,
             heard=self._heard(_at_speed(row, speed), frames) if self.targets else None,
+            time_places=self._time_places(said) if self.targets else None,
         )
 
     def _strips(self, frames: list[int]) -> int:
@@ -151,6 +152,11 @@ class ExampleMaker:
     def _heard(self, row: Row, frames: Sequence[int]) -> Heard:
         chunks = token_counts(pieces_of(frames, self.encoder))
         return self.targets.heard(row, self.tokenizer, chunks)
+
+    def _time_places(self, said: _Said) -> np.ndarray | None:
+        if not self.targets.times:
+            return None
+        return time_places(said.ids, said.labels != IGNORE, self.tokenizer)
 
     def chosen(self, row: Row, index: int) -> list[Branch]:
         """Up to `branches` branches of the row that stands at `index`, drawn without replacement by

@@ -57,6 +57,7 @@ class LoaderConfig:
         that matches a branch's task wins, no match is never.
       words: most pieces of words that a chunk's helper target may hold; 0: no such targets.
       tags: names of the tags that helper targets tell apart.
+      times: whether the digits of times in answers are helper targets.
     """
 
     batch: int
@@ -80,6 +81,7 @@ class LoaderConfig:
     pick: tuple[Pick, ...] = (Pick(".*", 1.0),)
     words: int = 0
     tags: tuple[str, ...] = ()
+    times: bool = False
 
     def stream_count(self) -> int:
         if self.streams is not None:
@@ -128,7 +130,8 @@ class LoaderConfig:
 
     def targets(self) -> Targets | None:
         """What the helper losses learn from; None: nothing."""
-        return Targets(self.words, self.tags) if self.words or self.tags else None
+        needed = self.words or self.tags or self.times
+        return Targets(self.words, self.tags, self.times) if needed else None
 
     def shape(self, encoder: EncoderConfig, process_count: int = 1) -> Shape:
         """The static shape of one process's part of a batch."""

@@ -9,7 +9,10 @@
                                        holds IGNORE alone
     heard_tags    uint8 [B, C * S, K]  1 where a tag holds; UNKNOWN where a row does not say
 
-S = F / 8 tokens a chunk, 80 ms each.
+S = F / 8 tokens a chunk, 80 ms each. And one of the answers:
+
+    time_places   int8 [B, T]          at a label that is a digit of a time: its place, the power of
+                                       ten that it counts in seconds (`timestamps.digits`); IGNORE
 """
 
 from __future__ import annotations
@@ -23,6 +26,9 @@ import numpy as np
 
 from moss_audio_jax.audio import lengths
 from moss_audio_jax.data.records import Row, Span
+from moss_audio_jax.errors import InputError
+from moss_audio_jax.files import quoted
+from moss_audio_jax.text import timestamps
 from moss_audio_jax.text.tokenizer import Tokenizer
 
 IGNORE, NOTHING, UNKNOWN = -100, -1, 2
@@ -40,10 +46,11 @@ class Heard(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Targets:
-    """Which targets are made. `words` is W above; `tags` names the K tags."""
+    """Which targets are made. `words` is W above; `tags` names the K tags; `times`: of answers."""
 
     words: int
     tags: tuple[str, ...]
+    times: bool = False
 
     @property
     def share(self) -> bool:
@@ -117,6 +124,45 @@ class Targets:
             arrays["heard_order"][row, chunks] = heard.order
         if self.tags:
             arrays["heard_tags"][row, places] = heard.tags
+
+
+def time_places(ids: Sequence[int], answers: Sequence[bool], tokenizer: Tokenizer) -> np.ndarray:
+    """The `time_places` of one example.
+
+    Args:
+      ids: [L].
+      answers: [L], which of them are labels; a time lies within a run of them.
+
+    Returns:
+      int8 [L].
+
+    Raises:
+      InputError: a token is more than one digit of a time.
+    """
+    places = np.full(len(ids), IGNORE, np.int8)
+    labelled = np.flatnonzero(answers)
+    for run in np.split(labelled, np.flatnonzero(np.diff(labelled) > 1) + 1):
+        pieces = [(int(at), tokenizer.token_bytes(int(ids[at]))) for at in run]
+        # One character a byte, so that an index in the text is one in the pieces.
+        text = b"".join(piece for _, piece in pieces).decode("latin-1")
+        owner = [at for at, piece in pieces for _ in piece]
+        for index, place in timestamps.digits(text):
+            at = owner[index]
+            if ids[at] != tokenizer.digit_ids[int(text[index])]:
+                raise InputError(
+                    f"{tokenizer.files[0]}: {quoted(tokenizer.decode([ids[at]]))} of the time "
+                    f"{quoted(text[max(index - 6, 0) : index + 6])} is one piece; helpers.times "
+                    "needs a tokenizer with a piece for each digit"
+                )
+            places[at] = place
+    return places
+
+
+def check_digits(tokenizer: Tokenizer) -> None:
+    """Raises InputError if a tokenizer writes two digits of a time as one piece."""
+    text = "".join(f"[{n:02d}.{n:02d}]" for n in range(100)) + "\n12.34 - 120.56: a"
+    ids = tokenizer.encode(text)
+    time_places(ids, [True] * len(ids), tokenizer)
 
 
 def _spread(words: Sequence[Span], tokenizer: Tokenizer) -> Iterator[tuple[int, float, float]]:

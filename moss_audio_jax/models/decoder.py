@@ -30,6 +30,7 @@ from moss_audio_jax.models.blocks import (
 )
 from moss_audio_jax.models.cache import Cache, LayerCache
 from moss_audio_jax.ops.linear import Kernel, dense, matmul
+from moss_audio_jax.ops.norms import rms_norm
 from moss_audio_jax.ops.rotary import rotary_angles, rotate
 from moss_audio_jax.sharding import constrain, on_each, ways
 
@@ -144,9 +145,18 @@ def decode(
     attend: Attend,
     cache: Cache | None = None,
     injected: jax.Array | None = None,
+    gates: jax.Array | None = None,
     keep: Keep = lambda x: x,
 ) -> tuple[jax.Array, Cache | None]:
     """Runs all layers and the final norm.
+
+    With `gates`, layer k is followed by x + (1 + tanh(y . gates[k])) * injected[k] instead of x +
+    injected[k], where x is a token's residual stream behind the layer, and y = x / rms(x), as every
+    layer reads it: the stream itself may be so large that one step of training closes a gate. y
+    depends on nothing but the token and what its attention sees: the system prompt, the text before
+    the clip, and what was heard so far, but not a question behind the clip. So the keys and values
+    of a prefix stay good for whatever follows it, and a prompt in pieces, in a packed row or before
+    branches is computed as it is alone. Gates of 0 change no bit.
 
     Args:
       params: the `language_model` subtree, its layers stacked or, where there is a cache, a tuple
@@ -156,6 +166,7 @@ def decode(
       attend: computes attention; it gets the layer's cache, or None, and returns the new one.
       cache: one for each layer, or None if nothing is cached.
       injected: [K, B, T, D], added to the outputs of layers 0..K-1 (DeepStack), or None.
+      gates: [K, D], of what is injected; None: it is added as it is.
       keep: chooses the t tokens whose hidden states are needed, where there is a cache: the last
         layer computes no others.
 
@@ -176,7 +187,9 @@ def decode(
         if injected is not None:
             with jax.named_scope("deepstack"):
                 here = jax.vmap(last["keep"])(injected) if last else injected
-                x, gradients_of = _inject(x, jax.lax.stop_gradient(here), gradients_of, index)
+                here = jax.lax.stop_gradient(here)
+                factor = None if gates is None else _factor(x, gates, index, config.norm_eps)
+                x, gradients_of = _inject(x, factor, here, gradients_of, index)
         x = on_each(row_major, x, "batch", "tokens", None)
         return (x, gradients_of), own_cache
 
@@ -204,24 +217,56 @@ def decode(
 # of nearly all weights. If the loop's body read `injected` directly, a gradient of its whole size
 # would be added in every layer. So its gradients travel backwards in the loop's carry instead: each
 # layer writes one entry. Several layers share entry K - 1, and layer K - 1 is the last to write it.
+# With a gate, its factor has the plain gradient, and so have x and the gates through it.
 @jax.custom_vjp
 def _inject(
-    x: jax.Array, injected: jax.Array, gradients_of: jax.Array, layer: jax.Array
+    x: jax.Array,
+    factor: jax.Array | None,
+    injected: jax.Array,
+    gradients_of: jax.Array,
+    layer: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """(x + injected[layer], where there is one, and `gradients_of`: `injected` as the carry)."""
-    last = injected.shape[0] - 1
-    here = jax.lax.dynamic_index_in_dim(injected, jnp.minimum(layer, last), keepdims=False)
-    return x + jnp.where(layer <= last, here, 0), gradients_of
+    """(x + factor * injected[layer], where there is one, and `gradients_of`: `injected` as the
+    carry). `factor`: float32 [B, T, 1]; None: 1."""
+    here = _at(injected, layer)
+    if factor is not None:
+        here = (factor * here).astype(x.dtype)
+    return x + jnp.where(layer < injected.shape[0], here, 0), gradients_of
 
 
-def _inject_backward(layer: jax.Array, gradients: tuple[jax.Array, jax.Array]) -> tuple:
+def _inject_forward(x: Any, factor: Any, injected: Any, gradients_of: Any, layer: Any) -> tuple:
+    kept = layer, None if factor is None else (factor, injected)
+    return _inject(x, factor, injected, gradients_of, layer), kept
+
+
+def _inject_backward(kept: tuple, gradients: tuple[jax.Array, jax.Array]) -> tuple:
+    layer, gate = kept
     of_x, of_injected = gradients
+    of_here, of_factor = of_x, None
+    if gate is not None:
+        factor, injected = gate
+        of_here = (factor * of_x).astype(of_x.dtype)
+        both = of_x.astype(jnp.float32) * _at(injected, layer)
+        summed = jnp.sum(both, axis=-1, keepdims=True)
+        of_factor = jnp.where(layer < injected.shape[0], summed, 0)
     entry = jnp.minimum(layer, of_injected.shape[0] - 1)
-    written = jax.lax.dynamic_update_index_in_dim(of_injected, of_x, entry, axis=0)
-    return of_x, None, written, None
+    written = jax.lax.dynamic_update_index_in_dim(of_injected, of_here, entry, axis=0)
+    return of_x, of_factor, None, written, None
 
 
-_inject.defvjp(lambda *args: (_inject(*args), args[-1]), _inject_backward)
+_inject.defvjp(_inject_forward, _inject_backward)
+
+
+def _factor(x: jax.Array, gates: jax.Array, layer: jax.Array, eps: float) -> jax.Array:
+    """1 + tanh(x / rms(x) . the layer's gate), float32 [B, T, 1]."""
+    gated = rms_norm(x.astype(jnp.float32), _at(gates, layer), eps)
+    return 1 + jnp.tanh(jnp.sum(gated, axis=-1, keepdims=True))
+
+
+def _at(x: jax.Array, layer: jax.Array) -> jax.Array:
+    """x[layer], or the last entry for layers beyond it."""
+    index = jnp.minimum(layer, x.shape[0] - 1)
+    return jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
 
 
 @jax.named_scope("embed_tokens")

@@ -109,6 +109,7 @@ def hidden_states(
         batch["positions"],
         attend,
         injected=injected,
+        gates=_gates(params),
     )
     return hidden
 
@@ -184,6 +185,7 @@ def prefill(
         attend,
         cache=kv,
         injected=injected,
+        gates=_gates(params),
         keep=last,
     )
     return decoder.logits(params, hidden.reshape(rows * prompts, -1)), cache.pin(kv)
@@ -236,6 +238,7 @@ def extend(
         attend,
         cache=kv,
         injected=injected,
+        gates=_gates(params),
         keep=last,
     )
     return decoder.logits(params, hidden[:, 0]), cache.pin(kv)
@@ -278,6 +281,10 @@ def decode_step(
 def _take(x: jax.Array, at: jax.Array) -> jax.Array:
     """x [B, T, ...] at `at` [B, m] -> [B, m, ...]."""
     return jnp.take_along_axis(x, at.reshape(*at.shape, *[1] * (x.ndim - 2)), axis=1)
+
+
+def _gates(params: Any) -> jax.Array | None:
+    return params.get("mergers", {}).get(adapter.GATE)
 
 
 def _embed(

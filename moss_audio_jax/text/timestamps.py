@@ -19,7 +19,7 @@ import dataclasses
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 from moss_audio_jax.errors import InputError
@@ -43,6 +43,12 @@ _EVENT = re.compile(
 )
 _FENCE = re.compile(r"^[ \t]*```[\w+-]*[ \t]*$\n?", re.MULTILINE)
 _LINE_BULLET = re.compile(rf"(?<=\n)[ \t]*{_BULLET}\Z")
+
+# A time as both forms write it, and nothing that merely looks like a number: within a stamp, or one
+# of the two times of an event.
+_WRITTEN = re.compile(
+    r"\[([0-9]+\.[0-9]+)\]|(?<![0-9.,])([0-9]+\.[0-9]+) - ([0-9]+\.[0-9]+)(?![0-9]|[.,][0-9])"
+)
 
 LATEST = 1e9  # seconds: the latest time that can be written; times that can be read are smaller
 _CUE = 500  # milliseconds: how long a subtitle without a length is shown
@@ -97,6 +103,20 @@ def parse(text: str) -> Parsed:
     if stamps.segments:
         return stamps
     return Parsed([], [answer.strip()] if answer.strip() else [], "none")
+
+
+def digits(text: str) -> Iterator[tuple[int, int]]:
+    """(index, place) of each digit of the times that a text writes as `[12.34]` or `0.50 - 12.34`.
+
+    `place` is the power of ten that the digit counts in seconds: 1 for tens, -2 for hundredths.
+    Clocks (1:02.5) and whole numbers are no such times, because our forms write none.
+    """
+    for match in _WRITTEN.finditer(text):
+        for group in filter(match.group, (1, 2, 3)):
+            start, point = match.start(group), match[group].index(".")
+            for at, character in enumerate(match[group]):
+                if character != ".":
+                    yield start + at, point - at - (at < point)
 
 
 def shift(segments: Iterable[Segment], seconds: float) -> list[Segment]:

@@ -83,9 +83,15 @@ def check(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
     helpers = {name: loss for name, loss in LOSSES.items() if config.helpers[name]}
     if not config.train.decoder_loss and not helpers:
         raise UsageError("train.decoder_loss is 0 and no helper has a weight: nothing is learned")
+    if not config.train.decoder_loss and config.helpers.times:
+        raise UsageError("helpers.times needs train.decoder_loss above 0: else no decoder runs")
     if any(loss.needs == "tags" for loss in helpers.values()) and not config.helpers.names:
         about = ", ".join(f"helpers.{name}" for name in LOSSES if LOSSES[name].needs == "tags")
         raise UsageError(f"{about} need helpers.names: which tags are told apart")
+    if model.inject_gate and config.checkpoint.export == "official":
+        raise UsageError(
+            "checkpoint.export is 'official', which has no gates (inject_gate); set it to native"
+        )
     if source := source_of(config):
         source.check(config)
     if helpers and not config.data.chunks:

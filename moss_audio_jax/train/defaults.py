@@ -30,7 +30,7 @@ def get_config(size: str = "4b") -> ConfigDict:
     c.init_from = ""
     # Folder of the tokenizer; "" = that of init_from (or of its decoder).
     c.tokenizer = ""
-    # Sizes of a fresh model; a whole checkpoint brings its own.
+    # Sizes of a fresh model; a whole checkpoint brings its own, but `inject_gate` adds gates to it.
     c.model = sizes(RELEASED[size or "4b"])
     c.encoder_attention = ""  # chunked | full | sliding; "" = the model's own
 
@@ -87,7 +87,7 @@ def get_config(size: str = "4b") -> ConfigDict:
 
     # Weights of losses that teach the encoder from scratch what is said and heard when, for rows
     # with "words" and "tags"; 0 = none. train/helpers.py describes them. An export writes their
-    # layers apart from the model.
+    # layers apart from the model. `times`, of timestamps in answers, needs nothing of the rows.
     c.helpers = helpers = ConfigDict(dict.fromkeys(LOSSES, 0.0))
     helpers.words = 32  # most pieces said in one chunk
     helpers.names = ()  # of the tags

@@ -1,6 +1,6 @@
 """Helper losses that teach a model from scratch what is said and heard when.
 
-They use linear projections of the encoder's last features, for training only. An export keeps the
+Most use linear projections of the encoder's last features, for training only. An export keeps the
 projections apart from the model's weights, in its folder `helpers` (`weights.helpers`).
 
   ctc       connectionist temporal classification over the tokenizer's pieces, chunk by chunk
@@ -16,6 +16,8 @@ projections apart from the model's weights, in its folder `helpers` (`weights.he
   adapter_before  cross entropy of the piece said before the current one, from the adapter's output
             through a matrix and `lm_head`: to continue after a word, a decoder looks
             for the tokens that follow that word
+  times     of the answers, at each digit of a time such as [12.34]: how far off the digits are that
+            the decoder holds possible (`_times`). To cross entropy, all wrong digits are alike
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ from moss_audio_jax.config import ModelConfig
 from moss_audio_jax.data.targets import IGNORE, NOTHING, UNKNOWN
 from moss_audio_jax.models.encoder import piece_positions
 from moss_audio_jax.ops.linear import precision
-from moss_audio_jax.ops.loss import cross_entropy
+from moss_audio_jax.ops.loss import cross_entropy, shift_labels
 from moss_audio_jax.ops.norms import rms_norm
+from moss_audio_jax.sharding import constrain
 
 Batch = dict[str, jax.Array]
 
@@ -63,13 +66,15 @@ class Loss:
       count: how many things of a batch it is a mean over.
       projection: two losses may share one; None: `lm_head`.
       on_adapter: whether it reads the adapter's output; else the encoder's.
-      needs: what rows must say for it, "words" or "tags"; "": nothing.
+      on_decoder: whether it reads the decoder's hidden states.
+      needs: what rows must say for it, "words" or "tags", or "times" in answers; "": nothing.
     """
 
     summed: Callable[[_Heard], jax.Array]
     count: Callable[[Batch], jax.Array]
     projection: Projection | None = None
     on_adapter: bool = False
+    on_decoder: bool = False
     needs: str = ""
 
 
@@ -81,11 +86,13 @@ class Helpers:
       weights: (name, weight) of each loss; 0 = none.
       names: of the tags.
       pieces: size of the vocabulary.
+      digits: ids of "0" to "9", for `times`.
     """
 
     weights: tuple[tuple[str, float], ...]
     names: tuple[str, ...]
     pieces: int
+    digits: tuple[int, ...] = ()
 
     @property
     def losses(self) -> dict[str, Loss]:
@@ -97,6 +104,11 @@ class Helpers:
     def on_adapter(self) -> bool:
         """Whether a loss reads the adapter's output."""
         return any(loss.on_adapter for loss in self.losses.values())
+
+    @property
+    def on_decoder(self) -> bool:
+        """Whether a loss reads the decoder's hidden states."""
+        return any(loss.on_decoder for loss in self.losses.values())
 
 
 def init_helpers(key: jax.Array, config: ModelConfig, helpers: Helpers) -> dict[str, jax.Array]:
@@ -115,11 +127,10 @@ def init_helpers(key: jax.Array, config: ModelConfig, helpers: Helpers) -> dict[
 
 
 def counts(helpers: Helpers, batch: Batch) -> dict[str, jax.Array]:
-    """How many things each loss is a mean over: chunks for CTC, tokens for the others."""
-    return {
-        name: jnp.maximum(loss.count(batch), 1).astype(jnp.float32)
-        for name, loss in helpers.losses.items()
-    }
+    """How many things each loss is a mean over: chunks for CTC, tokens for the others (of `times`
+    their weights), or 1 where there are none."""
+    found = {name: loss.count(batch) for name, loss in helpers.losses.items()}
+    return {name: jnp.where(n > 0, n, 1).astype(jnp.float32) for name, n in found.items()}
 
 
 def losses(
@@ -129,8 +140,10 @@ def losses(
     batch: Batch,
     adapted: jax.Array | None = None,
     lm_head: jax.Array | None = None,
+    hidden: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
-    """Sums of the losses that have a weight, {name: float32 scalar}.
+    """Sums of the losses that have a weight, {name: float32 scalar}: with `hidden` those that read
+    it, else all others.
 
     Args:
       params: {"pieces": {"kernel", "bias"}, ...}.
@@ -139,12 +152,16 @@ def losses(
       adapted, lm_head: the adapter's output [B, C * S, hidden], for the losses that read it;
         `lm_head`'s kernel, for those without a projection of their own and for
         `adapter_before`.
+      hidden: the decoder's hidden states [B, T, hidden], for `times`.
     """
-    if helpers.on_adapter:
+    if adapted is not None:
         # As the decoder sees hidden states: of length one a dimension.
         adapted = rms_norm(adapted, jnp.ones(adapted.shape[-1]), 1e-6)
-    heard = _Heard(params, features, adapted, batch, lm_head)
-    return {name: loss.summed(heard) for name, loss in helpers.losses.items()}
+    heard = _Heard(params, features, adapted, batch, lm_head, hidden, helpers.digits)
+    wanted = {
+        n: loss for n, loss in helpers.losses.items() if loss.on_decoder == (hidden is not None)
+    }
+    return {name: loss.summed(heard) for name, loss in wanted.items()}
 
 
 @dataclasses.dataclass
@@ -156,6 +173,8 @@ class _Heard:
     adapted: jax.Array | None
     batch: Batch
     lm_head: jax.Array | None
+    hidden: jax.Array | None
+    digits: tuple[int, ...]
 
     def logits(self, name: str, x: jax.Array) -> jax.Array:
         """float32 [B, C * S, N] of a projection."""
@@ -215,6 +234,43 @@ def _adapter_before(heard: _Heard) -> jax.Array:
     return jnp.sum(cross_entropy(turned, heard.lm_head, heard.batch["heard_before"])[0])
 
 
+def _times(heard: _Heard) -> jax.Array:
+    """Sum over digits of times, by the weights of their labels, of E[log(1 + e / 0.1 s)].
+
+    e = |v - d| * 10^place is how many seconds off a time is whose digit d became v, with all its
+    other digits right; v is drawn from the softmax of the ten digits' logits behind the true digits
+    before. The logarithm is nearly proportional below 0.1 s, where times of words are judged. Above
+    it grows by 2.3 a place: an error of 10 s weighs 6.7 times as much as one of 0.1 s, not a
+    hundred times, so tens do not drown the rest. And at a border (9.98 and 10.02), where digits far
+    apart are times close together, it errs by a few units instead of by 80 s.
+
+    The ten columns of the head make the logits: [B, T, 10], not [B, T, V].
+    """
+    digits = jnp.array(heard.digits)
+    labels, places, weights = _digits(heard.batch)
+    columns = constrain(jnp.take(heard.lm_head, digits, axis=1), None, None)
+    logits = jnp.matmul(
+        heard.hidden,
+        columns.astype(heard.hidden.dtype),
+        precision=precision(heard.hidden.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    true = jnp.argmax(labels[..., None] == digits, axis=-1)
+    apart = jnp.abs(jnp.arange(10) - true[..., None])
+    seconds = apart * 10.0 ** places[..., None].astype(jnp.float32)
+    cost = jax.nn.softmax(logits) * jnp.log1p(seconds / _HEARD_APART)
+    return jnp.sum(weights * jnp.sum(cost, axis=-1))
+
+
+def _digits(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """[B, T] each, at the position that predicts it: a label, its place, and its weight if it is a
+    digit of a time, else 0."""
+    places = shift_labels(batch["time_places"])
+    weights = jnp.pad(batch["weights"][:, 1:], ((0, 0), (0, 1)))
+    known = places != IGNORE
+    return shift_labels(batch["labels"]), places, jnp.where(known, weights, 0.0)
+
+
 def _inside(batch: Batch) -> jax.Array:
     """bool [B, C * S]: tokens within their chunk's frames."""
     frames = batch["frames"]
@@ -241,6 +297,7 @@ def _chunk_tokens(_: Helpers, config: ModelConfig) -> int:
 
 # Most tags hold at few tokens: their biases start from there.
 _RARE = -4.0
+_HEARD_APART = 0.1  # seconds: errors of `times` beyond it count by their logarithm
 _PIECES = Projection("pieces", lambda helpers, _: helpers.pieces + 1, seed=0)
 
 # Every helper loss, in the order in which they are added up. Each has a key `helpers.NAME`, its
@@ -293,5 +350,11 @@ LOSSES = {
         ),
         on_adapter=True,
         needs="words",
+    ),
+    "times": Loss(
+        _times,
+        count=lambda batch: jnp.sum(_digits(batch)[2]),
+        on_decoder=True,
+        needs="times",
     ),
 }

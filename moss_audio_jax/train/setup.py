@@ -20,6 +20,7 @@ from moss_audio_jax.config import Compute
 from moss_audio_jax.data.augment import Augment
 from moss_audio_jax.data.batch import Shape
 from moss_audio_jax.data.loader_config import LoaderConfig, Pick
+from moss_audio_jax.data.targets import check_digits
 from moss_audio_jax.models import lora, moss_audio
 from moss_audio_jax.train.check import check
 from moss_audio_jax.train.helpers import LOSSES, Helpers, init_helpers
@@ -133,7 +134,12 @@ def recipe_of(config: Any, start: Start) -> Recipe:
     """The step's static part, as a config has it."""
     t, most = config.train, config.data.row_examples
     weights = tuple((name, config.helpers[name]) for name in LOSSES)
-    helpers = Helpers(weights, tuple(config.helpers.names), start.model.decoder.vocab_size)
+    helpers = Helpers(
+        weights,
+        tuple(config.helpers.names),
+        start.model.decoder.vocab_size,
+        _digits(start) if config.helpers.times else (),
+    )
     return Recipe(
         model=start.model,
         compute=Compute(
@@ -154,6 +160,13 @@ def recipe_of(config: Any, start: Start) -> Recipe:
         objective=source.objective(config) if (source := source_of(config)) else None,
         helpers=helpers if helpers.losses else None,
     )
+
+
+def _digits(start: Start) -> tuple[int, ...]:
+    if start.tokenizer is None:  # a plan of a model without one: any ten columns of the head
+        return tuple(range(10))
+    check_digits(start.tokenizer)
+    return start.tokenizer.digit_ids
 
 
 def loader_config_of(config: Any, start: Start) -> LoaderConfig:
@@ -180,4 +193,5 @@ def loader_config_of(config: Any, start: Start) -> LoaderConfig:
         pick=tuple(Pick(*rule) for rule in d.pick),
         words=config.helpers.words if "words" in needed else 0,
         tags=tuple(config.helpers.names) if "tags" in needed else (),
+        times="times" in needed,
     )

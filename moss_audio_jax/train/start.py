@@ -12,6 +12,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from moss_audio_jax.config import (
     DecoderConfig,
     EncoderConfig,
@@ -20,6 +23,7 @@ from moss_audio_jax.config import (
     read_config_json,
 )
 from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.models.adapter import GATE
 from moss_audio_jax.text import load_tokenizer
 from moss_audio_jax.text.tokenizer import Tokenizer
 from moss_audio_jax.weights.compose import Composed
@@ -56,6 +60,8 @@ def read_start(config: Any) -> Start:
     whole, encoder, decoder = (parts.get(name, "") for name in ("whole", "encoder", "decoder"))
     if whole:
         model = read_config(whole)
+        gated = model.inject_gate or config.model.inject_gate
+        model = dataclasses.replace(model, inject_gate=gated)
     else:
         model = sizes_of(config.model)
         if encoder:
@@ -80,9 +86,19 @@ def read_start(config: Any) -> Start:
 
 
 def initial_params(start: Start, shardings: Any, seed: int) -> Any:
-    """The parameter tree before the first step, on its devices, in the dtypes as stored."""
+    """The parameter tree before the first step, on its devices, in the dtypes as stored.
+
+    Gates that a whole checkpoint lacks are 0: the run starts from the same model.
+    """
     if start.whole:
-        return load_params(start.whole, start.model, None, shardings)
+        gated = read_config(start.whole).inject_gate
+        stored = dataclasses.replace(start.model, inject_gate=gated)
+        params = load_params(start.whole, stored, None, shardings)
+        if start.model.inject_gate and not gated:
+            shape = start.model.inject_layers, start.model.decoder.hidden_size
+            zeros = jax.jit(jnp.zeros, static_argnums=0, out_shardings=shardings["mergers"][GATE])
+            params["mergers"][GATE] = zeros(shape)
+        return params
     with Composed(start.model, start.encoder, start.decoder, seed) as parts:
         return parts.tree(shardings)
 

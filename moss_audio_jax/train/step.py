@@ -141,6 +141,7 @@ def batch_shardings(batch: dict[str, Any], mesh: Mesh) -> dict[str, NamedShardin
         "weights",
         "tasks",
         "branch_ids",
+        "time_places",
         *ANSWERED,
     )
 
@@ -186,15 +187,20 @@ def loss_sums(
                 adapted = adapt(params["audio_adapter"], recipe.model, audio[0])
                 read = adapted, decoder.head_kernel(params)
             sums = helping.losses(helpers, recipe.helpers, audio[0], batch, *read)
-            weight = dict(recipe.helpers.weights)
-            for name, value in sums.items():
-                total += weight[name] * value / counts[name]
         targets = shift_labels(batch["labels"])
         weights = jnp.pad(batch["weights"][:, 1:], ((0, 0), (0, 1))) * (targets != IGNORE)
         if recipe.decoder_loss:
-            losses, log_z = _token_losses(params, recipe, batch, audio, targets)
+            hidden = moss_audio.hidden_states(params, recipe.model, recipe.compute, batch, audio)
+            losses, log_z = _token_losses(params, recipe, hidden, targets)
+            if recipe.helpers and recipe.helpers.on_decoder:
+                read = None, decoder.head_kernel(params), hidden
+                sums |= helping.losses(helpers, recipe.helpers, audio[0], batch, *read)
         else:
             losses = log_z = jnp.zeros(targets.shape)
+        if recipe.helpers:
+            weight = dict(recipe.helpers.weights)
+            for name, value in sums.items():
+                total += weight[name] * value / counts[name]
     decoded = jnp.sum(weights * (losses + recipe.z_loss * log_z**2))
     reported = jnp.sum(weights * losses)
     if recipe.objective:
@@ -214,10 +220,9 @@ def loss_sums(
 
 
 def _token_losses(
-    params: Any, recipe: Recipe, batch: dict, audio: Any, targets: jax.Array
+    params: Any, recipe: Recipe, hidden: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """-log p of each target, and log Z: float32 [B, T] each."""
-    hidden = moss_audio.hidden_states(params, recipe.model, recipe.compute, batch, audio)
     if recipe.objective and recipe.objective.temperature != 1:
         hidden = hidden / recipe.objective.temperature  # the head has no bias
     head = decoder.head_kernel(params)
@@ -235,7 +240,8 @@ def label_logprobs(trained: Flat, frozen: Flat, batch: dict, recipe: Recipe) -> 
     with attached:
         audio = moss_audio.encode_audio(params, recipe.model, recipe.compute, batch)
         targets = shift_labels(batch["labels"])
-        losses, _ = _token_losses(params, recipe, batch, audio, targets)
+        hidden = moss_audio.hidden_states(params, recipe.model, recipe.compute, batch, audio)
+        losses, _ = _token_losses(params, recipe, hidden, targets)
     return jnp.pad(-losses[:, :-1], ((0, 0), (1, 0)))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from tqdm import tqdm
 from moss_audio_jax import hub
 from moss_audio_jax.buckets import as_path, is_remote
 from moss_audio_jax.config import RELEASED, ModelConfig, ProcessorConfig
-from moss_audio_jax.errors import UsageError
+from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.tree import flatten
 from moss_audio_jax.weights import native
 from moss_audio_jax.weights.compose import Composed, Merged
 from moss_audio_jax.weights.folder import new_folder, write_side_files
-from moss_audio_jax.weights.official import table, write_official
+from moss_audio_jax.weights.official import GATE, Entry, table, write_official
 from moss_audio_jax.weights.opening import Format, open_checkpoint, read_config
 
 
@@ -114,10 +115,14 @@ def save_official(
       new_weights: the weights are not those of `files_from`; see `write_side_files`.
 
     Raises:
-      InputError: the parameters do not fit the config, the folder exists, or the disk is full.
+      InputError: the parameters do not fit the config, the model has gates that are not 0, the
+        folder exists, or the disk is full.
     """
-    entries, leaves = table(config), flatten(params)
-    dtype = np.dtype(dtype or native.check_leaves(leaves, entries))
+    leaves = flatten(params)
+    dtype = np.dtype(dtype or native.check_leaves(leaves, table(config)))
+    if config.inject_gate:
+        config = _without_gates(config, _to_host(leaves.pop(GATE)), str(folder))
+    entries = table(config)
     nbytes = native.total_bytes(entries, dtype)
     with new_folder(folder, nbytes, overwrite) as partial:
         gathered = ((path, _to_host(leaf)) for path, leaf in leaves.items())
@@ -158,7 +163,8 @@ def convert(
       progress: show a bar on stderr.
 
     Raises:
-      InputError: the input cannot be read, or the output exists or cannot be written.
+      InputError: the input cannot be read, has gates that are not 0 where `format` is official, or
+        the output exists or cannot be written.
       UsageError: one of input and output is inside the other.
     """
     if format not in ("official", "native"):
@@ -182,6 +188,8 @@ def convert(
         reader = Merged(reader, merge_lora, config)
     with reader:
         dtype = np.dtype(dtype or reader.dtype)
+        if config.inject_gate and format == "official":
+            config = _without_gates(config, reader.read(GATE, np.float32), str(output))
         entries = table(config)
         nbytes = native.total_bytes(entries, dtype)
         with (
@@ -189,17 +197,29 @@ def convert(
             tqdm(total=nbytes, unit="B", unit_scale=True, disable=not progress) as bar,
         ):
             write_side_files(partial, config, dtype, files_from, processor, decoder)
-            leaves = _leaves(reader, dtype, bar)
+            leaves = _leaves(reader, entries, dtype, bar)
             if format == "official":
                 write_official(partial, entries, leaves, dtype)
             else:
                 native.write_native(partial, entries, leaves, dtype)
 
 
-def _leaves(reader: Any, dtype: np.dtype, bar: tqdm) -> Iterator[tuple[str, np.ndarray]]:
-    for path, entry in reader.entries.items():
-        yield path, reader.read(path, dtype)
+def _leaves(
+    reader: Any, entries: Sequence[Entry], dtype: np.dtype, bar: tqdm
+) -> Iterator[tuple[str, np.ndarray]]:
+    for entry in entries:
+        yield entry.path, reader.read(entry.path, dtype)
         bar.update(native.total_bytes([entry], dtype))
+
+
+def _without_gates(config: ModelConfig, gates: np.ndarray, where: str) -> ModelConfig:
+    """The same model without its gates, which change nothing where they are 0."""
+    if np.any(gates):
+        raise InputError(
+            f"{where}: {GATE} is not 0, and the official layout has no gates (inject_gate); write "
+            "a native checkpoint (convert --format native; for a run: checkpoint.export=native)"
+        )
+    return dataclasses.replace(config, inject_gate=False)
 
 
 def _overlap(one: str | Path, other: str | Path) -> bool:

@@ -33,6 +33,7 @@ from moss_audio_jax.weights import safetensors
 
 Index = tuple[slice, ...]
 
+GATE = "mergers/inject_gate"  # not among the released models' (ModelConfig.inject_gate)
 _DROPPED = {"audio_encoder.embed_positions.inv_timescales"}  # a buffer; computed here
 _BLOCK_BYTES = 8 << 20  # bytes that one thread holds at a time
 _THREADS = 4
@@ -113,6 +114,8 @@ def table(config: ModelConfig) -> list[Entry]:
         add(f"{module}/gate_proj/kernel", config.adapter_dim, enc.output_dim, stack=stack)
         add(f"{module}/up_proj/kernel", config.adapter_dim, enc.output_dim, stack=stack)
         add(f"{module}/down_proj/kernel", dec.hidden_size, config.adapter_dim, stack=stack)
+    if config.inject_gate:
+        add(GATE, dec.hidden_size, stack=config.inject_layers)
 
     decoder, layers, width = "language_model", "language_model/layers", dec.hidden_size
     queries, keys = dec.heads * dec.head_dim, dec.kv_heads * dec.head_dim

@@ -18,7 +18,7 @@ from moss_audio_jax.text import (
     to_textgrid,
     to_vtt,
 )
-from moss_audio_jax.text.timestamps import parse, shift
+from moss_audio_jax.text.timestamps import digits, parse, shift
 
 FEW = settings(max_examples=150, deadline=None)
 LINE = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=12)
@@ -263,6 +263,29 @@ def test_a_textgrid_of_no_possible_length():
         to_textgrid([Segment(0, 1, "good")], math.nan)
     with pytest.raises(InputError, match="the duration is 1e"):
         to_textgrid([], 1e308)
+
+
+@pytest.mark.parametrize(
+    ("text", "times"),
+    [
+        ("[9.98]ten[10.02]", ["9.98", "10.02"]),
+        ("[99.9]a[100.0]7 8.5[1234.567]", ["99.9", "100.0", "1234.567"]),
+        ("3.10 - 4.05: 2 dogs\n- 4.50 - 112.25: rain", ["3.10", "4.05", "4.50", "112.25"]),
+        ("12.34 - 15.60", ["12.34", "15.60"]),
+        ("<think>3.00 - 1.25 = 1.75.</think>1.75", ["3.00", "1.25"]),
+        ("120.5 beats, [12] and [1:02.50], 3 - 5 dogs, 1.2.3 - 4.5, 0.5 - 1.25.5, v[1.x]", []),
+        ("12,5 - 13.0, [1.5, 2.5], 1.5-2.5", []),
+        ("", []),
+    ],
+)
+def test_digits_of_times_have_their_places(text, times):
+    """Summed by their places, the digits of each time are its seconds."""
+    found = [(text[index], 10.0**place, index) for index, place in digits(text)]
+    assert "".join(digit for digit, _, _ in found) == "".join(times).replace(".", "")
+    for time_ in times:
+        its, found = found[: len(time_) - 1], found[len(time_) - 1 :]
+        assert sum(int(d) * worth for d, worth, _ in its) == pytest.approx(float(time_), abs=1e-9)
+        assert text[its[0][2] : its[-1][2] + 1] == time_
 
 
 @pytest.mark.parametrize(

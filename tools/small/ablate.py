@@ -1,17 +1,21 @@
-"""Measures the effect of DeepStack, time markers and encoder attention on the small model.
+"""Measures the effect of parts of the model and of the objective on the small model.
 
     python tools/small/ablate.py --workdir small                      needs train.py's results
     python tools/small/ablate.py --workdir small --only no_markers --seeds 0 --steps 100
+    python tools/small/ablate.py --workdir small --only further further_gate further_times
 
 DeepStack adds outputs of inner encoder layers after the decoder's first layers; time markers are
-the seconds, written between audio tokens.
+the seconds, written between audio tokens. `gate` is a learned gate on what DeepStack adds, `times`
+the helper loss on digits of times.
 
-Every variant gets the same budget and at least two seeds. `baseline`, `no_deepstack` and
-`no_markers` use the same trained, frozen encoder; adapter, mergers and decoder train from scratch
-for --steps. `chunked`, `full` and `sliding` first train their own encoder for --encoder-steps. Each
-model then answers questions about --scenes held-out scenes. Prints a table with mean and range over
-the seeds, and writes WORKDIR/ablations/table.md. Finished parts are kept. --jobs is the number of
-concurrent trainings, and --train-only leaves out the answers, for another machine.
+Every variant gets the same budget and at least two seeds. `baseline`, `no_deepstack`, `no_markers`,
+`gate` and `times` use the same trained, frozen encoder; adapter, mergers and decoder train from
+scratch for --steps. `chunked`, `full` and `sliding` first train their own encoder for
+--encoder-steps. `further` and its variants train a whole model, --model, on all tasks for --steps:
+they need no encoder, only scenes/ and joined/. Each model then answers questions about --scenes
+held-out scenes. Prints a table with mean and range over the seeds, and writes
+WORKDIR/ablations/table.md. Finished parts are kept. --jobs is the number of concurrent trainings,
+and --train-only leaves out the answers, for another machine.
 """
 
 from __future__ import annotations
@@ -24,8 +28,11 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+
+from moss_audio_jax.config import DEFAULT_CHECKPOINT
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "small"
 # With full and sliding attention a clip is one chunk, long enough for joined clips of 32 s.
@@ -33,14 +40,31 @@ WHOLE_CLIPS = {
     "encoder": ("--config.data.frames=3200", "--config.data.chunks=2"),
     "adapter": ("--config.data.frames=1280", "--config.data.chunks=8"),
 }
-# variant -> (config overrides, the encoder's attention if the variant trains its own encoder)
-VARIANTS: Mapping[str, tuple[Sequence[str], str | None]] = {
-    "baseline": ((), None),
-    "no_deepstack": (("--config.model.inject_layers=0",), None),
-    "no_markers": (("--config.data.time_markers=False",), None),
-    "chunked": ((), "chunked"),
-    "full": ((), "full"),
-    "sliding": ((), "sliding"),
+GATE = ("--config.model.inject_gate=True", "--config.checkpoint.export=native")
+TIMES = ("--config.helpers.times=0.2",)
+
+
+class Variant(NamedTuple):
+    """What differs: config overrides; the encoder's attention, if the variant trains its own
+    encoder; whether it trains a whole model further."""
+
+    overrides: Sequence[str] = ()
+    layout: str | None = None
+    further: bool = False
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "baseline": Variant(),
+    "no_deepstack": Variant(("--config.model.inject_layers=0",)),
+    "no_markers": Variant(("--config.data.time_markers=False",)),
+    "gate": Variant(GATE),
+    "times": Variant(TIMES),
+    "chunked": Variant(layout="chunked"),
+    "full": Variant(layout="full"),
+    "sliding": Variant(layout="sliding"),
+    "further": Variant(further=True),
+    "further_gate": Variant(GATE, further=True),
+    "further_times": Variant(TIMES, further=True),
 }
 TASKS = "asr,asr_words,events,time_when,tempo"
 # AAS, the accumulated average shift, is the mean error of timestamps.
@@ -102,10 +126,18 @@ def scored(data: Path, export: Path, run: Path) -> dict[str, float]:
 
 def trained(workdir: Path, name: str, seed: int, args: argparse.Namespace) -> Path:
     """Trains a variant, in a folder named after the seed; returns the model."""
-    overrides, layout = VARIANTS[name]
+    overrides, layout, further = VARIANTS[name]
     folder = workdir / "ablations" / f"{name}-{seed}"
     if (folder / "answers" / "export" / "config.json").exists():  # its encoder may be elsewhere
         return folder / "answers" / "export"
+    if further:
+        words = [
+            f"--config.init_from={args.model.resolve()}",
+            f"--config.train.steps={args.steps}",
+            *overrides,
+            *args.overrides,
+        ]
+        return train(workdir, folder / "answers", f"sft.py:{args.machine}", seed, words)
     encoder = workdir / "encoder" / "export"
     shape: dict[str, Sequence[str]] = dict.fromkeys(WHOLE_CLIPS, ())
     if layout:
@@ -141,6 +173,9 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=400)
     options.add_argument("--encoder-steps", type=int, default=1200)
     options.add_argument("--scenes", type=int, default=100)
+    options.add_argument(
+        "--model", type=Path, default=DEFAULT_CHECKPOINT, help="of `further`; default the bundled"
+    )
     args, args.overrides = options.parse_known_args()
     if unknown := [word for word in args.overrides if not word.startswith("--config.")]:
         options.error(f"unknown option {unknown[0]}; all stages take --config.KEY=VALUE")
