@@ -17,8 +17,8 @@ import pytest
 from tiny_checkpoint import CONFIG, read_tensors, write_checkpoint
 
 import moss_audio_jax as mj
+from moss_audio_jax import bucket_clients, files, lease
 from moss_audio_jax import buckets as door
-from moss_audio_jax import files
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.data.sources import Source, as_file, clip_file
 from moss_audio_jax.errors import InputError, UsageError
@@ -150,10 +150,10 @@ def test_other_addresses_are_refused():
 def test_missing_credentials_are_said():
     from botocore.exceptions import NoCredentialsError
 
-    assert "AWS_ACCESS_KEY_ID" in door.told(NoCredentialsError())
+    assert "AWS_ACCESS_KEY_ID" in bucket_clients.told(NoCredentialsError())
     anonymous = OSError("Anonymous caller does not have storage.objects.get access")
-    assert "GOOGLE_APPLICATION_CREDENTIALS" in door.told(anonymous)
-    assert "credentials" not in door.told(ConnectionResetError("reset by peer"))
+    assert "GOOGLE_APPLICATION_CREDENTIALS" in bucket_clients.told(anonymous)
+    assert "credentials" not in bucket_clients.told(ConnectionResetError("reset by peer"))
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -219,32 +219,32 @@ def test_files_are_written_whole_and_appended_to(proxy, root):
 
 
 def test_one_process_owns_a_folder(proxy, root, monkeypatch):
-    monkeypatch.setattr(door, "_BEAT", 0.1)
-    monkeypatch.setattr(door, "_DEAD", 2.0)
+    monkeypatch.setattr(lease, "_BEAT", 0.1)
+    monkeypatch.setattr(lease, "_DEAD", 2.0)
     with files.Lock(root, "train") as lock:
         with pytest.raises(UsageError, match=f"{root}: in use by train .process"):
             files.Lock(root, "train").__enter__()
         lock.check()
-        monkeypatch.setattr(door, "_BEAT", 60.0)
+        monkeypatch.setattr(lease, "_BEAT", 60.0)
     assert not loopback.objects(root)
 
 
 def test_a_lock_whose_owner_died_is_taken_over(proxy, root, monkeypatch):
-    monkeypatch.setattr(door, "_DEAD", 0.5)
+    monkeypatch.setattr(lease, "_DEAD", 0.5)
     elsewhere = {"owner": "train (process 1 on far)", "token": "t", "machine": "far", "process": 1}
     files.write_whole(f"{root}/.lock", json.dumps(elsewhere))
     with files.Lock(root, "train"):  # nobody renews it
         assert json.loads(files.read_bytes(f"{root}/.lock"))["token"] != "t"
     child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
-    died = {**elsewhere, "machine": door._machine(), "process": int(child.stdout)}
+    died = {**elsewhere, "machine": lease._machine(), "process": int(child.stdout)}
     files.write_whole(f"{root}/.lock", json.dumps(died))
-    monkeypatch.setattr(door, "_DEAD", 1e9)
+    monkeypatch.setattr(lease, "_DEAD", 1e9)
     with files.Lock(root, "train"):  # its process is gone: nothing to wait for
         pass
 
 
 def test_a_lock_that_another_took_is_noticed(proxy, root, monkeypatch):
-    monkeypatch.setattr(door, "_BEAT", 0.05)
+    monkeypatch.setattr(lease, "_BEAT", 0.05)
     with files.Lock(root, "train") as lock:
         files.write_whole(f"{root}/.lock", json.dumps({"owner": "train (2)", "token": "t"}))
         until = time.monotonic() + 20
