@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
         print(table())
         return 0
     if args.count is None or args.output is None:
-        raise UsageError("give --count N and --output DIR, or --sources")
+        raise UsageError("--count N and --output DIR are required (or --sources, alone)")
     if args.judged and not args.recordings:
         raise UsageError("--judged is about --recordings; give both")
     make = world.scene
