@@ -343,6 +343,6 @@ def test_files_and_page(monkeypatch, tmp_path, capsys):
     assert page([(out / one["audio"], one) for one in labels])
     capsys.readouterr()
     assert command.run(verb.main, ["--count", "1"]) == 2
-    assert "give --count N and --output DIR" in capsys.readouterr().err
+    assert "--count N and --output DIR are required" in capsys.readouterr().err
     assert command.run(verb.main, ["--count", "1", "--output", "x", "--judged"]) == 2
     assert "--recordings" in capsys.readouterr().err
