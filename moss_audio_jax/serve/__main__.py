@@ -41,7 +41,7 @@ from moss_audio_jax.serve.limits import Limits, add_limits, limits_from
 
 KEY = "MOSS_AUDIO_JAX_API_KEY"
 _GRACE = 2  # seconds in which clients are told that their answers were ended
-_TRIM_TICKS = 600  # of a tenth of a second
+_TRIM_TICKS = 100  # of a tenth of a second
 
 
 def main(argv: Sequence[str]) -> int:

@@ -25,6 +25,7 @@ import math
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -214,11 +215,23 @@ class Load:
         self._rng = np.random.default_rng(args.seed + 1)
         self.texts: dict[int, list[str]] = collections.defaultdict(list)
         self.wrong: list[str] = []
+        self._held: collections.deque[dict[str, float]] = collections.deque(maxlen=30)
         self._first: list[float] = []
         self._between: list[float] = []
         self._statuses: collections.Counter[str] = collections.Counter()
 
+    async def _watch(self) -> None:
+        while True:
+            self._held.append(resident(self._process))
+            await asyncio.sleep(1)
+
+    def _lately(self) -> dict[str, float]:
+        """The median of the last 30 seconds, in which memory is taken and returned."""
+        lately = [each["resident_mb"] for each in self._held]
+        return {**self._held[-1], "resident_mb": statistics.median(lately), "most_mb": max(lately)}
+
     async def run(self) -> dict[str, Any]:
+        watching = asyncio.create_task(self._watch())
         held = {"start": resident(self._process)}
         warm = len(self._cases) // 10
         left = collections.deque(self._cases[:warm])
@@ -227,7 +240,7 @@ class Load:
             while left:
                 case = left.popleft()
                 if "warm" in held and len(left) == (len(self._cases) - warm) // 2:
-                    held["half"] = resident(self._process)
+                    held["half"] = self._lately()
                 try:
                     await self._one(case)
                 except (httpx.HTTPError, KeyError, ValueError) as error:
@@ -237,14 +250,15 @@ class Load:
             await asyncio.gather(*(client() for _ in range(self._args.clients)))
 
         await clients()
-        held["warm"], before = resident(self._process), json.loads(self._compiled.read_text())
+        held["warm"], before = self._lately(), json.loads(self._compiled.read_text())
         self._first, self._between = [], []
         left.extend(self._cases[warm:])
         begun = time.perf_counter()
         await clients()
         seconds = time.perf_counter() - begun
         idle = await self._idle()
-        held["end"], now = resident(self._process), json.loads(self._compiled.read_text())
+        watching.cancel()
+        held["end"], now = self._lately(), json.loads(self._compiled.read_text())
         if not idle:
             self.wrong.append("places are taken, though nobody asks any more")
         await self._http.aclose()
