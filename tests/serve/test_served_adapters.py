@@ -25,7 +25,7 @@ from moss_audio_jax.models.lora import ENCODER
 from moss_audio_jax.text.tasks import TRANSCRIBE
 
 DEMO = DEFAULT_CHECKPOINT.parent / "demo"
-QUESTION = "What instruments are heard?"
+QUESTION = "Which instruments are playing?"
 MOST = 24  # tokens
 MODELS = ("small", "team/talk", "ears")
 
