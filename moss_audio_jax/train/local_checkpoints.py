@@ -90,20 +90,12 @@ class LocalCheckpoints:
                     shutil.rmtree(folder, ignore_errors=True)
         return found
 
-    def save(
-        self,
-        step: int,
-        state: State,
-        run: dict[str, Any],
-        data: dict[str, Any],
-        eval_loss: float | None = None,
-    ) -> None:
+    def save(self, step: int, state: State, run: dict[str, Any], data: dict[str, Any]) -> None:
         """Starts writing one step, unless it is not finite; arguments as in `Checkpoints.save`.
 
         Raises:
           InputError: the last step could not be written.
         """
-        del eval_loss  # it decides which steps the work folder keeps
         self.wait()
         run = copy.deepcopy({**run, "data": merge_states(from_all(data))})
         if not bool(all_finite(kept(state))):

@@ -177,9 +177,11 @@ def _train(
         about = {"totals": totals, "config": json.loads(config.to_json_best_effort())}
         with clock.during("save"):
             about["clock"] = clock.state()
-            into.save(step, state, about, data, eval_loss)
-        if into is checkpoints:
-            overdue.saved()
+            if into is local:
+                local.save(step, state, about, data)
+            else:
+                checkpoints.save(step, state, about, data, eval_loss)
+                overdue.saved()
 
     def stopped(data: dict) -> int:
         done = "no step was done yet"
