@@ -25,6 +25,11 @@ SFT = (
     ("caption", 0.5), (".*", 0.5, 3.0),
 )  # fmt: skip
 REASONING = (("reason", 4.0), *(rule for rule in SFT if rule[0] != "reason"))
+TELLING = (
+    ("reason", 10.0), ("^asr$", 6.0, 2.0), ("asr_words", 5.0), ("asr", 1.0), ("events", 6.0),
+    ("when", 5.0, 3.0), ("tempo", 4.0, 4.0), ("choice", 3.0, 5.0), ("count", 4.0, 4.0),
+    ("instrument", 2.0, 3.0), ("any_", 1.0, 3.0), ("caption", 0.5), (".*", 0.5, 3.0),
+)  # fmt: skip
 
 REWARDED = (
     ("reason", 6.0), ("when", 3.0), ("tempo", 3.0), ("choice", 3.0), ("count", 2.0),
@@ -40,6 +45,8 @@ GPU = {
     "pretrain": (1800, 140),
     "sft": (2000, 133),
     "cold_start": (1000, 33),
+    "hear": (2500, 133),
+    "tell": (2500, 100),
     "dapo": (1000, 10),
 }
 
@@ -95,6 +102,14 @@ def answers(c):
     c.data.augment.warp = 0.1
     c.data.tasks = ("asr", "asr_words", "asr_sentences", "events", "caption", "time_what",
                     "time_when", "count", "choice_letter", "tempo")  # fmt: skip
+
+
+def joined(weights, folder):
+    """Parts of a mixture: the sets {name: weight} of scenes joined end to end in a folder."""
+    return {
+        f"{folder}_{name}": {"weight": weight, "paths": (f"{folder}/{name}-*.array_record",)}
+        for name, weight in weights.items()
+    }
 
 
 def listen(c):

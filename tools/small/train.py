@@ -61,11 +61,12 @@ TOKENIZER_SHARDS = 6  # enough to hold every word
 VOCABULARY = 2560
 
 
-def make_data(workdir: Path, scenes: int, recordings: int, processes: int) -> None:
+def make_data(workdir: Path, scenes: int, recordings: int, speech: int, processes: int) -> None:
     """Writes log-mels and rows (`world.record`) of scenes 0 .. scenes - 1 in shards, and joined.
 
-    `recordings` scenes of the world of recordings lie beside them, in folders of their own. What
-    they are depends on the packages that are here, so their settings name those.
+    `recordings` scenes of the world of recordings lie beside them, in folders of their own, and
+    `speech` more of that world, in which there is only speech. What they are depends on the
+    packages that are here, so their settings name those.
 
     Joined scenes fill their chunks; otherwise two of five chunks would be padding, and answers
     would be short. There are four joined sets: `all`; `speech`, scenes with only speech; `timed`,
@@ -74,12 +75,13 @@ def make_data(workdir: Path, scenes: int, recordings: int, processes: int) -> No
     """
     settings = {"split": "train", "scenes": scenes, "seed": 0, "world": world.VERSION}
     work = _shards(workdir / "scenes", workdir / "joined", settings, world.scene)
-    if recordings:
-        here = sorted(source.name for source in sources() if source.available())
-        settings = {"split": "train", "scenes": recordings, "seed": 0}
-        settings |= {"world": recorded.VERSION, "sources": here}
-        folders = workdir / "recordings", workdir / "joined_recordings"
-        work += _shards(*folders, settings, recorded.scene)
+    for name, count, content in (("recordings", recordings, None), ("voices", speech, "speech")):
+        if count:
+            here = sorted(source.name for source in sources() if source.available())
+            settings = {"split": "train", "scenes": count, "seed": 0}
+            settings |= {"world": recorded.VERSION, "sources": here}
+            scene = functools.partial(recorded.scene, content=content)
+            work += _shards(workdir / name, workdir / f"joined_{name}", settings, scene)
     context = multiprocessing.get_context("spawn")  # espeak's process must not be shared
     with concurrent.futures.ProcessPoolExecutor(processes, context) as pool:
         made = [pool.submit(_make_shard, *each) for each in work]
@@ -329,6 +331,9 @@ def main() -> None:
         "--recordings", type=int, default=0, help="scenes of the world of recordings, too"
     )
     options.add_argument(
+        "--voices", type=int, default=0, help="scenes with only speech of that world, too"
+    )
+    options.add_argument(
         "--ship",
         choices=TRAINING,
         default=TRAINING[-1],
@@ -343,7 +348,9 @@ def main() -> None:
         options.error(f"unknown option {unknown[0]}; stages take --config.KEY=VALUE")
     workdir = args.workdir.resolve()
     steps = {
-        "data": functools.partial(make_data, workdir, args.scenes, args.recordings, args.processes),
+        "data": functools.partial(
+            make_data, workdir, args.scenes, args.recordings, args.voices, args.processes
+        ),
         "tokenizer": functools.partial(make_tokenizer, workdir),
         **{
             stage: functools.partial(

@@ -55,13 +55,13 @@ from moss_audio_jax.world.sounds import Sound
 from moss_audio_jax.world.speakers import PITCHES
 from moss_audio_jax.world.splits import split_named
 
-VERSION = 1  # goes up whenever a scene changes
+VERSION = 2  # goes up whenever a scene changes
 # How often each source of voices speaks, if it is here.
 _WEIGHTS = {
-    "kokoro": 0.35,
-    "espeak": 0.2,
-    "flite": 0.15,
-    "piper": 0.12,
+    "kokoro": 0.04,
+    "espeak": 0.25,
+    "flite": 0.25,
+    "piper": 0.25,
     "asterisk-en": 0.15,
     "asterisk-es": 0.05,
     "asterisk-fr": 0.05,
