@@ -51,6 +51,9 @@ GPU = {
 }
 
 
+EXTENDED = 3584  # pieces after `tools/small/extend.py`
+
+
 def get_config():
     c = defaults.get_config()
     c.model = defaults.sizes(

@@ -11,6 +11,7 @@ import small
 
 def get_config(machine="cpu"):
     c = small.get_config()
+    c.model.decoder.vocab_size = small.EXTENDED
     small.answers(c)
     small.asked(c)
     c.data.mixture.recordings = {"weight": 0.6, "paths": ("recordings/train-*.array_record",)}

@@ -1,9 +1,11 @@
-"""Makes the small model from scratch: scenes, tokenizer, five training stages, the bundled folder.
+"""Makes the small model from scratch: scenes, tokenizer, training stages, the bundled folder.
 
     python tools/small/train.py --workdir small              everything, in order (hours on 2 cores)
     python tools/small/train.py --workdir small --machine gpu        the same on a GPU, in minutes
     python tools/small/train.py --workdir small --only data tokenizer encoder
     python tools/small/train.py --workdir small --only ship  puts the result into the package
+    python tools/small/train.py --workdir small --recordings 12000 --voices 8000
+                                                  with two more stages, on recordings
 
 Every step can be stopped and run again: complete shards are kept, a training stage continues from
 its last checkpoint, and finished steps are skipped. Needs the extra `world`. Afterwards
@@ -45,11 +47,15 @@ from moss_audio_jax.world.recordings import scenes as recorded
 from moss_audio_jax.world.recordings.source import sources
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tools.small.extend import extend
 from tools.small.tokenizer import texts_of, train_tokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "small"
-TRAINING = ("encoder", "adapter", "pretrain", "sft", "cold_start")  # each from the one before
-STEPS = ("data", "tokenizer", *TRAINING, "ship")
+PROCEDURAL = ("encoder", "adapter", "pretrain", "sft", "cold_start")
+RECORDED = ("extend", "hear", "tell")  # on the world of recordings too, with more word pieces
+MODELS = (*PROCEDURAL, *RECORDED)  # each from the one before
+TRAINING = tuple(name for name in MODELS if name != "extend")
+STEPS = ("data", "tokenizer", *MODELS, "ship")
 SCENES, SHARD = 48_000, 800
 # The most mel frames of scenes joined end to end (a chunk has 400).
 JOINED = {"all": 3200, "speech": 3200, "timed": 1600, "sounds": 1600}
@@ -58,7 +64,7 @@ ASKED = re.compile(
     "events|caption_sound|time_|count$|count_kinds|order|overlap|absent|present|choice_"
 )
 TOKENIZER_SHARDS = 6  # enough to hold every word
-VOCABULARY = 2560
+VOCABULARY, NEW_PIECES = 2560, 1024
 
 
 def make_data(workdir: Path, scenes: int, recordings: int, speech: int, processes: int) -> None:
@@ -249,11 +255,15 @@ def make_tokenizer(workdir: Path, vocabulary: int = VOCABULARY) -> None:
     train_tokenizer(texts_of(map(str, paths)), vocabulary, workdir / "tokenizer")
 
 
+def extend_pieces(workdir: Path) -> None:
+    extend(workdir / "cold_start" / "export", workdir / "extend" / "export", NEW_PIECES)
+
+
 def train_stage(
     workdir: Path, stage: str, machine: str, seed: int, overrides: Sequence[str]
 ) -> None:
     """Runs a stage in a separate process, as a user would; appends its time to times.jsonl."""
-    before = dict(itertools.pairwise(TRAINING[::-1])).get(stage)
+    before = dict(itertools.pairwise(MODELS[::-1])).get(stage)
     command = [
         sys.executable,
         "-m",
@@ -325,7 +335,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--workdir", type=Path, required=True, metavar="DIR")
-    options.add_argument("--only", nargs="+", choices=STEPS, default=STEPS)
+    options.add_argument("--only", nargs="+", choices=STEPS)
     options.add_argument("--scenes", type=int, default=SCENES)
     options.add_argument(
         "--recordings", type=int, default=0, help="scenes of the world of recordings, too"
@@ -336,7 +346,6 @@ def main() -> None:
     options.add_argument(
         "--ship",
         choices=TRAINING,
-        default=TRAINING[-1],
         metavar="STAGE",
         help="stage whose result is bundled; default the last",
     )
@@ -352,15 +361,20 @@ def main() -> None:
             make_data, workdir, args.scenes, args.recordings, args.voices, args.processes
         ),
         "tokenizer": functools.partial(make_tokenizer, workdir),
+        "extend": functools.partial(extend_pieces, workdir),
         **{
             stage: functools.partial(
                 train_stage, workdir, stage, args.machine, args.seed, overrides
             )
             for stage in TRAINING
         },
-        "ship": functools.partial(ship, workdir, args.ship),
     }
-    todo = [name for name in STEPS if name in args.only and not done(workdir, name)]
+    asked = args.only or STEPS
+    if args.only is None and not (args.recordings or args.voices):
+        asked = [name for name in STEPS if name not in RECORDED]
+    made = [name for name in TRAINING if name in asked or done(workdir, name)]
+    steps["ship"] = functools.partial(ship, workdir, args.ship or (made or TRAINING)[-1])
+    todo = [name for name in STEPS if name in asked and not done(workdir, name)]
     for name, after in itertools.zip_longest(todo, todo[1:]):
         print(f"--- {name}", flush=True)
         ahead = None
@@ -376,7 +390,7 @@ def main() -> None:
 
 
 def done(workdir: Path, name: str) -> bool:
-    if name in TRAINING:
+    if name in MODELS:
         return (workdir / name / "export").exists()
     return name == "tokenizer" and (workdir / name / "tokenizer.model").exists()
 
