@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -736,16 +735,15 @@ class MossAudio:
             [[e] for e in examples], shape, self.config.encoder, self.processor.audio_token_id
         )
 
-    def _mel(self, wav: np.ndarray, name: str) -> np.ndarray:
+    def _mel(self, clip: Clip, name: str) -> np.ndarray:
         # Before the mel is made, because for hours of audio it would take gigabytes in vain.
-        frames = mel_frames(wav.size)
+        frames = mel_frames(clip.wav.size)
         self._check_length(name, frames / 100, "alone make", audio_tokens(frames))
         try:
-            mel = log_mel(wav)
+            # The official processor rounds here, with every dtype of the model.
+            return clip.log_mel(self.processor.mel_dtype)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-        # The official processor rounds here, with every dtype of the model.
-        return mel.astype(ml_dtypes.finfo(self.processor.mel_dtype).dtype).astype(np.float32)
 
 
 class Stream(Iterator[str]):

@@ -6,7 +6,10 @@ The same features as Whisper's with 128 mel bins, without its padding to 30 s.
 from __future__ import annotations
 
 import functools
+import threading
+from collections.abc import Iterator
 
+import ml_dtypes
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -38,6 +41,55 @@ def log_mel(wav: np.ndarray) -> np.ndarray:
       InputError: wav is not one-dimensional or not floating point, is shorter than one frame, or
         holds samples that are not finite or absurdly large.
     """
+    wav = _checked(wav)
+    mel = np.empty((MEL_BINS, mel_frames(len(wav))), np.float32)
+    for start, rows in _blocks(wav):
+        mel[:, start : start + len(rows)] = rows.T
+    return np.maximum(mel, _floor(float(mel.max())), out=mel)
+
+
+def rounded(mel: np.ndarray, dtype: str) -> np.ndarray:
+    """Float32, with values that `dtype`, such as "bfloat16", can hold."""
+    return mel.astype(ml_dtypes.finfo(dtype).dtype).astype(np.float32)
+
+
+class GrowingMel:
+    """The log-mel of a clip that grows: `rounded(log_mel(wav), dtype)` to the last bit.
+
+    Only the floor and the frames at the end depend on what comes later. So a block of frames whose
+    samples have all come is computed and rounded once, and kept as it is before the floor.
+
+    Attributes:
+      frames: computed so far.
+    """
+
+    def __init__(self, dtype: str) -> None:
+        self.frames = 0
+        self._dtype = dtype
+        self._kept: list[tuple[np.ndarray, float]] = []  # [128, 256], the maximum before rounding
+        self._lock = threading.Lock()
+
+    def of(self, wav: np.ndarray) -> np.ndarray:
+        """The log-mel of a beginning of the clip; raises what `log_mel` does. Any thread may ask,
+        also for less than before."""
+        wav = _checked(wav)
+        mel = np.empty((MEL_BINS, mel_frames(len(wav))), np.float32)
+        final = ((len(wav) - _HALF) // HOP + 1) // _BLOCK  # blocks that see no sample to come
+        with self._lock:
+            blocks = self._kept[:final]
+            for start, rows in _blocks(wav, len(blocks) * _BLOCK):
+                blocks.append((rounded(rows.T, self._dtype), float(rows.max())))
+                self.frames += len(rows)
+                if start < final * _BLOCK:
+                    self._kept.append(blocks[-1])
+        for number, (block, _) in enumerate(blocks):
+            mel[:, number * _BLOCK : (number + 1) * _BLOCK] = block
+        # Rounding keeps order, so a rounded maximum is the maximum of what is rounded.
+        return np.maximum(mel, rounded(_floor(max(top for _, top in blocks)), self._dtype), out=mel)
+
+
+def _checked(wav: np.ndarray) -> np.ndarray:
+    """The waveform as float32; raises what `log_mel` does."""
     wav = np.asarray(wav)
     if wav.ndim != 1:
         raise InputError(
@@ -57,10 +109,13 @@ def log_mel(wav: np.ndarray) -> np.ndarray:
         raise InputError(
             f"log_mel: the waveform's samples reach {peak}; expected finite values in about -1..1"
         )
-    wav = wav.astype(np.float32, copy=False)
-    frames = mel_frames(len(wav))
-    mel = np.empty((MEL_BINS, frames), np.float32)
+    return wav.astype(np.float32, copy=False)
 
+
+def _blocks(wav: np.ndarray, first: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+    """(first frame, float32 [up to 256, 128] before the floor) of each block from frame `first` on,
+    a multiple of 256; the next block overwrites it."""
+    frames = mel_frames(len(wav))
     # The transform runs in float64: float32 rounding of a loud component (an offset, a tone near
     # 8 kHz) would move bins that lie eight decades below it by up to 1e-3. Buffers are allocated
     # once: fresh pages would cost as much as the arithmetic.
@@ -71,8 +126,7 @@ def log_mel(wav: np.ndarray) -> np.ndarray:
     spectrum = np.empty((size, _HALF + 1), np.complex64)
     power, squares = np.empty((2, size, _HALF + 1), np.float32)
     block = np.empty((size, MEL_BINS), np.float32)
-    top = -np.inf
-    for start in range(0, frames, _BLOCK):
+    for start in range(first, frames, _BLOCK):
         n = min(_BLOCK, frames - start)
         used = (n - 1) * HOP + N_FFT
         samples[:used] = _reflected(wav, start * HOP - _HALF, start * HOP - _HALF + used)
@@ -87,9 +141,12 @@ def log_mel(wav: np.ndarray) -> np.ndarray:
         np.log(rows, out=rows)  # NumPy has a vectorised log on more processors than log10
         rows *= np.float32(0.25 / np.log(10.0))
         rows += 1  # (log10 + 4) / 4
-        top = max(top, float(rows.max()))
-        mel[:, start : start + n] = rows.T
-    return np.maximum(mel, np.float32(top - DYNAMIC_RANGE / 4), out=mel)
+        yield start, rows
+
+
+def _floor(top: float) -> np.ndarray:
+    """The least value of a log-mel whose maximum is `top`."""
+    return np.array(top - DYNAMIC_RANGE / 4, np.float32)
 
 
 @functools.lru_cache(maxsize=1)

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moss_audio_jax.audio.features import GrowingMel
 from moss_audio_jax.audio.lengths import SAMPLE_RATE, audio_tokens, mel_frames
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.generate.engine import Engine
 from moss_audio_jax.generate.options import Sampling
-from moss_audio_jax.generate.request import Prepared, Reply, Request
+from moss_audio_jax.generate.request import Clip, Prepared, Reply, Request
 from moss_audio_jax.generate.service import Service
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Ear:
         self._model, self._seconds = model, seconds
         self._answerer: Engine | Service | None = answerer
         self._samples, self._count = np.zeros(_ROOM, np.float32), 0
+        self._mel = GrowingMel(model.processor.mel_dtype)
         self._heard = 0  # whole chunks
 
     def __enter__(self) -> Ear:
@@ -113,12 +115,13 @@ class Ear:
 
         Once it is answered (with one token, which nobody reads), its keys and values are known.
         """
-        config, wav = self._model.config.encoder, self.wav
+        config, sound = self._model.config.encoder, self._clip()
+        wav = sound.wav
         chunks = mel_frames(max(0, len(wav) - _AHEAD)) // config.chunk_frames
         if config.attention != "chunked" or chunks <= self._heard:
             return None
         frames = chunks * config.chunk_frames
-        prompt = self._model.prepare(Request("", [wav], Sampling(max_new_tokens=1)))
+        prompt = self._model.prepare(Request("", [sound], Sampling(max_new_tokens=1)))
         places = np.flatnonzero(prompt.ids == self._model.processor.audio_token_id)
         end = 1 + places[audio_tokens(frames) - 1]
         self._heard = chunks
@@ -127,11 +130,25 @@ class Ear:
 
     def request(self, text: str, sampling: Sampling, system: str | None = None) -> Request:
         """A question about the clip so far."""
-        return Request(text, [self.wav], sampling, system)
+        return Request(text, [self._clip()], sampling, system)
+
+    def _clip(self) -> Clip:
+        return _SoFar(self.wav, self._mel)
 
     def _check_open(self) -> None:
         if self._answerer is None:
             raise UsageError("this ear is closed")
+
+
+class _SoFar(Clip):
+    """A beginning of a clip that grows."""
+
+    def __init__(self, wav: np.ndarray, mel: GrowingMel) -> None:
+        super().__init__(wav)
+        self._growing = mel
+
+    def log_mel(self, dtype: str) -> np.ndarray:
+        return self._growing.of(self.wav)  # which was made for this dtype
 
 
 def tokens_for(seconds: float, new_tokens: int) -> int:

@@ -10,7 +10,8 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
-from moss_audio_jax.audio import load_audio
+from moss_audio_jax.audio import load_audio, log_mel
+from moss_audio_jax.audio.features import rounded
 from moss_audio_jax.data.batch import Example
 from moss_audio_jax.generate.options import Sampling
 
@@ -39,10 +40,14 @@ class Clip:
     def wav(self) -> np.ndarray:
         return self.audio if isinstance(self.audio, np.ndarray) else load_audio(self.audio)
 
-    def mel(self, dtype: str, make: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """What `make(wav)` gives for a model that rounds log-mels to `dtype`; made once."""
+    def log_mel(self, dtype: str) -> np.ndarray:
+        """Float32 [128, frames], rounded to `dtype`, made anew."""
+        return rounded(log_mel(self.wav), dtype)
+
+    def mel(self, dtype: str, make: Callable[[Clip], np.ndarray]) -> np.ndarray:
+        """What `make(clip)` gives for a model that rounds log-mels to `dtype`; made once."""
         if dtype not in self._mels:
-            self._mels[dtype] = make(self.wav)
+            self._mels[dtype] = make(self)
         return self._mels[dtype]
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moss_audio_jax.audio import log_mel
-from moss_audio_jax.audio.features import mel_filters
+from moss_audio_jax.audio.features import GrowingMel, mel_filters, rounded
 from moss_audio_jax.errors import InputError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mel.npz"
@@ -45,6 +45,32 @@ def test_blocks_leave_no_seam():
     wav = noise(16 * 16_000)
     whole, piece = log_mel(wav), log_mel(wav[160 * 200 : 160 * 1000])
     np.testing.assert_allclose(piece[:, 2:-2], whole[:, 202:998], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_clip_that_grows_has_the_log_mel_of_the_whole(dtype, seed):
+    """At any length, also where the maximum comes last and the floor rises above earlier sound."""
+    rng = np.random.default_rng(seed)
+    wav = noise(30 * 16_000, seed) * np.repeat(10.0 ** rng.uniform(-9, 0, 60), 8000).astype("f4")
+    wav[-8000:] *= 1e3
+    edges = [160 * 256 * k + d for k in (1, 3) for d in (39, 40)]
+    ends = [160, 161, *sorted([*rng.integers(160, len(wav), 20), *edges]), len(wav)]
+    growing = GrowingMel(dtype)
+    for end in [*ends, 160 * 300]:  # the last: less than before
+        expected = rounded(log_mel(wav[:end]), dtype)
+        np.testing.assert_array_equal(growing.of(wav[:end]), expected)
+    with pytest.raises(InputError, match="at least 160"):
+        growing.of(wav[:159])
+
+
+@pytest.mark.parametrize("seconds", [60, 240])
+def test_the_frames_of_a_clip_that_grows_are_computed_about_once(seconds):
+    growing, wav = GrowingMel("float32"), noise(seconds * 16_000)
+    for end in range(64_000, len(wav) + 1, 64_000):
+        growing.of(wav[:end])
+    # At each of the chunks of 4 s the block at the end is not whole.
+    assert 100 * seconds <= growing.frames <= (100 + 256 / 4) * seconds
 
 
 def test_working_memory_does_not_grow_with_the_clip():

@@ -47,6 +47,22 @@ def test_answers_are_those_about_the_whole_clip(model):
     assert kept > 0.5
 
 
+def test_sound_is_turned_into_frames_about_once(model):
+    """Not all of it again at each chunk: else the work would grow with the square of the length."""
+    rng = np.random.default_rng(3)
+    wav = (0.1 * rng.standard_normal(96 * 16_000)).astype(np.float32)
+    ear = model.listen(seconds=96, max_new_tokens=8)
+    found = []
+    for half in np.split(wav, 2):
+        for start in range(0, len(half), 16_000):
+            ear.take(half[start : start + 16_000])
+            ear.begun()
+        found.append(ear._mel.frames)
+    assert found[1] < 2.2 * found[0] < 2.2 * 1.7 * 4800
+    begun = model.prepare(ear.request("", mj.Sampling()))
+    np.testing.assert_array_equal(begun.mels[0], model.prepare(mj.Request("", [wav])).mels[0])
+
+
 def test_a_maximum_that_comes_last_changes_what_was_heard_before(model):
     """The floor of the log-mel rises, so earlier chunks are heard again."""
     wav = mj.load_audio(CLIP)
