@@ -549,6 +549,7 @@ class MossAudio:
             output.finish_reason,
             (*prompt.warnings, *strange),
             logprobs=output.logprobs,
+            heard=tuple(self._scribe.words(each) if each else [] for each in output.heard),
         )
 
     # --- inside --------------------------------------------------------------------------------
@@ -686,7 +687,7 @@ class MossAudio:
 
     def _hearing(self, few: bool = False) -> Hearing:
         encoder = self.encoder_params, self.config.encoder, self.compute
-        return Hearing(*encoder, self._gauge, few)
+        return Hearing(*encoder, self._gauge, self._scribe and self._scribe.head, few)
 
     def forget(self) -> None:
         """Drops what was kept of earlier calls: the encoder's outputs, and a cache of keys and

@@ -34,6 +34,7 @@ from moss_audio_jax.generate.request import Audio, Prepared, Reply, Request, cli
 from moss_audio_jax.text import Segment, to_json, to_srt, to_textgrid, to_vtt
 from moss_audio_jax.text.tasks import TRANSCRIBE
 from moss_audio_jax.text.timestamps import parse, shift
+from moss_audio_jax.text.unsaid import goes_on_at
 
 if TYPE_CHECKING:
     from moss_audio_jax.api import MossAudio
@@ -58,7 +59,8 @@ class Transcript:
       seconds: the length of the file.
       problems: messages for the reader, such as answers cut short and times that cannot be read.
       stopped_at: seconds of the file from which something may be missing, because an answer was cut
-        short there; None if none was.
+        short there or ended although more is said; None if none was. The latter is only found with
+        a checkpoint that has a CTC head (`weights.helpers`), as the bundled one.
     """
 
     text: str
@@ -183,11 +185,19 @@ def joined(answered: Sequence[tuple[Window, Reply]], timestamps: Timestamps) -> 
     for window, reply in answered:
         duration = window.end - window.start
         text, found, wrong = _read(reply.text, timestamps, duration)
+        missing, told = None, max((s.end for s in found), default=0.0)
+        if told == duration:  # then no time says so, or one that is too late
+            told = 0.0
         if reply.finish_reason != "stop":
             wrong.append(f"the answer was cut short ({reply.finish_reason})")
-            if stopped_at is None:  # after the last time, unless that is only the window's end
-                last = max((s.end for s in found), default=0.0)
-                stopped_at = window.start + (last if last < duration else 0.0)
+            missing = told
+        elif reply.heard:
+            missing = goes_on_at(text, reply.heard[0], told)
+            if missing is not None:
+                at = window.start + missing
+                wrong.append(f"the answer ended, but more is said from {at:.2f} s on")
+        if stopped_at is None and missing is not None:
+            stopped_at = window.start + missing
         place = f"{window.start:.2f}-{window.end:.2f} s"
         texts += [text] if text else []
         segments += shift(found, window.start)

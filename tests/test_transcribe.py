@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import types
 
@@ -12,11 +13,14 @@ from tiny_model import tone, write_checkpoint
 
 import moss_audio_jax as mj
 from moss_audio_jax import InputError, MossAudio, Reply, Segment, parse_timestamps, transcribe
+from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.generate.request import Prepared
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.text.tasks import TRANSCRIBE
+from moss_audio_jax.text.unsaid import Word
 
+DEMO = DEFAULT_CHECKPOINT.parent / "demo"
 RATE = 16_000
 
 
@@ -126,6 +130,39 @@ def test_warnings_of_windows_are_joined():
     assert transcript.problems == [
         f"0.00-{end:.2f} s and 1 other window(s): unlike what the model knows"
     ]
+
+
+def test_an_answer_that_ends_before_the_speech_is_named():
+    """The second window's; its words begin at 1, 2, ... s."""
+    words = [Word(n + 1.0, n + 1.5, word, 1.0) for n, word in enumerate("abcdef")]
+    early = Reply("[1.00]a[1.50]", None, [], "stop", heard=(words,))
+    whole = Reply("[1.00]a b c d e f[6.50]", None, [], "stop", heard=(words,))
+    untimed = dataclasses.replace(early, text="a")
+    model = Canned(whole, early, untimed)
+    (transcript,) = transcribe(model, [speech(24, 8.5, 17.0)], "sentence", window_seconds=10)
+    first, second, _ = (len(request.audio[0]) / RATE for request in model.requests)
+    ended = "the answer ended, but more is said from"
+    assert transcript.problems == [
+        f"{first:.2f}-{first + second:.2f} s: {ended} {first + 2:.2f} s on",
+        f"{first + second:.2f}-24.00 s: no times in 'a'",
+        f"{first + second:.2f}-24.00 s: {ended} {first + second + 2:.2f} s on",
+    ]
+    assert transcript.stopped_at == pytest.approx(first + 2)
+
+
+@pytest.mark.parametrize("timestamps", ["none", "word"])
+def test_speech_that_goes_on_is_told_from_silence_and_music(timestamps):
+    """Scenes of the world and the small model, which is stopped before the second of two people."""
+    model = MossAudio.load(dtype="float32")
+    two, band = (mj.load_audio(DEMO / f"{name}.flac") for name in ("two_people", "trumpet_band"))
+    clips = [two, np.concatenate([two, np.zeros(3 * RATE, "f4")]), band]
+    for transcript in transcribe(model, clips, timestamps):
+        assert (transcript.problems, transcript.stopped_at) == ([], None)
+    for transcript in transcribe(model, clips[:2], timestamps, sampling=Sampling(stop=("my",))):
+        assert transcript.text.endswith("desert")
+        (problem,) = (p for p in transcript.problems if "no times" not in p)
+        assert "the answer ended, but more is said from" in problem
+        assert transcript.stopped_at == pytest.approx(2.7, abs=0.2)
 
 
 def test_without_timestamps_each_window_is_a_segment():

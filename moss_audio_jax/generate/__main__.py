@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
             _warn(reply, group)
             row: dict[str, Any] = {"audio": group, "prompt": args.prompt}
             row |= dataclasses.asdict(reply)
-            del row["logprobs"]  # no option asks for them
+            del row["logprobs"], row["heard"]  # no option asks for them
             row |= {"n_prompt_tokens": len(prompt.ids), "n_output_tokens": len(reply.ids)}
             print(json.dumps(row | {"random_weights": model.random_weights}, ensure_ascii=False))
             continue

@@ -26,9 +26,9 @@ import numpy as np
 
 from moss_audio_jax import devices
 from moss_audio_jax.config import ModelConfig
-from moss_audio_jax.ops.linear import precision
-from moss_audio_jax.sharding import platform, replicate
+from moss_audio_jax.sharding import platform
 from moss_audio_jax.text.tokenizer import Tokenizer
+from moss_audio_jax.text.unsaid import Word
 
 WIDTH = 8  # tokens of a pass: the newest one and a draft of the others
 NOTHING = -1  # in hints: no token
@@ -84,20 +84,24 @@ def propose(hints: jax.Array, output: jax.Array, count: jax.Array, width: int) -
     return draft
 
 
+class Likeliest(NamedTuple):
+    """The likeliest word piece at each audio token, int [n], and its probability, float32 [n]."""
+
+    pieces: np.ndarray
+    sure: np.ndarray
+
+
 class CtcHead(NamedTuple):
     """A CTC head on the encoder's features: kernel [D, V + 1], bias [V + 1]; the last: no piece."""
 
-    kernel: jax.Array
-    bias: jax.Array
+    kernel: np.ndarray
+    bias: np.ndarray
 
-
-@jax.jit
-def pieces_heard(head: CtcHead, features: jax.Array) -> jax.Array:
-    """The likeliest piece at each audio token: features [..., D] -> int [...]."""
-    kernel = head.kernel.astype(features.dtype)
-    scores = jnp.matmul(features, kernel, precision=precision(features.dtype))
-    pieces = jnp.argmax(scores.astype(jnp.float32) + head.bias, axis=-1)
-    return replicate(pieces.astype(jnp.int32))
+    def hear(self, features: np.ndarray) -> Likeliest:
+        """What is heard in features [n, D]."""
+        scores = features.astype(np.float32) @ self.kernel + self.bias
+        top = scores.max(axis=-1, keepdims=True)
+        return Likeliest(scores.argmax(axis=-1), 1 / np.exp(scores - top).sum(axis=-1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +131,13 @@ class Scribe:
             f"[{_SECONDS * start:.2f}]{text}[{_SECONDS * end:.2f}]" for start, end, text in spans
         )
 
+    def words(self, heard: Likeliest) -> list[Word]:
+        """The words of a clip, with their times."""
+        return [
+            Word(_SECONDS * start, _SECONDS * end, text, float(heard.sure[start:end].max()))
+            for start, end, text in self._words(heard.pieces)
+        ]
+
     def _words(self, pieces: Sequence[int]) -> list[tuple[int, int, str]]:
         """(start, end, text) in audio tokens. A letter that is no word belongs to what follows."""
         edges = [0, *(1 + np.flatnonzero(np.diff(pieces))), len(pieces)]
@@ -150,7 +161,7 @@ def scribe_of(
     shape = config.encoder.output_dim, config.decoder.vocab_size + 1
     if kernel is None or bias is None or kernel.shape != shape:
         return None
-    return Scribe(CtcHead(jnp.asarray(kernel), jnp.asarray(bias)), tokenizer)
+    return Scribe(CtcHead(np.asarray(kernel, np.float32), np.asarray(bias, np.float32)), tokenizer)
 
 
 class Pace:

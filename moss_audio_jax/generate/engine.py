@@ -42,7 +42,7 @@ from moss_audio_jax.generate.decode_state import (
     right_aligned,
     said,
 )
-from moss_audio_jax.generate.drafts import Pace, Scribe, pieces_heard
+from moss_audio_jax.generate.drafts import Likeliest, Pace, Scribe
 from moss_audio_jax.generate.familiarity import Measures
 from moss_audio_jax.generate.hearing import Heard, Hearing, Piece, sound_of
 from moss_audio_jax.generate.pages import Pages, marks_of, page_keys, text_marks
@@ -73,6 +73,7 @@ class Output:
     ending: TokenLogprobs | None = None  # then also of the stop token
     measures: tuple[Measures | None, ...] = ()  # of each clip: is it like the training data?
     cached_tokens: int = dataclasses.field(default=0, compare=False)  # the answer is the same
+    heard: tuple[Likeliest | None, ...] = dataclasses.field(default=(), compare=False)  # in clips
 
 
 class Progress(NamedTuple):
@@ -182,7 +183,11 @@ class Engine:
         self._slots = slots
         self._scribe = scribe
         self.hearing = hearing or Hearing(
-            params["audio_encoder"], config.encoder, compute, few=size is not None
+            params["audio_encoder"],
+            config.encoder,
+            compute,
+            head=scribe.head if scribe else None,
+            few=size is not None,
         )
         self._numbers = itertools.count(1)
         self._line: list[Asked] = []
@@ -820,7 +825,8 @@ class Engine:
             if ended:
                 measures = tuple(map(self.hearing.measures, one.clips))
                 why = FINISH_REASON[reason]
-                output = Output(ids, why, kept, ending, measures, one.cached)
+                heard = tuple(map(self.hearing.words, one.clips))
+                output = Output(ids, why, kept, ending, measures, one.cached, heard)
                 told.append(self._end(one, output))
             elif new or not one.each_token:
                 told.append(Progress(one.number, ids, None, kept))
@@ -900,17 +906,10 @@ class Engine:
         text = said(one.example.ids, self._vocab)
         written = []
         if self._scribe is not None:
-            written = self._scribe.write(self._pieces(one))
+            heard = self.hearing.words(one.sound)
+            # None: its pages were known, and what was heard is no longer kept.
+            written = self._scribe.write(heard.pieces) if heard else []
         return right_aligned([*written, *text], self._size.hints)
-
-    def _pieces(self, one: Asked) -> np.ndarray:
-        """The word piece that is heard at each audio token of a prompt, int [n]."""
-        heard = [self.hearing.get(piece.digest) for piece in one.sound]
-        if None in heard:  # its pages were known, and what was heard is no longer kept
-            return np.zeros(0, int)
-        features = np.concatenate([each.features for each in heard])
-        padded = np.pad(features, [(0, bucket(len(features), 64) - len(features)), (0, 0)])
-        return np.asarray(pieces_heard(self._scribe.head, padded))[: len(features)]
 
     def _first_stop(self, ids: list[int], stops: tuple[str, ...]) -> int | None:
         """The number of ids before the text first holds a stop string, or None if it never does."""

@@ -20,11 +20,12 @@ from moss_audio_jax.config import Compute, EncoderConfig
 from moss_audio_jax.data.batch import bucket, pieces_of, token_frames
 from moss_audio_jax.data.packing import Room, place
 from moss_audio_jax.generate.decode_state import encode
+from moss_audio_jax.generate.drafts import CtcHead, Likeliest
 from moss_audio_jax.generate.familiarity import Gauge, Measures, Sums, measures_of
 from moss_audio_jax.sharding import ways
 
 STRIPS = 16  # of sound that the encoder hears at a time, for each group of devices
-_MEASURED = 2**14  # pieces whose measures are kept: 18 hours
+_NOTED = 2**14  # pieces of which it is kept what they are like: 18 hours
 
 
 class Piece(NamedTuple):
@@ -52,6 +53,13 @@ class Heard(NamedTuple):
     taps: np.ndarray
 
 
+class Noted(NamedTuple):
+    """What is kept of a piece when its output is not: for `measures`, and for `words`."""
+
+    sums: Sums | None
+    words: Likeliest | None
+
+
 def sound_of(mels: Sequence[np.ndarray], config: EncoderConfig) -> list[Piece]:
     """The pieces of a prompt's clips, in order."""
     chunk = config.chunk_frames if config.attention == "chunked" else None
@@ -75,6 +83,7 @@ class Hearing:
       params: the encoder's.
       keep: bytes of outputs that are kept; those unused the longest are dropped.
       gauge: measures whether sound is like the training data; None: nobody asks.
+      head: hears the words; None if there is none.
       few: programs of few sizes, which are known before sound comes (`shapes`).
 
     Attributes:
@@ -87,13 +96,14 @@ class Hearing:
         config: EncoderConfig,
         compute: Compute,
         gauge: Gauge | None = None,
+        head: CtcHead | None = None,
         few: bool = False,
         keep: int = 2**28,
     ) -> None:
         self.frames = 0
         self.params, self._config, self._compute = params, config, compute
-        self._gauge, self._few, self._keep = gauge, few, keep
-        self._sums: OrderedDict[bytes, Sums] = OrderedDict()
+        self._gauge, self._head, self._few, self._keep = gauge, head, few, keep
+        self._noted: OrderedDict[bytes, Noted] = OrderedDict()
         self._known: OrderedDict[bytes, Heard] = OrderedDict()
         self._bytes = 0
         self._waiting: OrderedDict[bytes, Piece] = OrderedDict()
@@ -102,7 +112,7 @@ class Hearing:
         """Other weights of the encoder, or none; what was heard is forgotten."""
         self.params = params
         self._known.clear()
-        self._sums.clear()
+        self._noted.clear()
         self._waiting.clear()
         self._bytes = 0
 
@@ -153,13 +163,15 @@ class Hearing:
             del self._waiting[piece.digest]
             self._known[piece.digest] = heard
             self._bytes += heard.features.nbytes + heard.taps.nbytes
-            if self._gauge is not None:
-                self._sums[piece.digest] = self._gauge.sums(*heard)
+            self._noted[piece.digest] = Noted(
+                self._gauge and self._gauge.sums(*heard),
+                self._head and self._head.hear(heard.features),
+            )
         while self._bytes > self._keep and len(self._known) > now:
             _, old = self._known.popitem(last=False)
             self._bytes -= old.features.nbytes + old.taps.nbytes
-        while len(self._sums) > _MEASURED:
-            self._sums.popitem(last=False)
+        while len(self._noted) > _NOTED:
+            self._noted.popitem(last=False)
 
     @property
     def sizes(self) -> list[int]:
@@ -197,7 +209,7 @@ class Hearing:
         found = []
         for clip in clips:
             for piece in clip:
-                if piece.digest not in self._sums:
+                if piece.digest not in self._noted:
                     self._waiting.setdefault(piece.digest, piece)
         for clip in clips:
             while any(piece.digest in self._waiting for piece in clip):
@@ -207,5 +219,16 @@ class Hearing:
 
     def measures(self, clip: Sequence[Piece]) -> Measures | None:
         """Of a clip that was heard; None if it is too short, or was heard too long ago."""
-        sums = [self._sums.get(piece.digest) for piece in clip]
-        return None if None in sums else measures_of(sums)
+        noted = [self._noted.get(piece.digest) for piece in clip]
+        if self._gauge is None or None in noted:
+            return None
+        return measures_of([each.sums for each in noted])
+
+    def words(self, clip: Sequence[Piece]) -> Likeliest | None:
+        """The word pieces in a clip that was heard; None without a head, or if it was heard too
+        long ago."""
+        noted = [self._noted.get(piece.digest) for piece in clip]
+        if self._head is None or None in noted or not noted:
+            return None
+        heard = [each.words for each in noted]
+        return Likeliest(*(np.concatenate(each) for each in zip(*heard, strict=True)))

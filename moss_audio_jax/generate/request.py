@@ -14,6 +14,7 @@ from moss_audio_jax.audio import load_audio, log_mel
 from moss_audio_jax.audio.features import rounded
 from moss_audio_jax.data.batch import Example
 from moss_audio_jax.generate.options import Sampling
+from moss_audio_jax.text.unsaid import Word
 
 
 class Clip:
@@ -140,6 +141,8 @@ class Reply:
         the name of its clip.
       error: in a batch, why there is no answer; None if there is one.
       logprobs: of each of the ids, if `Sampling.logprobs` asks for them.
+      heard: the words that the encoder's CTC head hears in each clip, with times; empty without
+        such a head beside the checkpoint.
     """
 
     text: str
@@ -149,3 +152,4 @@ class Reply:
     warnings: tuple[str, ...] = ()
     error: str | None = None
     logprobs: list[TokenLogprobs] | None = None
+    heard: tuple[list[Word], ...] = dataclasses.field(default=(), repr=False, compare=False)

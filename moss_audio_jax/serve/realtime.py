@@ -393,7 +393,8 @@ class _Session:
             await self._send(f"{kind}.failed", **place, error=error.body["error"])
             return
         reply = self._state.model.reply(output, prompt)
-        transcript = joined([(Window(0.0, seconds, prompt), reply)], "none")
+        answered = [(Window(0.0, seconds, prompt), reply)]
+        transcript = await self._state.in_thread(joined, answered, "none")
         told: dict[str, Any] = {}
         if transcript.problems:
             told["warnings"] = transcript.problems

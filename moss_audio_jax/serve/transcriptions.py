@@ -71,14 +71,14 @@ class Transcription:
         """The reply's body, a text or for JSON an object, and its headers."""
         async for _ in self._pieces(work):
             pass
-        return self._written()
+        return await self._state.in_thread(self._written)
 
     async def events(self, work: Work) -> AsyncIterator[str]:
         """The events of a streamed reply: pieces of text, then all of it."""
         try:
             async for piece in self._pieces(work):
                 yield sse({"type": "transcript.text.delta", "delta": piece})
-            transcript = self._transcript()
+            transcript = await self._state.in_thread(self._transcript)
             done = {"type": "transcript.text.done", "text": transcript.text}
             yield sse(done | self._told(transcript) | {"usage": self._usage()})
         except ApiError as error:

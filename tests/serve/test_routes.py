@@ -6,11 +6,14 @@ What the answers say is the model's; here they equal those of the Python interfa
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
 import json
 import os
 import random
 import signal
+from collections import Counter
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -21,6 +24,7 @@ from served import serving, until, user
 
 import moss_audio_jax as mj
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
+from moss_audio_jax.serve import transcriptions
 from moss_audio_jax.serve.limits import Limits
 
 DEMO = DEFAULT_CHECKPOINT.parent / "demo"
@@ -346,6 +350,26 @@ def test_what_was_not_heard_is_said(model, long_speech):
     assert "moss_audio_transcripts_stopped_early_total 2.0" in metrics
 
 
+def test_an_answer_that_ends_before_the_speech_is_named(client, speech, monkeypatch):
+    """The model is stopped before the second person speaks."""
+
+    def stopped(*args):
+        for window in windows(*args):
+            early = dataclasses.replace(window.prompt.sampling, stop=("my",))
+            yield window._replace(prompt=dataclasses.replace(window.prompt, sampling=early))
+
+    assert not hasattr(transcribe(client, speech), "warnings")
+    windows = transcriptions.each_window
+    monkeypatch.setattr(transcriptions, "each_window", stopped)
+    answer = transcribe(client, speech)
+    assert answer.text.endswith("desert")
+    assert answer.stopped_at == pytest.approx(2.7, abs=0.2)
+    (warning,) = answer.warnings
+    assert warning.endswith(f"more is said from {answer.stopped_at:.2f} s on")
+    *_, done = transcribe(client, speech, stream=True)
+    assert done.warnings == [warning]
+
+
 # --- refusals ------------------------------------------------------------------------------------
 
 
@@ -509,6 +533,8 @@ def test_other_routes(served):
 
 # --- hostile -------------------------------------------------------------------------------------
 
+# MUTATED_BODIES=10000 is the long run; -s shows what it held.
+BODIES = int(os.environ.get("MUTATED_BODIES", "800"))
 WORDS = [
     None,
     True,
@@ -552,6 +578,12 @@ def mutated(value, draw):
     return draw.choice(WORDS)
 
 
+def held() -> tuple[int, int]:
+    """Bytes of resident memory and open files of this process, which serves and asks."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd"))
+
+
 def test_mutated_bodies_get_an_error_or_an_answer(served, band):
     draw = random.Random(24)
     form = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
@@ -568,9 +600,11 @@ def test_mutated_bodies_get_an_error_or_an_answer(served, band):
     constrained = ("response_format", "logprobs", "top_logprobs")
     plain = {name: value for name, value in good.items() if name not in constrained}
     spoken = plain | {"messages": [user("What?")]}
-    statuses = set()
+    statuses, before = Counter(), None
     with served.http() as http:
-        for _ in range(800):
+        for number in range(BODIES):
+            if number == BODIES // 2:
+                before = held()
             body = draw.choice([good, plain, spoken])
             for _ in range(draw.randrange(1, 4)):
                 body = mutated(body, draw)
@@ -581,12 +615,16 @@ def test_mutated_bodies_get_an_error_or_an_answer(served, band):
             reply = http.post(
                 "/v1/chat/completions", content=data, headers={"Content-Type": "application/json"}
             )
-            statuses.add(reply.status_code)
+            statuses[reply.status_code] += 1
             if reply.status_code != 200:
                 error = reply.json()["error"]
                 assert set(error) == {"message", "type", "param", "code"}
                 assert error["type"] == "invalid_request_error", (error, data[:500])
-    assert statuses <= {200, 400, 404}
+        after = held()
+    print(f"statuses {statuses}, resident bytes and files halfway {before}, at the end {after}")
+    assert set(statuses) <= {200, 400, 404}
+    assert after[0] < 1.1 * before[0]
+    assert after[1] <= before[1]
 
 
 def test_mutated_forms_get_an_error_or_an_answer(served, speech):
@@ -599,7 +637,7 @@ def test_mutated_forms_get_an_error_or_an_answer(served, speech):
     )
     kind = {"Content-Type": good.headers["content-type"]}
     with served.http() as http:
-        for _ in range(100):
+        for _ in range(BODIES // 8):
             data = bytearray(good.read())
             for _ in range(draw.randrange(1, 20)):
                 place = draw.randrange(len(data))
