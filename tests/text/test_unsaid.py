@@ -1,5 +1,5 @@
 """Whether speech goes on after its transcript. How often a real model is told so wrongly, and how
-often rightly, is in docs/serve.md."""
+often rightly, tools/small/score_early_ends.py counts."""
 
 from __future__ import annotations
 
