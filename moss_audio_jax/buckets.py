@@ -239,7 +239,7 @@ def _listed(path: str) -> list[Any]:
         about = tried(lambda: file_system(path).info(path))
         if about["type"] != "file":
             raise InputError(f"{path}: is a folder; expected a file")
-    return [about["size"], str(about.get("crc32c") or about.get("ETag"))]
+    return _summed(about)
 
 
 def sums(folder: str | os.PathLike[str]) -> dict[str, list[Any]]:
@@ -257,21 +257,32 @@ def sums(folder: str | os.PathLike[str]) -> dict[str, list[Any]]:
 
     found = tried(look)
     return {
-        name.removeprefix(root): [about["size"], str(about.get("crc32c") or about.get("ETag"))]
+        name.removeprefix(root): _summed(about)
         for name, about in sorted(found.items())
         if name.startswith(root) and not name.endswith("/")
     }
 
 
+def _summed(about: dict[str, Any]) -> list[Any]:
+    return [about["size"], str(about.get("crc32c") or about.get("ETag"))]
+
+
 # --- writing -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Makes every error an InputError that names the object."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(f"{path}: not written: {told(error)}") from None
 
 
 def write(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes an object, in the place of an older one. Raises InputError if that fails."""
-    try:
+    with _writing(path):
         tried(lambda: file_system(path).pipe_file(str(path), data))
-    except Exception as error:
-        raise InputError(f"{path}: not written: {told(error)}") from None
 
 
 def create(path: str | os.PathLike[str], data: bytes) -> bool:
@@ -287,18 +298,14 @@ def create(path: str | os.PathLike[str], data: bytes) -> bool:
             return False
         return True
 
-    try:
+    with _writing(path):
         return tried(make)
-    except Exception as error:
-        raise InputError(f"{path}: not written: {told(error)}") from None
 
 
 def put(source: Path, target: str | os.PathLike[str]) -> None:
     """Copies a local file into a bucket. Raises InputError if it cannot be written."""
-    try:
+    with _writing(target):
         tried(lambda: file_system(target).put_file(str(source), str(target)))
-    except Exception as error:
-        raise InputError(f"{target}: not written: {told(error)}") from None
 
 
 def upload(source: Path, target: str | os.PathLike[str], last: Sequence[str] = ()) -> None:

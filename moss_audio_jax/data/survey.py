@@ -16,7 +16,7 @@ import unicodedata
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,7 +30,6 @@ from moss_audio_jax.data.packing import strips_of
 from moss_audio_jax.data.records import (
     Rejected,
     Row,
-    answered,
     conversations,
     parse_row,
     reason_of,
@@ -56,7 +55,7 @@ class Reading:
       whole: a digest of the conversation and its sound.
       language: the row's "language", else the script of its answers.
       tasks: (task, label tokens) of each conversation; of a row with branches, all that may be
-        drawn.
+        drawn, or the one that is asked.
       branched: whether the row has branches.
     """
 
@@ -68,7 +67,20 @@ class Reading:
     whole: int
     language: str
     tasks: tuple[tuple[str, int], ...]
-    branched: bool
+    branched: bool = False
+
+
+class Asks(Protocol):
+    """How a run takes rows whose batches something else makes (`train.source`)."""
+
+    def alone(self, row: Row, job: Job) -> Row:
+        """The row as it is asked at this place of the mixture, without branches.
+
+        Raises InputError if it cannot be used.
+        """
+
+    def over_long(self, made: TrainExample) -> str | None:
+        """Which limit the example of such a row is beyond."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,22 +89,24 @@ class Reader:
 
     Attributes:
       make: without augmentation.
-      questions: a row may have an "answer" in place of the assistant's message (`train.source`).
+      asks: None: the rows are learned from as they are.
     """
 
     make: ExampleMaker
-    questions: bool = False
+    asks: Asks | None = None
 
     def __call__(self, job: Job) -> Reading | Rejected:
         """Raises SourceError if the file that holds the row cannot be read."""
         row = None
         try:
             row = parse_row(read_location(job.location))
-            row = answered(row) if self.questions else row
+            branched = bool(row.branches)
+            row = self.asks.alone(row, job) if self.asks else row
             made = self.make.make(row, job)
-            if isinstance(made, str):
-                return rejected(job, made, row.id, bad=False)
-            return self._reading(row, made, job)
+            long = made if isinstance(made, str) else self.asks and self.asks.over_long(made)
+            if long:
+                return rejected(job, long, row.id, bad=False)
+            return dataclasses.replace(self._reading(row, made, job), branched=branched)
         except SourceError:
             raise
         except Exception as error:
@@ -124,7 +138,6 @@ class Reader:
             whole=_digest(json.dumps([sounds, _texts(said)]).encode()),
             language=_language(row, said),
             tasks=tuple(tasks),
-            branched=bool(row.branches),
         )
 
 

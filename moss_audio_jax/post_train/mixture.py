@@ -132,12 +132,18 @@ class Mixture:
             f'"{asked.task or DEFAULT}" or "{DEFAULT}"'
         )
 
-    def own(self, row: Row) -> dict[str, Reward]:
-        """What the expected answer earns from the content that is computed here."""
+    def check(self, row: Row) -> None:
+        """Raises InputError, naming the row, if it is of an unknown task, or if its own expected
+        answer earns nothing. A judge and plug-ins are not asked."""
         asked = read(row)
         said = Said(asked.answer, tokens=0)
-        parts = self._entries[self.entry(asked)]
-        return {name: part.reward(said, row) for name, part in parts.items() if name in CONTENT}
+        for name, part in self._entries[self.entry(asked)].items():
+            reward = part.reward(said, row) if name in CONTENT else None
+            if reward and not reward.value:
+                raise InputError(
+                    f"row {asked.name}: its expected answer earns nothing by {name}: "
+                    f"{reward.reason}"
+                )
 
 
 def mixture(
@@ -195,13 +201,7 @@ def check(rows: Iterable[Row], pay: Mixture, share: float = 0.0) -> int:
     number = 0
     for number, row in enumerate(rows, 1):
         try:
-            row = row if row.get("id") else {**row, "id": f"line {number}"}
-            for name, reward in pay.own(row).items():
-                if not reward.value:
-                    raise InputError(
-                        f"row {read(row).name}: its expected answer earns nothing by {name}: "
-                        f"{reward.reason}"
-                    )
+            pay.check(row if row.get("id") else {**row, "id": f"line {number}"})
         except InputError as error:
             problems.append(str(error))
     if problems:

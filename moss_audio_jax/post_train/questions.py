@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from moss_audio_jax.data.records import (
 )
 from moss_audio_jax.data.sources import SourceError, read_location
 from moss_audio_jax.post_train import asked
+from moss_audio_jax.post_train.mixture import Mixture
 
 
 class Question(NamedTuple):
@@ -62,28 +64,37 @@ class Questions:
         row = None
         try:
             row = parse_row(read_location(job.location))
-            branch, *_ = [*self.make.chosen(row, job.index), None]
-            row = _alone(row, branch)
-            told = _told(row, job)
-            asked.read(told)
+            row = self.alone(row, job)
             made = self.make.make(row, job)
         except SourceError:
             raise
         except Exception as error:
             return rejected(job, reason_of(error), row.id if row else None)
-        if isinstance(made, str):
-            return rejected(job, made, row.id, bad=False)
-        labelled = np.flatnonzero(made.labels >= 0)
-        # The last answer's first token: behind the last token that is not learned.
-        first = labelled[-1] + 1 - np.argmin((made.labels >= 0)[: labelled[-1] + 1][::-1])
+        if long := made if isinstance(made, str) else self.over_long(made):
+            return rejected(job, long, row.id, bad=False)
+        prompt = Example(made.ids[: _prompt_of(made)], made.mels)
+        return Question(job.index, _told(row, job), made, prompt)
+
+    def alone(self, row: Row, job: Job) -> Row:
+        """The row with one of its branches, and its answer as the assistant's last message.
+
+        Raises InputError if it asks nothing.
+        """
+        branch, *_ = [*self.make.chosen(row, job.index), None]
+        row = _alone(row, branch)
+        asked.read(_told(row, job))
+        return row
+
+    def over_long(self, made: TrainExample) -> str | None:
+        """Which limit a question's example is beyond."""
+        first = _prompt_of(made)
         for what, key, tokens in (
             ("prompt", "prompt_tokens", first),
             ("expected answer", "new_tokens", len(made.ids) - first),
         ):
             if tokens > (most := getattr(self, key)):
-                reason = f"its {what} has {tokens} tokens; policy.{key} is {most}"
-                return rejected(job, reason, row.id, bad=False)
-        return Question(job.index, told, made, Example(made.ids[:first], made.mels))
+                return f"its {what} has {tokens} tokens; policy.{key} is {most}"
+        return None
 
     def rows_of(self, job: Job) -> Iterator[Mapping[str, Any]]:
         """All that may be asked about a job's row, as rewards take it; its sound is not read.
@@ -95,6 +106,27 @@ class Questions:
         every = dataclasses.replace(self.make, branches=max(1, len(row.branches)))
         for branch in every.chosen(row, job.index) or [None]:
             yield _told(_alone(row, branch), job)
+
+
+@dataclasses.dataclass(frozen=True)
+class PaidQuestions(Questions):
+    """Questions whose rewards are tried, too (`Mixture.check`), before a run.
+
+    Attributes:
+      rewards: makes them, in each process that makes questions.
+    """
+
+    rewards: Callable[[], Mixture]
+
+    def alone(self, row: Row, job: Job) -> Row:
+        """As of `Questions`. Raises InputError also if the row cannot be rewarded."""
+        row = super().alone(row, job)
+        self._pay.check(_told(row, job))
+        return row
+
+    @functools.cached_property
+    def _pay(self) -> Mixture:
+        return self.rewards()
 
 
 def lacks_answer(job: Job) -> str | None:
@@ -110,6 +142,13 @@ def _alone(row: Row, branch: Branch | None) -> Row:
         messages, task = [*row.messages, *branch.messages], branch.task or row.task
         row = dataclasses.replace(row, messages=messages, branches=(), task=task)
     return answered(row)
+
+
+def _prompt_of(made: TrainExample) -> int:
+    """How many tokens come before the last answer: up to the last that is not learned."""
+    learned = made.labels >= 0
+    last = np.flatnonzero(learned)[-1] + 1
+    return int(last - np.argmin(learned[:last][::-1]))
 
 
 def _told(row: Row, job: Job) -> dict[str, Any]:

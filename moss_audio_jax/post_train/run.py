@@ -6,6 +6,7 @@ Here are its keys, what they may be, and its objective; `phases` makes its batch
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from moss_audio_jax.data.examples import Job
+from moss_audio_jax.data.examples import ExampleMaker, Job
 from moss_audio_jax.data.mixture import Mixture
 from moss_audio_jax.data.sources import SourceError
 from moss_audio_jax.errors import InputError, UsageError
@@ -23,7 +24,7 @@ from moss_audio_jax.post_train.batches import rows_needed
 from moss_audio_jax.post_train.mixture import default_options, default_rewards
 from moss_audio_jax.post_train.phases import RewardedBatches
 from moss_audio_jax.post_train.policy import Policy
-from moss_audio_jax.post_train.questions import lacks_answer
+from moss_audio_jax.post_train.questions import PaidQuestions, lacks_answer
 from moss_audio_jax.train.setup import Setup
 from moss_audio_jax.train.step import State
 
@@ -148,6 +149,12 @@ def check_rows(run: Setup, mixture: Mixture, held_out: Mixture | None) -> None:
         _log.info(
             f"{name}: {count:,} questions in {len(tried):,} of {rows.rows:,} rows have rewards"
         )
+
+
+def asks(config: ConfigDict, make: ExampleMaker) -> PaidQuestions:
+    policy = config.policy
+    limits = policy.prompt_tokens, policy.new_tokens
+    return PaidQuestions(make, *limits, functools.partial(phases.rewards_of, policy))
 
 
 def _lacking(job: Job) -> list[str]:

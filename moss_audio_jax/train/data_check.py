@@ -30,6 +30,7 @@ from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.train.check import check
 from moss_audio_jax.train.data_page import Bars, Section, as_text, page
 from moss_audio_jax.train.setup import loader_config_of
+from moss_audio_jax.train.source import source_of
 from moss_audio_jax.train.start import Start, read_start
 
 _log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def check_data(config: Any, report: Path, progress: bool = False) -> int:
     train = surveys["train"]
     fill, reason = _packed(config, start, rows, train, progress)
     sections = [
-        _rows(surveys, rows),
+        _rows(surveys, rows, bool(config.train.source)),
         _unusable(unusable),
         _lengths(surveys),
         _packing(config, rows, train, fill, reason),
@@ -94,7 +95,8 @@ def _read(
     """Reads every row; unusable ones by (kind, reason)."""
     plain = dataclasses.replace(rows, augment=Augment())
     maker = example_maker(start.tokenizer, start.model.encoder, plain)
-    reader = Reader(maker, questions=bool(config.train.source))
+    source = source_of(config)
+    reader = Reader(maker, source.asks(config, maker) if source else None)
     surveys: dict[str, Survey] = {}
     unusable: dict[tuple[str, str], list[str]] = {}
     total = sum(mixture.rows for mixture in sets.values())
@@ -175,7 +177,7 @@ def _packed(
     if config.train.source:
         return None, (
             f"{config.train.source} makes the batches of these rows, so neither their packing nor "
-            "the steps of an epoch are known, and its own limits (config.policy) are not applied."
+            "the steps of an epoch are known."
         )
     if not train.usable.any():
         return None, "No row can be packed."
@@ -190,7 +192,7 @@ def _packed(
 # --- tables --------------------------------------------------------------------------------------
 
 
-def _rows(surveys: Mapping[str, Survey], rows: LoaderConfig) -> Section:
+def _rows(surveys: Mapping[str, Survey], rows: LoaderConfig, asked: bool) -> Section:
     lines, notes = [], []
     for name, survey in surveys.items():
         bad, seen = int(survey.bad.sum()), survey.mixture.rows
@@ -211,7 +213,10 @@ def _rows(surveys: Mapping[str, Survey], rows: LoaderConfig) -> Section:
         )
     if any(survey.branched for survey in surveys.values()):
         notes.append(
-            "Of a row with branches, tokens are those of one visit, which draws "
+            "Of a row with branches, the one is read that the first visit asks; later visits draw "
+            "others."
+            if asked
+            else "Of a row with branches, tokens are those of one visit, which draws "
             f"{rows.branches} of them (data.branches). All are read, and counted as tasks."
         )
     head = ("", "rows", "usable", "bad", "over-long", "hours", "tokens", "label tokens")

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ml_collections import ConfigDict
 
+from moss_audio_jax.data.examples import ExampleMaker
 from moss_audio_jax.data.mixture import Mixture
 from moss_audio_jax.data.pipeline import HostBatch
+from moss_audio_jax.data.survey import Asks
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.train.step import Objective, State
 
@@ -51,6 +53,9 @@ class Source(Protocol):
 
     def check_rows(self, run: Setup, mixture: Mixture, held_out: Mixture | None) -> None:
         """Raises InputError, before weights are read, for rows that the run could not use."""
+
+    def asks(self, config: ConfigDict, make: ExampleMaker) -> Asks:
+        """How it takes rows, for `--check-data`; it is sent to worker processes."""
 
     def objective(self, config: ConfigDict) -> Objective: ...
 

@@ -12,18 +12,23 @@ from moss_audio_jax.data.loader_config import LoaderConfig, Pick
 from moss_audio_jax.data.mixture import Mixture
 from moss_audio_jax.data.pipeline import example_maker
 from moss_audio_jax.data.survey import Reader, Survey, packed
+from moss_audio_jax.post_train.questions import Questions
 
 CONFIG = LoaderConfig(batch=4, length=400, chunks=8, seed=3, window=8, streams=2)
 
 
 @pytest.fixture
 def read(tokenizer):
-    """read(spec, questions=False, **keys) -> (the survey, what each row was rejected for)."""
+    """read(spec, asks=None, **keys) -> (the survey, what each row was rejected for).
 
-    def read(spec, questions=False, **keys):
+    asks: (prompt_tokens, new_tokens) of questions.
+    """
+
+    def read(spec, asks=None, **keys):
         config = dataclasses.replace(CONFIG, **keys)
         survey = Survey(Mixture(spec, config.seed))
-        reader = Reader(example_maker(tokenizer, ENCODER, config), questions)
+        maker = example_maker(tokenizer, ENCODER, config)
+        reader = Reader(maker, asks and Questions(maker, *asks))
         return survey, [each and each.reason for each in survey.read(reader, 60.0)]
 
     return read
@@ -117,7 +122,7 @@ def test_a_question_needs_only_an_answer(read, tmp_path):
     row = asr("a.wav", "x") | {"answer": "二"}
     row["conversation"].pop()
     path = write_rows(tmp_path / "rows.jsonl", [row, {**row, "language": "zh"}])
-    asked, reasons = read(path, questions=True)
+    asked, reasons = read(path, (400, 400))
     assert reasons == [None, None]
     assert {name: rows for name, (rows, _) in asked.languages.items()} == {"Han script": 1, "zh": 1}
     assert all("expected the assistant" in reason for reason in read(path)[1])

@@ -123,7 +123,7 @@ def test_good_rows_end_with_zero_and_a_leak_is_said(rows, small_run, tmp_path, c
 
 def test_questions_are_no_bad_rows(rows, small_run, tmp_path, capsys):
     for line in rows.lines:
-        line["answer"] = line["conversation"].pop()["content"]
+        line["answer"], line["task"] = line["conversation"].pop()["content"], "text"
     given = [*rows("train"), f"--config={small_run}", f"--report={tmp_path / 'page.html'}"]
     assert check(*given) == 1
     source = tmp_path / "asks.py"
@@ -141,6 +141,21 @@ def test_questions_are_no_bad_rows(rows, small_run, tmp_path, capsys):
     capsys.readouterr()
     assert check(*given) == 0
     assert "neither their packing nor the steps" in capsys.readouterr().out
+
+    wordy, plain = rows.with_content(1, "Which? " * 7), rows.lines[0]
+    more = [{**plain, "answer": "x" * 40}, {**plain, "task": "odd"}, {**plain, "answer": ""}]
+    rows("train", wordy, *more)
+    assert check(*given) == 1  # what a run with rewards drops, or would stop for
+    found = {row["line"]: (row["kind"], row["reason"]) for row in log(tmp_path, "page.jsonl")}
+    assert found.keys() == {7, 8, 9, 10}
+    for line, kind, reason in (
+        (7, "over-long", "its prompt has 116 tokens; policy.prompt_tokens is 96"),
+        (8, "over-long", "its expected answer has 41 tokens; policy.new_tokens is 32"),
+        (9, "bad", "unknown task 'odd'"),
+        (10, "bad", "the expected answer is empty"),
+    ):
+        assert found[line][0] == kind
+        assert reason in found[line][1]
 
 
 @pytest.mark.parametrize(
