@@ -1,12 +1,12 @@
 """Checks that a run in a bucket that is killed again and again equals one on a disk.
 
-    python tools/check_buckets.py [--kills 5] [--faults 0.02] [--schemes gs s3]
+    python tools/check_buckets.py [--kills 5] [--faults 0.02] [--schemes gs s3] [--local]
 
 The servers are a Cloud Storage emulator and moto on loopback, behind a proxy that breaks a share of
 the answers (tests/support/loopback.py). Work folder, rows and start are in the bucket. The run is
 killed with SIGKILL at random moments. Its metrics and row ids must be those of a run on a disk that
-nobody killed, bit for bit. One JSON line for each scheme; exit code 1: something differs. Needs the
-extra `test`.
+nobody killed, bit for bit. One JSON line for each scheme; exit code 1: something differs. With
+--local each step is also saved on the disk, and every fifth in the bucket. Needs the extra `test`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def main() -> int:
     options.add_argument("--faults", type=float, default=0.02, help="share of answers broken")
     options.add_argument("--schemes", nargs="+", default=["gs", "s3"], choices=("gs", "s3"))
     options.add_argument("--processes", type=int, default=1, help="of the run; each of one device")
+    options.add_argument("--local", action="store_true", help="a tier of checkpoints on the disk")
     options.add_argument("--seed", type=int, default=0)
     args = options.parse_args()
     draw = random.Random(args.seed)
@@ -72,10 +73,13 @@ def main() -> int:
                 f"tokenizer={root}/data/start",
                 f"data.train=('{root}/data/rows.jsonl',)",
             )
+            if args.local:
+                tier = (f"folder={work / scheme}", "every=1")
+                there += ("checkpoint.every=5", *(f"checkpoint.local.{key}" for key in tier))
             proxies[scheme].share = args.faults
             began = time.monotonic()
             command = run_of(args.processes, config, f"{root}/work", *there)
-            killed = [kill(command, env, draw) for _ in range(args.kills)]
+            killed = [kill(command, env, draw, work / scheme) for _ in range(args.kills)]
             last = subprocess.run(command, env=env, capture_output=True, text=True)
             proxies[scheme].share = 0.0
             if last.returncode:
@@ -84,7 +88,7 @@ def main() -> int:
             same &= not differs and not last.returncode
             about = {
                 "scheme": scheme,
-                "killed_at_step": killed,
+                "from_and_to_step": killed,
                 "faults": dict(proxies[scheme].done),
                 "requests": len(proxies[scheme].requests),
                 "seconds": round(time.monotonic() - began),
@@ -102,8 +106,11 @@ def run_of(processes: int, *words: object) -> list[str]:
     return [*launcher, "--devices", "1", "--", *command]
 
 
-def kill(command: list[str], env: dict[str, str], draw: random.Random) -> int | None:
-    """Starts the run and kills it some steps later; the step that it had reached, if any."""
+def kill(
+    command: list[str], env: dict[str, str], draw: random.Random, disk: Path
+) -> tuple[str | None, int | None]:
+    """Starts the run and kills it some steps later; the steps from which it went on ("5 disk" or
+    "5 bucket") and that it had reached, if any."""
     run = subprocess.Popen(
         command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -111,17 +118,19 @@ def kill(command: list[str], env: dict[str, str], draw: random.Random) -> int | 
     if not steps:  # before the first step: while it loads, or sets up its folder
         time.sleep(draw.uniform(3, 12))
         os.killpg(run.pid, signal.SIGKILL)
-    reached, done = None, 0
+    begun, reached, done = None, None, 0
     for text in run.stderr:
         if text.startswith("error"):
             print(text, end="", file=sys.stderr)
+        if found := re.search(r"continues at step (\d+) of", text):
+            begun = f"{found[1]} {'disk' if str(disk) in text else 'bucket'}"
         if found := re.search(r"\bstep (\d+)/", text):
             reached, done = int(found[1]), done + 1
             if done == steps and reached < STEPS:
                 time.sleep(seconds)
                 os.killpg(run.pid, signal.SIGKILL)
     run.wait()
-    return reached
+    return begun, reached
 
 
 def compare(found: dict[str, bytes], whole: Path) -> list[str]:

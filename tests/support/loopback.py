@@ -6,15 +6,19 @@ import contextlib
 import http.client
 import json
 import logging
+import mmap
+import os
 import random
 import socket
 import struct
 import threading
 import time
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 BUCKET = "bucket-of-tests"
@@ -22,26 +26,90 @@ FAULTS = ("busy", "reset", "lost", "truncated", "slow")
 
 
 @contextlib.contextmanager
-def servers() -> Iterator[dict[str, str]]:
-    """{"gs": url, "s3": url} of a Cloud Storage emulator and of moto, each with one bucket."""
+def servers(folder: str | None = None) -> Iterator[dict[str, str]]:
+    """{"gs": url, "s3": url} of a Cloud Storage emulator and of moto, each with one bucket.
+
+    Args:
+      folder: where the former keeps objects that are too large for memory; default: in memory.
+    """
     from gcp_storage_emulator.server import create_server
     from moto.server import ThreadedMotoServer
 
     for name in ("werkzeug", "gcp_storage_emulator"):  # a line or more for each request
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    google = create_server("127.0.0.1", 0, in_memory=True, default_bucket=BUCKET)
+    google = create_server(
+        "127.0.0.1", 0, in_memory=folder is None, data_dir=folder, default_bucket=BUCKET
+    )
+    if folder is not None:
+        _take_large_objects(google._storage)
     google.start()
     amazon = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     amazon.start()
     try:
         ports = google._api._httpd.server_port, amazon.get_host_and_port()[1]
-        make = http.client.HTTPConnection("127.0.0.1", ports[1], timeout=10)
+        make = http.client.HTTPConnection("127.0.0.1", ports[1], timeout=120)
         make.request("PUT", f"/{BUCKET}", headers={"Host": "127.0.0.1"})
         assert make.getresponse().status == 200
         yield {"gs": f"http://127.0.0.1:{ports[0]}", "s3": f"http://127.0.0.1:{ports[1]}"}
     finally:
         google.stop()
         amazon.stop()
+
+
+def _take_large_objects(storage: Any) -> None:
+    """The emulator reads a whole object for each range of it, and each piece of an upload makes it
+    write all pieces again. Here it maps objects, appends pieces and renames what is complete. It
+    also forgets deleted objects at once, and leaves out MD5, as Cloud Storage may."""
+    import google_crc32c
+    from gcp_storage_emulator.exceptions import BadRequest
+    from gcp_storage_emulator.handlers import objects
+    from gcp_storage_emulator.storage import RESUMABLE_DIR
+
+    files = storage._store
+    write, place = files.write_bytes, files._disk_path
+
+    def read(name: str) -> bytes | mmap.mmap:
+        with open(place(name), "rb") as file:
+            empty = not os.fstat(file.fileno()).st_size
+            return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def add(
+        upload: str,
+        content: bytes,
+        total_size: int | None = None,
+        expected_start: int | None = None,
+    ) -> bytes | mmap.mmap | None:
+        name = f"{RESUMABLE_DIR}/{storage.safe_id(upload)}"
+        place(name).parent.mkdir(parents=True, exist_ok=True)
+        with open(place(name), "ab") as file:
+            if expected_start not in (None, file.tell()):
+                raise BadRequest(f"expected {file.tell()}, got {expected_start}")
+            file.write(content)
+            size = file.tell()
+        return None if total_size is None or size < total_size else read(name)
+
+    def create(
+        bucket: str, name: str, content: Any, about: dict, upload: str | None = None
+    ) -> None:
+        target = f"{bucket}/{name}"
+        if upload is None:
+            write(target, content)
+        else:
+            place(target).parent.mkdir(parents=True, exist_ok=True)
+            place(f"{RESUMABLE_DIR}/{storage.safe_id(upload)}").rename(place(target))
+            storage.delete_resumable_file_obj(upload)
+        storage.objects.setdefault(bucket, {})[name] = about
+
+    def checksum(content: Any) -> str:
+        crc = google_crc32c.Checksum()  # it takes bytes alone
+        for at in range(0, len(content), 1 << 24):
+            crc.update(bytes(content[at : at + (1 << 24)]))
+        return b64encode(crc.digest()).decode()
+
+    objects._crc32c, objects._md5 = checksum, lambda _: None
+    files.read_bytes, storage.add_to_resumable_upload, storage.create_file = read, add, create
+    storage._write_config_to_file = lambda: None
+    storage.buckets[BUCKET]["softDeletePolicy"] = {"retentionDurationSeconds": "0"}
 
 
 @contextlib.contextmanager

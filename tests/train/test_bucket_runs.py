@@ -1,18 +1,22 @@
 """A run whose work folder, data and start are in a bucket equals one on a disk, through faults.
 
-Not covered: several processes, and S3 (tools/check_buckets.py runs that, and more kills).
+Not covered: S3 (tools/check_buckets.py runs that, and more kills).
 """
 
 import json
+import os
 import random
+import re
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import loopback
 import numpy as np
 import pytest
-from runs import command, environment, log
+from runs import ROOT, command, environment, log
 from test_checkpoints import DATA, state
 
 from moss_audio_jax import buckets as door
@@ -55,12 +59,57 @@ def test_killed_a_run_in_a_bucket_continues_bit_for_bit(buckets, corpus, small_r
         assert "continues at step" in run.stderr
     finally:
         proxy.share = 0.0
-    objects = loopback.objects(f"{root}/work")
+    same(loopback.objects(f"{root}/work"), whole)
+
+
+def same(objects: dict[str, bytes], whole: Path) -> None:
+    """The logs of a work folder in a bucket are those of one on a disk; nobody owns it."""
     found, expected = rows_of(objects, "metrics.jsonl"), log(whole)
     for key in ("step", "loss", "grad_norm", "tokens", "tokens_seen"):
         assert [row[key] for row in found] == [row[key] for row in expected], key
-    assert rows_of(objects, "rows-0.jsonl") == log(whole, "rows-0.jsonl")
+    for file in whole.glob("rows-*.jsonl"):
+        assert rows_of(objects, file.name) == log(whole, file.name)
     assert ".lock" not in objects
+
+
+def test_two_processes_lose_one_twice(buckets, corpus, small_run, tmp_path):
+    """First they go on from the bucket, then from the steps on the hosts' disks, which are newer;
+    logs are those of two processes that nobody killed."""
+    env = environment() | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    env["MOSS_AUDIO_JAX_HEARTBEAT"] = "5"
+    root, disk = f"gs://{loopback.BUCKET}/processes", tmp_path / "disk"
+    launcher = [sys.executable, str(ROOT / "launch" / "local_processes.py"), "2", "--"]
+    sizes = ("mesh.fsdp=2", "data.batch=2", "data.streams=2", "train.steps=10")
+    sizes += (f"init_from={corpus / 'start'}",)
+    whole = [*launcher, *command(small_run, tmp_path / "whole", *sizes)]
+    subprocess.run(whole, env=env, check=True, capture_output=True)
+
+    def run(*more: str, at: int = 0, lost: int = 0) -> tuple[int, str]:
+        """Its exit code and what it said. At step `at` the process `lost` is killed."""
+        words = command(small_run, f"{root}/work", *sizes, *more)
+        started = subprocess.Popen([*launcher, *words], env=env, stderr=subprocess.PIPE, text=True)
+        said = []
+        for text in started.stderr:
+            said.append(text)
+            if text.startswith(f"step {at}/"):
+                task = Path(f"/proc/{started.pid}/task/{started.pid}/children")
+                os.kill(int(task.read_text().split()[lost]), signal.SIGKILL)
+        return started.wait(), "".join(said)
+
+    local = ("checkpoint.every=1000", f"checkpoint.local.folder={disk}", "checkpoint.local.every=1")
+    buckets["gs"].share = 0.02
+    try:
+        code, said = run("checkpoint.every=2", at=5, lost=1)
+        assert code, said
+        code, said = run(*local, at=8, lost=0)
+        assert code, said
+        assert re.search(rf"continues at step [24] of {root}/work\n", said)
+        code, said = run(*local)
+        assert code == 0, said
+        assert re.search(rf"continues at step [678] of {root}/work, from {disk}\n", said)
+    finally:
+        buckets["gs"].share = 0.0
+    same(loopback.objects(f"{root}/work"), tmp_path / "whole")
 
 
 @pytest.fixture(params=["gs", "s3"])
