@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import re
 import signal
 import sys
 import threading
@@ -173,12 +174,18 @@ def keep_compiled() -> None:
 
     They are in ~/.cache/moss_audio_jax/xla ($XDG_CACHE_HOME). JAX's own settings take precedence
     (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE and similar ones in jax.config). With
-    MOSS_AUDIO_JAX_CACHE=off in the environment nothing is kept.
+    MOSS_AUDIO_JAX_CACHE=off in the environment nothing is kept, nor where the CPU is made to be
+    several devices: a program that comes from the disk runs its collectives in no fixed order there
+    (JAX 0.10), and the devices may wait for one another until XLA ends the process.
     """
     import jax
     from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
     if jax.config.jax_compilation_cache_dir or os.environ.get("MOSS_AUDIO_JAX_CACHE") == "off":
+        return
+    flags = os.environ.get("XLA_FLAGS", "")
+    asked = re.findall(r"--xla_force_host_platform_device_count=(\d+)", flags)
+    if jax.config.jax_num_cpu_devices > 1 or int((asked or [1])[-1]) > 1:
         return
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = os.path.join(caches, "moss_audio_jax", "xla")

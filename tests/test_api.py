@@ -200,12 +200,16 @@ print(found()[0])
 """
 
 
-@pytest.mark.parametrize("how", ["default", "off", "own", "told"])
+@pytest.mark.parametrize("how", ["default", "off", "own", "told", "devices"])
 def test_programs_are_kept_unless_something_else_is_said(how, tmp_path):
     names = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
-    env = {k: v for k, v in os.environ.items() if k not in names}
+    env = {k: v for k, v in os.environ.items() if k not in (*names, "XLA_FLAGS")}
     env |= {"XDG_CACHE_HOME": str(tmp_path)}
-    env |= {"off": {"MOSS_AUDIO_JAX_CACHE": "off"}, "told": {names[0]: "told"}}.get(how, {})
+    env |= {
+        "off": {"MOSS_AUDIO_JAX_CACHE": "off"},
+        "told": {names[0]: "told"},
+        "devices": {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+    }.get(how, {})
     done = subprocess.run(
         [sys.executable, "-c", CACHE, how],
         env=env,
@@ -215,7 +219,7 @@ def test_programs_are_kept_unless_something_else_is_said(how, tmp_path):
         text=True,
     )
     folder = tmp_path / "moss_audio_jax" / "xla"
-    expected = {"default": str(folder), "off": "None"}.get(how, how)
+    expected = {"default": str(folder), "off": "None", "devices": "None"}.get(how, how)
     assert done.stdout.strip() == expected
     assert bool(list(folder.glob("*"))) == (how == "default")
 
