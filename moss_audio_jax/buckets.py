@@ -92,9 +92,10 @@ def read(path: str | os.PathLike[str], start: int = 0, stop: int | None = None) 
             raise
         if found.state == "missing":
             raise FileNotFoundError(path)
-        if stop is not None and len(found.value) != stop - start:
-            raise ConnectionError(f"{len(found.value)} bytes came of {stop - start}")
-        return found.value
+        value = found.value  # a copy, each time that it is asked for
+        if stop is not None and len(value) != stop - start:
+            raise ConnectionError(f"{len(value)} bytes came of {stop - start}")
+        return value
 
     with _reading(path):
         return tried(get)

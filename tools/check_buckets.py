@@ -79,7 +79,7 @@ def main() -> int:
             proxies[scheme].share = args.faults
             began = time.monotonic()
             command = run_of(args.processes, config, f"{root}/work", *there)
-            killed = [kill(command, env, draw, work / scheme) for _ in range(args.kills)]
+            starts = [kill(command, env, draw, work / scheme) for _ in range(args.kills)]
             last = subprocess.run(command, env=env, capture_output=True, text=True)
             proxies[scheme].share = 0.0
             if last.returncode:
@@ -88,7 +88,8 @@ def main() -> int:
             same &= not differs and not last.returncode
             about = {
                 "scheme": scheme,
-                "from_and_to_step": killed,
+                "kills": sum(killed for _, _, killed in starts),
+                "from_and_to_step": [steps for *steps, _ in starts],
                 "faults": dict(proxies[scheme].done),
                 "requests": len(proxies[scheme].requests),
                 "seconds": round(time.monotonic() - began),
@@ -108,9 +109,13 @@ def run_of(processes: int, *words: object) -> list[str]:
 
 def kill(
     command: list[str], env: dict[str, str], draw: random.Random, disk: Path
-) -> tuple[str | None, int | None]:
-    """Starts the run and kills it some steps later; the steps from which it went on ("5 disk" or
-    "5 bucket") and that it had reached, if any."""
+) -> tuple[str | None, int | None, bool]:
+    """Starts the run and kills it some steps later.
+
+    Returns:
+      The step from which it went on ("5 disk" or "5 bucket") and the one that it reached, if any;
+      whether it was killed before it was done.
+    """
     run = subprocess.Popen(
         command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -129,8 +134,7 @@ def kill(
             if done == steps and reached < STEPS:
                 time.sleep(seconds)
                 os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
-    return begun, reached
+    return begun, reached, run.wait() == -signal.SIGKILL
 
 
 def compare(found: dict[str, bytes], whole: Path) -> list[str]:

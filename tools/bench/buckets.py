@@ -123,7 +123,7 @@ def converted(url: str, server: int, checkpoint: Path, work: Path) -> bool:
     root, same = f"gs://{BUCKET}", True
     os.environ["TMPDIR"] = str(work)
 
-    def told(what: str, moved: float, spent: Spent, plain: Spent, **more: object) -> None:
+    def told(what: str, moved: float, spent: Spent, plain: Spent | None = None, **more) -> None:
         nonlocal same
         same &= more.get("identical", True)
         about = {
@@ -132,26 +132,30 @@ def converted(url: str, server: int, checkpoint: Path, work: Path) -> bool:
             "seconds": round(spent.seconds, 1),
             "cpu_seconds": round(spent.cpu, 1),
             "mb_per_s": round(moved / 1e6 / spent.seconds),
-            "share": round(plain.seconds / spent.seconds, 2),
-            "share_of_cpu": round(plain.cpu / spent.cpu, 2),
         }
+        if plain:
+            about["share"] = round(plain.seconds / spent.seconds, 2)
+            about["share_of_cpu"] = round(plain.cpu / spent.cpu, 2)
         print(json.dumps({**about, **more}), flush=True)
 
     official = sums_below(checkpoint)
-    run(_CONVERT, checkpoint, work / "native", "native")
+    size = sum(length for length, _ in official.values())
+    here = run(_CONVERT, checkpoint, work / "native", "native")
+    told("convert to native, on the disk", 2 * size, here.spent(Spent()))
     native = sums_below(work / "native")
     shutil.rmtree(work / "native")
-    leaves = run(_LOAD, checkpoint).out[2]
+    here = run(_LOAD, checkpoint)
+    told("load, from the disk", size, here.spent(Spent()))
+    leaves = here.out[2]
 
-    size = sum(length for length, _ in official.values())
     with spending(server) as put:
         for file in checkpoint.iterdir():
             plain_put(url, file, f"official/{file.name}")
-    told("plain HTTP, write", size, put, put)
+    told("plain HTTP, write", size, put)
     with spending(server) as got:
         for name in listed(url, "official/"):
             plain_get(url, f"official/{name}")
-    told("plain HTTP, read", size, got, got)
+    told("plain HTTP, read", size, got)
 
     with spending(server) as spent:
         done = run(_LOAD, f"{root}/official")
