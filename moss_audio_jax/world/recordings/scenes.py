@@ -55,18 +55,19 @@ from moss_audio_jax.world.sounds import Sound
 from moss_audio_jax.world.speakers import PITCHES
 from moss_audio_jax.world.splits import split_named
 
-VERSION = 2  # goes up whenever a scene changes
-# How often each source of voices speaks, if it is here.
+VERSION = 3  # goes up whenever a scene changes
+# How often each source of voices speaks, if it is here. kokoro has the most speakers and takes the
+# most time. A small model that often hears foreign prompts takes English ones for them.
 _WEIGHTS = {
-    "kokoro": 0.04,
+    "kokoro": 0.1,
     "espeak": 0.25,
     "flite": 0.25,
     "piper": 0.25,
     "asterisk-en": 0.15,
     "asterisk-es": 0.05,
-    "asterisk-fr": 0.05,
-    "asterisk-it": 0.05,
-    "asterisk-ru": 0.05,
+    "asterisk-fr": 0.01,
+    "asterisk-it": 0.01,
+    "asterisk-ru": 0.01,
 }
 _OTHER = 0.2  # of a source of another package
 _FROM_PROCEDURAL = 0.2  # of sounds and music in training and validation
