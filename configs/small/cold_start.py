@@ -3,7 +3,7 @@
     moss-audio-jax train --config configs/small/cold_start.py --workdir DIR \
         --config.init_from=sft/export
 
-In this last stage the learning rate falls to 0.
+The learning rate falls to 0.
 """
 
 import small

@@ -1,7 +1,7 @@
-"""Stage 6 of the small model: learns from the rewards of its own answers (docs/post_train.md).
+"""Last stage of the small model: learns from the rewards of its own answers (docs/post_train.md).
 
     moss-audio-jax train --config configs/small/dapo.py --workdir DIR \
-        --config.init_from=cold_start/export
+        --config.init_from=reason/export
 """
 
 import small

@@ -1,8 +1,8 @@
 """Shared by the stages of the small model: its sizes, its data, and the settings of each machine.
 
-This is not a run: `tools/small/train.py` runs encoder, adapter, pretrain, sft and cold_start. The
-argument of each config is the machine: `encoder.py` is for two CPU cores, `encoder.py:gpu` for one
-GPU with a dozen CPU cores.
+This is not a run: `tools/small/train.py` runs them, from encoder to tell. The argument of each
+config is the machine: `encoder.py` is for two CPU cores, `encoder.py:gpu` for one GPU with a dozen
+CPU cores.
 """
 
 from moss_audio_jax.config import DecoderConfig, EncoderConfig, ModelConfig
@@ -25,6 +25,11 @@ SFT = (
     ("caption", 0.5), (".*", 0.5, 3.0),
 )  # fmt: skip
 REASONING = (("reason", 4.0), *(rule for rule in SFT if rule[0] != "reason"))
+REASONED = (
+    ("reason", 14.0), ("^asr$", 4.0, 2.0), ("asr_words", 6.0), ("asr", 1.0), ("events", 6.0),
+    ("when", 5.0, 3.0), ("tempo", 4.0, 4.0), ("choice", 3.0, 5.0), ("count", 4.0, 4.0),
+    ("caption", 0.5), (".*", 0.5, 3.0),
+)  # fmt: skip
 TELLING = (
     ("reason", 10.0), ("^asr$", 6.0, 2.0), ("asr_words", 5.0), ("asr", 1.0), ("events", 6.0),
     ("when", 5.0, 3.0), ("tempo", 4.0, 4.0), ("choice", 3.0, 5.0), ("count", 4.0, 4.0),
@@ -38,13 +43,14 @@ REWARDED = (
 )  # fmt: skip
 
 # On a GPU, with 16 rows per step: (steps, warmup) of each stage, as for the bundled model, except
-# that its last stage ran on CPUs.
+# that its last two stages ran on CPUs, and hear and tell are not in it.
 GPU = {
     "encoder": (2500, 133),
     "adapter": (500, 60),
     "pretrain": (1800, 140),
     "sft": (2000, 133),
     "cold_start": (1000, 33),
+    "reason": (1000, 33),
     "hear": (2500, 133),
     "tell": (2500, 100),
     "dapo": (1000, 10),

@@ -51,7 +51,7 @@ from tools.small.extend import extend
 from tools.small.tokenizer import texts_of, train_tokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "small"
-PROCEDURAL = ("encoder", "adapter", "pretrain", "sft", "cold_start")
+PROCEDURAL = ("encoder", "adapter", "pretrain", "sft", "cold_start", "reason")
 RECORDED = ("extend", "hear", "tell")  # on the world of recordings too, with more word pieces
 MODELS = (*PROCEDURAL, *RECORDED)  # each from the one before
 TRAINING = tuple(name for name in MODELS if name != "extend")
@@ -256,7 +256,7 @@ def make_tokenizer(workdir: Path, vocabulary: int = VOCABULARY) -> None:
 
 
 def extend_pieces(workdir: Path) -> None:
-    extend(workdir / "cold_start" / "export", workdir / "extend" / "export", NEW_PIECES)
+    extend(workdir / PROCEDURAL[-1] / "export", workdir / "extend" / "export", NEW_PIECES)
 
 
 def train_stage(
