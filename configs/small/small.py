@@ -43,7 +43,7 @@ REWARDED = (
 )  # fmt: skip
 
 # On a GPU, with 16 rows per step: (steps, warmup) of each stage, as for the bundled model, except
-# that its last two stages ran on CPUs, and hear and tell are not in it.
+# that its last two stages ran on CPUs. hear and tell did not make that model.
 GPU = {
     "encoder": (2500, 133),
     "adapter": (500, 60),
@@ -55,7 +55,6 @@ GPU = {
     "tell": (2500, 100),
     "dapo": (1000, 10),
 }
-
 
 EXTENDED = 3584  # pieces after `tools/small/extend.py`
 

@@ -370,7 +370,7 @@ def main() -> None:
         },
     }
     asked = args.only or STEPS
-    if args.only is None and not (args.recordings or args.voices):
+    if args.only is None and not (args.recordings and args.voices):
         asked = [name for name in STEPS if name not in RECORDED]
     made = [name for name in TRAINING if name in asked or done(workdir, name)]
     steps["ship"] = functools.partial(ship, workdir, args.ship or (made or TRAINING)[-1])
