@@ -148,6 +148,24 @@ def deaf_workers() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def end_with_parent() -> None:
+    """Ends this process as soon as the one that started it has ended, in whatever way.
+
+    For processes that `multiprocessing` started: those of a pool never end if their parent is
+    killed outright.
+    """
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _open_streams() -> None:
     """Opens a replacement for stdin, stdout or stderr if it was closed (`>&-`).
 

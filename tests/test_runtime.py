@@ -110,3 +110,51 @@ def test_deaf_workers():
     assert worker.communicate("still here", timeout=50) == ("still here\n", None)
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+POOL = """
+import concurrent.futures, multiprocessing, os, time
+from moss_audio_jax.runtime import end_with_parent
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(2, context, end_with_parent)
+    busy = [pool.submit(time.sleep, seconds) for seconds in (1, 600)]
+    busy[0].result()
+    print(*pool._processes, flush=True)
+    busy[1].result()
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    """One of them works, one waits for work."""
+    (tmp_path / "pool.py").write_text(POOL)
+    parent = subprocess.Popen(
+        [sys.executable, "pool.py"],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    workers = [int(each) for each in parent.stdout.readline().split()]
+    parent.kill()
+    parent.communicate()
+    assert len(workers) == 2
+    end = time.monotonic() + 50
+    left = workers
+    while left and time.monotonic() < end:
+        time.sleep(0.1)
+        left = [each for each in left if alive(each)]
+    for each in left:
+        os.kill(each, signal.SIGKILL)
+    assert not left
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    # In a container there may be nobody who asks how an orphan ended.
+    status = Path(f"/proc/{process}/status")
+    return not (status.exists() and "State:\tZ" in status.read_text())

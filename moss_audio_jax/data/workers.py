@@ -17,7 +17,6 @@ import contextlib
 import functools
 import multiprocessing
 import multiprocessing.util  # before `atexit` is used here: what is registered last runs first
-import os
 import queue
 import signal
 import sys
@@ -31,7 +30,7 @@ from moss_audio_jax.data.batch import TrainExample
 from moss_audio_jax.data.examples import ExampleMaker, Job, rejected
 from moss_audio_jax.data.records import Rejected
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.runtime import deaf_workers
+from moss_audio_jax.runtime import deaf_workers, end_with_parent
 
 Made = list[TrainExample | Rejected]
 _GROUP = 8  # examples a worker is given at a time
@@ -268,16 +267,10 @@ def _serve(pipe: multiprocessing.connection.Connection, make: Callable) -> None:
     # A signal to the whole group means the run: it may still want the batch in hand.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     pipe.send(None)
     with contextlib.suppress(EOFError):
         while True:
             for job in pipe.recv():
                 pipe.send(_made(make, job))
-
-
-def _end_with_parent() -> None:
-    """A run that is killed outright cannot tell its workers to stop."""
-    multiprocessing.parent_process().join()
-    os._exit(1)

@@ -9,11 +9,9 @@ from __future__ import annotations
 import io
 import multiprocessing
 import multiprocessing.connection
-import os
 import queue
 import resource
 import signal
-import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +21,7 @@ import numpy as np
 
 from moss_audio_jax.audio import load_audio
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.runtime import deaf_workers
+from moss_audio_jax.runtime import deaf_workers, end_with_parent
 
 _MEMORY = 6 << 30  # bytes of address space of a decoding process
 _START_SECONDS = 60.0
@@ -164,7 +162,7 @@ def _serve(pipe: multiprocessing.connection.Connection) -> None:
     """Takes (limit of seconds, file), gives (fault, warnings) and, without a fault, samples."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server may still need it while it drains
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     for what, most in ((resource.RLIMIT_AS, _MEMORY), (resource.RLIMIT_FSIZE, 0)):
         resource.setrlimit(what, (most, most))
     pipe.send(None)
@@ -185,9 +183,3 @@ def _serve(pipe: multiprocessing.connection.Connection) -> None:
         pipe.send((fault, notes))
         if fault is None:
             pipe.send(wav.tobytes())
-
-
-def _end_with_parent() -> None:
-    """A server that is killed outright cannot tell its processes to stop."""
-    multiprocessing.parent_process().join()
-    os._exit(1)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from moss_audio_jax import files
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.runtime import deaf_workers
+from moss_audio_jax.runtime import deaf_workers, end_with_parent
 from moss_audio_jax.world.scenes import MAX_SECONDS, Scene
 from moss_audio_jax.world.scenes import scene as make_scene
 from moss_audio_jax.world.tasks import rows as make_rows
@@ -98,7 +98,7 @@ class _Pool:
         if processes > 1:
             # Not forked, because this process may have threads and a running espeak.
             context = multiprocessing.get_context("spawn")
-            self._pool = concurrent.futures.ProcessPoolExecutor(processes, context)
+            self._pool = concurrent.futures.ProcessPoolExecutor(processes, context, end_with_parent)
 
     def __enter__(self) -> _Pool:
         return self

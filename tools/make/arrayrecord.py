@@ -42,6 +42,7 @@ from moss_audio_jax.data.sources import (
     read_location,
 )
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.runtime import end_with_parent
 
 
 def make_arrayrecord(
@@ -84,7 +85,8 @@ def make_arrayrecord(
         written = [write(*each) for each in todo]
     else:
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+        pool = concurrent.futures.ProcessPoolExecutor(workers, context, end_with_parent)
+        with pool:
             written = list(pool.map(write, *zip(*todo, strict=True))) if todo else []
     total = sum(len(locations) for _, locations in todo)
     return sum(written), total - sum(written)

@@ -40,6 +40,7 @@ from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.data import shards
 from moss_audio_jax.data.records import Row, encode_record
 from moss_audio_jax.data.sources import Source
+from moss_audio_jax.runtime import end_with_parent
 from moss_audio_jax.text.phrases import stamped
 from moss_audio_jax.weights.convert import convert
 from moss_audio_jax.weights.helpers import load_helpers, save_helpers
@@ -89,7 +90,7 @@ def make_data(workdir: Path, scenes: int, recordings: int, speech: int, processe
             scene = functools.partial(recorded.scene, content=content)
             work += _shards(workdir / name, workdir / f"joined_{name}", settings, scene)
     context = multiprocessing.get_context("spawn")  # espeak's process must not be shared
-    with concurrent.futures.ProcessPoolExecutor(processes, context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(processes, context, end_with_parent) as pool:
         made = [pool.submit(_make_shard, *each) for each in work]
         for each in tqdm(concurrent.futures.as_completed(made), total=len(made), unit="shard"):
             path, digest = each.result()

@@ -16,7 +16,7 @@ from moss_audio_jax.evaluate.metrics.instructions import follows
 from moss_audio_jax.evaluate.metrics.parsing import parse
 from moss_audio_jax.evaluate.official_files import official_text
 from moss_audio_jax.evaluate.predictions import Prediction
-from moss_audio_jax.runtime import deaf_workers
+from moss_audio_jax.runtime import deaf_workers, end_with_parent
 from moss_audio_jax.text.prompt import split_thinking
 from moss_audio_jax.text.timestamps import Segment
 
@@ -89,7 +89,8 @@ class Scorer:
             return self._some(rows)
         chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(processes, context) as pool:
+        pool = concurrent.futures.ProcessPoolExecutor(processes, context, end_with_parent)
+        with pool:
             with deaf_workers():
                 scored = pool.map(self._some, chunks)
             return [row for chunk in scored for row in chunk]
