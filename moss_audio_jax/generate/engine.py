@@ -446,7 +446,7 @@ class Engine:
         old = self._size
         if old is None or old.slots != slots or any(a < b for a, b in zip(old, size, strict=True)):
             self._make(size)
-        self._pace = Pace(slots) if drafts else None
+        self._pace = Pace(slots, self._static["compute"]) if drafts else None
         self._sampled = any(one.sampling.temperature > 0 for one in asked)
 
     def _make(self, size: Size) -> None:

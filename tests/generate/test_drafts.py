@@ -13,6 +13,7 @@ from scipy import stats
 from test_engine import AUDIO, VOCAB, always
 
 import moss_audio_jax as mj
+from moss_audio_jax.config import Compute
 from moss_audio_jax.data.batch import Example
 from moss_audio_jax.generate import drafts
 from moss_audio_jax.generate import engine as engine_module
@@ -253,7 +254,7 @@ def test_sampled_tokens_keep_their_distribution(model, passes):
 
 
 def test_drafts_go_on_while_they_pay(monkeypatch):
-    pace = Pace(1)  # on a CPU a pass of 8 takes as long as three steps
+    pace = Pace(1, Compute("float32"))  # on a CPU a pass of 8 takes as long as three steps
     assert pace.next(1000) == (WIDTH, drafts._TRIAL)
     pace.told(tokens=5 * drafts._TRIAL, passes=drafts._TRIAL)
     assert pace.next(1000)[0] == WIDTH
@@ -261,8 +262,8 @@ def test_drafts_go_on_while_they_pay(monkeypatch):
         pace.told(tokens=drafts._TRIAL, passes=drafts._TRIAL)
     assert pace.next(1000) == (1, drafts._REST)
     assert pace.next(1000) == (WIDTH, drafts._TRIAL)  # tried again
-    monkeypatch.setattr(drafts, "_cost", lambda rows: rows)
-    assert Pace(16).next(1000) == (1, 1000)  # never pays
+    monkeypatch.setattr(drafts, "_cost", lambda rows, compute: rows)
+    assert Pace(16, Compute()).next(1000) == (1, 1000)  # never pays
 
 
 def test_a_model_that_repeats_its_prompt_switches_drafts_on_and_a_random_one_off(
