@@ -1,7 +1,7 @@
 """Stage 8 of the small model: all tasks again, on both worlds, with the encoder of stage 7 frozen.
 
     moss-audio-jax train --config configs/small/tell.py --workdir DIR \
-        --config.init_from=hear/export
+        --config.init_from=align/export
 
 In this last stage the learning rate falls to 0.
 """

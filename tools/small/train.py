@@ -48,14 +48,20 @@ from moss_audio_jax.world.recordings import scenes as recorded
 from moss_audio_jax.world.recordings.source import sources
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tools.small.align import align, joined
 from tools.small.extend import extend
 from tools.small.tokenizer import texts_of, train_tokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "small"
 PROCEDURAL = ("encoder", "adapter", "pretrain", "sft", "cold_start", "reason")
-RECORDED = ("extend", "hear", "tell")  # on the world of recordings too, with more word pieces
+RECORDED = (
+    "extend",
+    "hear",
+    "align",
+    "tell",
+)  # on the world of recordings too, with more word pieces
 MODELS = (*PROCEDURAL, *RECORDED)  # each from the one before
-TRAINING = tuple(name for name in MODELS if name != "extend")
+TRAINING = tuple(name for name in MODELS if name not in ("extend", "align"))
 STEPS = ("data", "tokenizer", *MODELS, "ship")
 SCENES, SHARD = 48_000, 800
 # The most mel frames of scenes joined end to end (a chunk has 400).
@@ -260,6 +266,11 @@ def extend_pieces(workdir: Path) -> None:
     extend(workdir / PROCEDURAL[-1] / "export", workdir / "extend" / "export", NEW_PIECES)
 
 
+def align_adapter(workdir: Path) -> None:
+    before, now = (workdir / name / "export" for name in ("extend", "hear"))
+    align(before, now, workdir / "align" / "export", joined(workdir, ["joined"]))
+
+
 def train_stage(
     workdir: Path, stage: str, machine: str, seed: int, overrides: Sequence[str]
 ) -> None:
@@ -363,6 +374,7 @@ def main() -> None:
         ),
         "tokenizer": functools.partial(make_tokenizer, workdir),
         "extend": functools.partial(extend_pieces, workdir),
+        "align": functools.partial(align_adapter, workdir),
         **{
             stage: functools.partial(
                 train_stage, workdir, stage, args.machine, args.seed, overrides
