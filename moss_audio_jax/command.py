@@ -19,7 +19,7 @@ from moss_audio_jax import bucket_clients, libtpu
 from moss_audio_jax.buckets import as_path
 from moss_audio_jax.config import DEFAULT_CHECKPOINT, QUANTIZE
 from moss_audio_jax.errors import InputError, UsageError, out_of_memory
-from moss_audio_jax.files import reason
+from moss_audio_jax.files import reason, shown
 from moss_audio_jax.runtime import INTERRUPTED, keep_compiled, keep_memory, run_as_process
 
 if TYPE_CHECKING:
@@ -306,4 +306,4 @@ def warn(problems: Iterable[str], name: str | None = None) -> None:
 def _line(kind: str, problem: object) -> str:
     if isinstance(problem, OSError) and problem.filename is not None:
         problem = f"{problem.filename}: {problem.strerror}"
-    return f"{kind}: {problem}".replace("\n", " ")
+    return shown(f"{kind}: {problem}".replace("\n", " "))

@@ -171,7 +171,7 @@ def writing(
             buckets.put(Path(folder, "file"), path)
         return
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside = path.with_name(f".{_cut(path.name)}.{os.getpid()}.partial")
     encoding = None if "b" in mode else "utf-8"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,6 +190,12 @@ def writing(
     finally:
         with contextlib.suppress(OSError):
             aside.unlink()
+
+
+def _cut(name: str) -> str:
+    """A name to which 20 bytes more can be added: a file's may have 255."""
+    raw = os.fsencode(name)
+    return name if len(raw) <= 220 else f"{os.fsdecode(raw[:200])}-{zlib.crc32(raw):08x}"
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -420,6 +426,8 @@ class Lock:
 def shown(path: object) -> str:
     """A path for a message, on one line, even if it contains line ends or broken bytes."""
     text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
+    if not text:
+        return "''"
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

@@ -28,7 +28,7 @@ from moss_audio_jax.audio import load_audio
 from moss_audio_jax.audio.lengths import SAMPLE_RATE, mel_frames
 from moss_audio_jax.audio.windows import quiet_windows
 from moss_audio_jax.errors import InputError, UsageError
-from moss_audio_jax.files import write_whole
+from moss_audio_jax.files import shown, write_whole
 from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
 from moss_audio_jax.generate.request import Audio, Prepared, Reply, Request, clip_of, name_of
 from moss_audio_jax.text import Segment, to_json, to_srt, to_textgrid, to_vtt
@@ -268,30 +268,39 @@ def main(argv: Sequence[str]) -> int:
     if not good:
         return 1
     model = command.load_model(args)
-    shown = sys.stderr.isatty()
+    progress = sys.stderr.isatty()
 
     def windows(file: str) -> list[Window]:
         wav = load_audio(file)
         try:
             return cut_windows(model, wav, args.timestamps, args.window_seconds, sampling)
         except InputError as error:
-            raise InputError(f"{file}: {error}") from None
+            raise InputError(f"{shown(file)}: {error}") from None
 
-    files = tqdm([args.audio[i] for i in good], "reading", unit="file", disable=not shown)
+    files = tqdm([args.audio[i] for i in good], "reading", unit="file", disable=not progress)
     cut, failed = command.collect(files, windows)
     read = [i for i, windows in zip(good, cut, strict=True) if windows is not None]
     transcripts = transcribe_windows(
-        model, [each for each in cut if each is not None], args.timestamps, args.batch_size, shown
+        model,
+        [each for each in cut if each is not None],
+        args.timestamps,
+        args.batch_size,
+        progress,
     )
     for i, transcript in zip(read, transcripts, strict=True):
         command.warn(transcript.problems, args.audio[i])
         written = _written(transcript, args.format, args.timestamps)
         if targets is None:
-            heading = f"== {args.audio[i]}\n" if len(args.audio) > 1 else ""
+            heading = f"== {shown(args.audio[i])}\n" if len(args.audio) > 1 else ""
             sys.stdout.write(f"{heading}{written}")
             continue
-        write_whole(targets[i], written)
-        command.say(f"{args.audio[i]} -> {targets[i]}")
+        try:
+            write_whole(targets[i], written)
+        except InputError as error:  # the other transcripts are not lost
+            command.say(f"error: {error}")
+            failed = True
+            continue
+        command.say(f"{shown(args.audio[i])} -> {shown(targets[i])}")
     return 1 if failed or wrong else 0
 
 

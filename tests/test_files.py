@@ -47,6 +47,14 @@ def test_json_of_strangers():
         assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("letter", ["n", "ü", "\udcff"])
+def test_a_name_may_have_as_many_bytes_as_the_disk_allows(letter, tmp_path):
+    name = letter * (251 // len(os.fsencode(letter))) + ".txt"
+    files.write_whole(tmp_path / name, "all")
+    assert os.listdir(tmp_path) == [name]
+    assert (tmp_path / name).read_text() == "all"
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     target = tmp_path / "deep" / "file.txt"
     files.write_whole(target, "old\ud800\n")

@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import signal
+import textwrap
 import threading
 import time
 import warnings
@@ -381,7 +382,7 @@ def _kind(field: str, reason: str) -> str:
     field = field.split()[0]
     action, _, why = reason.partition(": ")
     words = [w for w in why.split() if not any(c.isdigit() or c in "'\"/" for c in w)]
-    return f"{field}: {action}: {' '.join(words)[:70]}"
+    return f"{field}: {action}: {textwrap.shorten(' '.join(words), 70, placeholder=' ...')}"
 
 
 def _named(name: str, shard: tuple[int, int]) -> str:

@@ -10,6 +10,7 @@ import codecs
 import contextlib
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import os
@@ -24,29 +25,13 @@ from typing import Any
 import numpy as np
 
 from moss_audio_jax import buckets
-from moss_audio_jax.audio.io import audio_blocks
+from moss_audio_jax.audio.io import SUFFIXES, audio_blocks
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.buckets import absolute, as_path, is_remote
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.files import brief, parse_json, read_bytes, reason, shown
 from moss_audio_jax.remote import redact
 
-SUFFIXES = (
-    ".wav",
-    ".flac",
-    ".mp3",
-    ".ogg",
-    ".opus",
-    ".m4a",
-    ".mp4",
-    ".aac",
-    ".webm",
-    ".aif",
-    ".aiff",
-    ".wma",
-    ".amr",
-    ".mka",
-)
 _KEYS = ("audio", "path", "file", "wav", "audio_path", "audio_filepath", "filename")
 
 
@@ -80,13 +65,14 @@ def find(given: str | Path) -> list[Source]:
         paths, root = _in_folder(given), given
         if not paths:
             raise InputError(
-                f"{shown(given)}: no audio file in this folder ({', '.join(SUFFIXES)})"
+                f"{shown(given)}: no audio file in this folder ({', '.join(sorted(SUFFIXES))})"
             )
     elif not given.exists():
         raise InputError(f"{shown(given)}: no such file or folder")
     else:
         root = given.parent
-        read = {".txt": _lines, ".jsonl": _jsonl, ".csv": _csv}.get(given.suffix.lower())
+        kinds = {".txt": functools.partial(_lines, root=root), ".jsonl": _jsonl, ".csv": _csv}
+        read = kinds.get(given.suffix.lower())
         if read is None:
             paths = [str(given)]
         else:
@@ -117,23 +103,38 @@ def find(given: str | Path) -> list[Source]:
 
 
 def _in_folder(folder: Path) -> list[str]:
+    """The files whose names end as those of sound do; a warning says how many others there are."""
+
     def unreadable(error: OSError) -> None:
         warnings.warn(f"{shown(error.filename)}: {reason(error)}; left out", stacklevel=2)
 
-    found = []
     if is_remote(folder):
-        return [
-            f"{folder}/{name}"
-            for name in buckets.sums(folder)
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
-        ]
-    for at, _, names in os.walk(folder, onerror=unreadable):
-        found += [
-            Path(at, name)
-            for name in names
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
-        ]
-    return [str(path) for path in sorted(found) if not path.is_dir()]
+        names = [f"{folder}/{name}" for name in buckets.sums(folder)]
+    else:
+        names = []
+        for at, folders, here in os.walk(folder, onerror=unreadable):
+            for link in filter(os.path.islink, (os.path.join(at, each) for each in folders)):
+                warnings.warn(
+                    f"{shown(link)}: is a link to a folder; left out (give that folder by itself)",
+                    stacklevel=2,
+                )
+            names += [os.path.join(at, name) for name in here]
+    found, others = [], []
+    for name in sorted(names):
+        base = os.path.basename(name)
+        sound = os.path.splitext(base)[1].lower() in SUFFIXES
+        if sound and not base.startswith("."):
+            found.append(name)
+        elif sound or not base.startswith("."):
+            others.append(base)
+    if others and found:
+        few = ", ".join(map(shown, others[:3])) + (", ..." if len(others) > 3 else "")
+        warnings.warn(
+            f"{shown(folder)}: {len(others)} file(s) are not named like sound and are left out: "
+            f"{few}; name them in a manifest if they are",
+            stacklevel=2,
+        )
+    return found if is_remote(folder) else [name for name in found if not os.path.isdir(name)]
 
 
 def sharded(sources: list[Source], shard: tuple[int, int]) -> list[Source]:
@@ -192,11 +193,16 @@ def _there(root: Path, name: str) -> str:
     return path
 
 
-def _lines(text: str) -> Iterator[tuple[str, Any]]:
+def _lines(text: str, root: Path) -> Iterator[tuple[str, Any]]:
+    """A path per line. Spaces around it and lines that begin with # only count if they name a
+    file."""
     # Not splitlines(), which also splits at characters that file names may contain.
     for number, line in enumerate(text.split("\n"), 1):
-        if line.strip() and not line.startswith("#"):
-            yield f"line {number}", {"audio": line.strip()}
+        if not line.strip():
+            continue
+        whole = not is_remote(root) and os.path.lexists(os.path.join(root, line))
+        if whole or not line.startswith("#"):
+            yield f"line {number}", {"audio": line if whole else line.strip()}
 
 
 def _jsonl(text: str) -> Iterator[tuple[str, Any]]:

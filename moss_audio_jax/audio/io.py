@@ -25,6 +25,13 @@ from moss_audio_jax.audio.lengths import HOP, SAMPLE_RATE
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.files import brief, open_regular, reason, shown
 
+# How files of sound are called, for whoever looks for them in a folder. Names are not asked else.
+_NAMES = (
+    "3gp aac ac3 aif aifc aiff amr ape asf au avi caf eac3 flac flv m2ts m4a m4b m4v mka mkv mov "
+    "mp2 mp3 mp4 mpeg mpg mts oga ogg ogv opus ra rf64 snd sph spx ts tta voc w64 wav wave webm "
+    "wma wmv wv"
+)
+SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 MAX_SECONDS = 12 * 3600.0  # of sound, unless the caller or the environment sets another limit
 _LIMIT_KEY = "MOSS_AUDIO_JAX_MAX_SECONDS"
 _BLOCK = 1 << 18  # samples of an array that are converted together
@@ -32,6 +39,7 @@ _READ = 1 << 20
 _MOST_BYTES = 4 << 30  # the largest file object that is held in memory
 _RATES = range(1_000, 768_001)
 _MOST_CHANNELS = 32  # of an array; a longer axis is time
+_HEARD = 0.1  # seconds of bytes behind the samples that may be sound
 _OPPOSED = 1e-3  # below this share of the channels' power, their average counts as cancelled
 
 Source = str | Path | BinaryIO | Mapping[str, Any] | tuple[Any, int]
@@ -194,6 +202,14 @@ def _decoded(file: BinaryIO, allow, note) -> Iterator[tuple[int, np.ndarray]]:
     sounds = pcm.sounds(file)
     if all(sound.coding.code for sound in sounds):
         allow(sum((s.samples[1] - s.samples[0]) / s.coding.bytes_a_second for s in sounds))
+    if sounds and sounds[-1].coding.code:
+        left = file.seek(0, os.SEEK_END) - sounds[-1].stop
+        seconds = left / sounds[-1].coding.bytes_a_second
+        if seconds >= _HEARD:
+            note(
+                f"its header states less than it holds: the last {left:,} bytes ({seconds:.2f} s, "
+                "if they are sound) are not read"
+            )
     for sound in sounds or [None]:
         if sound and sound.more:
             note("holds several chunks of samples; only the first one is read")

@@ -208,6 +208,8 @@ def _end_of_chunks(
 ) -> tuple[int, bool]:
     """The end of the chunks from `pos` on, and whether only chunks (or a joined file) are there."""
     for *_, following in _chunks(file, layout, start, pos, size):
+        if following > size + layout.align:  # not a chunk, or not all of one
+            break
         pos = following
     only_chunks = size <= pos <= size + layout.align or bool(_layout(read_at(file, pos, 24)))
     return min(pos, size), only_chunks

@@ -202,6 +202,7 @@ def _prediction(
         "n_output_tokens": len(reply.ids) if reply else None,
         "audio_seconds": round(sum(mel.shape[1] for mel in mels) / 100, 2) if prompt else None,
         "seconds": round(seconds, 3),
+        "warnings": list(reply.warnings) if reply else [],
         "meta": dict(meta),
     }
     return row if error is None else row | {"error": error}
@@ -348,11 +349,14 @@ def main(argv: Sequence[str]) -> int:
         unnamed = {item.id for item in left if missing.keys().isdisjoint(item.audio)}
         failures = [f"{row['id']}: {row.get('error')}" for row in without if row["id"] in unnamed]
         _some("error", failures, _NAMED, output)
+        warned = [row for row in predictions if row.get("warnings")]
+        first = [f"{row['id']}: {'; '.join(map(str, row['warnings']))}" for row in warned]
+        _some("warning", first, 3, output)
         seconds = time.perf_counter() - started
         audio = sum(row.get("audio_seconds") or 0 for row in predictions)
         command.say(
-            f"{len(predictions) - len(without)} answer(s), {len(without)} failed, {audio:.0f} s of "
-            f"audio, {seconds:.1f} s -> {output}"
+            f"{len(predictions) - len(without)} answer(s), {len(warned)} with a warning, "
+            f"{len(without)} failed, {audio:.0f} s of audio, {seconds:.1f} s -> {output}"
         )
     return 1 if without else 0
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple
 
+from moss_audio_jax.audio.io import SUFFIXES
 from moss_audio_jax.buckets import files_below, is_remote
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.evaluate.reading import (
@@ -32,7 +33,6 @@ Level = Literal["word", "sentence"]
 Cut = tuple[float, float | None]  # start, end in seconds; None is the end of the file
 
 AUDIO_KEYS = ("audio", "audio_path", "audio_filepath")
-_AUDIO_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm", ".mp4"}
 # AISHELL-1 is split by speaker.
 _AISHELL_SPEAKERS = {"train": (2, 723), "dev": (724, 763), "test": (764, 916)}
 _TIERS: dict[Level, tuple[str, ...]] = {
@@ -397,7 +397,7 @@ def _finder(root: Root) -> Callable[[str, str], str]:
     """A function of (name, where): the audio file of that name under `root`, or name.wav."""
     found: dict[str, Path] = {}
     for path in files_below(root.folder) if root.folder.is_dir() else ():
-        if path.suffix.lower() in _AUDIO_SUFFIXES:
+        if path.suffix.lower() in SUFFIXES:
             if path.stem in found:
                 raise InputError(
                     f"{path} and {found[path.stem]} have one name; expected one audio file per name"

@@ -29,6 +29,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "prompt": _TEXT,
     "error": _TEXT,
     "audio_seconds": _NUMBER,
+    "warnings": (list,),
     "meta": (dict,),
 }
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from moss_audio_jax import command
 from moss_audio_jax.errors import UsageError
+from moss_audio_jax.files import shown
 from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
 
 
@@ -87,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
             print(json.dumps(row | {"random_weights": model.random_weights}, ensure_ascii=False))
             continue
         if len(groups) > 1:
-            print(f"== {group[0]}")
+            print(f"== {shown(group[0])}")
         if reply.thinking:
             command.say(f"(thinking) {reply.thinking}")
         print(reply.text)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -121,18 +122,23 @@ def read(row: Mapping[str, Any]) -> Asked:
     if not isinstance(messages, list) or not all(isinstance(m, Mapping) for m in messages):
         raise InputError(f'row {name}: no "conversation"; expected a list of messages')
     prompt, last = _texts(messages)
-    answer = row.get("answer", last)
-    if type(answer) in (int, float):
+    answer = row.get("answer")
+    answer = last if answer is None else answer
+    if type(answer) is int or (type(answer) is float and math.isfinite(answer)):
         answer = str(answer)
     if not isinstance(answer, str) or not prompt:
         wanted = "a text of the user" if not prompt else '"answer", or an assistant\'s last message'
         raise InputError(f"row {name}: nothing to compare with; expected {wanted}")
     thinking, answer = split_thinking(answer)
     answer = answer.strip()
-    if not answer:
-        raise InputError(f"row {name}: the expected answer is empty")
+    if not any(map(str.isalnum, answer)):
+        what = f"{brief(repr(answer))}, without letters or digits" if answer else "empty"
+        raise InputError(f"row {name}: the expected answer is {what}")
     task = _checked(row, "task", name, (str,), None)
     choices = _checked(row, "choices", name, (list,), listed(prompt))
+    tolerance = _checked(row, "tolerance", name, (int, float), None)
+    if tolerance is not None and not 0 <= tolerance < math.inf:
+        raise InputError(f'row {name}: "tolerance" is {tolerance}; expected a number from 0')
     return Asked(
         name,
         task,
@@ -141,7 +147,7 @@ def read(row: Mapping[str, Any]) -> Asked:
         answer,
         _checked(row, "think", name, (bool,), thinking is not None),
         tuple(map(str, choices)),
-        _checked(row, "tolerance", name, (int, float), None),
+        tolerance,
         _checked(row, "language", name, (str,), None),
     )
 

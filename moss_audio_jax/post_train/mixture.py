@@ -13,6 +13,7 @@ weight 0 is.
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import logging
 import math
@@ -20,6 +21,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from moss_audio_jax.errors import InputError, UsageError
@@ -166,6 +168,10 @@ def mixture(
     entries = {}
     for task, weights in rewards.items():
         parts = {}
+        if not isinstance(weights, Mapping | ConfigDict):
+            raise UsageError(
+                f"rewards.{task} is {weights!r}; expected {{name of a reward: weight}}"
+            )
         for name, weight in weights.items():
             is_manner = name in MANNER or name == "length"
             most = 1.0 if is_manner else math.inf
@@ -252,14 +258,21 @@ def _plug_in(name: str) -> RewardFunction:
         if (zero := worthless(said, asked)) is not None:
             return zero
         try:
-            value, reason = function(said, row)
+            value, reason = function(said, copy.deepcopy(dict(row)))  # it may change what it got
         except Exception as error:
             raise InputError(
                 f"reward {name!r}: failed on row {asked.name} ({type(error).__name__}: "
                 f"{brief(error)})"
             ) from error
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise InputError(f"reward {name!r}: {value!r} for row {asked.name}; expected 0 to 1")
+        try:
+            wrong = isinstance(value, str | bool | np.bool_) or not 0 <= float(value) <= 1
+        except (TypeError, ValueError):
+            wrong = True
+        if wrong:
+            raise InputError(
+                f"reward {name!r}: {brief(repr(value))} ({type(value).__name__}) for row "
+                f"{asked.name}; expected a number from 0 to 1"
+            )
         return Reward(float(value), str(reason))
 
     return reward

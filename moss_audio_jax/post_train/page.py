@@ -193,7 +193,7 @@ def _row(each: _Answer) -> str:
     note = "" if ended == "stop" else f" <small>({escape(ended)})</small>"
     return (
         f'<td class="count">{each.count}</td><td class="reward">{each.line["reward"]:.2f}</td>'
-        f"<td>{escape(text)}{note}</td><td><small>{escape(why)}</small></td>"
+        f"<td><bdi>{escape(text)}</bdi>{note}</td><td><small>{escape(why)}</small></td>"
     )
 
 

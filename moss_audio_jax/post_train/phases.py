@@ -48,6 +48,7 @@ _log = logging.getLogger(__name__)
 
 _CHEAP = 2**26  # letters of rollouts that a page is made of at each save
 _IDLE = 10_000  # rows, one after another, that may give no question
+_UNPAID = 32  # groups in a row without a reward that end a run
 
 
 def questions_of(run: Setup) -> Questions:
@@ -89,6 +90,7 @@ class RewardedBatches:
         self._log = Log(workdir / LOG)
         self._letters = 0  # written to it by this process
         self._step = self._next = 0
+        self._unpaid = 0  # groups in a row without a reward
         self._waiting: deque[list[Group]] = deque()  # of each step to come
 
     def __enter__(self) -> RewardedBatches:
@@ -263,13 +265,24 @@ class RewardedBatches:
         return made
 
     def _judged(self, question: Question, outputs: Sequence[Output]) -> list[Judged] | None:
-        """What each answer earns; None, and a warning, if that cannot be told."""
+        """What each answer earns; None, and a warning, if that cannot be told.
+
+        Raises:
+          InputError: nor could it for many groups before, as with a reward that always fails.
+        """
         tokenizer = self._run.start.tokenizer
         try:
-            return [self._pay(said_of(output, tokenizer), question.row) for output in outputs]
+            judged = [self._pay(said_of(output, tokenizer), question.row) for output in outputs]
         except InputError as error:
+            self._unpaid += 1
+            if self._unpaid >= _UNPAID:
+                raise InputError(
+                    f"{self._unpaid} groups in a row could not be rewarded; the last: {error}"
+                ) from error
             _log.warning(f"no reward, so its group is left out: {error}")
             return None
+        self._unpaid = 0
+        return judged
 
     def _scored(self, groups: list[Group]) -> list[Group]:
         """The groups with what `scoring` adds to their answers."""

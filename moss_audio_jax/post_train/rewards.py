@@ -28,7 +28,7 @@ from moss_audio_jax.evaluate.metrics.error_rate import transcript_errors
 from moss_audio_jax.files import brief
 from moss_audio_jax.post_train.asked import Asked, Said, read
 from moss_audio_jax.text.prompt import THINK
-from moss_audio_jax.text.timestamps import Segment, parse_timestamps
+from moss_audio_jax.text.timestamps import Segment, parse, parse_timestamps
 
 LATE = 0.5  # seconds: times that are off by this much on average are worth nothing
 CLOSED_FIELD = 2  # words: a field of a caption this short must be the same
@@ -138,25 +138,37 @@ def wer(said: Said, asked: Asked) -> Reward:
 def aas(said: Said, asked: Asked) -> Reward:
     """How many times are there, and how near (AAS): of words, or of sentences.
 
-    F1 of the matched starts and ends (coverage, and as much for what is too many), times 1 - AAS /
-    0.5 s, times the share of segments that are in order.
+    F1 of the matched starts and ends (coverage, and as much for what is too many, words without
+    times too), times 1 - AAS / 0.5 s, times the share of segments that are in order. Of sentences,
+    whose times are those of their first and last words, also times 1 - their word error rate.
     """
     level = "sentence" if asked.kind == "sentences" else "word"
     true = [vars(segment) for segment in _segments(asked)]
-    segments = parse_timestamps(said.text)
+    parsed = parse(said.text)
+    segments = parsed.segments
     if not segments:
         return Reward(0.0, f"no times: {_shown(said.text)}")
     found = timestamps.shifts(true, segments, level, asked.language)
     if not found.slots:
         return Reward(0.0, "no time of a right word")
-    coverage = 2 * found.slots / (found.reference_slots + 2 * len(segments))
+    outside = len(text_norm.plain_units(" ".join(parsed.unread)))
+    coverage = 2 * found.slots / (found.reference_slots + 2 * (len(segments) + outside))
     shift = found.slot_shift / found.slots
     back = min(timestamps.order_violations(said.text, segments), len(segments))
     value = coverage * max(1 - shift / LATE, 0.0) * (1 - back / len(segments))
     reason = f"{found.slots} of {found.reference_slots} times, {len(segments)} segments given"
-    return Reward(
-        value, f"{reason}, off by {1000 * shift:.0f} ms" + (f", {back} out of order" * (back > 0))
-    )
+    reason += f", off by {1000 * shift:.0f} ms"
+    if back:
+        reason += f", {back} out of order"
+    if outside:
+        reason += f", {outside} words without times"
+    if level == "sentence":
+        texts = (" ".join(s.text for s in each) for each in (_segments(asked), segments))
+        errors, _ = transcript_errors(*texts, asked.language)
+        rate = errors.total / max(errors.reference, 1)
+        value *= max(1 - rate, 0.0)
+        reason += f", WER {rate:.0%}"
+    return Reward(value, reason)
 
 
 @_content

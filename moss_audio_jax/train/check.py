@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -131,6 +132,8 @@ def _same_keys(given: ConfigDict, expected: ConfigDict, prefix: str) -> None:
                     f"{name} is {given[key]!r} ({type(given[key]).__name__}); "
                     f"expected {kinds.__name__}"
                 )
+            if kinds is float and not math.isfinite(given[key]):
+                raise UsageError(f"{name} is {given[key]}; expected a finite number")
     for key in expected:
         if key not in given:
             raise UsageError(f"config lacks the key {prefix}{key}; start from configs/common.py")

@@ -191,13 +191,15 @@ class Clock:
             for kind, begin in list(self._current.items()):
                 if kind not in _WATCHED or (kind, begin) in told:
                     continue
-                usual = statistics.median(list(self._before[kind]) or [0.0])
+                before = list(self._before[kind])
+                usual = statistics.median(before or [0.0])
+                as_ever = f"usually {usual:.2f} s" if before else "it is the first"
                 seconds = _now() - begin
                 if seconds > max(self._stall, _TIMES * usual):
                     told.add((kind, begin))
                     _log.warning(
                         f"stalled: process {jax.process_index()} {_WATCHED[kind]} since "
-                        f"{seconds:.0f} s (usually {usual:.2f} s); it goes on waiting. What its "
+                        f"{seconds:.0f} s ({as_ever}); it goes on waiting. What its "
                         f"threads do:\n{_stacks()}"
                     )
 

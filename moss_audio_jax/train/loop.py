@@ -77,9 +77,6 @@ def _train(
 ) -> int:
     config, mesh = run.config, run.mesh
     clock = Clock()
-    if not jax.process_index():
-        text = config.to_json_best_effort(indent=1) + "\n"
-        files.write_whole(workdir / "config.json", text)
 
     # --- restore ----------------------------------------------------------------------------------
     kind = BucketCheckpoints if is_remote(workdir) else Checkpoints
@@ -108,6 +105,9 @@ def _train(
     loader, echo = _rows(run, mixture, workdir, lambda: state)
     if saved_data is not None:
         loader.restore(saved_data)
+    if not jax.process_index():  # not before a run that may not be continued so was refused
+        text = config.to_json_best_effort(indent=1) + "\n"
+        files.write_whole(workdir / "config.json", text)
 
     # --- the step, and what goes in and out of it -------------------------------------------------
     step_fn = clock.steps(run.step())

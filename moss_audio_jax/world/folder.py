@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import io
 import itertools
 import json
 import multiprocessing
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -51,23 +53,37 @@ def write(
     scene = functools.partial(
         make_scene, split=split, seed=seed, content=content, max_seconds=max_seconds
     )
+    _check_empty(output)
     first = scene(indices[0])  # in this process, so that errors show before others start
     need = int(len(indices) * max_seconds) * SAMPLE_RATE * 2
     make = functools.partial(_write_scene, scene, output, need)
+    names: set[str] = set()
     with (
         files.Lock(output, "world"),
+        _swept(output),
         _Pool(processes) as pool,
         files.writing(output / "rows.jsonl", need=need) as rows,
         files.writing(output / "labels.jsonl", need=need) as labels,
     ):
-        if (output / "rows.jsonl").exists():
-            raise InputError(f"{output}: holds rows.jsonl already; name an empty folder")
+        _check_empty(output)
         made = itertools.chain([_write_clip(first, output, need)], pool.map(make, indices[1:]))
         for one in tqdm(made, total=len(indices), unit="scene", disable=not progress):
             labels.write(json.dumps(one, ensure_ascii=False) + "\n")
             for row in make_rows(one, one["audio"]):
                 rows.write(json.dumps(row, ensure_ascii=False) + "\n")
+            names.add(Path(one["audio"]).name)
             yield one
+    if earlier := sum(path.name not in names for path in (output / "wav").iterdir()):
+        warnings.warn(
+            f"{files.shown(output / 'wav')}: {earlier} clip(s) of an earlier run, which did not "
+            "end, are in no row",
+            stacklevel=2,
+        )
+
+
+def _check_empty(output: Path) -> None:
+    if (output / "rows.jsonl").exists():
+        raise InputError(f"{files.shown(output)}: holds rows.jsonl already; name an empty folder")
 
 
 def _write_scene(
@@ -82,12 +98,17 @@ def _write_clip(made: Scene, output: Path, need: int) -> dict[str, Any]:
     pcm = (made.wav * 32768).astype(np.int16)  # exact: scenes are rounded to 16 bits
     wav = io.BytesIO()  # libsndfile's own errors do not say why a file cannot be written
     soundfile.write(wav, pcm, SAMPLE_RATE, subtype="PCM_16", format="WAV")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(wav.getbuffer())
-    except OSError as error:
-        raise files.not_written(path, error, need) from None
+    with files.writing(path, "wb", need) as file:
+        file.write(wav.getbuffer())
     return made.labels | {"audio": audio}
+
+
+@contextlib.contextmanager
+def _swept(output: Path) -> Iterator[None]:
+    """Removes what a run that was killed was writing; only the owner of the folder may."""
+    for left in (*output.glob(".*.partial"), *(output / "wav").glob(".*.partial")):
+        left.unlink(missing_ok=True)
+    yield
 
 
 class _Pool:

@@ -73,6 +73,14 @@ class Track(NamedTuple):
     db: float
 
 
+def check_place(index: int, max_seconds: float) -> None:
+    """Raises UsageError unless there can be such a scene."""
+    if index < 0:
+        raise UsageError(f"scene {index}; expected a number from 0")
+    if not max_seconds >= 4:
+        raise UsageError(f"max_seconds is {max_seconds}; a scene needs 4 s or more")
+
+
 def scene(
     index: int,
     split: str = "train",
@@ -91,10 +99,7 @@ def scene(
       InputError: speech without the extra `world`; see `espeak.speak`.
     """
     rules = split_named(split)
-    if index < 0 or max_seconds < 4:
-        raise UsageError(
-            f"scene {index} of at most {max_seconds} s; expected an index from 0 and 4 s or more"
-        )
+    check_place(index, max_seconds)
     allowed = {
         name: weight
         for name, weight in CONTENTS.items()

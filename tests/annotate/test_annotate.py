@@ -287,6 +287,27 @@ def test_bad_use_is_one_line(argv, words, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_tells_what_it_leaves_out(tmp_path):
+    for name in ("a.wav", "b.caf", "c.au", "d.mkv", "e.txt", ".f.wav", "g.sox"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    with pytest.warns(UserWarning, match="left out") as told:
+        found = source.find(tmp_path)
+    assert [Path(s.path).name for s in found] == ["a.wav", "b.caf", "c.au", "d.mkv"]
+    link, others = (str(each.message) for each in told)
+    assert link == f"{tmp_path}/link: is a link to a folder; left out (give that folder by itself)"
+    assert "3 file(s) are not named like sound and are left out: .f.wav, e.txt, g.sox;" in others
+
+
+def test_a_manifest_of_lines_may_name_any_file(tmp_path):
+    names = ["#1.wav", " lead.wav", "trail.wav ", "plain.wav"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "l.txt").write_text("\n".join([*names, "# a comment", "  plain.wav "]))
+    assert [Path(s.path).name for s in source.find(tmp_path / "l.txt")] == names
+
+
 def test_manifests(tmp_path):
     for name in ("a.wav", "b/c.flac", "b/c.wav"):
         path = tmp_path / name

@@ -259,6 +259,20 @@ def test_a_second_chunk_of_samples_is_reported():
         assert heard(data) == heard(whole)
 
 
+@pytest.mark.parametrize("kind", ["riff", "au"])
+def test_a_header_that_states_too_little_is_reported(kind):
+    data = bytearray(riff(1, 16000, PCM) if kind == "riff" else written("AU"))
+    at, order = (40, "<") if kind == "riff" else (8, ">")
+    (stated,) = struct.unpack_from(f"{order}I", data, at)
+    assert len(data) - stated < 64
+    struct.pack_into(f"{order}I", data, at, 1000)
+    with pytest.warns(UserWarning, match=f"the last {stated - 1000:,} bytes .* are not read"):
+        assert len(load_audio(io.BytesIO(bytes(data)))) == 500
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        heard(riff(1, 16000, PCM) + b"TAG" + bytes(125))  # a tag's size is no sound
+
+
 @pytest.mark.parametrize("kind", CUT)
 def test_halves_are_refused(kind):
     data = CUT[kind]()

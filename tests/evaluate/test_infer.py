@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -118,6 +119,7 @@ def test_a_prediction_says_all(evaluate, toy, data, capsys):
         "n_prompt_tokens": row["n_prompt_tokens"],
         "n_output_tokens": len(reply.ids),
         "audio_seconds": row["audio_seconds"],
+        "warnings": [],
     }
     seconds = [row["audio_seconds"] for row in rows[:3] + rows[4:]] + [row["audio_seconds"]]
     np.testing.assert_allclose(sorted(seconds), 0.2 * np.arange(1, ITEMS + 1), atol=0.011)
@@ -128,7 +130,7 @@ def test_a_prediction_says_all(evaluate, toy, data, capsys):
     assert meta["code_version"].startswith("0.1.0+")
     said = capsys.readouterr().err
     assert f"asr: {ITEMS} items; the first one (clip 0) asks:\n  Transcribe the audio.\n" in said
-    assert f"{ITEMS} answer(s), 0 failed, 21 s of audio" in said
+    assert f"{ITEMS} answer(s), 0 with a warning, 0 failed, 21 s of audio" in said
 
 
 def test_batch_mesh_and_order_change_nothing(evaluate, monkeypatch):
@@ -209,7 +211,7 @@ def test_bad_items_are_named_counted_and_tried_again(evaluate, data, tmp_path, c
     said = capsys.readouterr().err.splitlines()
     named = [line.split(": ")[1] for line in said if line.startswith("error: ")]
     assert named == [str(data / "gone.wav"), "broken", "long"]  # missing files come first
-    assert any("2 answer(s), 3 failed" in line for line in said)
+    assert any("2 answer(s), 0 with a warning, 3 failed" in line for line in said)
 
     good = [row for row in rows if "error" not in row]
     write_wav(data / "gone.wav", tone(1.0))
@@ -224,6 +226,26 @@ def test_bad_items_are_named_counted_and_tried_again(evaluate, data, tmp_path, c
     code, rows = evaluate("p.jsonl", "--limit", "2", rows="bad")
     assert (code, rows[:3]) == (0, again[:3])
     assert len(rows) == 5
+
+
+def test_what_a_reply_warns_of_is_kept_and_said(evaluate, monkeypatch, capsys):
+    answer = MossAudio.answer
+
+    def warned(self, prompts, batch_size, on_reply):
+        def told(number, reply):
+            on_reply(number, dataclasses.replace(reply, warnings=("it is a guess",) * (number > 0)))
+
+        return answer(self, prompts, batch_size, on_reply=told)
+
+    monkeypatch.setattr(MossAudio, "answer", warned)
+    code, rows = evaluate("p.jsonl", "--batch-size", "32")
+    assert code == 0
+    kept = [row["id"] for row in rows if row["warnings"] == ["it is a guess"]]
+    said = capsys.readouterr().err
+    assert len(kept) == ITEMS - 1
+    assert f"warning: {kept[0]}: it is a guess\n" in said
+    assert f"warning: {ITEMS - 4} more like this; see " in said
+    assert f"{ITEMS} answer(s), {ITEMS - 1} with a warning, 0 failed" in said
 
 
 def test_audio_that_is_not_there_is_one_line_before_the_model(tmp_path, capsys):

@@ -92,6 +92,19 @@ def test_two_choices_at_once_are_none(choices, data):
         assert read_choice(answer, choices) is None, answer
 
 
+@pytest.mark.parametrize(
+    "text", ["\u0130", "The answer is \u0130", "(\u0130) dog", "Option \u0131"]
+)
+def test_letters_of_other_alphabets_name_no_choice(text):
+    assert read_choice(text, ["cat", "dog"]) in (None, "dog")  # of the third, its text
+
+
+def test_more_choices_than_letters():
+    choices = [f"({letter}) x{n}" for n, letter in enumerate([*string.ascii_lowercase, "z"])]
+    assert read_choice("x26", choices) is None
+    assert read_choice("(z) x26", choices) == choices[26]
+
+
 def test_letters_that_are_texts_too():
     # A letter names its choice, but is unclear if the letter is also another choice's text.
     assert read_choice("A", ["A", "B"]) == "A"

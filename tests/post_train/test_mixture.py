@@ -9,6 +9,7 @@ import re
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from reward_rows import ROWS, hacks, row, said
@@ -212,6 +213,7 @@ def plug_in(monkeypatch):
 
             @staticmethod
             def answer(said, row):
+                row.clear()
                 if isinstance(value, Exception):
                     raise value
                 return value
@@ -241,9 +243,11 @@ def test_a_plug_in_is_content(plug_in):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ((1.5, "much"), "1.5 for row 'who_said-1'; expected 0 to 1"),
-        ((float("nan"), ""), "nan for row"),
-        ((True, ""), "True for row"),
+        ((1.5, "much"), "1.5 (float) for row 'who_said-1'; expected a number from"),
+        ((float("nan"), ""), "nan (float) for row"),
+        ((True, ""), "True (bool) for row"),
+        (("1", ""), "'1' (str) for row"),
+        (([1.0], ""), "[1.0] (list) for row"),
         (None, "failed on row 'who_said-1' (TypeError"),
         (RuntimeError("out of ideas"), "failed on row 'who_said-1' (RuntimeError: out of ideas)"),
     ],
@@ -254,6 +258,12 @@ def test_a_faulty_plug_in_is_named(plug_in, value, words):
     with pytest.raises(InputError, match=re.escape(words)) as error:
         pay(said("the man"), ROWS["who_said"])
     assert str(error.value).startswith("reward 'mine': ")
+
+
+def test_a_plug_in_may_give_numpys_numbers_and_change_its_row(plug_in):
+    plug_in((np.float32(0.5), "half"))
+    assert mixture({"text": {"mine": 1.0}})(said("the man"), ROWS["who_said"]).total == 0.5
+    assert ROWS["who_said"]["conversation"]
 
 
 def test_a_plug_in_that_cannot_be_imported_is_named(plug_in):

@@ -4,7 +4,9 @@ Whether a model learns from them is not tested here.
 """
 
 import json
+import math
 import random
+import re
 
 import numpy as np
 import pytest
@@ -196,6 +198,48 @@ def test_times_of_words():
     back = rewards.aas(said("[0.10]the[0.30][0.00]dog[0.80][1.00]barks[1.50]"), asked)
     assert back.reason.endswith("1 out of order")
     assert back.value == pytest.approx((1 - 0.05 / 0.5) * 2 / 3)
+
+
+def test_words_without_times_cost_as_wrong_ones_do():
+    right = "[0.10]the[0.30][0.30]dog[0.80][1.00]barks[1.50]"
+    found = rewards.aas(said(f"well now {right}"), ROWS["asr_words"])
+    assert found.value == pytest.approx(2 * 6 / (6 + 2 * 5))
+    assert found.reason.endswith("2 words without times")
+
+
+def test_a_sentence_is_more_than_its_first_and_last_word():
+    asked = {**ROWS["asr_sentences"], "answer": "[0.00]hello there my friend[2.00]"}
+    for text, value in {
+        "hello there my friend": 1.0,
+        "hello friend": 0.5,
+        "hello no no friend": 0.5,
+        "hello there my own friend": 0.75,
+    }.items():
+        found = rewards.aas(said(f"[0.00]{text}[2.00]"), asked)
+        assert found.value == pytest.approx(value), text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("tolerance", math.inf, '"tolerance" is inf; expected a number from 0'),
+        ("tolerance", -1, '"tolerance" is -1'),
+        ("tolerance", math.nan, '"tolerance" is nan'),
+        ("answer", math.nan, "nothing to compare with"),
+        ("answer", "?!", "'?!', without letters or digits"),
+    ],
+)
+def test_odd_values_of_a_row_are_named(key, value, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        rewards.number(said("3"), {**ROWS["count"], key: value})
+
+
+def test_an_answer_of_null_is_none():
+    row = ROWS["count"]
+    right = row["answer"] if "answer" in row else row["conversation"][-1]["content"]
+    end = {"role": "assistant", "message_type": "text", "content": right}
+    row = {**row, "conversation": [*row["conversation"], end], "answer": None}
+    assert rewards.number(said(right), row).value == 1
 
 
 @pytest.mark.parametrize(

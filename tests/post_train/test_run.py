@@ -169,8 +169,10 @@ def test_stopped_anywhere_it_repeats_the_uninterrupted_run(corpus, tmp_path, mon
 
     # Rollouts are not continued with other keys, nor with other rows.
     config.policy.temperature = 0.5
+    before = (hurt / "config.json").read_bytes()
     with pytest.raises(InputError, match=r"temperature: the saved run has 1.0, this one 0.5"):
         train(config, hurt)
+    assert (hurt / "config.json").read_bytes() == before
     config.policy.temperature = 1.0
     other = rows_file(tmp_path, corpus, [*ROWS[:3], {**ROWS[3], "id": "other"}])
     config.data.train = other.data.train
@@ -242,6 +244,18 @@ def test_rows_that_cannot_be_asked_are_counted_and_listed(corpus, tmp_path, monk
     assert reason.endswith("tokens; policy.prompt_tokens is 300")
     assert "no reward, so its group is left out: reward 'letters': failed on row" in caplog.text
     assert any(row["rollout/groups_without_reward"] > 0 for row in log(tmp_path))
+
+
+def test_a_reward_that_always_fails_ends_the_run(corpus, tmp_path, monkeypatch):
+    def broken(said, row):
+        raise KeyError("score")
+
+    plug_in(monkeypatch, "letters", broken)
+    monkeypatch.setattr("moss_audio_jax.post_train.phases._UNPAID", 3)
+    with pytest.raises(
+        InputError, match=r"3 groups in a row .* the last: reward 'letters': failed"
+    ):
+        train(tiny_run(corpus), tmp_path)
 
 
 def test_rows_that_all_are_too_long_end_the_run(corpus, tmp_path):

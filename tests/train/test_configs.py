@@ -88,6 +88,14 @@ def test_no_file_of_configs_is_missed():
     assert set(ARGUMENTS) <= set(FILES)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_number_that_is_none_is_named(value):
+    config = load("sft.py")
+    config.optimizer.learning_rate = float(value)
+    with pytest.raises(UsageError, match=f"learning_rate is {value}; expected a finite number"):
+        check_keys(config)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_config_loads_with_all_keys_and_a_model_that_can_be(name):
     for argument in ("", *ARGUMENTS.get(name, ())[:1]):

@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
+import soundfile
 
 from moss_audio_jax import command, files, world
 from moss_audio_jax.audio import load_audio, log_mel
@@ -87,6 +88,22 @@ def test_a_full_disk_is_one_line(processes, small_disk, capsys):
         capsys.readouterr().err,
     )
     assert [path.name for path in out.iterdir()] == ["wav"]
+    kept = sum(len(soundfile.read(path)[0]) > 0 for path in (out / "wav").iterdir())
+    assert 0 < kept == len(list((out / "wav").iterdir()))  # none is cut, none half-written
+
+
+def test_what_a_killed_run_left(tmp_path, capsys):
+    """Its unfinished files go; its clips stay, and are named as what no row holds."""
+    (tmp_path / "wav").mkdir()
+    (tmp_path / ".rows.jsonl.123.partial").write_text("{}")
+    (tmp_path / "wav" / ".a.wav.123.partial").write_text("")
+    (tmp_path / "wav" / "train-0-00000009-music.wav").write_text("")
+    assert run("--count", 1, "--output", tmp_path, "--content", "music", "--processes", 1) == 0
+    assert (
+        "1 clip(s) of an earlier run, which did not end, are in no row" in capsys.readouterr().err
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.jsonl", "rows.jsonl", "wav"]
+    assert len(list((tmp_path / "wav").iterdir())) == 2
 
 
 def test_a_folder_in_use_is_named(tmp_path, capsys):

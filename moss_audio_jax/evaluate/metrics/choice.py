@@ -111,7 +111,7 @@ class _Choices:
         ]
         for index, text in enumerate(self._texts):
             self._loose[_trimmed(text)].add(self._first(index))
-            if all(labelled):
+            if len(labelled) == len(self._texts) and all(labelled):
                 self._loose[_trimmed(labelled[index][1] or labelled[index][2])].add(
                     self._first(index)
                 )
@@ -160,8 +160,9 @@ class _Choices:
         return found
 
     def _index(self, letter: str) -> int | None:
-        index = string.ascii_uppercase.index(letter.upper())
-        return self._first(index) if index < len(self._texts) else None
+        # Ignoring case, [A-Z] also matches letters of other alphabets, such as a dotted capital I.
+        index = string.ascii_uppercase.find(letter.upper())
+        return self._first(index) if 0 <= index < len(self._texts) else None
 
     def _letter(self, match: re.Match[str] | None) -> set[int]:
         index = self._index(match[1]) if match else None

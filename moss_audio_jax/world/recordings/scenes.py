@@ -47,6 +47,7 @@ from moss_audio_jax.world.scenes import (
     add_events,
     add_music,
     blank,
+    check_place,
     mixed,
     name_of,
     sentence_labels,
@@ -123,10 +124,7 @@ def scene(
       InputError: no source here has a speaker of this split; see `source.sources`.
     """
     held_out.checked(split)
-    if index < 0 or max_seconds < 4:
-        raise UsageError(
-            f"scene {index} of at most {max_seconds} s; expected an index from 0 and 4 s or more"
-        )
+    check_place(index, max_seconds)
     if content is not None and content not in CONTENTS:
         raise UsageError(f"no scene of content {content!r}; expected one of {', '.join(CONTENTS)}")
     key = ("recordings", VERSION, seed, split, index, content, float(max_seconds), judged)
