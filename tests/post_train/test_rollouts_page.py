@@ -53,7 +53,9 @@ def test_curves_and_the_answers_over_time(tmp_path):
     assert page.count("<details>") == 1
     assert "0.00 → 1.00" in page
     assert "&lt;barks&gt;" in page
-    shown = '<td class="count">3</td><td class="reward">0.00</td><td><bdi>&lt;b&gt;2&lt;/b&gt;</bdi>'
+    shown = (
+        '<td class="count">3</td><td class="reward">0.00</td><td><bdi>&lt;b&gt;2&lt;/b&gt;</bdi>'
+    )
     assert shown + " <small>(length)" in page
     assert "number 0: read as 2" in page
     assert "x [... 1,300 characters]" in page

@@ -36,11 +36,12 @@ from tools.small.score import run
 
 
 class Lines(NamedTuple):
-    """A voice's lines: how many, and the codec that they go through."""
+    """A voice's lines: how many, the codec that they go through, and the split of its speakers."""
 
     voice: str
     count: int
     codec: str | None = None
+    split: str = "test"
 
 
 LINES = {
@@ -48,6 +49,7 @@ LINES = {
     "prompts_g722": Lines("asterisk-en", 300, "g722"),
     "rms": Lines("flite", 100),
     "kokoro": Lines("kokoro", 60),
+    "trained": Lines("flite", 100, split="train"),  # what rms says, by speakers of the training
 }
 SCENES = {  # content -> the tasks that are asked
     "sound": "events,any_speech,any_music",
@@ -74,13 +76,13 @@ def write_lines(folder: Path, lines: Lines) -> None:
     voice = named(lines.voice)
     assert isinstance(voice, Voice)
     voice.require()
-    speakers = voice.speakers("test")
+    speakers = voice.speakers(lines.split)
     (folder / "wav").mkdir(parents=True, exist_ok=True)
     rows = []
     for index in range(lines.count):
         draw = Draw("line", lines.voice, index)
         speaker = speakers[index % len(speakers)]
-        own = voice.texts(speaker, "test")
+        own = voice.texts(speaker, lines.split)
         text = own[index % len(own)] if own else sentences.sentence(draw, "test")[0]
         wav = np.pad(voice.say(text, speaker, draw).wav * 0.5, SAMPLE_RATE // 5)
         if lines.codec:
