@@ -144,7 +144,8 @@ def test_the_files_are_looked_at_before_a_model_is_loaded(tmp_path, capsys, monk
     # An unusable model gives one line, not one per file.
     words += [str(tmp_path), "--config.checkpoint=/no/such"]
     assert cli.main(words) == 1
-    (line,) = capsys.readouterr().err.splitlines()
+    left_out, line = capsys.readouterr().err.splitlines()
+    assert "1 file(s) are not named like sound and are left out: list.txt" in left_out
     assert "/no/such" in line
 
 
@@ -204,7 +205,9 @@ def test_ctrl_c_ends_the_run_and_its_workers(tmp_path, monkeypatch):
         time.sleep(0.05)
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does: the run and its workers
     _, said = run.communicate(timeout=120)
-    assert (run.returncode, said) == (130, "interrupted\n")
+    left_out, *said = said.splitlines()
+    assert "left out: config.py, slow.py" in left_out
+    assert (run.returncode, said) == (130, ["interrupted"])
     until = time.monotonic() + 60
     for pid in [run.pid, *(int(path.name[2:]) for path in found)]:
         while os.path.exists(f"/proc/{pid}") and not _zombie(pid):
