@@ -172,6 +172,12 @@ def test_transcripts_into_a_folder(run, toy):
     assert srt.startswith("1\n00:00:00,000 --> 00:00:01,000\n")
     assert run(*argv, "missing.wav", "--out", "none").code == 1
     assert not Path("none").exists()
+    # A file that cannot be written does not lose the next one.
+    Path("half/a.srt/there").mkdir(parents=True)
+    half = run(*argv, "a.wav", "b.wav", "--out", "half", "--format", "srt")
+    assert half.code == 1
+    assert any(line.startswith("error: half/a.srt: not written") for line in half.lines)
+    assert half.lines[-1] == "b.wav -> half/b.srt"
 
 
 # --- sound that cannot be used -----------------------------------------------------------------

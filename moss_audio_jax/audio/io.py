@@ -25,7 +25,7 @@ from moss_audio_jax.audio.lengths import HOP, SAMPLE_RATE
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.files import brief, open_regular, reason, shown
 
-# How files of sound are called, for whoever looks for them in a folder. Names are not asked else.
+# How the names of files with sound end: for those who look for them in a folder, and nobody else.
 _NAMES = (
     "3gp aac ac3 aif aifc aiff amr ape asf au avi caf eac3 flac flv m2ts m4a m4b m4v mka mkv mov "
     "mp2 mp3 mp4 mpeg mpg mts oga ogg ogv opus ra rf64 snd sph spx ts tta voc w64 wav wave webm "

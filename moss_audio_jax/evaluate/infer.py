@@ -350,8 +350,8 @@ def main(argv: Sequence[str]) -> int:
         failures = [f"{row['id']}: {row.get('error')}" for row in without if row["id"] in unnamed]
         _some("error", failures, _NAMED, output)
         warned = [row for row in predictions if row.get("warnings")]
-        first = [f"{row['id']}: {'; '.join(map(str, row['warnings']))}" for row in warned]
-        _some("warning", first, 3, output)
+        told = [f"{row['id']}: {'; '.join(map(str, row['warnings']))}" for row in warned]
+        _some("warning", told, 3, output)
         seconds = time.perf_counter() - started
         audio = sum(row.get("audio_seconds") or 0 for row in predictions)
         command.say(

@@ -143,12 +143,12 @@ def aas(said: Said, asked: Asked) -> Reward:
     whose times are those of their first and last words, also times 1 - their word error rate.
     """
     level = "sentence" if asked.kind == "sentences" else "word"
-    true = [vars(segment) for segment in _segments(asked)]
+    expected = _segments(asked)
     parsed = parse(said.text)
     segments = parsed.segments
     if not segments:
         return Reward(0.0, f"no times: {_shown(said.text)}")
-    found = timestamps.shifts(true, segments, level, asked.language)
+    found = timestamps.shifts(list(map(vars, expected)), segments, level, asked.language)
     if not found.slots:
         return Reward(0.0, "no time of a right word")
     outside = len(text_norm.plain_units(" ".join(parsed.unread)))
@@ -163,7 +163,7 @@ def aas(said: Said, asked: Asked) -> Reward:
     if outside:
         reason += f", {outside} words without times"
     if level == "sentence":
-        texts = (" ".join(s.text for s in each) for each in (_segments(asked), segments))
+        texts = (" ".join(s.text for s in each) for each in (expected, segments))
         errors, _ = transcript_errors(*texts, asked.language)
         rate = errors.total / max(errors.reference, 1)
         value *= max(1 - rate, 0.0)

@@ -105,7 +105,7 @@ def _train(
     loader, echo = _rows(run, mixture, workdir, lambda: state)
     if saved_data is not None:
         loader.restore(saved_data)
-    if not jax.process_index():  # not before a run that may not be continued so was refused
+    if not jax.process_index():  # only once the saved run may be continued so
         text = config.to_json_best_effort(indent=1) + "\n"
         files.write_whole(workdir / "config.json", text)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import functools
 import io
 import itertools
@@ -58,21 +57,23 @@ def write(
     need = int(len(indices) * max_seconds) * SAMPLE_RATE * 2
     make = functools.partial(_write_scene, scene, output, need)
     names: set[str] = set()
-    with (
-        files.Lock(output, "world"),
-        _swept(output),
-        _Pool(processes) as pool,
-        files.writing(output / "rows.jsonl", need=need) as rows,
-        files.writing(output / "labels.jsonl", need=need) as labels,
-    ):
+    with files.Lock(output, "world"):
         _check_empty(output)
-        made = itertools.chain([_write_clip(first, output, need)], pool.map(make, indices[1:]))
-        for one in tqdm(made, total=len(indices), unit="scene", disable=not progress):
-            labels.write(json.dumps(one, ensure_ascii=False) + "\n")
-            for row in make_rows(one, one["audio"]):
-                rows.write(json.dumps(row, ensure_ascii=False) + "\n")
-            names.add(Path(one["audio"]).name)
-            yield one
+        # What a run that was killed was writing; only the owner of the folder may remove it.
+        for left in (*output.glob(".*.partial"), *(output / "wav").glob(".*.partial")):
+            left.unlink(missing_ok=True)
+        with (
+            _Pool(processes) as pool,
+            files.writing(output / "rows.jsonl", need=need) as rows,
+            files.writing(output / "labels.jsonl", need=need) as labels,
+        ):
+            made = itertools.chain([_write_clip(first, output, need)], pool.map(make, indices[1:]))
+            for one in tqdm(made, total=len(indices), unit="scene", disable=not progress):
+                labels.write(json.dumps(one, ensure_ascii=False) + "\n")
+                for row in make_rows(one, one["audio"]):
+                    rows.write(json.dumps(row, ensure_ascii=False) + "\n")
+                names.add(Path(one["audio"]).name)
+                yield one
     if earlier := sum(path.name not in names for path in (output / "wav").iterdir()):
         warnings.warn(
             f"{files.shown(output / 'wav')}: {earlier} clip(s) of an earlier run, which did not "
@@ -101,14 +102,6 @@ def _write_clip(made: Scene, output: Path, need: int) -> dict[str, Any]:
     with files.writing(path, "wb", need) as file:
         file.write(wav.getbuffer())
     return made.labels | {"audio": audio}
-
-
-@contextlib.contextmanager
-def _swept(output: Path) -> Iterator[None]:
-    """Removes what a run that was killed was writing; only the owner of the folder may."""
-    for left in (*output.glob(".*.partial"), *(output / "wav").glob(".*.partial")):
-        left.unlink(missing_ok=True)
-    yield
 
 
 class _Pool:

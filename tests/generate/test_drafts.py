@@ -266,6 +266,20 @@ def test_drafts_go_on_while_they_pay(monkeypatch):
     assert Pace(16, Compute()).next(1000) == (1, 1000)  # never pays
 
 
+@pytest.mark.parametrize(
+    ("compute", "goes_on"),
+    [
+        (Compute("float32"), False),
+        (Compute("bfloat16"), True),
+        (Compute("float32", quantize="weights"), True),
+    ],
+)
+def test_a_pass_costs_less_where_weights_are_converted(compute, goes_on):
+    pace = Pace(1, compute)
+    pace.told(tokens=5, passes=2)
+    assert (pace.next(1000)[0] == WIDTH) == goes_on
+
+
 def test_a_model_that_repeats_its_prompt_switches_drafts_on_and_a_random_one_off(
     model, monkeypatch
 ):

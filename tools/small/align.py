@@ -105,38 +105,44 @@ def align(
     """Writes the model in `new` with an adapter and mergers that follow those in `old`.
 
     Raises:
-      InputError: the two models do not have the same sizes.
+      InputError: the two models do not have the same sizes, or `output` exists.
     """
+    if output.exists():
+        raise InputError(f"{output}: exists already; name a new folder")
     config = read_config(new)
     if read_config(old) != config:
         raise InputError(f"{old}, {new}: expected models of the same sizes")
-    before, now = (jax.tree.map(jnp.asarray, load_params(folder)) for folder in (old, new))
+    models = tuple(jax.tree.map(jnp.asarray, load_params(folder)) for folder in (old, new))
     size = config.encoder.chunk_frames
     optimizer = optax.adamw(optax.cosine_decay_schedule(rate, steps), weight_decay=0.0)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(trained: Any, state: Any, mels: jax.Array, frames: jax.Array) -> tuple:
+    def step(
+        trained: Any, state: Any, models: tuple[Any, Any], mels: jax.Array, frames: jax.Array
+    ) -> tuple:
+        before, now = models
         there = (frames > 0).astype(jnp.float32)
         wanted = given(before, config, *heard(before, config, mels, frames))
         found = heard(now, config, mels, frames)
 
         def loss(trained: Any) -> tuple[jax.Array, tuple]:
-            both = tuple(map(unlike, given(trained, config, *found), wanted, (there, there)))
-            return sum(both), both
+            errors = tuple(map(unlike, given(trained, config, *found), wanted, (there, there)))
+            return sum(errors), errors
 
-        (_, both), gradient = jax.value_and_grad(loss, has_aux=True)(trained)
+        (_, errors), gradient = jax.value_and_grad(loss, has_aux=True)(trained)
         change, state = optimizer.update(gradient, state, trained)
-        return optax.apply_updates(trained, change), state, jnp.stack(both)
+        return optax.apply_updates(trained, change), state, jnp.stack(errors)
 
-    trained = {name: now[name] for name in TRAINED}
+    # Copies, because a step reuses the memory of what it trains.
+    trained = {name: jax.tree.map(jnp.copy, models[1][name]) for name in TRAINED}
     state = optimizer.init(trained)
     begun, losses = time.monotonic(), []
     for number, (mels, frames) in zip(
         range(1, steps + 1), strips(paths, size, seed=0), strict=False
     ):
         there = token_frames(frames, size // FRAMES_PER_TOKEN)
-        trained, state, both = step(trained, state, mels, there)
-        losses.append(np.asarray(both))
+        trained, state, errors = step(trained, state, models, mels, there)
+        losses.append(np.asarray(errors))
         if number % 50 == 0 or number == steps:
             own, merged = np.mean(losses, axis=0)
             losses = []
@@ -145,7 +151,7 @@ def align(
                 f"{time.monotonic() - begun:.0f} s",
                 flush=True,
             )
-    save_official(output, {**now, **trained}, config, files_from=new)
+    save_official(output, {**models[1], **trained}, config, files_from=new)
     heads, tags = load_helpers(new)
     if heads:
         save_helpers(output, heads, tags)

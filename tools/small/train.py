@@ -5,7 +5,7 @@
     python tools/small/train.py --workdir small --only data tokenizer encoder
     python tools/small/train.py --workdir small --only ship  puts the result into the package
     python tools/small/train.py --workdir small --recordings 12000 --voices 8000
-                                                  with two more stages, on recordings
+                                                  with further stages, on recordings
 
 Every step can be stopped and run again: complete shards are kept, a training stage continues from
 its last checkpoint, and finished steps are skipped. Needs the extra `world`. Afterwards
@@ -54,12 +54,8 @@ from tools.small.tokenizer import texts_of, train_tokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "small"
 PROCEDURAL = ("encoder", "adapter", "pretrain", "sft", "cold_start", "reason")
-RECORDED = (
-    "extend",
-    "hear",
-    "align",
-    "tell",
-)  # on the world of recordings too, with more word pieces
+# On the world of recordings too, with more word pieces.
+RECORDED = ("extend", "hear", "align", "tell")
 MODELS = (*PROCEDURAL, *RECORDED)  # each from the one before
 TRAINING = tuple(name for name in MODELS if name not in ("extend", "align"))
 STEPS = ("data", "tokenizer", *MODELS, "ship")
