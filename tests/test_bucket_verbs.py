@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from tiny_model import tone, write_checkpoint, write_wav
 
-from moss_audio_jax import command
+from moss_audio_jax import buckets, command
 from moss_audio_jax import journal as journals
 from moss_audio_jax.annotate.annotator import Annotator
 from moss_audio_jax.buckets import as_path
 from moss_audio_jax.evaluate import __main__ as evaluate
+from moss_audio_jax.evaluate.predictions import merge
 
 
 def test_evaluate_infer_resumes_in_a_bucket(proxy, root, tmp_path, monkeypatch):
@@ -63,6 +64,23 @@ def test_evaluate_infer_resumes_in_a_bucket(proxy, root, tmp_path, monkeypatch):
     assert set(map(bytes, begun)) <= set(objects["p.jsonl"].splitlines()), "asked again"
     for key in ("id", "raw_output", "answer", "n_prompt_tokens", "audio_seconds"):
         assert [row[key] for row in found] == [row[key] for row in expected], key
+
+
+def test_predictions_are_merged_though_the_answer_to_a_deletion_is_lost(proxy, root, monkeypatch):
+    buckets.write(f"{root}/p.jsonl.partial.jsonl", b'{"id": "a", "raw_output": "x"}\n')
+    system = buckets.file_system(root)
+    remove, asked = system.rm_file, []
+
+    def lost(path):
+        asked.append(path)
+        remove(path)
+        if len(asked) == 1:
+            raise ConnectionResetError
+
+    monkeypatch.setattr(system, "rm_file", lost)
+    merge(as_path(f"{root}/p.jsonl"), [])
+    assert len(asked) == 2
+    assert set(loopback.objects(root)) == {"p.jsonl"}
 
 
 def test_annotate_resumes_in_a_bucket(proxy, root, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moss_audio_jax.buckets import as_path
+from moss_audio_jax.buckets import as_path, delete_one, is_remote
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.evaluate.items import Item
 from moss_audio_jax.evaluate.reading import json_kind, read_rows
@@ -231,4 +231,4 @@ def merge(output: Path, items: Sequence[Item]) -> None:
     ids += sorted(found.keys() - set(ids))
     write_lines(output, (found[name] for name in ids))
     for partial in partials:
-        partial.unlink()
+        delete_one(partial) if is_remote(partial) else partial.unlink()
