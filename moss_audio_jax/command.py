@@ -13,18 +13,20 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from moss_audio_jax import bucket_clients, libtpu
 from moss_audio_jax.buckets import as_path
 from moss_audio_jax.config import DEFAULT_CHECKPOINT, QUANTIZE
 from moss_audio_jax.errors import InputError, UsageError, out_of_memory
 from moss_audio_jax.files import reason, shown
+from moss_audio_jax.generate.options import BATCHES_AT_ONCE
 from moss_audio_jax.runtime import INTERRUPTED, keep_compiled, keep_memory, run_as_process
 
 if TYPE_CHECKING:
     from moss_audio_jax.api import MossAudio
 
+T, R = TypeVar("T"), TypeVar("R")
 
 SMALL_MODEL = (
     "note: the bundled small model answers; it knows only synthetic sound, but answers fluently "
@@ -264,20 +266,40 @@ def _not_written(error: OSError) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def collect(items: Sequence[Any], prepare: Callable[[Any], Any]) -> tuple[list[Any], int]:
-    """prepare(item) for each item; if it raises InputError, None, and a line on stderr.
-
-    Returns:
-      (results, number of failures).
-    """
-    results: list[Any] = []
+def usable(items: Iterable[T], read: Callable[[T], R]) -> Iterator[tuple[T, R]]:
+    """(item, read(item)) of each item; a line on stderr if that raises InputError."""
     for item in items:
         try:
-            results.append(prepare(item))
+            yield item, read(item)
         except InputError as error:
             say(_line("error", error))
-            results.append(None)
-    return results, sum(result is None for result in results)
+
+
+def shares(
+    items: Sequence[T], prepare: Callable[[T], Sequence[R]], batch_size: int, progress: bool
+) -> Iterator[list[tuple[T, Sequence[R]]]]:
+    """`usable` items with their prompts, in lists for one call of the engine each.
+
+    So memory does not hold the sound of all items, and what is answered can be written before more
+    is read. `progress` shows a bar while reading.
+    """
+    from tqdm import tqdm
+
+    read = 0
+    while read < len(items):
+        share: list[tuple[T, Sequence[R]]] = []
+        count = 0
+        with tqdm(
+            items[read:], "reading", len(items), initial=read, leave=False, disable=not progress
+        ) as bar:
+            for item in bar:
+                read += 1
+                share += usable([item], prepare)
+                count = sum(len(prompts) for _, prompts in share)
+                if count >= BATCHES_AT_ONCE * batch_size:
+                    break
+        if share:
+            yield share
 
 
 def look(files: Sequence[str]) -> dict[str, str]:

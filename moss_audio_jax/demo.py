@@ -40,11 +40,10 @@ import numpy as np
 
 from moss_audio_jax import command, timeline
 from moss_audio_jax.audio import load_audio
-from moss_audio_jax.errors import InputError
 from moss_audio_jax.evaluate.items import Item
 from moss_audio_jax.evaluate.metrics.rows import Scorer
 from moss_audio_jax.evaluate.metrics.verdict import off, verdict
-from moss_audio_jax.files import write_whole
+from moss_audio_jax.files import check_target, write_whole
 from moss_audio_jax.text.prompt import split_thinking
 from moss_audio_jax.text.timestamps import parse_timestamps
 from moss_audio_jax.text.tokenizer import THINK
@@ -303,8 +302,7 @@ def main(argv: Sequence[str]) -> int:
         "--json", action="store_true", help="print a JSON object per answer instead of the table"
     )
     args = options.parse_args(argv)
-    if args.output.is_dir() or not args.output.parent.is_dir():  # checked before the work
-        raise InputError(f"{args.output}: expected a file in a folder that exists; see --output")
+    check_target(args.output)
 
     started = time.perf_counter()
     clips = load_clips()

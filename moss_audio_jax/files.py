@@ -210,6 +210,27 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
         file.write(content)
 
 
+def check_folder(folder: Path) -> None:
+    """For verbs that work for minutes before they write; the folder need not exist.
+
+    Raises:
+      InputError: no file can be made in it, or in the nearest folder above it that exists.
+    """
+    there = next(f for f in (folder, *folder.absolute().parents) if f.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise InputError(f"{shown(there)}: not a writable folder: {reason(error)}") from error
+
+
+def check_target(file: Path) -> None:
+    """`check_folder` for a file in a folder that must exist."""
+    if file.is_dir() or not file.parent.is_dir():
+        raise InputError(f"{shown(file)}: expected a file in a folder that exists")
+    check_folder(file.parent)
+
+
 def append(path: str | os.PathLike[str], text: str) -> None:
     """Appends to a log; in a bucket that means to write it anew. Raises InputError if it cannot."""
     if is_remote(path):

@@ -14,21 +14,19 @@ if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends thos
     cli.run_verb("transcribe")
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
-from tqdm import tqdm
 
 from moss_audio_jax import command
 from moss_audio_jax.audio import load_audio
 from moss_audio_jax.audio.lengths import SAMPLE_RATE, mel_frames
 from moss_audio_jax.audio.windows import quiet_windows
 from moss_audio_jax.errors import InputError, UsageError
-from moss_audio_jax.files import shown, write_whole
+from moss_audio_jax.files import check_folder, shown, write_whole
 from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
 from moss_audio_jax.generate.request import Audio, Prepared, Reply, Request, clip_of, name_of
 from moss_audio_jax.text import Segment, to_json, to_srt, to_textgrid, to_vtt
@@ -268,40 +266,35 @@ def main(argv: Sequence[str]) -> int:
     if not good:
         return 1
     model = command.load_model(args)
-    progress = sys.stderr.isatty()
+    done, progress = 0, sys.stderr.isatty()
 
-    def windows(file: str) -> list[Window]:
-        wav = load_audio(file)
+    def windows(i: int) -> list[Window]:
+        wav = load_audio(args.audio[i])
         try:
             return cut_windows(model, wav, args.timestamps, args.window_seconds, sampling)
         except InputError as error:
-            raise InputError(f"{shown(file)}: {error}") from None
+            raise InputError(f"{shown(args.audio[i])}: {error}") from None
 
-    files = tqdm([args.audio[i] for i in good], "reading", unit="file", disable=not progress)
-    cut, failed = command.collect(files, windows)
-    read = [i for i, windows in zip(good, cut, strict=True) if windows is not None]
-    transcripts = transcribe_windows(
-        model,
-        [each for each in cut if each is not None],
-        args.timestamps,
-        args.batch_size,
-        progress,
-    )
-    for i, transcript in zip(read, transcripts, strict=True):
-        command.warn(transcript.problems, args.audio[i])
-        written = _written(transcript, args.format, args.timestamps)
-        if targets is None:
-            heading = f"== {shown(args.audio[i])}\n" if len(args.audio) > 1 else ""
-            sys.stdout.write(f"{heading}{written}")
-            continue
-        try:
-            write_whole(targets[i], written)
-        except InputError as error:  # the other transcripts are not lost
-            command.say(f"error: {error}")
-            failed = True
-            continue
-        command.say(f"{shown(args.audio[i])} -> {shown(targets[i])}")
-    return 1 if failed or wrong else 0
+    for share in command.shares(good, windows, args.batch_size, progress):
+        transcripts = transcribe_windows(
+            model, [each for _, each in share], args.timestamps, args.batch_size, progress
+        )
+        for (i, _), transcript in zip(share, transcripts, strict=True):
+            command.warn(transcript.problems, args.audio[i])
+            written = _written(transcript, args.format, args.timestamps)
+            if targets is None:
+                heading = f"== {shown(args.audio[i])}\n" if len(args.audio) > 1 else ""
+                sys.stdout.write(f"{heading}{written}")
+            else:
+                try:
+                    write_whole(targets[i], written)
+                except InputError as error:  # the other transcripts are not lost
+                    command.say(f"error: {error}")
+                    continue
+                command.say(f"{shown(args.audio[i])} -> {shown(targets[i])}")
+            done += 1
+        sys.stdout.flush()
+    return 0 if done == len(args.audio) else 1
 
 
 def _written(transcript: Transcript, form: str, timestamps: Timestamps) -> str:
@@ -318,9 +311,7 @@ def _targets(files: Sequence[str], out: Path | None, form: str) -> list[Path] | 
     """The output file of each transcript. Raises UsageError if two inputs have the same one."""
     if out is None:
         return None
-    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise InputError(f"--out {out}: {there} is not a writable folder")
+    check_folder(out)
     suffix = ".txt" if form == "text" else FORMATS[form][0]
     targets = [out / (Path(file).stem + suffix) for file in files]
     for i, target in enumerate(targets):

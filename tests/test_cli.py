@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -29,6 +30,7 @@ from moss_audio_jax import (
     files,
     parse_timestamps,
 )
+from moss_audio_jax.generate import request
 from moss_audio_jax.weights import safetensors
 from moss_audio_jax.weights.adapters import save_adapters
 from moss_audio_jax.weights.opening import read_config
@@ -501,6 +503,37 @@ def test_a_full_disk_leaves_nothing(run, toy, monkeypatch):
     assert result.lines[-1].startswith("error: o/a.txt: not written: the disk is full")
     assert os.listdir("o") == ["a.txt"]
     assert Path("o/a.txt").read_text() == "an older transcript"
+
+
+@pytest.mark.parametrize("verb", ["generate", "transcribe"])
+def test_answers_are_out_before_more_is_read(run, toy, monkeypatch, verb):
+    """Nine files of which each call of the engine takes two; b.wav is no longer there then."""
+    monkeypatch.setattr(command, "BATCHES_AT_ONCE", 2)
+    names = [f"{i}.wav" for i in range(8)]
+    for name in names:
+        shutil.copy("a.wav", name)
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    held, log_mel = [], request.Clip.log_mel
+
+    def watched(clip, dtype):
+        held.append(out.getvalue().count("== "))
+        return log_mel(clip, dtype)
+
+    def missing(files):  # as if b.wav went while the model was loaded
+        os.remove("b.wav")
+        return {}
+
+    monkeypatch.setattr(request.Clip, "log_mel", watched)
+    monkeypatch.setattr(command, "look", missing)
+    options = ["--checkpoint", toy, *FEW, "--batch-size", 1, "--audio", *names[:3], "b.wav"]
+    options += [*names[3:], *(["--prompt", "hi"] if verb == "generate" else [])]
+    result = run(verb, *options)
+    assert result.code == 1
+    assert [line for line in result.lines if "b.wav" in line]
+    assert held == [0, 0, 2, 2, 4, 4, 6, 6]
+    headings = [line for line in out.getvalue().splitlines() if line.startswith("== ")]
+    assert headings == [f"== {name}" for name in names]
 
 
 # --- processes of their own --------------------------------------------------------------------

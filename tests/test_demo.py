@@ -4,6 +4,7 @@ import json
 import re
 import unicodedata
 from html import escape
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -214,6 +215,11 @@ def test_whole_run(tmp_path, capsys, monkeypatch):
     [
         (["--output", "nowhere/demo.html"], "nowhere/demo.html: expected a file in a folder"),
         (["--output", "."], ".: expected a file"),
+        pytest.param(
+            ["--output", "/proc/demo.html"],
+            "/proc: not a writable folder",
+            marks=pytest.mark.skipif(not Path("/proc").is_dir(), reason="only Linux has /proc"),
+        ),
         (["--checkpoint", "nowhere"], "nowhere"),
     ],
 )

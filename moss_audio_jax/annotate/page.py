@@ -18,6 +18,7 @@ from moss_audio_jax.text.timestamps import Segment
 from moss_audio_jax.timeline import Lane
 
 _STYLE = "td:first-child { white-space: nowrap; color: #666; }\n.small { color: #777; }\n"
+_FAILURES = 50  # that the page names
 _SEGMENTS, _VOICES = "#555555", "#7a6aa8"
 
 
@@ -26,7 +27,9 @@ def page(
     out: Path,
     seconds: float,
     rows: Callable[[Record], Sequence[Row]],
-    warnings: Sequence[str] = (),
+    warnings: Sequence[str],
+    total: int,
+    failed: Sequence[tuple[str, str]],
 ) -> str:
     """The HTML for files, given by their records; about the first `seconds` of each are shown.
 
@@ -34,11 +37,22 @@ def page(
       out: the folder that the records' clips are relative to.
       rows: the training rows of a record.
       warnings: about the whole run, shown first.
+      total: the number of annotated files.
+      failed: (path, why) of files that could not be annotated.
     """
     intro = "<p>Click on a spectrogram to play from that point.</p>"
     intro += "".join(f"<p><b>Warning:</b> {html.escape(each)}</p>" for each in warnings)
+    if failed:
+        named = [f"{path}: {why}" for path, why in failed[:_FAILURES]]
+        if (more := len(failed) - len(named)) > 0:
+            named.append(f"{more} more, see dropped.jsonl")
+        intro += (
+            f"<details open><summary><b>{len(failed)} file(s) could not be annotated</b></summary>"
+            f"<ul>{''.join(f'<li>{html.escape(each)}</li>' for each in named)}</ul></details>"
+        )
     parts = [_section(records, out, seconds, rows) for records in clips if records]
-    return timeline.document(f"{len(parts)} annotated files", [intro, *parts], _STYLE)
+    shown = f"the first {len(parts)} of {total}" if len(parts) < total else len(parts)
+    return timeline.document(f"{shown} annotated files", [intro, *parts], _STYLE)
 
 
 def _section(

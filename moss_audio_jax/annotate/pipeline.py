@@ -367,11 +367,10 @@ def _gathered(
     }
     text = json.dumps(manifest, ensure_ascii=False, indent=1) + "\n"
     write_whole(out / _named("manifest.json", shard), text)
-    first = [(s, list(read_records(out, s))) for s in whole[: config.page_clips]]
-    write_whole(
-        out / _named("index.html", shard),
-        page.page([records for _, records in first], out, config.page_seconds, made, told),
-    )
+    first = [list(read_records(out, source)) for source in whole[: config.page_clips]]
+    unread = [(shown(redact(path)), why) for path, why in failed]
+    shows = page.page(first, out, config.page_seconds, made, told, len(whole), unread)
+    write_whole(out / _named("index.html", shard), shows)
     return Summary(len(sources), counts["segments"], counts["rows"], seconds, failed, dropped, told)
 
 

@@ -46,6 +46,7 @@ from moss_audio_jax.evaluate.predictions import (
 )
 from moss_audio_jax.evaluate.processes import Crew, barrier, crew_and_mesh
 from moss_audio_jax.files import Lock, brief
+from moss_audio_jax.generate.options import BATCHES_AT_ONCE
 from moss_audio_jax.journal import Journal
 from moss_audio_jax.runtime import code_version
 
@@ -54,10 +55,7 @@ if TYPE_CHECKING:
     from moss_audio_jax.generate.options import Sampling
     from moss_audio_jax.generate.request import Prepared
 
-# Prompts of one call of the engine: many enough that few slots are empty at its end, and few enough
-# that the audio of the next call fits into memory as well.
-_GROUP_BATCHES = 8
-_GROUP_SECONDS = 7200.0
+_GROUP_SECONDS = 7200.0  # the most sound of one call of the engine
 # Questions about one clip that stay together: the clip is loaded and prefilled once for them.
 _TOGETHER = 16
 _NAMED = 20  # failures that are printed; the file contains all
@@ -230,7 +228,7 @@ def _groups(
     for run in runs:
         cost = costs[run[0].id]  # all items of a run have the same audio
         long = seconds + cost > _GROUP_SECONDS and count >= batch_size
-        if group and (long or count + len(run) > _GROUP_BATCHES * batch_size):
+        if group and (long or count + len(run) > BATCHES_AT_ONCE * batch_size):
             yield group
             group, count, seconds = [], 0, 0.0
         group.append(run)

@@ -29,7 +29,7 @@ from moss_audio_jax.evaluate.report_tables import (
     read_score,
     sections,
 )
-from moss_audio_jax.files import write_whole
+from moss_audio_jax.files import check_target, write_whole
 from moss_audio_jax.runtime import code_version
 
 TITLE = "MOSS-Audio on JAX: evaluation"
@@ -147,14 +147,12 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(
             f"{len(args.names)} --names for {len(args.scores)} --scores; expected one for each"
         )
-    for file in filter(None, (args.output, args.markdown)):  # checked before the work
-        if file.is_dir() or not file.parent.is_dir():
-            raise InputError(f"{file}: expected a file in a folder that exists")
+    for file in filter(None, (args.output, args.markdown)):
+        check_target(file)
     if args.audio_root is not None and not args.audio_root.is_dir():
         raise InputError(f"{args.audio_root}: --audio-root is not a folder")
     named = list(zip(args.scores, args.names or [None] * len(args.scores), strict=True))
-    read, failed = command.collect(named, lambda one: read_score(*one))
-    scores = labelled([score for score in read if score])
+    scores = labelled([score for _, score in command.usable(named, lambda one: read_score(*one))])
     if not scores:
         raise InputError("none of the score files can be used")
     notes = write_report(
@@ -164,7 +162,7 @@ def main(argv: Sequence[str]) -> int:
         command.say(f"note: {note}")
     written = " and ".join(str(file) for file in (args.output, args.markdown) if file)
     print(f"{len(scores)} score file(s) -> {written}")
-    return 1 if failed else 0
+    return 1 if len(scores) < len(named) else 0
 
 
 def _count(text: str) -> int:

@@ -20,12 +20,15 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moss_audio_jax import command
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.files import shown
 from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
+
+if TYPE_CHECKING:
+    from moss_audio_jax.generate.request import Prepared
 
 
 def main(argv: Sequence[str]) -> int:
@@ -61,44 +64,46 @@ def main(argv: Sequence[str]) -> int:
     model = command.load_model(args)
     markers = False if args.no_time_markers else None
 
-    def prepare(group: Sequence[str]) -> Any:
-        return model.prepare(Request(args.prompt, group, sampling, args.system, markers))
+    def prepare(group: Sequence[str]) -> list[Prepared]:
+        return [model.prepare(Request(args.prompt, group, sampling, args.system, markers))]
 
-    prompts, _ = command.collect(asked, prepare)
-    asked = [group for group, prompt in zip(asked, prompts, strict=True) if prompt is not None]
-    prompts = [prompt for prompt in prompts if prompt is not None]
     started = time.perf_counter()
-    if args.stream:
-        for prompt in prompts:
-            stream = Stream(model, prompt)
+    answers, frames, progress = 0, 0, sys.stderr.isatty()
+    for share in command.shares(asked, prepare, args.batch_size, progress):
+        prompts = [prompt for _, (prompt,) in share]
+        if args.stream:
+            stream = Stream(model, prompts[0])
             for piece in stream:
                 print(piece, end="", flush=True)
             print()
-            _explain(stream.reply, asked[0])
-        return 0 if asked else 1
-    replies = model.answer(prompts, args.batch_size, progress=sys.stderr.isatty())
-    seconds = time.perf_counter() - started
-    for group, prompt, reply in zip(asked, prompts, replies, strict=True):
-        if args.json:
-            _warn(reply, group)
-            row: dict[str, Any] = {"audio": group, "prompt": args.prompt}
-            row |= dataclasses.asdict(reply)
-            del row["logprobs"], row["heard"]  # no option asks for them
-            row |= {"n_prompt_tokens": len(prompt.ids), "n_output_tokens": len(reply.ids)}
-            print(json.dumps(row | {"random_weights": model.random_weights}, ensure_ascii=False))
-            continue
-        if len(groups) > 1:
-            print(f"== {shown(group[0])}")
-        if reply.thinking:
-            command.say(f"(thinking) {reply.thinking}")
-        print(reply.text)
-        if model.random_weights:
-            print("(random weights: this answer is noise)")
-        _explain(reply, group)
-    if asked:
-        audio_seconds = sum(mel.shape[1] for prompt in prompts for mel in prompt.mels) / 100
-        command.say(f"{audio_seconds:.1f} s of audio, {len(asked)} answer(s), {seconds:.1f} s")
-    return 0 if len(asked) == len(groups) else 1
+            _explain(stream.reply, share[0][0])
+            return 0
+        replies = model.answer(prompts, args.batch_size, progress)
+        for (group, _), prompt, reply in zip(share, prompts, replies, strict=True):
+            answers += 1
+            frames += sum(mel.shape[1] for mel in prompt.mels)
+            if args.json:
+                _warn(reply, group)
+                row: dict[str, Any] = {"audio": group, "prompt": args.prompt}
+                row |= dataclasses.asdict(reply)
+                del row["logprobs"], row["heard"]  # no option asks for them
+                row |= {"n_prompt_tokens": len(prompt.ids), "n_output_tokens": len(reply.ids)}
+                row |= {"random_weights": model.random_weights}
+                print(json.dumps(row, ensure_ascii=False))
+                continue
+            if len(groups) > 1:
+                print(f"== {shown(group[0])}")
+            if reply.thinking:
+                command.say(f"(thinking) {reply.thinking}")
+            print(reply.text)
+            if model.random_weights:
+                print("(random weights: this answer is noise)")
+            _explain(reply, group)
+        sys.stdout.flush()
+    if answers:
+        seconds = time.perf_counter() - started
+        command.say(f"{frames / 100:.1f} s of audio, {answers} answer(s), {seconds:.1f} s")
+    return 0 if answers == len(groups) else 1
 
 
 def sampling_options(options: argparse.ArgumentParser) -> None:

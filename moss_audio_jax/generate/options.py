@@ -11,6 +11,9 @@ from moss_audio_jax.errors import UsageError
 MAX_STOP_IDS = 8
 MOST_LOGPROBS = 20
 BATCH_SIZE = 16  # answers that are decoded together
+# Batches of one call of the engine: many enough that few slots are empty at its end, and few enough
+# that memory has room for their sound and that for the next.
+BATCHES_AT_ONCE = 8
 
 
 @dataclasses.dataclass(frozen=True)

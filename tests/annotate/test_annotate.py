@@ -238,10 +238,15 @@ def test_bad_files_are_named_and_nothing_else_is_lost(tmp_path, capsys):
             str(tmp_path / "o/r.jsonl"),
             "--config.checkpoint=",
             "--config.speech.systems=()",
+            "--config.page_clips=2",
         ]
     )
     said = capsys.readouterr().err
     assert code == 1
+    page = (tmp_path / "o" / "index.html").read_text()
+    assert page.count("<audio ") == 2
+    assert "<h1>the first 2 of 6 annotated files</h1>" in page
+    assert "4 file(s) could not be annotated" in page
     for name, why in (
         ("empty.wav", "is empty"),
         ("text.mp3", "is not audio"),
@@ -249,6 +254,7 @@ def test_bad_files_are_named_and_nothing_else_is_lost(tmp_path, capsys):
         ("missing.wav", "no such file"),
     ):
         assert re.search(f"error: .*{name}: .*{why}", said), said
+        assert re.search(f"<li>[^<]*{name}: [^<]*{why}", page), page
     assert re.search("warning: .*clipped.wav: clipped: .*%", said)
     assert re.search("warning: .*silent.wav: silent", said)
     assert "6 of 10 file(s)" in said
