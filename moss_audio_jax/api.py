@@ -39,7 +39,7 @@ from moss_audio_jax.generate.engine import Engine, Output, Size
 from moss_audio_jax.generate.familiarity import Familiarity, Gauge, Measures
 from moss_audio_jax.generate.hearing import Hearing
 from moss_audio_jax.generate.listen import Ear, tokens_for
-from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
+from moss_audio_jax.generate.options import BATCH_SIZE, BATCHES_AT_ONCE, Sampling
 from moss_audio_jax.generate.request import Audio, Clip, Prepared, Reply, Request, clip_of, name_of
 from moss_audio_jax.generate.service import Service
 from moss_audio_jax.generate.stop_strings import UntilStop, first_stop
@@ -473,20 +473,30 @@ class MossAudio:
 
         Order is kept, and an answer does not depend on what else is in the batch. A request that
         cannot be used gets a reply whose `finish_reason` is "error", and whose `error` says why.
+        Memory holds the sound of a few batches, not of all requests.
 
         Raises:
           InputError: there is no tokenizer.
+          UsageError: batch_size is below 1.
         """
         self._require_tokenizer()
-        prompts: dict[int, Prepared] = {}
+        if batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size}; expected at least 1")
         replies: dict[int, Reply] = {}
-        for number, request in enumerate(requests):
-            try:
-                prompts[number] = self.prepare(request)
-            except (InputError, UsageError) as error:
-                replies[number] = Reply("", None, [], "error", error=str(error))
-        answered = self.answer([*prompts.values()], batch_size, progress)
-        replies |= zip(prompts, answered, strict=True)
+        with tqdm(total=len(requests), unit="answer", disable=not progress) as bar:
+            share = BATCHES_AT_ONCE * batch_size
+            for first in range(0, len(requests), share):
+                prompts: dict[int, Prepared] = {}
+                for number in range(first, min(first + share, len(requests))):
+                    try:
+                        prompts[number] = self.prepare(requests[number])
+                    except (InputError, UsageError) as error:
+                        replies[number] = Reply("", None, [], "error", error=str(error))
+                        bar.update()
+                answered = self.answer(
+                    [*prompts.values()], batch_size, on_reply=lambda *_: bar.update()
+                )
+                replies |= zip(prompts, answered, strict=True)
         return [replies[number] for number in range(len(requests))]
 
     def answer(

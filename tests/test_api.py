@@ -427,7 +427,7 @@ def test_clips_that_cannot_be(model, clips, words):
     assert words in str(caught.value)
 
 
-def test_answers(model, mel, prompt):
+def test_answers(model, mel, prompt, monkeypatch):
     """generate = prepare + generate_ids + decode; batches keep their order; streams join."""
     wav = tone(1.0) + 0.1 * tone(1.0, 1234.5)
     reply = model.generate("What?", wav, **FEW)
@@ -463,6 +463,12 @@ def test_answers(model, mel, prompt):
     assert "none.wav: no such file" in mixed[1].error
     assert "verbatim" in mixed[2].error
     assert not any(r.error for r in replies)
+
+    monkeypatch.setattr(api, "BATCHES_AT_ONCE", 2)  # one call of the engine for each two
+    assert model.generate_batch(requests, batch_size=1) == mixed
+    for size in (0, -1):
+        with pytest.raises(mj.UsageError, match=f"batch_size is {size}"):
+            model.generate_batch(requests, batch_size=size)
 
 
 def test_a_conversation_in_openais_form(model, tmp_path):
