@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import copy
 import functools
@@ -32,7 +33,7 @@ from moss_audio_jax.config import (
 )
 from moss_audio_jax.data.batch import Example, bucket_shape, check, make_batch
 from moss_audio_jax.errors import InputError, TooLong, UsageError
-from moss_audio_jax.files import quoted
+from moss_audio_jax.files import brief, quoted
 from moss_audio_jax.generate.decode_state import encode
 from moss_audio_jax.generate.drafts import Scribe, scribe_of
 from moss_audio_jax.generate.engine import Engine, Output, Size
@@ -363,6 +364,9 @@ class MossAudio:
             short.
         """
         tokenizer = self._require_tokenizer()
+        for value, expected in ((request, Request), (getattr(request, "sampling", None), Sampling)):
+            if not isinstance(value, expected):
+                raise UsageError(f"{brief(repr(value), 80)}: expected a {expected.__name__}")
         markers = self.processor.time_markers
         if request.time_markers is not None:
             markers = request.time_markers
@@ -652,7 +656,7 @@ class MossAudio:
 
     def listen(
         self,
-        seconds: float = 600.0,
+        seconds: float | None = None,
         max_new_tokens: int = 1024,
         service: Service | None = None,
     ) -> Ear:
@@ -662,19 +666,23 @@ class MossAudio:
         `generate` about the whole clip.
 
         Args:
-          seconds: the most that will be pushed.
+          seconds: the most that will be pushed; default 600, or what fits the model's positions.
           max_new_tokens: the most that an answer may have.
           service: what answers, so that others share its engine; default an engine of its own.
 
         Raises:
           UsageError: so much does not fit the model's positions.
         """
-        tokens = tokens_for(seconds, max_new_tokens)
         positions = self.config.decoder.max_positions
+        if seconds is None:
+            fit = bisect.bisect(range(601), positions, key=lambda s: tokens_for(s, max_new_tokens))
+            seconds = float(max(fit - 1, 1))
+        tokens = tokens_for(seconds, max_new_tokens)
         if tokens > positions:
             raise UsageError(
                 f"{seconds:g} s of sound, a question and {max_new_tokens} new tokens may take "
-                f"{tokens} tokens, but the model has {positions} positions; listen for less"
+                f"{tokens} tokens, but the model has {positions} positions; ask for less "
+                "(seconds, max_new_tokens)"
             )
         return Ear(self, service or self._sized_engine(1, tokens, max_new_tokens), seconds)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -196,7 +197,9 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
         sys.stdout.reconfigure(errors="backslashreplace")
     libtpu.quieten()
     with _progress(), warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: say(_line("warning", message))
+        # Two parts of a verb that look at one file may say the same of it.
+        told = functools.cache(lambda line: say(line))
+        warnings.showwarning = lambda message, *_, **__: told(_line("warning", message))
         try:
             code = main(argv)
             return code if _flushed() else 1

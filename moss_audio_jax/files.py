@@ -216,7 +216,8 @@ def check_folder(folder: Path) -> None:
     Raises:
       InputError: no file can be made in it, or in the nearest folder above it that exists.
     """
-    there = next(f for f in (folder, *folder.absolute().parents) if f.exists())
+    # A link to nowhere is there, too, and makes no folder.
+    there = next(f for f in (folder, *folder.absolute().parents) if os.path.lexists(f))
     try:
         with tempfile.TemporaryFile(dir=there):
             pass

@@ -456,12 +456,22 @@ def test_answers(model, mel, prompt, monkeypatch):
     assert len({tuple(r.ids) for r in replies}) == 3
     assert model.generate_batch([]) == []
     # An unusable request does not affect the others.
-    requests[1:1] = [mj.Request("x", "none.wav", few), mj.Request(AUDIO_SPAN, wav, few, "system")]
+    faults = {
+        "none.wav: no such file": mj.Request("x", "none.wav", few),
+        "verbatim": mj.Request(AUDIO_SPAN, wav, few, "system"),
+        "audio is None; expected a clip": mj.Request("x", None, few),
+        "audio is 3; expected a clip": mj.Request("x", 3, few),
+        "{}: expected a Sampling": mj.Request("x", wav, {}),
+        "'x': expected a Request": "x",
+    }
+    requests[1:1] = faults.values()
     mixed = model.generate_batch(requests)
-    assert [mixed[0], *mixed[3:]] == replies
-    assert [(r.text, r.ids, r.finish_reason) for r in mixed[1:3]] == [("", [], "error")] * 2
-    assert "none.wav: no such file" in mixed[1].error
-    assert "verbatim" in mixed[2].error
+    assert [mixed[0], *mixed[1 + len(faults) :]] == replies
+    for reply, fault in zip(mixed[1:], faults, strict=False):
+        assert (reply.text, reply.ids, reply.finish_reason) == ("", [], "error")
+        assert fault in reply.error
+    with pytest.raises(mj.UsageError, match="audio is None"):
+        model.generate("x", audio=None)
     assert not any(r.error for r in replies)
 
     monkeypatch.setattr(api, "BATCHES_AT_ONCE", 2)  # one call of the engine for each two

@@ -451,6 +451,8 @@ def test_bad_use_of_transcribe(run, toy):
     shutil.copy("a.wav", "c/a.wav")
     refused(run(*argv, "c/a.wav", "--out", "o"), 2, "a.wav", "c/a.wav", "o/a.txt")
     refused(run(*argv, "--out", "b.wav"), 1, "b.wav", "not a writable folder")
+    os.symlink("nowhere", "link")
+    refused(run(*argv, "--out", "link/in"), 1, "link", "not a writable folder")
     assert not Path("o").exists()
 
 
@@ -482,6 +484,13 @@ def test_an_output_that_exists(run, toy):
     refused(run(*convert, "precious", "--overwrite"), 1, "precious", "not a checkpoint")
     assert Path("precious/letters.txt").read_text() == "dear"
     refused(run(*convert, toy), 2, "different folders")
+
+    os.symlink("old", "link")  # as to a larger disk: it stays, and what it names is replaced
+    changed = Path("old/config.json").stat().st_ino
+    assert run(*convert, "link", "--overwrite").code == 0
+    assert Path("link").is_symlink()
+    assert Path("old/config.json").stat().st_ino != changed
+    assert not [name for name in os.listdir() if name.startswith(".")]
 
 
 def test_a_full_disk_leaves_nothing(run, toy, monkeypatch):

@@ -18,7 +18,16 @@ from moss_audio_jax.data.augment import Augment
 from moss_audio_jax.data.batch import IGNORE, TrainExample, pieces_of, token_counts
 from moss_audio_jax.data.loader_config import Pick
 from moss_audio_jax.data.packing import Room, strips_of
-from moss_audio_jax.data.records import Branch, Clip, Rejected, Row, Span, parse_row, reason_of
+from moss_audio_jax.data.records import (
+    Branch,
+    Clip,
+    Rejected,
+    Row,
+    Span,
+    id_of,
+    parse_row,
+    reason_of,
+)
 from moss_audio_jax.data.sources import (
     Location,
     SourceError,
@@ -76,14 +85,15 @@ class ExampleMaker:
         Raises:
           SourceError: the file that holds the row cannot be read.
         """
-        row = None
+        data = b""
         try:
-            row = parse_row(read_location(job.location))
+            data = read_location(job.location)
+            row = parse_row(data)
             made = self.make(row, job)
         except SourceError:
             raise
         except Exception as error:
-            return rejected(job, reason_of(error), row.id if row else None)
+            return rejected(job, reason_of(error), id_of(data))
         if isinstance(made, TrainExample):
             return made
         return rejected(job, made, row.id, bad=False)

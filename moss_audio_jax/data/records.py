@@ -164,6 +164,15 @@ def parse_row(data: bytes) -> Row:
     return Row(messages, clips, weight, raw.get("task"), raw.get("id"), branches, words, tags, more)
 
 
+def id_of(data: bytes) -> str | None:
+    """The "id" of a row, even if the rest of it cannot be used; None if it has none."""
+    try:
+        raw = _split_record(data)[0] if data[:4] == MAGIC else parse_json(data)
+    except Exception:  # whatever is wrong with the row, its reason is told elsewhere
+        return None
+    return raw["id"] if isinstance(raw.get("id"), str) else None
+
+
 def _weight(raw: Mapping[str, Any]) -> float:
     weight = raw.get("weight", 1.0)
     low, high = _WEIGHTS

@@ -6,6 +6,7 @@ from anywhere, a worker process included, without the index.
 
 from __future__ import annotations
 
+import codecs
 import concurrent.futures
 import contextlib
 import functools
@@ -29,7 +30,7 @@ _LONGEST_LINE = 1 << 26  # bytes of JSON that one row may have
 _WHOLE = 1 << 22  # a shard of at most so many bytes is digested whole
 _EDGE, _SAMPLE, _SAMPLES = 1 << 16, 1 << 12, 64  # bytes and blocks that are sampled of a larger one
 _OPEN_FILES = 256
-_BLANK = re.compile(rb"\n\r?(?=\n)")  # an empty line, from the end of the line before it on
+_BLANK = re.compile(rb"\n[^\S\n]*(?=\n)")  # a line, from the end of the line before it on
 
 
 class SourceError(InputError):
@@ -186,19 +187,21 @@ class _Jsonl:
 
     def __init__(self, path: str):
         self.path = path
-        ends, blank, size, before = [], [], 0, b"\n"
+        ends, blank, size = [], [], 0
+        before = b"\n"  # a line break and the white space behind it, if no more has come
         read = hashlib.sha256()
         with _open_rows(path) as file:
             while block := _read_block(file, path):
                 read.update(block)
                 ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == 10) + size)
-                joined = before + block
+                joined = before + (block if size else _unmarked(block))
                 blank += [
                     size - len(before) + found.start() + 1 for found in _BLANK.finditer(joined)
                 ]
-                size, before = size + len(block), joined[-2:]
+                last = joined[joined.rfind(b"\n") :] if b"\n" in joined else b""
+                size, before = size + len(block), last if last.isspace() else b""
         self._digest = read.hexdigest()[:16]
-        if before[-1:] != b"\n":  # the last line need not be ended
+        if not before:  # the last line need not be ended
             ends.append(np.array([size]))
         stops = np.concatenate([np.zeros(0, np.int64), *ends])
         starts = np.concatenate([np.zeros(1, np.int64), stops[:-1] + 1])[: len(stops)]
@@ -215,6 +218,12 @@ class _Jsonl:
     def location(self, index: int) -> Location:
         line = index if self._lines is None else int(self._lines[index])
         return Location(self.path, line + 1, int(self._starts[index]), int(self._stops[index]))
+
+
+def _unmarked(block: bytes) -> bytes:
+    """The beginning of a file with spaces for a byte order mark."""
+    mark = len(codecs.BOM_UTF8) if block.startswith(codecs.BOM_UTF8) else 0
+    return b" " * mark + block[mark:]
 
 
 def _open_rows(path: str) -> BinaryIO:

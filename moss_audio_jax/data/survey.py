@@ -31,6 +31,7 @@ from moss_audio_jax.data.records import (
     Rejected,
     Row,
     conversations,
+    id_of,
     parse_row,
     reason_of,
 )
@@ -97,9 +98,10 @@ class Reader:
 
     def __call__(self, job: Job) -> Reading | Rejected:
         """Raises SourceError if the file that holds the row cannot be read."""
-        row = None
+        data = b""
         try:
-            row = parse_row(read_location(job.location))
+            data = read_location(job.location)
+            row = parse_row(data)
             branched = bool(row.branches)
             row = self.asks.alone(row, job) if self.asks else row
             made = self.make.make(row, job)
@@ -110,7 +112,7 @@ class Reader:
         except SourceError:
             raise
         except Exception as error:
-            return rejected(job, reason_of(error), row.id if row else None)
+            return rejected(job, reason_of(error), id_of(data))
 
     def _reading(self, row: Row, made: TrainExample, job: Job) -> Reading:
         frames = tuple(mel.shape[1] for mel in made.mels)

@@ -13,6 +13,8 @@ import numpy as np
 from moss_audio_jax.audio import load_audio, log_mel
 from moss_audio_jax.audio.features import rounded
 from moss_audio_jax.data.batch import Example
+from moss_audio_jax.errors import UsageError
+from moss_audio_jax.files import brief
 from moss_audio_jax.generate.options import Sampling
 from moss_audio_jax.text.unsaid import Word
 
@@ -89,11 +91,21 @@ class Request:
 
     @property
     def clips(self) -> Sequence[Audio]:
-        """`audio` as a list. A single clip is one clip, not a sequence of letters or samples."""
+        """`audio` as a list. A single clip is one clip, not a sequence of letters or samples.
+
+        Raises:
+          UsageError: it is neither a clip nor a sequence.
+        """
         audio = self.audio
         one = isinstance(audio, str | Path | np.ndarray | Mapping | Clip) or hasattr(audio, "read")
         with_rate = isinstance(audio, tuple) and len(audio) == 2 and np.isscalar(audio[1])
-        return [audio] if one or (with_rate and not isinstance(audio[1], str)) else audio
+        if one or (with_rate and not isinstance(audio[1], str)):
+            return [audio]
+        if not isinstance(audio, Sequence):
+            raise UsageError(
+                f"audio is {brief(repr(audio), 80)}; expected a clip or a list of them"
+            )
+        return audio
 
 
 class Guide(Protocol):

@@ -19,6 +19,7 @@ import asyncio
 import atexit
 import contextlib
 import ipaddress
+import logging
 import os
 import re
 import signal
@@ -268,7 +269,20 @@ def _serve(app: Any, state: Any, listening: socket.socket, limits: Limits) -> No
         timeout_graceful_shutdown=round(limits.drain_seconds) + _GRACE,
         **socket_options(limits),
     )
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
+    try:
+        listening.listen()
+    except OSError as error:  # another program took it while the model was loaded
+        host, port = listening.getsockname()[:2]
+        raise InputError(f"cannot listen on {host}:{port} ({reason(error)})") from None
     Server(config).run([listening])
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for what uvicorn adds when Ctrl-C ends an answer, or when `Gate` refused a socket."""
+    error = record.exc_info[1] if record.exc_info else None
+    refused = "without completing handshake" in record.getMessage()
+    return not (refused or isinstance(error, asyncio.CancelledError | KeyboardInterrupt))
 
 
 @contextlib.contextmanager
@@ -290,14 +304,19 @@ def _compiling(when: str) -> Iterator[Callable[[int, int], None] | None]:
 @contextlib.contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
     """A socket that has its port before a model is loaded for minutes; it listens afterwards."""
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-    except (OSError, OverflowError, UnicodeError) as error:
-        raise UsageError(f"cannot listen on {host}:{port} ({reason(error)})") from None
-    with listening:
+    with contextlib.ExitStack() as sockets:
+        try:
+            family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            listening = sockets.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            if sys.platform == "linux":
+                # There two such sockets may have one port until one of them listens. So another
+                # name, which only one can have, stands for this one.
+                taken = sockets.enter_context(socket.socket(socket.AF_UNIX))
+                taken.bind(f"\0moss-audio-jax {listening.getsockname()[:2]}")
+        except (OSError, OverflowError, UnicodeError) as error:
+            raise UsageError(f"cannot listen on {host}:{port} ({reason(error)})") from None
         yield listening
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -110,7 +110,7 @@ class Gate:
                 scope["stack"] = stack
                 self._check(scope)
                 await self._app(scope, _Body(receive, self._state.limits.body_bytes), note)
-        except _Gone:
+        except (_Gone, ClientDisconnect):
             status = 499  # nobody reads a reply
         except ApiError as error:
             fault = error
@@ -236,7 +236,7 @@ class _Gone(Exception):
 
 async def _chat(request: Request) -> Response:
     state = _state(request)
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+    if _media_type(request) != "application/json":
         raise ApiError(415, "the body must be JSON; send Content-Type: application/json")
     stack = request.scope["stack"]
     stack.enter_context(state.place())  # before the body, which takes memory
@@ -254,7 +254,7 @@ async def _chat(request: Request) -> Response:
 
 async def _transcribe(request: Request) -> Response:
     state = _state(request)
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if _media_type(request) != "multipart/form-data":
         raise ApiError(415, "the body must be a form; send Content-Type: multipart/form-data")
     stack = request.scope["stack"]
     limits = {"max_files": 1, "max_fields": 64, "max_part_size": _FIELD_BYTES}
@@ -341,6 +341,10 @@ async def _in_time(reading: Awaitable[T], state: State) -> T:
             return await reading
     except TimeoutError:
         raise ApiError(408, f"the body took longer than {seconds:g} s", "timeout") from None
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def _while_there(request: Request, work: Any) -> Any:

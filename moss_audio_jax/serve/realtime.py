@@ -110,7 +110,7 @@ class _Session:
         self._model = model  # which answers responses; transcripts may be those of another
         self._id, self._kind = _new("sess"), "transcription"
         self._transcription: dict[str, Any] = {"model": model}
-        self._instructions, self._most_tokens = "", None
+        self._instructions, self._most_tokens = "", "inf"
         self._rate = events.Format().rate
         self._buffer = _Buffer(state, self._rate)
         self._more = asyncio.Event()  # has sound come that was not heard?
@@ -205,7 +205,7 @@ class _Session:
         if rate != self._rate and self._buffer.seconds:
             where = "session.audio.input.format"
             raise invalid(f"{where}: the buffer holds sound; clear or commit it first", where)
-        self._most_tokens = most or self._most_tokens
+        self._most_tokens = self._most_tokens if most is None else most
         self._kind = fields.type or self._kind
         self._model = fields.model or self._model
         if fields.instructions is not None:
@@ -284,17 +284,18 @@ class _Session:
     async def _respond(self, event: events.ResponseCreate) -> None:
         fields = event.response or events.ResponseFields()
         fields.refuse()
-        asked = [item.text for item in fields.input or ()] or self._questions
+        asked = self._questions
+        if fields.input is not None:
+            asked = [item.text for item in fields.input]
         system = self._instructions if fields.instructions is None else fields.instructions
         text, system = ("\n".join(asked), system or None) if asked else (system, None)
         if not text:
             raise invalid("nothing is asked: send instructions, or a text item before", "response")
-        most = self._state.limits.max_new_tokens
-        most = (
-            events.most_tokens(fields.max_output_tokens, "response.max_output_tokens", most)
-            or self._most_tokens
-            or min(Sampling.max_new_tokens, most)
-        )
+        limit = self._state.limits.max_new_tokens
+        most = events.most_tokens(fields.max_output_tokens, "response.max_output_tokens", limit)
+        most = self._most_tokens if most is None else most
+        if most == "inf":
+            most = min(Sampling.max_new_tokens, limit)
         if fields.input is None:
             self._questions = []
         # About what is heard now, whatever comes while it is answered.
@@ -529,7 +530,7 @@ class _Session:
             shown["object"] = "realtime.session"
             shown |= {"model": self._model, "instructions": self._instructions}
             shown |= {"output_modalities": ["text"]}
-            shown |= {"max_output_tokens": self._most_tokens or "inf"}
+            shown |= {"max_output_tokens": self._most_tokens}
         return shown
 
 

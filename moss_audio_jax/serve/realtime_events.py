@@ -188,10 +188,10 @@ def read_event(text: str | None) -> _Event:
         raise
 
 
-def most_tokens(asked: Any, where: str, most: int) -> int | None:
-    """`max_output_tokens` of an event; None if it asks for no number."""
+def most_tokens(asked: Any, where: str, most: int) -> int | Literal["inf"] | None:
+    """`max_output_tokens` of an event; None if the event does not have it."""
     if asked in (None, "inf"):
-        return None
+        return asked
     if not isinstance(asked, int) or isinstance(asked, bool) or not 1 <= asked <= most:
         raise invalid(f"{where}: expected 1 to {most}, or 'inf'", where)
     return asked

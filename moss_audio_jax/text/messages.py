@@ -87,7 +87,8 @@ def parts(message: Mapping[str, Any], where: str) -> list[tuple[Mapping[str, Any
         return [({"type": "text", "text": content}, f"{where}.content")]
     if not isinstance(content, Sequence) or isinstance(content, bytes) or not content:
         raise InputError(
-            f"{where}.content is {_shown(content)}; expected a text or a list of parts"
+            f"{where}.content is {_shown(content) if content else 'empty'}; expected a text or a "
+            "list of parts"
         )
     found = []
     for number, part in enumerate(content):
@@ -99,7 +100,9 @@ def parts(message: Mapping[str, Any], where: str) -> list[tuple[Mapping[str, Any
             if not isinstance(part.get(kind), str):
                 raise InputError(f"{place}.{kind} is {_shown(part.get(kind))}; expected a string")
         elif not isinstance(kind, str) or kind not in SOUNDS:
-            raise InputError(f"{place}.type is {_shown(kind)}; expected text, {', '.join(SOUNDS)}")
+            raise InputError(
+                f"{place}.type is {_shown(kind)}; expected text, input_audio, audio_url"
+            )
         elif kind not in part:
             raise InputError(f"{place}.{kind} is missing; expected the sound")
         found.append((part, place))

@@ -21,10 +21,12 @@ from tqdm import tqdm
 
 from moss_audio_jax import files
 from moss_audio_jax.data.augment import Augment
+from moss_audio_jax.data.examples import rejected
 from moss_audio_jax.data.loader_config import LoaderConfig
 from moss_audio_jax.data.mixture import Mixture
 from moss_audio_jax.data.pipeline import example_maker
-from moss_audio_jax.data.records import Rejected
+from moss_audio_jax.data.records import Rejected, id_of
+from moss_audio_jax.data.sources import read_location
 from moss_audio_jax.data.survey import Packed, Reader, Survey, packed
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.train.check import check
@@ -142,8 +144,8 @@ def _findings(surveys: Mapping[str, Survey], file: IO[str]) -> Section:
         survey = surveys[name]
         for row, (_, reason) in found.items():
             job = survey.jobs[row]
-            path, line = job.location[:2]
-            _list(file, name, kind, Rejected(False, path, line, job.row_id, reason))
+            known = id_of(read_location(job.location))
+            _list(file, name, kind, rejected(job, reason, known, bad=False))
         pairs = (f"{survey.name(row)} = {like}" for row, (like, _) in found.items())
         lines.append((said, f"{len(found):,}", _few(pairs, len(found))))
 

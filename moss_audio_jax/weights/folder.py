@@ -69,7 +69,7 @@ def new_folder(folder: str | Path, nbytes: int, overwrite: bool = False) -> Iter
         with _new_in_bucket(as_path(folder), nbytes, overwrite) as partial:
             yield partial
         return
-    folder = Path(os.path.abspath(folder))
+    folder = Path(os.path.realpath(folder))  # through links, which stay
     partial = folder.with_name(f".{folder.name}.partial")
     old = folder.with_name(f".{folder.name}.old")
     first = jax.process_index() == 0

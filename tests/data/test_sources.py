@@ -58,9 +58,17 @@ def test_lines_are_found_whatever_ends_them(tmp_path, monkeypatch, block):
         source[2]
     with pytest.raises(InputError, match=r"gone\.jsonl: no such file"):
         Source(str(tmp_path / "gone.jsonl"))
-    (tmp_path / "empty.jsonl").write_text("\n\n")
-    with pytest.raises(InputError, match=r"empty\.jsonl: holds no rows"):
-        Source(str(tmp_path / "empty.jsonl"))
+    for nothing in ("\n\n", " ", "\t\n \r\n\n  "):
+        (tmp_path / "empty.jsonl").write_text(nothing)
+        with pytest.raises(InputError, match=r"empty\.jsonl: holds no rows"):
+            Source(str(tmp_path / "empty.jsonl"))
+    blanks = f"   \n{one}   \n \t\r\n\f\n{two}\n\n   {three}   \n  "
+    path.write_text(blanks)
+    source = Source(str(path))
+    assert [source.location(i).line for i in range(len(source))] == [2, 5, 7]
+    assert [source[i].messages[-1]["content"] for i in range(3)] == ["é 0", "é 1", "é 2"]
+    path.write_text(f"{one}\n{two}          ")  # no line ends with these spaces
+    assert len(Source(str(path))) == 2
     with pytest.raises(InputError, match=r"rows\.csv: expected a file"):
         Source(str(tmp_path / "rows.csv"))
 

@@ -1,5 +1,6 @@
 """Live audio: what is answered while sound comes is what would be answered about the whole clip."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +75,10 @@ def test_a_maximum_that_comes_last_changes_what_was_heard_before(model):
 
 
 def test_what_an_ear_cannot_take_is_said(model):
-    with pytest.raises(UsageError, match="listen for less"):
+    with pytest.raises(UsageError, match="ask for less"):
         model.listen(seconds=1e5)
+    with pytest.raises(UsageError, match="ask for less"):
+        model.listen(max_new_tokens=10_000)
     ear = model.listen(seconds=1)
     with pytest.raises(InputError, match="clip 1"):
         ear.ask(ASKED)
@@ -91,6 +94,18 @@ def test_what_an_ear_cannot_take_is_said(model):
         pass
     with pytest.raises(UsageError, match="closed"):
         ear.push(np.zeros(8))
+
+
+def test_an_ear_is_as_large_as_the_model_allows(model):
+    """`model.listen()` works for any model; the bundled one has positions for some minutes."""
+    with model.listen() as ear:
+        ear.push(np.zeros(16_000 * 120, np.float32))
+        with pytest.raises(InputError, match=r"more than the \d+ s") as refused:
+            ear.push(np.zeros(16_000 * 480, np.float32))
+    fits = int(re.search(r"the (\d+) s", str(refused.value))[1])
+    model.listen(seconds=fits)
+    with pytest.raises(UsageError, match="ask for less"):
+        model.listen(seconds=fits + 1)
 
 
 def test_ears_share_a_service(model):

@@ -17,6 +17,8 @@ import openai
 import pytest
 from adapters import write_adapters
 from served import user
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 import moss_audio_jax as mj
 from moss_audio_jax import command
@@ -30,7 +32,7 @@ LONG = {"temperature": 2.0, "seed": 1, "max_tokens": 60}
 
 @contextlib.contextmanager
 def process(*options: str):
-    """(process, url) of a server."""
+    """(process, url) of a server; `process.said` grows by the lines that it prints later."""
     words = [sys.executable, "-m", "moss_audio_jax.serve", "--port", "0", "--compile", "demand"]
     with subprocess.Popen([*words, *options], stderr=subprocess.PIPE, text=True) as server:
         try:
@@ -41,7 +43,8 @@ def process(*options: str):
                     break
             else:
                 raise AssertionError("".join(lines))
-            threading.Thread(target=lambda: [*server.stderr], daemon=True).start()
+            server.said = []
+            threading.Thread(target=server.said.extend, args=[server.stderr], daemon=True).start()
             yield server, found[1]
         finally:
             server.kill()
@@ -107,8 +110,16 @@ def test_sigterm_lets_answers_end_and_ctrl_c_ends_at_once(tmp_path):
             httpx.get(f"{url}/health")
     with process() as (server, url):
         assert httpx.get(f"{url}/ready").status_code == 200
-        server.send_signal(signal.SIGINT)
-        assert server.wait(20) == 130
+        with pytest.raises(InvalidStatus):
+            connect(f"{url.replace('http', 'ws')}/v1/other")
+        body = LONG | {"messages": [user("Tell a long story.")], "stream": True, "model": "small"}
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as reply:
+            next(reply.iter_lines())
+            server.send_signal(signal.SIGINT)
+            assert server.wait(20) == 130
+    # A line for the socket that was refused, and no traceback of the stream.
+    assert [line for line in server.said if "WS other 404" in line]
+    assert not [line for line in server.said if "handshake" in line or "Traceback" in line]
 
 
 def test_sigterm_while_a_model_is_loaded_ends_at_once():
@@ -146,6 +157,18 @@ def test_options_that_are_refused(words, code, fault, capsys, monkeypatch, tmp_p
     assert command.run(verb.main, words) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert fault in line
+
+
+def test_a_port_is_taken_before_anything_listens_there():
+    with verb._listening("127.0.0.1", 0) as first:
+        host, port = first.getsockname()
+        with (
+            pytest.raises(mj.UsageError, match=f"cannot listen on {host}:{port}"),
+            verb._listening(host, port),
+        ):
+            pass
+    with verb._listening(host, port):  # it is free again
+        pass
 
 
 def test_keys_of_a_file_and_of_the_environment(tmp_path, monkeypatch):

@@ -219,6 +219,53 @@ def test_texts_that_mean_harm(served, text):
         told_until(connection, "input_audio_buffer.cleared")
 
 
+def test_limits_of_tokens(served, speech):
+    """A session's is kept until another is set; "inf" lifts it; a response may have its own."""
+    with talking(served) as connection:
+        append(connection, speech[:100_000])
+
+        def update(**session):
+            connection.session.update(session={"type": "realtime", **session})
+            return told_until(connection, "session.updated")[-1].session.max_output_tokens
+
+        def tokens(**response):
+            asked = {"instructions": QUESTION, **response}
+            connection.response.create(response=asked)
+            return told_until(connection, "response.done")[-1].response.usage.output_tokens
+
+        assert update() == "inf"
+        long = tokens()
+        assert long > 3
+        assert update(max_output_tokens=2) == 2
+        assert update(instructions="Be brief.") == 2
+        assert tokens() == 2
+        assert tokens(max_output_tokens=3) == 3
+        assert tokens(max_output_tokens="inf") == long
+        assert update(max_output_tokens="inf") == "inf"
+        assert tokens() == long
+
+
+def test_a_response_with_an_input_leaves_the_texts_that_wait(served, model):
+    with talking(served) as connection:
+
+        def answer(**response):
+            connection.response.create(response={"max_output_tokens": 8, **response})
+            return told_until(connection, "response.done")[-1].response.output[0].content[0].text
+
+        item = {"type": "message", "role": "user"}
+        item["content"] = [{"type": "input_text", "text": "First?"}]
+        connection.conversation.item.create(item=item)
+        # An empty input is an input: only the instructions are asked.
+        assert answer(instructions="Second?", input=[]) == said(model, "Second?")
+        assert answer() == said(model, "First?")
+        connection.response.create(response={})
+        assert "nothing is asked" in told_until(connection, "error")[-1].error.message
+
+
+def said(model, text):
+    return model.generate(text, max_new_tokens=8).text
+
+
 # --- who leaves ----------------------------------------------------------------------------------
 
 

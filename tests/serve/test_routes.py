@@ -12,6 +12,8 @@ import json
 import os
 import random
 import signal
+import socket
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -524,6 +526,12 @@ def test_other_routes(served):
         assert wrong.status_code == 415
         wrong = http.post("/v1/audio/transcriptions", json={"model": "small"})
         assert wrong.status_code == 415
+        for path, kind in (
+            ("/v1/chat/completions", "Application/JSON; charset=utf-8"),
+            ("/v1/audio/transcriptions", "Multipart/Form-Data; boundary=x"),
+        ):
+            reply = http.post(path, content=b"", headers={"Content-Type": kind})
+            assert reply.status_code == 400  # the type is right, the body is not
         assert http.get("/v1/models/small").json()["id"] == "small"
         document = http.get("/openapi.json").json()
         assert set(document["paths"]) >= {"/v1/chat/completions", "/v1/audio/transcriptions"}
@@ -677,6 +685,30 @@ def test_a_client_that_goes_away_frees_its_place(served, band):
     until(lambda: idle(served), 10)
     assert 'moss_audio_answers_total{reason="cancelled"}' in served.http().get("/metrics").text
     assert served.state.service.stats()["new_tokens"] - before < 16 * 256
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/v1/chat/completions", "application/json"),
+        ("/v1/audio/transcriptions", "multipart/form-data; boundary=x"),
+    ],
+)
+def test_a_client_that_hangs_up_while_it_sends_is_no_fault_of_the_server(served, path, kind):
+    def count(status):
+        lines = served.http().get("/metrics").text.splitlines()
+        name = f'moss_audio_requests_total{{route="{path}",status="{status}"}} '
+        return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+    before, faults = count(499), count(500)
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind}\r\n"
+        head += f"Authorization: Bearer {KEY}\r\nContent-Length: 100000\r\n\r\n"
+        client.sendall(head.encode() + b"--x\r\n")
+        time.sleep(0.1)
+    until(lambda: count(499) == before + 1, 10)
+    assert count(500) == faults
 
 
 def test_a_killed_decoding_process_is_replaced(served, client, speech):

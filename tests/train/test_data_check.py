@@ -67,7 +67,8 @@ def test_bad_rows_are_named_and_no_device_is_used(rows, small_run, tmp_path):
         rows.with_content(0, "gone-1.wav"),
         rows.with_content(0, "gone-2.wav"),
         {**rows.with_content(2, "word " * 200), "id": "long"},
-        rows.lines[0],
+        rows.lines[0] | {"id": "again"},
+        rows.lines[1] | {"id": "light", "weight": "1"},
     ]
     options = [*rows("train", *bad), f"--config={small_run}", f"--report={report}"]
     code = (
@@ -86,7 +87,7 @@ def test_bad_rows_are_named_and_no_device_is_used(rows, small_run, tmp_path):
     assert done.returncode == 1, done.stderr
     table = [line.split() for line in done.stdout.splitlines()]
     numbers = next(line for line in table if line[:1] == ["data.train"])
-    assert numbers[1:5] == ["11", "7", "3", "1"]
+    assert numbers[1:5] == ["12", "7", "4", "1"]
     assert any(line[:3] == ["bad", "2", "no"] for line in table)  # one reason for both files
     listed = {(row["line"], row["kind"]): row for row in log(report.parent, "page.jsonl")}
     assert set(listed) == {
@@ -95,8 +96,10 @@ def test_bad_rows_are_named_and_no_device_is_used(rows, small_run, tmp_path):
         (9, "bad"),
         (10, "over-long"),
         (11, "duplicate"),
+        (12, "bad"),
     }
-    assert listed[10, "over-long"]["id"] == "long"
+    ids = {line: row.get("id") for (line, _), row in listed.items()}
+    assert ids == {7: None, 8: None, 9: None, 10: "long", 11: "again", 12: "light"}
     assert "gone-2.wav" in listed[9, "bad"]["reason"]
     said = Page(report.read_text()).said
     assert {"Rows that cannot be used", "Filled tokens of a packed row, %"} <= set(said)

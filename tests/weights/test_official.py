@@ -234,6 +234,10 @@ def test_tied_head_must_repeat_the_embedding(tmp_path, config):
     break_checkpoint(tmp_path / "tied", model, lambda t: t.update(repeat))
     assert "lm_head" not in load_params(tmp_path / "tied")
 
+    exact = {"lm_head.weight": repeat["lm_head.weight"].astype(np.float32)}  # in another dtype
+    break_checkpoint(tmp_path / "tied", model, lambda t: t.update(exact))
+    assert "lm_head" not in load_params(tmp_path / "tied")
+
     repeat["lm_head.weight"][-1, -1] += 1
     break_checkpoint(tmp_path / "tied", model, lambda t: t.update(repeat))
     with pytest.raises(InputError, match="differs from language_model"):
