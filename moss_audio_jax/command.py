@@ -305,6 +305,13 @@ def shares(
             yield share
 
 
+def distinct(output: str | os.PathLike[str], *inputs: str | os.PathLike[str] | None) -> None:
+    """Raises UsageError if a verb would write over a file that it reads."""
+    place = os.path.realpath(output)
+    if place in [os.path.realpath(each) for each in inputs if each is not None]:
+        raise UsageError(f"{shown(output)}: is the output and also an input; choose another output")
+
+
 def look(files: Sequence[str]) -> dict[str, str]:
     """Faults in the first seconds of sound files: {file: message}.
 

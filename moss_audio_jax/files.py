@@ -391,6 +391,8 @@ class Lock:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = open(self._path, "a+", encoding="utf-8", errors="replace")
+            except (FileExistsError, NotADirectoryError):
+                raise InputError(f"{shown(self._path.parent)}: is not a folder") from None
             except OSError as error:
                 raise not_written(self._path, error) from None
             try:

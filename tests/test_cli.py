@@ -483,6 +483,11 @@ def test_an_output_that_exists(run, toy):
     Path("precious/letters.txt").write_text("dear")
     refused(run(*convert, "precious", "--overwrite"), 1, "precious", "not a checkpoint")
     assert Path("precious/letters.txt").read_text() == "dear"
+    for name in ("letters.txt", "checkpoints"):  # a model beside something else, and a run
+        shutil.copytree(toy, f"with-{name}")
+        os.mkdir(f"with-{name}/{name}")
+        refused(run(*convert, f"with-{name}", "--overwrite"), 1, "not a checkpoint", name)
+        assert Path(f"with-{name}", name).exists()
     refused(run(*convert, toy), 2, "different folders")
 
     os.symlink("old", "link")  # as to a larger disk: it stays, and what it names is replaced

@@ -70,12 +70,14 @@ def main(argv: Sequence[str]) -> int:
     shard = source.read_shard(args.shard)
     config = defaults.load(args.config, rest)
     config.rows.keep_doubtful |= args.keep_doubtful
-    found = source.sharded(source.find(args.input), shard)
     out, rows_name = args.output, "rows.jsonl"
     if out.suffix == ".jsonl":
         out, rows_name = out.parent, out.name
         if rows_name in ("segments.jsonl", "dropped.jsonl"):
             raise UsageError(f"--output {args.output}: another file of the run has this name")
+    for name in pipeline.outputs(rows_name, shard):
+        command.distinct(out / name, args.input)
+    found = source.sharded(source.find(args.input), shard)
     if config.checkpoint == defaults.BUNDLED:
         command.say(command.SMALL_MODEL)
     summary = pipeline.annotate(

@@ -92,6 +92,7 @@ def annotate(
         if shard[1] > 1:  # shards may run together, but each only once, and not during a whole run
             stack.enter_context(Lock(out, "annotate", _named("shard", shard)))
         if not is_remote(out):
+            _check_free(out, outputs(rows_name, shard))
             done, failed = _annotated(sources, out, config, workers, progress)
             return _gathered(sources, done, failed, out, config, rows_name, shard)
         mirror = stack.enter_context(Mirror(out, sources, config.page_clips))
@@ -100,6 +101,22 @@ def annotate(
         summary = _gathered(sources, done, failed, here, config, rows_name, shard)
         mirror.finish()
         return summary
+
+
+def outputs(rows_name: str, shard: tuple[int, int]) -> list[str]:
+    """The names of the files about several sources."""
+    names = ("segments.jsonl", rows_name, "dropped.jsonl", "manifest.json", "index.html")
+    return [_named(name, shard) for name in names]
+
+
+def _check_free(out: Path, names: Sequence[str]) -> None:
+    """Raises InputError if a file would take the place of one that no run has made."""
+    for name in names if not (out / "records").is_dir() else ():
+        if (out / name).exists():
+            raise InputError(
+                f"{shown(out / name)}: exists, and is not of a run of annotate; choose another "
+                "folder, or move it"
+            )
 
 
 def _annotated(

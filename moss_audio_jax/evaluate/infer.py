@@ -315,6 +315,7 @@ def main(argv: Sequence[str]) -> int:
     output = args.output
     if output.suffix != ".jsonl":
         output = output / f"{args.benchmark}.jsonl"
+    command.distinct(output, args.data)
 
     command.join_processes()
     crew, mesh = crew_and_mesh(args.mesh)

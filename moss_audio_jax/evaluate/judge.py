@@ -217,6 +217,7 @@ def main(argv: Sequence[str]) -> int:
         help="concurrent requests; default 8",
     )
     args = options.parse_args(argv)
+    command.distinct(args.output, args.data, args.predictions)
     by = Judge(args.url, args.model, os.environ.get(variable(args.key_from)))
     benchmark = benchmarks.from_args(args)
     if not any(map(_judged, benchmark.items)):

@@ -136,6 +136,7 @@ def main(argv: Sequence[str]) -> int:
     options.add_argument("--predictions", type=as_path, required=True, metavar="FILE")
     options.add_argument("--output", type=as_path, required=True, metavar="FILE|DIR")
     args = options.parse_args(argv)
+    command.distinct(args.output, args.data, args.predictions)
     benchmark = benchmarks.from_args(args)
     rows, problems = read_predictions(args.predictions)
     found, more = by_id(rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -207,7 +209,7 @@ def check_same(
     for name, row in done.items():
         old = row.get("meta", {})
         for key in meta:
-            if key not in ("code_version", "limit") and old.get(key) != meta[key]:
+            if key not in _FREE and old.get(key) != meta[key]:
                 raise InputError(
                     f"{output}: {brief(name)} was predicted with {key} "
                     f"{brief(repr(old.get(key)))}, now it is {brief(repr(meta[key]))}; {_ADVICE}"
@@ -219,6 +221,18 @@ def check_same(
             )
 
 
+def mixed(metas: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each setting in which the `meta` of a file's predictions differ."""
+    lines = []
+    for key in dict.fromkeys(key for meta in metas for key in meta if key not in _FREE):
+        values = Counter(json.dumps(meta.get(key), sort_keys=True) for meta in metas)
+        if len(values) > 1:
+            told = ", ".join(f"{brief(value, 80)} ({n})" for value, n in values.most_common(3))
+            lines.append(f"the predictions were made with several settings: {key} {told}")
+    return lines
+
+
+_FREE = ("code_version", "limit")  # may differ within a file
 _ADVICE = "give another --output, or remove the old predictions"
 
 

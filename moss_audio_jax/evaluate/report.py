@@ -148,7 +148,9 @@ def main(argv: Sequence[str]) -> int:
             f"{len(args.names)} --names for {len(args.scores)} --scores; expected one for each"
         )
     for file in filter(None, (args.output, args.markdown)):
+        command.distinct(file, *args.scores)
         check_target(file)
+    command.distinct(args.output, args.markdown)
     if args.audio_root is not None and not args.audio_root.is_dir():
         raise InputError(f"{args.audio_root}: --audio-root is not a folder")
     named = list(zip(args.scores, args.names or [None] * len(args.scores), strict=True))

@@ -38,6 +38,7 @@ from moss_audio_jax.evaluate.official_files import official_texts
 from moss_audio_jax.evaluate.predictions import (
     Prediction,
     by_id,
+    mixed,
     read_judgements,
     read_predictions,
 )
@@ -168,6 +169,7 @@ def score_items(
     if labels:
         parts["official"]["event_f1_macro"] = events.label_average(labels, skip_unfound=True)
         parts["strict"]["event_f1_macro"] = events.label_average(labels, skip_unfound=False)
+    metas = [row["meta"] for row in found.values() if isinstance(row.get("meta"), dict)]
     result = {
         "benchmark": benchmark,
         "n": len(items),
@@ -177,6 +179,7 @@ def score_items(
         "counts": counts,
         "problems": [
             *problems,
+            *mixed(metas),
             *repeated,
             *(f"{name}: no prediction" for name in missing),
             *(f"{name}: predicted, but no item of {benchmark}" for name in unknown),
@@ -186,7 +189,7 @@ def score_items(
         "counted": text_norm.COUNTED,
         "code_version": code_version(),
     }
-    if metas := [row["meta"] for row in found.values() if isinstance(row.get("meta"), dict)]:
+    if metas:
         result["meta"] = {key: value for key, value in metas[0].items() if key != "limit"}
     if with_rows:
         result["rows"] = [row.verdict(item) for item, row in zip(items, scored, strict=True)]
@@ -316,6 +319,7 @@ def main(argv: Sequence[str]) -> int:
     )
     options.add_argument("--no-rows", action="store_true", help="leave out the verdict on each row")
     args = options.parse_args(argv)
+    command.distinct(args.output, args.data, args.predictions, args.judgements)
     if args.text_encoder is not None and args.benchmark not in mecat.TASKS:
         raise UsageError(f"--text-encoder is for {' and '.join(mecat.TASKS)}")
     encoder = mecat.encoder_folder(args.text_encoder) if args.benchmark in mecat.TASKS else None

@@ -291,14 +291,17 @@ def _compiling(when: str) -> Iterator[Callable[[int, int], None] | None]:
     if when == "demand":
         yield None
         return
-    with tqdm(desc="compiling", unit="program", leave=False) as bar:
+    ready = 0
+    with tqdm(desc="compiling", unit="program", leave=False, disable=None) as bar:
 
         def told(number: int, count: int) -> None:
+            nonlocal ready
             bar.total = count
-            bar.update(number - bar.n)
+            bar.update(number - ready)
+            ready = number
 
         yield told
-        command.say(f"{bar.n} programs are ready")
+        command.say(f"{ready} programs are ready")
 
 
 @contextlib.contextmanager

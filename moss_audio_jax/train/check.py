@@ -97,6 +97,8 @@ def check(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
         source.check(config)
     if helpers and not config.data.chunks:
         raise UsageError("data.chunks is 0: rows of text, and the helpers need sound")
+    if config.lora.rank and not config.lora.alpha > 0:
+        raise UsageError(f"lora.alpha is {config.lora.alpha:g}; expected a number above 0")
     try:
         re.compile(config.lora.targets)
     except re.error as error:

@@ -43,6 +43,7 @@ from moss_audio_jax.train.source import Batches, source_of
 from moss_audio_jax.train.start import Start, initial_params, read_start
 from moss_audio_jax.train.step import State, batch_shardings, eval_step
 from moss_audio_jax.tree import flatten
+from moss_audio_jax.weights.folder import check_replaceable
 from moss_audio_jax.weights.helpers import load_helpers
 from moss_audio_jax.weights.native import check_place
 
@@ -72,11 +73,24 @@ def train(config: Any, workdir: Path) -> int:
         return _train(run, workdir, lock, mixture, held_out)
 
 
+def _check_free(workdir: Path) -> None:
+    """Raises InputError if what this run writes would take the place of something else."""
+    file = workdir / "config.json"
+    if file.exists() and not {"train", "optimizer"} <= files.read_json(file).keys():
+        raise InputError(
+            f"{file}: is not that of a run; give the run a folder of its own (--workdir)"
+        )
+    for name in ("export", "lora"):
+        if (workdir / name).exists():
+            check_replaceable(workdir / name)
+
+
 def _train(
     run: Setup, workdir: Path, lock: files.Lock | None, mixture: Mixture, held_out: Mixture | None
 ) -> int:
     config, mesh = run.config, run.mesh
     clock = Clock()
+    _check_free(workdir)
 
     # --- restore ----------------------------------------------------------------------------------
     kind = BucketCheckpoints if is_remote(workdir) else Checkpoints

@@ -195,7 +195,7 @@ def save_adapters(
         description = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "r": min(min(tensor.shape) for tensor in tensors.values()),
+            "r": next(t.shape[0] for name, t in tensors.items() if "lora_A" in name),
             "lora_alpha": alpha,
             "lora_dropout": 0.0,
             "bias": "none",

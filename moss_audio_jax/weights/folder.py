@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from moss_audio_jax.config import (
 )
 from moss_audio_jax.errors import InputError
 
+_EXISTS = "{}: already exists; choose another folder or overwrite it"
 # Each makes a folder one of ours; a reader asks for it first.
 _OURS = ("config.json", "adapter_config.json", "helpers.json")
 
@@ -43,6 +45,11 @@ EXTRA_FILES = (
     "added_tokens.json",
     "*.model",
     "chat_template.*",
+)
+# What else a checkpoint's folder may hold, whoever made it.
+_PARTS = (
+    *("*.safetensors", "*.json", "params", "helpers"),
+    *("*.md", "LICENSE*", "*.py", ".gitattributes", ".cache", ".DS_Store"),
 )
 
 
@@ -78,7 +85,9 @@ def new_folder(folder: str | Path, nbytes: int, overwrite: bool = False) -> Iter
             if first and old.exists() and not folder.exists():  # killed between two renames
                 old.rename(folder)
             if folder.exists():
-                _check_replaceable(folder, overwrite)
+                if not overwrite:
+                    raise InputError(_EXISTS.format(folder))
+                check_replaceable(folder)
             wait_for_all("looked")
             if first:
                 if partial.exists():  # left by a process that was killed
@@ -118,8 +127,10 @@ def _new_in_bucket(folder: Any, nbytes: int, overwrite: bool) -> Iterator[Path]:
             begun = (folder / buckets.UNFINISHED).exists()
             if begun and not any((folder / name).exists() for name in _OURS):
                 buckets.delete(folder)  # left by a process that was killed
+            elif not overwrite:
+                raise InputError(_EXISTS.format(folder))
             else:
-                _check_replaceable(folder, overwrite)
+                check_replaceable(folder)
         partial = Path(staged) / folder.name
         try:
             partial.mkdir()
@@ -135,11 +146,19 @@ def _new_in_bucket(folder: Any, nbytes: int, overwrite: bool) -> Iterator[Path]:
         wait_for_all("copied")
 
 
-def _check_replaceable(folder: Path, overwrite: bool) -> None:
-    if not overwrite:
-        raise InputError(f"{folder}: already exists; choose another folder or overwrite it")
-    empty = folder.is_dir() and not any(folder.iterdir())
-    if not empty and not any((folder / name).exists() for name in _OURS):
+def check_replaceable(folder: Path) -> None:
+    """Raises InputError if a folder holds what no checkpoint has: it would be lost with it."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is not a checkpoint; it is not overwritten")
+    names = sorted(entry.name for entry in folder.iterdir())
+    known = (*_OURS, *EXTRA_FILES, *_PARTS)
+    for name in names:
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in known):
+            raise InputError(
+                f"{folder}: is not a checkpoint, for it holds {files.shown(name)}; it is not "
+                "overwritten"
+            )
+    if names and not any(name in names for name in _OURS):
         raise InputError(f"{folder}: is not a checkpoint; it is not overwritten")
 
 

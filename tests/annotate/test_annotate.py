@@ -130,6 +130,31 @@ def test_rows_are_what_training_reads(corpus, tmp_path):
     assert not re.search(r"https?://", page)
 
 
+def test_files_that_no_run_made_are_kept(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in" / "a.wav", np.zeros(8000), 16_000)
+    plain = ["--config.checkpoint=", "--config.speech.systems=()"]
+
+    def annotate(given: str, output: str) -> tuple[int, str]:
+        words = ["annotate", "--input", str(tmp_path / given), "--output", str(tmp_path / output)]
+        code = cli.main([*words, *plain])
+        return code, capsys.readouterr().err
+
+    (tmp_path / "out").mkdir()
+    for name in ("index.html", "segments.jsonl", "mine.jsonl"):
+        (tmp_path / "out" / name).write_text("mine")
+        code, said = annotate("in", "out/mine.jsonl")
+        assert code == 1
+        assert f"{name}: exists, and is not of a run of annotate" in said
+        assert (tmp_path / "out" / name).read_text() == "mine"
+        (tmp_path / "out" / name).unlink()
+    assert annotate("in", "out/mine.jsonl")[0] == 0
+    assert annotate("in", "out/mine.jsonl")[0] == 0  # its own
+    code, said = annotate("out/mine.jsonl", "out/mine.jsonl")
+    assert code == 2
+    assert "is the output and also an input" in said
+
+
 def test_the_same_file_twice_gives_its_rows_once(corpus, tmp_path):
     folder, _, _ = corpus
     for name in ("a", "b"):

@@ -13,7 +13,7 @@ import pytest
 
 from moss_audio_jax import command
 from moss_audio_jax.errors import InputError
-from moss_audio_jax.evaluate import official_files, score
+from moss_audio_jax.evaluate import official_files, report, score
 from moss_audio_jax.evaluate.benchmarks import Item, load_benchmark
 from moss_audio_jax.evaluate.predictions import by_id, read_judgements, read_predictions
 from moss_audio_jax.evaluate.score import asked, score_items
@@ -331,6 +331,38 @@ def test_words_of_scripts_with_marks_and_characters_of_scripts_without_spaces():
     assert by["th"]["cer"] == by["th"]["wer"] == 40
     assert (by["th"]["rows_in_characters"], by["th"]["rows_in_words"]) == (1, 0)
     assert "characters" in result["counted"]["wer"]
+
+
+def test_what_is_read_is_not_written_over(tmp_path, capsys):
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(DATA))
+    file = lines(tmp_path / "p.jsonl", said(q0="A", q1="B", q2="A"))
+    (tmp_path / "link.json").symlink_to(file)
+    before = data.read_bytes(), file.read_bytes()
+    asked = ("--benchmark", "mmau", "--data", data, "--predictions", file)
+    for output in (data, file, tmp_path / "link.json"):
+        for verb in (score, official_files):
+            words = [str(word) for word in (*asked, "--output", output)]
+            assert command.run(verb.main, words) == 2
+            assert f"{output}: is the output and also an input" in capsys.readouterr().err
+    assert (data.read_bytes(), file.read_bytes()) == before
+    assert run(*asked, "--output", tmp_path / "s.json") == 0
+    scores = ["--scores", str(tmp_path / "s.json"), "--output"]
+    page = str(tmp_path / "page.html")
+    for words in ([*scores, scores[1]], [*scores, page, "--markdown", page]):
+        assert command.run(report.main, words) == 2
+
+
+def test_predictions_of_two_settings_are_named(tmp_path):
+    metas = [{"model": "a", "decoding": {"seed": 0}, "code_version": str(n)} for n in range(3)]
+    rows = [
+        row | {"meta": meta} for row, meta in zip(said(q0="A", q1="B", q2="A"), metas, strict=True)
+    ]
+    items = [choice_item(f"q{n}", "A") for n in range(3)]
+    assert score_items("mmau", items, rows)["problems"] == []
+    rows[2]["meta"] = {**metas[2], "model": "b"}
+    (problem,) = score_items("mmau", items, rows)["problems"]
+    assert problem.endswith('several settings: model "a" (2), "b" (1)')
 
 
 def test_an_old_score_outlives_a_failure(tmp_path, monkeypatch, capsys):

@@ -362,6 +362,7 @@ def test_a_run_that_can_be_is_not_refused(run_config, tmp_path):
         (["optimizer.groups=[5]"], r"optimizer\.groups"),
         (["lora.rank=2", "lora.targets=^nothing$"], r"lora\.targets '\^nothing\$' matches no"),
         (["lora.rank=2", "lora.targets=("], r"lora\.targets"),
+        (["lora.rank=2", "lora.alpha=0"], r"lora\.alpha is 0; expected a number above 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

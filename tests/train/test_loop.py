@@ -122,6 +122,21 @@ def test_lora_is_saved_alone_and_merged_in_the_export(run_config, corpus, tmp_pa
     assert size < sum(leaf.nbytes for leaf in before.values())  # the base is not in it
 
 
+def test_a_folder_of_something_else_is_not_trained_in(run_config, corpus, tmp_path):
+    """Neither a checkpoint's config.json nor what lies in export/ or lora/ is lost."""
+    config = run_config("train.steps=1", "checkpoint.export=official")
+    shutil.copytree(corpus / "start", tmp_path / "model")
+    with pytest.raises(InputError, match=r"model/config\.json: is not that of a run"):
+        train(config, tmp_path / "model")
+    assert read_config(tmp_path / "model") == read_config(corpus / "start")
+    for name in ("export", "lora"):
+        (tmp_path / name / name).mkdir(parents=True)
+        (tmp_path / name / name / "letters.txt").write_text("dear")
+        with pytest.raises(InputError, match=rf"{name}: is not a checkpoint, for it holds letters"):
+            train(config, tmp_path / name)
+        assert not (tmp_path / name / "config.json").exists()
+
+
 def test_rows_of_text_alone_are_learned_without_the_encoder(run_config, corpus, tmp_path):
     rows = [
         {

@@ -250,12 +250,20 @@ def test_an_adapter_is_described(tmp_path, config):
     )
 
 
-@pytest.mark.parametrize("targets", [lora.DECODER, f"{lora.DECODER}|{lora.ENCODER}", "."])
-def test_ours_round_trip(tmp_path, base, config, targets):
+@pytest.mark.parametrize(
+    ("targets", "rank"),
+    [
+        (lora.DECODER, 3),
+        (lora.DECODER, 200),  # more than kernels have rows or columns
+        (f"{lora.DECODER}|{lora.ENCODER}", 3),
+        (".", 3),
+    ],
+)
+def test_ours_round_trip(tmp_path, base, config, targets, rank):
     """Saved, read, merged on the host and while loading; written twice over each other."""
     params = {path: np.array(leaf) for path, leaf in flatten(load_params(base)).items()}
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: lora.init(jax.random.key(0), params, 3, targets))
+    shapes = jax.eval_shape(lambda: lora.init(jax.random.key(0), params, rank, targets))
     adapters = {path: rng.standard_normal(leaf.shape, np.float32) for path, leaf in shapes.items()}
     assert not any("conv" in path for path in adapters)
     assert targets != "." or "audio_encoder/stem/stem_proj/lora_a" in adapters
@@ -271,13 +279,13 @@ def test_ours_round_trip(tmp_path, base, config, targets):
                 for layer in range(len(layers)):
                     at = layer if a.ndim == 3 else ...
                     *read, scale = found.read(path, layer)
-                    assert scale == pytest.approx(4 / 3)
+                    assert scale == pytest.approx(4 / rank)
                     np.testing.assert_array_equal(read[0], a[at])
                     np.testing.assert_array_equal(read[1], b[at])
     for path, a in adapters.items():
         if path.endswith("lora_a"):
             module = path.removesuffix("/lora_a")
-            params[f"{module}/kernel"] += a @ adapters[f"{module}/lora_b"] * np.float32(4 / 3)
+            params[f"{module}/kernel"] += a @ adapters[f"{module}/lora_b"] * np.float32(4 / rank)
     convert(base, tmp_path / "out", "official", merge_lora=tmp_path / "lora", progress=False)
     loaded = flatten(load_params(base, lora=tmp_path / "lora"))
     for path, leaf in flatten(load_params(tmp_path / "out")).items():
