@@ -11,13 +11,18 @@ extras `world` and `evaluate`.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from moss_audio_jax import world
+from moss_audio_jax.annotate.ears import Ears
+from moss_audio_jax.audio import load_audio
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
+from moss_audio_jax.evaluate.metrics.error_rate import errors
 
 # split -> its tasks
 SPLITS = {
@@ -50,6 +55,19 @@ FIGURES = (  # (name, split, key of the score's "strict", goal)
 
 def run(*words: object) -> int:
     return subprocess.run([sys.executable, "-m", *map(str, words)]).returncode
+
+
+def misheard(ears: Ears, clips: Sequence[tuple[Path, str]]) -> float:
+    """Percent of wrong characters, without spaces, in what the CTC head hears (greedy)."""
+    found = []
+    for path, text in clips:
+        (heard,) = ears.hear([load_audio(path)])
+        likeliest = heard.log_probs.argmax(axis=-1)
+        nothing = heard.log_probs.shape[-1] - 1
+        pieces = [piece for piece, _ in itertools.groupby(likeliest) if piece != nothing]
+        said = ears.tokenizer.decode(pieces).replace(" ", "")
+        found.append(errors(text.replace(" ", ""), said))
+    return 100 * sum(each.total for each in found) / sum(each.reference for each in found)
 
 
 def main() -> None:
@@ -93,6 +111,16 @@ def main() -> None:
             value = scores[split]["strict"][key]
             low, high = scores[split]["confidence"]["strict"][key]
             print(f"| {what} | {value:.3g} | {low:.3g} - {high:.3g} | {asked_for} |")
+    ears = Ears.load(args.checkpoint)
+    for split in args.splits if "pieces" in ears.has else ():
+        data = args.workdir / f"{split}-{args.scenes}"
+        rows = map(json.loads, (data / "rows.jsonl").read_text(encoding="utf-8").splitlines())
+        said = [row["conversation"] for row in rows if row["task"] == "asr"]
+        if said:
+            wrong = misheard(
+                ears, [(data / turns[0]["content"], turns[-1]["content"]) for turns in said]
+            )
+            print(f"| characters wrong, CTC head, {split}, % | {wrong:.3g} | | |")
 
 
 if __name__ == "__main__":

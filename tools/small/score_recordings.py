@@ -23,16 +23,14 @@ import soundfile
 
 from moss_audio_jax import files, world
 from moss_audio_jax.annotate.ears import Ears
-from moss_audio_jax.audio import load_audio
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.draw import Draw
-from moss_audio_jax.evaluate.metrics.error_rate import errors
 from moss_audio_jax.world.recordings import channels, scenes, sentences
 from moss_audio_jax.world.recordings.source import Voice, named
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tools.small.score import run
+from tools.small.score import misheard, run
 
 
 class Lines(NamedTuple):
@@ -114,20 +112,6 @@ def score(name: str, workdir: Path, checkpoint: Path, output: Path, count: int) 
     return json.loads(scored.read_text(encoding="utf-8"))
 
 
-def misheard(ears: Ears, folder: Path) -> float:
-    """Percent of wrong characters, without spaces, in what the CTC head hears (greedy)."""
-    found = []
-    for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        (heard,) = ears.hear([load_audio(folder / row["audio"])])
-        likeliest = heard.log_probs.argmax(axis=-1)
-        nothing = heard.log_probs.shape[-1] - 1
-        pieces = [piece for piece, _ in itertools.groupby(likeliest) if piece != nothing]
-        said = ears.tokenizer.decode(pieces).replace(" ", "")
-        found.append(errors(row["text"].replace(" ", ""), said))
-    return 100 * sum(each.total for each in found) / sum(each.reference for each in found)
-
-
 def clips(scored: dict, tasks: tuple[str, ...]) -> list[bool]:
     """Whether all answers of a clip to `tasks` are right, for each clip that has one."""
     right: dict[str, bool] = {}
@@ -167,7 +151,10 @@ def main() -> None:
     ears = Ears.load(args.checkpoint)
     for name in args.only if "pieces" in ears.has else ():
         if name in LINES:
-            wrong = misheard(ears, args.workdir / f"recordings-{name}")
+            folder = args.workdir / f"recordings-{name}"
+            lines = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+            rows = map(json.loads, lines)
+            wrong = misheard(ears, [(folder / row["audio"], row["text"]) for row in rows])
             print(f"| characters wrong, CTC head, {name}, % | {wrong:.3g} | | |")
     for what, names, tasks, goal in BY_TASK:
         if set(names) <= scores.keys():
