@@ -198,7 +198,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
     libtpu.quieten()
     with _progress(), warnings.catch_warnings():
         # Two parts of a verb that look at one file may say the same of it.
-        told = functools.cache(lambda line: say(line))
+        told = functools.cache(say)
         warnings.showwarning = lambda message, *_, **__: told(_line("warning", message))
         try:
             code = main(argv)
