@@ -50,6 +50,7 @@ EXTRA_FILES = (
 _PARTS = (
     *("*.safetensors", "*.json", "params", "helpers"),
     *("*.md", "LICENSE*", "*.py", ".gitattributes", ".cache", ".DS_Store"),
+    buckets.UNFINISHED,
 )
 
 
@@ -158,7 +159,7 @@ def check_replaceable(folder: Path) -> None:
                 f"{folder}: is not a checkpoint, for it holds {files.shown(name)}; it is not "
                 "overwritten"
             )
-    if names and not any(name in names for name in _OURS):
+    if names and not any(name in names for name in (*_OURS, buckets.UNFINISHED)):
         raise InputError(f"{folder}: is not a checkpoint; it is not overwritten")
 
 

@@ -25,12 +25,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from tiny_checkpoint import random_tensors, read_tensors, write_checkpoint
 
-from moss_audio_jax import sharding
+from moss_audio_jax import buckets, sharding
 from moss_audio_jax.config import ProcessorConfig, read_json
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.tree import flatten
 from moss_audio_jax.weights.convert import convert, load_params, save_official
-from moss_audio_jax.weights.folder import write_side_files
+from moss_audio_jax.weights.folder import check_replaceable, write_side_files
 from moss_audio_jax.weights.native import MARKER, save_native, total_bytes
 from moss_audio_jax.weights.official import OfficialReader, qwen3_table, table
 from moss_audio_jax.weights.opening import folder_format, open_checkpoint
@@ -174,6 +174,26 @@ def test_outputs_that_are_refused(tmp_path, folder):
     assert (precious / "thesis.txt").exists()
     quiet(folder, tmp_path / "out", "official", overwrite=True)
     assert folder_format(tmp_path / "out") == "official"
+
+
+def test_what_may_be_replaced(tmp_path, folder, native):
+    """Checkpoints, also with what people put beside one; and, in a bucket, one that was begun."""
+    for made in (folder, native):
+        shutil.copytree(made, tmp_path / made.name)
+        (tmp_path / made.name / "README.md").write_text("a model")
+        check_replaceable(tmp_path / made.name)
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    check_replaceable(begun)
+    (begun / "model.safetensors").write_text("")
+    with pytest.raises(InputError, match="not a checkpoint"):
+        check_replaceable(begun)
+    (begun / buckets.UNFINISHED).write_text("")
+    check_replaceable(begun)
+    (begun / "config.json").write_text("{}")
+    (begun / "metrics.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"it holds metrics\.jsonl"):
+        check_replaceable(begun)
 
 
 @contextlib.contextmanager
