@@ -179,9 +179,9 @@ def test_outputs_that_are_refused(tmp_path, folder):
 def test_what_may_be_replaced(tmp_path, folder, native):
     """Checkpoints, also with what people put beside one; and, in a bucket, one that was begun."""
     for made in (folder, native):
-        shutil.copytree(made, tmp_path / made.name)
-        (tmp_path / made.name / "README.md").write_text("a model")
-        check_replaceable(tmp_path / made.name)
+        copy = shutil.copytree(made, tmp_path / f"copy-{made.name}")
+        (copy / "README.md").write_text("a model")
+        check_replaceable(copy)
     begun = tmp_path / "begun"
     begun.mkdir()
     check_replaceable(begun)
