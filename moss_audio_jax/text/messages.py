@@ -86,10 +86,8 @@ def parts(message: Mapping[str, Any], where: str) -> list[tuple[Mapping[str, Any
     if isinstance(content, str):
         return [({"type": "text", "text": content}, f"{where}.content")]
     if not isinstance(content, Sequence) or isinstance(content, bytes) or not content:
-        raise InputError(
-            f"{where}.content is {_shown(content) if content else 'empty'}; expected a text or a "
-            "list of parts"
-        )
+        what = "empty" if content == [] else _shown(content)
+        raise InputError(f"{where}.content is {what}; expected a text or a list of parts")
     found = []
     for number, part in enumerate(content):
         place = f"{where}.content[{number}]"

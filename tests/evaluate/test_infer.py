@@ -138,7 +138,7 @@ def test_batch_mesh_and_order_change_nothing(evaluate, monkeypatch):
     sampled = ("--temperature", "1", "--seed", "3")
     _, expected = evaluate("one.jsonl", "--batch", "1", *sampled)
     assert len({row["raw_output"] for row in expected}) > ITEMS // 2
-    monkeypatch.setattr(module, "_GROUP_BATCHES", 1)
+    monkeypatch.setattr(module, "BATCHES_AT_ONCE", 1)
     for output, *options in (
         ("sixteen.jsonl", "--batch", "16"),
         ("mesh.jsonl", "--batch", "16", "--mesh", "data=8"),

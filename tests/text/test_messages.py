@@ -58,7 +58,7 @@ def test_a_clip_in_python_is_what_it_is():
         ([{"role": "tool", "content": "x"}], r"messages\[0\].role is 'tool'"),
         ([{"role": ["user"], "content": "x"}], r"messages\[0\].role is list"),
         ([{"role": "user"}], r"messages\[0\].content is None"),
-        ([{"role": "user", "content": []}], r"messages\[0\].content is list"),
+        ([{"role": "user", "content": []}], r"messages\[0\].content is empty"),
         ([{"role": "user", "content": b"x"}], r"messages\[0\].content is bytes"),
         ([{"role": "user", "content": ["x"]}], r"messages\[0\].content\[0\] is a str"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], r"content\[0\].type is 'image"),
