@@ -486,21 +486,27 @@ class MossAudio:
         self._require_tokenizer()
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; expected at least 1")
-        replies: dict[int, Reply] = {}
+        replies: list[Reply] = []
+        share = BATCHES_AT_ONCE * batch_size
         with tqdm(total=len(requests), unit="answer", disable=not progress) as bar:
-            share = BATCHES_AT_ONCE * batch_size
             for first in range(0, len(requests), share):
-                prompts: dict[int, Prepared] = {}
-                for number in range(first, min(first + share, len(requests))):
-                    try:
-                        prompts[number] = self.prepare(requests[number])
-                    except (InputError, UsageError) as error:
-                        replies[number] = Reply("", None, [], "error", error=str(error))
-                        bar.update()
-                answered = self.answer(
-                    [*prompts.values()], batch_size, on_reply=lambda *_: bar.update()
-                )
-                replies |= zip(prompts, answered, strict=True)
+                replies += self._replies(requests[first : first + share], batch_size, bar.update)
+        return replies
+
+    def _replies(
+        self, requests: Sequence[Request], batch_size: int, told: Callable[[], Any]
+    ) -> list[Reply]:
+        """Those of `generate_batch`, in one call of the engine; `told` is called for each."""
+        prompts: dict[int, Prepared] = {}
+        replies: dict[int, Reply] = {}
+        for number, request in enumerate(requests):
+            try:
+                prompts[number] = self.prepare(request)
+            except (InputError, UsageError) as error:
+                replies[number] = Reply("", None, [], "error", error=str(error))
+                told()
+        answered = self.answer([*prompts.values()], batch_size, on_reply=lambda *_: told())
+        replies |= zip(prompts, answered, strict=True)
         return [replies[number] for number in range(len(requests))]
 
     def answer(

@@ -111,7 +111,9 @@ def outputs(rows_name: str, shard: tuple[int, int]) -> list[str]:
 
 def _check_free(out: Path, names: Sequence[str]) -> None:
     """Raises InputError if a file would take the place of one that no run has made."""
-    for name in names if not (out / "records").is_dir() else ():
+    if (out / "records").is_dir():  # the folder of a run
+        return
+    for name in names:
         if (out / name).exists():
             raise InputError(
                 f"{shown(out / name)}: exists, and is not of a run of annotate; choose another "

@@ -196,6 +196,9 @@ def failed(prediction: Prediction | None) -> bool:
     return prediction is None or prediction.get("raw_output") is None
 
 
+_FREE = ("code_version", "limit")  # of `meta`, what may differ within a file
+
+
 def check_same(
     done: Mapping[str, Prediction], items: Sequence[Item], meta: Mapping[str, Any], output: Path
 ) -> None:
@@ -232,7 +235,6 @@ def mixed(metas: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-_FREE = ("code_version", "limit")  # may differ within a file
 _ADVICE = "give another --output, or remove the old predictions"
 
 
@@ -245,4 +247,7 @@ def merge(output: Path, items: Sequence[Item]) -> None:
     ids += sorted(found.keys() - set(ids))
     write_lines(output, (found[name] for name in ids))
     for partial in partials:
-        delete_one(partial) if is_remote(partial) else partial.unlink()
+        if is_remote(partial):
+            delete_one(partial)
+        else:
+            partial.unlink()

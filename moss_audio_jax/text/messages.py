@@ -26,7 +26,8 @@ from moss_audio_jax.errors import InputError
 from moss_audio_jax.files import brief
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-SOUNDS = ("input_audio", "audio_url", "audio")
+ENCODED = ("input_audio", "audio_url")  # parts with sound that can be sent
+SOUNDS = (*ENCODED, "audio")
 _DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 
 
@@ -77,10 +78,12 @@ def from_openai(messages: Sequence[Mapping[str, Any]]) -> Conversed:
     return Conversed(said, clips)
 
 
-def parts(message: Mapping[str, Any], where: str) -> list[tuple[Mapping[str, Any], str]]:
+def parts(
+    message: Mapping[str, Any], where: str, sounds: Sequence[str] = SOUNDS
+) -> list[tuple[Mapping[str, Any], str]]:
     """The parts of a message's content, each checked, with its place for messages.
 
-    A content that is a string is one part of text.
+    A content that is a string is one part of text. `sounds`: the types of parts with sound.
     """
     content = message.get("content")
     if isinstance(content, str):
@@ -97,10 +100,8 @@ def parts(message: Mapping[str, Any], where: str) -> list[tuple[Mapping[str, Any
         if kind in ("text", "refusal"):
             if not isinstance(part.get(kind), str):
                 raise InputError(f"{place}.{kind} is {_shown(part.get(kind))}; expected a string")
-        elif not isinstance(kind, str) or kind not in SOUNDS:
-            raise InputError(
-                f"{place}.type is {_shown(kind)}; expected text, input_audio, audio_url"
-            )
+        elif not isinstance(kind, str) or kind not in sounds:
+            raise InputError(f"{place}.type is {_shown(kind)}; expected text, {', '.join(sounds)}")
         elif kind not in part:
             raise InputError(f"{place}.{kind} is missing; expected the sound")
         found.append((part, place))
