@@ -255,9 +255,13 @@ class Engine:
             while self.busy:
                 for one in self.step():
                     yield one._replace(number=number[one.number])
-        finally:
-            for one in asked:  # what is left if the caller stops early
+        except GeneratorExit:  # the caller stops early, between two turns
+            for one in asked:
                 self.cancel(one.number)
+            raise
+        except BaseException:
+            self._forget()
+            raise
 
     def asked(self, example: Example, sampling: Sampling, each_token: bool = False) -> Asked:
         """A request for `enter`; any thread may make one.
@@ -463,6 +467,15 @@ class Engine:
                 hints=size.hints,
                 logprobs=size.logprobs,
             )
+
+    def _forget(self) -> None:
+        """After a turn that was broken off, by Ctrl-C or for want of memory: its programs may have
+        taken the state and given no other."""
+        size, self._size, self._state = self._size, None, None
+        self._line, self._owner, self._groups = [], [], []
+        self.hearing.renew(self.hearing.params)
+        if not self._patient:
+            self._make(size)
 
     # --- in line -------------------------------------------------------------------------------
 

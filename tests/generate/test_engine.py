@@ -11,7 +11,7 @@ import moss_audio_jax as mj
 from moss_audio_jax.data.batch import Example
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.generate import engine as engine_module
-from moss_audio_jax.generate import shapes
+from moss_audio_jax.generate import hearing, shapes
 from moss_audio_jax.generate.engine import Engine
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import Vocabulary
@@ -226,6 +226,28 @@ def test_streaming_tells_every_token(model, prompts):
     output = engine(model).run([request], on_token=lambda i, ids: heard.append(list(ids)))[0]
     assert heard[-1] == output.ids
     assert [len(ids) for ids in heard] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("broken", ["decode_until", "encode"])
+def test_an_interrupted_answer_leaves_an_engine_that_can_be_used(
+    model, prompts, broken, monkeypatch
+):
+    """Ctrl-C between a program and its result: the state was donated, and its successor is lost."""
+    requests = [(prompt, Sampling(max_new_tokens=6)) for prompt in prompts[1:4]]
+    expected = engine(model).run(requests)
+    ours, module = engine(model), hearing if broken == "encode" else engine_module
+    program = getattr(module, broken)
+
+    def interrupted(*args, **static):
+        jax.block_until_ready(program(*args, **static))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, broken, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ours.run(requests)
+    monkeypatch.setattr(module, broken, program)
+    assert not ours.busy
+    assert [each.ids for each in ours.run(requests)] == [each.ids for each in expected]
 
 
 def test_prompts_end_at_the_models_last_position(model):
