@@ -84,14 +84,7 @@ class Service:
           InputError: the prompt does not fit the model or the cache, or the service is closing.
         """
         one = self._engine.asked(example, sampling, each_token)
-        with self._wake:
-            if self.dead is not None:
-                raise self.dead
-            if self._closing:
-                raise InputError("the engine is stopping; ask another one")
-            self._told[one.number] = told
-            self._inbox.append(one)
-            self._wake.notify()
+        self._enter(one, told)
         return one.number
 
     def answer(self, example: Example, sampling: Sampling) -> Output:
@@ -106,8 +99,13 @@ class Service:
             if progress.output is not None:
                 ended.put(progress.output)
 
-        self.submit(example, sampling, told, each_token=False)
-        output = ended.get()
+        one = self._engine.asked(example, sampling)
+        try:
+            self._enter(one, told)
+            output = ended.get()
+        except BaseException:  # Ctrl-C: nobody waits for it any more
+            self.cancel(one.number)
+            raise
         if output.finish_reason == "error":
             raise self.dead
         if output.finish_reason == "cancelled":
@@ -164,6 +162,16 @@ class Service:
             self._wake.notify()
         while self._thread.is_alive() and not self.stuck:
             self._thread.join(BEAT)
+
+    def _enter(self, one: Asked, told: Told) -> None:
+        with self._wake:
+            if self.dead is not None:
+                raise self.dead
+            if self._closing:
+                raise InputError("the engine is stopping; ask another one")
+            self._told[one.number] = told
+            self._inbox.append(one)
+            self._wake.notify()
 
     def _live(self) -> None:
         try:

@@ -12,7 +12,7 @@ from moss_audio_jax.data.batch import Example
 from moss_audio_jax.errors import InputError
 from moss_audio_jax.generate import engine as engine_module
 from moss_audio_jax.generate import hearing, shapes
-from moss_audio_jax.generate.engine import Engine
+from moss_audio_jax.generate.engine import Engine, Size
 from moss_audio_jax.generate.sampling import Sampling
 from moss_audio_jax.generate.vocabulary import Vocabulary
 
@@ -30,9 +30,9 @@ def prompts():
     return golden_prompts()
 
 
-def engine(model, vocab=VOCAB, slots=8, params=None, decode=None):
+def engine(model, vocab=VOCAB, slots=8, params=None, decode=None, size=None):
     params = model.params if params is None else params
-    return Engine(params, model.config, model.compute, vocab, model.mesh, decode, slots)
+    return Engine(params, model.config, model.compute, vocab, model.mesh, decode, slots, size=size)
 
 
 def always(model, cycle):
@@ -228,14 +228,16 @@ def test_streaming_tells_every_token(model, prompts):
     assert [len(ids) for ids in heard] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("size", [None, Size(4, 32, 64)], ids=["of the requests", "fixed"])
 @pytest.mark.parametrize("broken", ["decode_until", "encode"])
 def test_an_interrupted_answer_leaves_an_engine_that_can_be_used(
-    model, prompts, broken, monkeypatch
+    model, prompts, broken, size, monkeypatch
 ):
     """Ctrl-C between a program and its result: the state was donated, and its successor is lost."""
     requests = [(prompt, Sampling(max_new_tokens=6)) for prompt in prompts[1:4]]
     expected = engine(model).run(requests)
-    ours, module = engine(model), hearing if broken == "encode" else engine_module
+    ours = engine(model, size=size)
+    module = hearing if broken == "encode" else engine_module
     program = getattr(module, broken)
 
     def interrupted(*args, **static):

@@ -1,6 +1,7 @@
 """The engine that lives: requests come, stream, wait and go, and answers are as if asked alone."""
 
 import queue
+import signal
 import threading
 import time
 
@@ -95,6 +96,31 @@ def test_a_request_that_is_cancelled_frees_its_place(model, alone):
         assert third.answer().finish_reason == "cancelled"
         service.cancel(first.number)  # too late: nothing happens
         assert service.stats()["cache_tokens_taken"] == 0
+
+
+def test_an_interrupted_wait_frees_its_place(model, monkeypatch):
+    """Ctrl-C in who waits, while the engine answers somebody else."""
+    program, main, let_go = engine_module.decode_until, threading.get_ident(), threading.Event()
+    prompts = golden_prompts()
+
+    def interrupts(*args, **static):
+        while not service.stats()["waiting"]:
+            time.sleep(0.001)
+        if not let_go.is_set():
+            signal.pthread_kill(main, signal.SIGINT)
+        let_go.wait(60)
+        return program(*args, **static)
+
+    with model.service(slots=1, cache_tokens=256, max_new_tokens=64) as service:
+        monkeypatch.setattr(engine_module, "decode_until", interrupts)
+        first = Asker(service, prompts[1], Sampling(4, loop_guard=False), each_token=False)
+        with pytest.raises(KeyboardInterrupt):
+            service.answer(prompts[2], Sampling(64, loop_guard=False))
+        monkeypatch.undo()
+        let_go.set()
+        assert len(first.answer().ids) == 4
+        assert service.stats()["waiting"] == service.stats()["running"] == 0
+    assert service.stats()["prompt_tokens"] == len(prompts[1].ids)
 
 
 def test_who_does_not_fit_waits_and_who_never_can_is_refused(model):
