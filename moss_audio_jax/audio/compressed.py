@@ -10,7 +10,7 @@ import contextlib
 import io
 import re
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -26,9 +26,11 @@ _FORMATS = (
     "dtshd,flac,flv,iff,ircam,mp3,mpc,mpc8,mpeg,mpegts,nistsphere,ogg,pvf,sds,tta,voc,w64,wav,wv"
 )
 # Formats whose header states a length. For others FFmpeg guesses it from the bit rate.
-_STATED = {"mov,mp4,m4a,3gp,3g2,mj2", "ape", "asf", "caf", "mpc", "mpc8", "tta", "wv"}
+_STATED = {"mov,mp4,m4a,3gp,3g2,mj2", "ape", "caf", "mpc", "mpc8", "tta", "wv"}
 # Formats without a container, with tags or junk between frames; the largest frame in bytes.
 _BARE = {"mp3": 2048, "aac": 8192}
+# Codecs whose frames hold a checksum, which FFmpeg reads only if it is told to.
+_CHECKED = {"flac", "wavpack", "ac3", "eac3"}
 _SYNC = re.compile(rb"\xff[\xe0-\xfe]")  # how their frames start
 _SLACK = 0.1  # seconds: a header may count the decoder's delay, and may round
 _PLANES = (
@@ -99,7 +101,7 @@ class _Track:
         allow(self._promised or 0)
 
         self._watch = {"mp3": self._watch_mpeg, "flac": self._watch_flac}.get(self._format)
-        if codec.name == "flac":
+        if codec.name in _CHECKED:
             codec.options = {"err_detect": "crccheck+explode"}
         elif codec.name in _OGG_HEADERS and link.last_granule is not None:
             # FFmpeg trims up to a block too much of Vorbis, so the pages decide what to keep.
@@ -129,7 +131,7 @@ class _Track:
     def _frames(self) -> Iterator[av.AudioFrame]:
         decode = self._codec.decode
         try:
-            for packet in self._container.demux(self._stream):
+            for packet in self._demuxed():
                 try:
                     frames = decode(packet)
                 except av.InvalidDataError:
@@ -148,6 +150,11 @@ class _Track:
         except av.FFmpegError as error:
             self._failure = error  # the caller first gets what came before
 
+    def _demuxed(self) -> Iterator[av.Packet]:
+        # PyAV may raise IndexError after the last packet if another stream began within the file.
+        with contextlib.suppress(IndexError):
+            yield from self._container.demux(self._stream)
+
     # --- bookkeeping by format -------------------------------------------------------------------
 
     def _promised_seconds(self) -> float | None:
@@ -157,16 +164,23 @@ class _Track:
             return self._link.samples / self._codec.sample_rate
         if self._format in _STATED and stream.duration:
             return float(stream.duration * stream.time_base)
-        # Matroska states the longest stream's length only.
-        if "webm" in self._format and len(container.streams) == 1 and container.duration:
+        if len(container.streams) > 1:  # Matroska and ASF state the longest stream's length only
+            return None
+        if "webm" in self._format and container.duration:
             return container.duration / 1e6
-        return None
+        # FFmpeg would guess it if the file has not the size that its header states.
+        return self._asked(structure.asf_seconds) if self._format == "asf" else None
+
+    def _asked(self, look: Callable, *more: Any) -> Any:
+        """What `look` finds in the file, which FFmpeg then reads on where it was."""
+        pos = self._file.tell()
+        found = look(self._file, *more)
+        self._file.seek(pos)
+        return found
 
     def _watch_mpeg(self, packet: av.Packet, frames: list) -> None:
         """Reads the frame count from the header, which lies before the first packet."""
-        pos = self._file.tell()  # FFmpeg continues from here
-        promise = structure.mpeg_promise(self._file, packet.pos or 0)
-        self._file.seek(pos)
+        promise = self._asked(structure.mpeg_promise, packet.pos or 0)
         self._watch = None
         if promise and self._codec.sample_rate:
             self._frame_count, self._padding = promise

@@ -6,8 +6,10 @@ that a header promises, and whether the end of the file is missing. Nothing is d
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from moss_audio_jax.errors import InputError
 
 _PIECE = 1 << 16  # bytes searched at a time
 _MASTERS = (b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75")  # Matroska's segment and cluster
+_ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -160,7 +164,7 @@ def _ogg_pages(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes, bytes]]:
 def cut(file: BinaryIO) -> str | None:
     """Says how a file is cut short, as the predicate of a message; None if that cannot be seen.
 
-    It can be seen in MP4, Matroska, AVI, FLV, IFF, VOC and NIST files, whose parts state their
+    It can be seen in MP4, Matroska, AVI, FLV, ASF, IFF, VOC and NIST files, whose parts state their
     lengths.
     """
     size, head = file.seek(0, os.SEEK_END), read_at(file, 0, 1024)
@@ -169,7 +173,9 @@ def cut(file: BinaryIO) -> str | None:
     elif head[:4] == b"\x1a\x45\xdf\xa3":
         parts, kind = _elements(file), "a Matroska element"
     elif head[:3] == b"FLV":
-        parts, kind = _flv_tags(file, int.from_bytes(head[5:9], "big")), "an FLV tag"
+        parts, kind = _flv_tags(file, head), "its FLV tags"
+    elif head[:16] == _ASF_HEADER:
+        parts, kind = _asf_objects(file, head), "an ASF object"
     elif head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         parts, kind = [8 + int.from_bytes(head[4:8], "little")], "its AVI chunk"
     elif head[:4] == b"FORM":
@@ -215,12 +221,29 @@ def _elements(file: BinaryIO) -> Iterator[int]:
             yield pos
 
 
-def _flv_tags(file: BinaryIO, pos: int) -> Iterator[int]:
-    pos += 4
+def _flv_tags(file: BinaryIO, head: bytes) -> Iterator[int]:
+    if stated := re.search(rb"(?s:\0\x08filesize\0(.{8}))", head):  # by its first tag
+        size = struct.unpack(">d", stated[1])[0]
+        yield int(size) if 0 < size < math.inf else 0
+    pos = int.from_bytes(head[5:9], "big") + 4
     while len(head := read_at(file, pos, 4)) == 4 and head[0] in (8, 9, 18):
         pos += 11 + int.from_bytes(head[1:], "big")
         yield pos
         pos += 4
+
+
+def _asf_objects(file: BinaryIO, head: bytes) -> Iterator[int]:
+    pos = int.from_bytes(head[16:24], "little")  # after the header come the packets
+    yield pos
+    if _asf_properties(file):
+        yield pos + int.from_bytes(read_at(file, pos + 16, 8), "little")
+
+
+def _asf_properties(file: BinaryIO) -> bytes | None:
+    """What the header states of the whole file; None for a broadcast, which cannot know it."""
+    head = read_at(file, 0, _PIECE)
+    found = head[head.find(_ASF_PROPERTIES) :][:104]
+    return None if len(found) < 104 or found[88] & 1 else found
 
 
 def _voc_blocks(file: BinaryIO, pos: int, size: int) -> Iterator[int]:
@@ -239,6 +262,15 @@ def _nist(head: bytes) -> Iterator[int]:
     if length and re.search(rb"sample_coding -s\d+ (pcm|ulaw|alaw|mu-law)\s", head):
         size = number(b"sample_n_bytes") * number(b"channel_count") * number(b"sample_count")
         yield int(length[1]) + size
+
+
+def asf_seconds(file: BinaryIO) -> float | None:
+    """How long the longest stream of an ASF file plays, if its header states it."""
+    stated = _asf_properties(file)
+    if not stated:
+        return None
+    play, silent = (int.from_bytes(stated[at : at + 8], "little") for at in (64, 80))
+    return max(0, play - 10_000 * silent) / 1e7  # 100 ns, and ms before the first sound
 
 
 # --- mpeg ----------------------------------------------------------------------------------------

@@ -59,24 +59,60 @@ def written(kind: str, letter: str = "a", seconds=1.0, rate=16000, channels=1, *
     return file.getvalue()
 
 
-def muxed(codec: str, container: str, *letters: str, default: int = 0, **options) -> bytes:
-    """A file by FFmpeg, one track of a second for each letter."""
-    file = io.BytesIO()
+class Pipe:
+    """A file that can only be written, from its start to its end."""
+
+    def __init__(self):
+        self.data = b""
+
+    def write(self, data):
+        self.data += bytes(data)
+
+    def getvalue(self):
+        return self.data
+
+
+def muxed(
+    codec: str,
+    container: str,
+    *letters: str,
+    default: int = 0,
+    rate: int = 48000,
+    pictures: int = 0,
+    file=None,
+    **options,
+) -> bytes:
+    """A file by FFmpeg, one track of a second for each letter, and pictures, ten a second."""
+    file = file or io.BytesIO()
     with av.open(file, "w", format=container, options=options) as out:
-        tracks = [out.add_stream(codec, rate=48000, layout="mono") for _ in letters]
+        tracks = [out.add_stream(codec, rate=rate, layout="mono") for _ in letters]
+        if pictures:
+            screen = out.add_stream("flv", rate=10)
+            screen.width, screen.height, screen.pix_fmt = 64, 64, "yuv420p"
         for number, track in enumerate(tracks):
             track.disposition = int(number == default)
+            if codec in ("wavpack", "libmp3lame"):
+                track.codec_context.format = "s16p"
+            track.bit_rate = 128_000
+            track.codec_context.open()
         for letter, track in zip(letters, tracks, strict=True):
-            data = tone(letter, 1, 48000).astype(np.float32)
+            data = tone(letter, 1, rate).astype(np.float32)
             kind = track.codec_context.format.name
             if kind.startswith("s16"):
                 data = np.round(data * 32767).astype(np.int16)
             size = track.codec_context.frame_size or 1024
             for start in range(0, len(data), size):
                 frame = av.AudioFrame.from_ndarray(data[None, start : start + size], kind, "mono")
-                frame.sample_rate, frame.pts = 48000, start
+                frame.sample_rate, frame.pts = rate, start
                 out.mux(track.encode(frame))
             out.mux(track.encode(None))
+        for number in range(pictures):
+            black = np.zeros((64, 64, 3), np.uint8)
+            picture = av.VideoFrame.from_ndarray(black, format="rgb24")
+            picture.pts = number
+            out.mux(screen.encode(picture))
+        if pictures:
+            out.mux(screen.encode(None))
     return file.getvalue()
 
 
@@ -248,6 +284,7 @@ CUT = {
     "live webm": lambda: muxed("libopus", "webm", "a", live="1"),
     "avi": lambda: muxed("pcm_s16le", "avi", "a"),
     "matroska": lambda: muxed("aac", "matroska", "a"),
+    "flv": lambda: muxed("aac", "flv", "a"),
 }
 
 
@@ -283,6 +320,63 @@ def test_halves_are_refused(kind):
         assert "cut short" in cut or "damaged" in cut
     if kind in ("aiff", "caf", "au", "w64", "rifx", "rf64"):
         assert "0.50 s of the 1.00 s" in refusal(data[: (len(data) - 32000) + 16000])
+
+
+@pytest.mark.parametrize("container", ["asf", "flv"])
+def test_cuts_between_two_parts_are_refused(container):
+    """The header states the size of the file, so that no cut can hide, wherever it is."""
+    data = muxed("wmav2" if container == "asf" else "aac", container, "a")
+    for stop in range(len(data) // 4, len(data), 211):
+        refusal(data[:stop])
+
+
+def test_what_asf_and_flv_do_not_state_is_not_missed():
+    """Into a pipe their writers state neither size nor length."""
+    for codec, container in (("wmav2", "asf"), ("aac", "flv")):
+        assert heard(muxed(codec, container, "a", file=Pipe())).startswith("aaa")
+
+
+def test_an_asf_film_may_outlast_its_sound():
+    """Its header states the longest stream's length; only with sound alone is that the sound's."""
+    assert heard(muxed("wmav2", "asf", "a", pictures=30)) == "aaa"
+    data = bytearray(muxed("wmav2", "asf", "a"))
+    at = data.index(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")) + 64  # how long it plays
+    play = int.from_bytes(data[at : at + 8], "little") + 5_000_000
+    data[at : at + 8] = play.to_bytes(8, "little")
+    assert "of the 1.5" in refusal(bytes(data))
+
+
+def test_pictures_that_begin_late_in_a_flv():
+    """FFmpeg learns of them while it reads, and PyAV raises IndexError after the last packet."""
+    sound, both = (muxed("libmp3lame", "flv", "a", rate=44100, pictures=n) for n in (0, 10))
+    assert (sound[4], both[4]) == (4, 5)  # sound alone, says the header of the first
+    tags, pictures, at = both[13:], b"", 0
+    while at < len(tags):
+        length = 15 + int.from_bytes(tags[at + 1 : at + 4], "big")
+        pictures += tags[at : at + length] if tags[at] == 9 else b""
+        at += length
+    sound += 9 * sound[13:]
+    with av.open(io.BytesIO(sound + pictures)) as container:
+        assert len(container.streams) == 1
+    np.testing.assert_array_equal(
+        load_audio(io.BytesIO(sound + pictures)), load_audio(io.BytesIO(sound))
+    )
+    assert "cut short" in refusal((sound + pictures)[:-10])
+
+
+@pytest.mark.parametrize(
+    ("codec", "container"),
+    [("wavpack", "wv"), ("ac3", "ac3"), ("ac3", "mp4"), ("eac3", "eac3"), ("eac3", "matroska")],
+)
+def test_checksums_of_frames(codec, container):
+    """Zeros in the middle decode to something, but the frame's checksum is wrong."""
+    data = muxed(codec, container, "a")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert heard(data)[:4] == "aaaa"
+    middle = len(data) // 2
+    damaged = data[:middle] + bytes(200) + data[middle + 200 :]
+    assert "damaged" in refusal(damaged)
 
 
 # --- what a person should know -------------------------------------------------------------------
