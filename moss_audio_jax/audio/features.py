@@ -14,6 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from moss_audio_jax.audio.lengths import HOP, SAMPLE_RATE, mel_frames
+from moss_audio_jax.audio.pcm import array_of
 from moss_audio_jax.errors import InputError
 
 N_FFT = 400  # samples per frame: 25 ms
@@ -21,7 +22,7 @@ MEL_BINS = 128
 POWER_FLOOR = 1e-10  # the least power of a mel bin, before the logarithm
 DYNAMIC_RANGE = 8.0  # decades kept below the clip's own maximum
 _HALF = N_FFT // 2  # frames are centred: frame t covers samples 160 t - 200 .. 160 t + 199
-_PEAK_LIMIT = 1e12  # larger samples could overflow the power spectrum in float32
+PEAK_LIMIT = 1e12  # larger samples could overflow the power spectrum in float32
 _BLOCK = 256  # frames processed together; their spectra fit into the processor's cache
 _BANK_PARTS = 8  # such small products stay on one thread, which is faster here
 
@@ -39,7 +40,7 @@ def log_mel(wav: np.ndarray) -> np.ndarray:
 
     Raises:
       InputError: wav is not one-dimensional or not floating point, is shorter than one frame, or
-        holds samples that are not finite or absurdly large.
+        holds samples that are masked, not finite or absurdly large.
     """
     wav = _checked(wav)
     mel = np.empty((MEL_BINS, mel_frames(len(wav))), np.float32)
@@ -90,11 +91,7 @@ class GrowingMel:
 
 def _checked(wav: np.ndarray) -> np.ndarray:
     """The waveform as float32; raises what `log_mel` does."""
-    wav = np.asarray(wav)
-    if wav.ndim != 1:
-        raise InputError(
-            f"log_mel: the waveform has shape {list(wav.shape)}; expected [n], one channel"
-        )
+    wav = one_channel(wav)
     if not np.issubdtype(wav.dtype, np.floating):
         raise InputError(
             f"log_mel: the waveform is {wav.dtype}; expected floating point in about -1..1 "
@@ -104,12 +101,27 @@ def _checked(wav: np.ndarray) -> np.ndarray:
         raise InputError(
             f"log_mel: the waveform holds {len(wav)} samples; expected at least {HOP} (one frame)"
         )
-    peak = max(-float(wav.min()), float(wav.max()))
-    if not peak <= _PEAK_LIMIT:  # also true of NaN
+    top = peak(wav)
+    if not top <= PEAK_LIMIT:  # also true of NaN
         raise InputError(
-            f"log_mel: the waveform's samples reach {peak}; expected finite values in about -1..1"
+            f"log_mel: the waveform's samples reach {top}; expected finite values in about -1..1"
         )
     return wav.astype(np.float32, copy=False)
+
+
+def one_channel(wav: np.ndarray) -> np.ndarray:
+    """The waveform as an array [n]; raises what `log_mel` does if it has not this shape."""
+    wav = array_of(wav)
+    if wav.ndim != 1:
+        raise InputError(
+            f"log_mel: the waveform has shape {list(wav.shape)}; expected [n], one channel"
+        )
+    return wav
+
+
+def peak(wav: np.ndarray) -> float:
+    """The largest absolute value of samples, at least one; NaN if one of them is NaN."""
+    return max(-float(wav.min()), float(wav.max()))
 
 
 def _blocks(wav: np.ndarray, first: int = 0) -> Iterator[tuple[int, np.ndarray]]:

@@ -111,7 +111,9 @@ def audio_blocks(source: Source, max_seconds: float | None = None) -> Iterator[n
             raise InputError(f"{name}: {error}") from error.__cause__
         except MemoryError:
             raise InputError(f"{name}: decoding it takes more memory than there is") from None
-        except (OSError, ValueError, ArithmeticError, RuntimeError) as error:
+        except Warning:
+            raise
+        except Exception as error:  # decoders raise anything about a damaged file
             raise InputError(f"{name}: cannot be decoded ({brief(reason(error))})") from error
 
 
@@ -157,7 +159,8 @@ def _open(source: Any, stack: contextlib.ExitStack) -> tuple[BinaryIO, str]:
     if not hasattr(source, "read"):
         raise InputError(
             f"load_audio: got {type(source).__name__}; expected a path, a binary file object, or "
-            "an array with its sampling rate: (array, rate)"
+            "an array with its sampling rate: (array, rate); a model's methods also take a NumPy "
+            "waveform at 16 kHz as it is"
         )
     # Only plain files are read in place: the descriptor of a gzip file gives the packed bytes.
     # FFmpeg gets no name, because it would take the suffix as a hint.
@@ -229,7 +232,8 @@ def _of_array(source: Mapping[str, Any] | tuple) -> Iterator[tuple[int, np.ndarr
     """(rate, float32 [n, channels]) of an array with its sampling rate."""
     if isinstance(source, Mapping):
         if not {"array", "sampling_rate"} <= source.keys():
-            raise InputError(f"has the keys {sorted(source)}; expected array and sampling_rate")
+            keys = brief(sorted(map(str, source)))
+            raise InputError(f"has the keys {keys}; expected array and sampling_rate")
         array, rate = source["array"], source["sampling_rate"]
     else:
         if len(source) != 2:
@@ -240,7 +244,7 @@ def _of_array(source: Mapping[str, Any] | tuple) -> Iterator[tuple[int, np.ndarr
         raise InputError(
             f"the sampling rate is {brief(repr(rate))}; expected an integer from 1000 to 768000"
         )
-    array = np.asarray(array)
+    array = pcm.array_of(array)
     if array.ndim == 2:
         short, long = sorted(array.shape)
         if not short <= _MOST_CHANNELS < long:

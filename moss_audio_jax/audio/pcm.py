@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from moss_audio_jax.audio.structure import read_at
 from moss_audio_jax.errors import InputError
+from moss_audio_jax.files import brief
 
 _BLOCK_BYTES = 1 << 20
 _W64 = b"riff\x2e\x91\xcf\x11"
@@ -111,6 +112,19 @@ def _values(data: bytes, code: str) -> np.ndarray:
         wide = np.ndarray(len(data) // 3, f"{order}i4", data + b"\0", strides=(3,))
         return scaled(wide << 8 if order == "<" else wide & -256)
     return scaled(np.frombuffer(data, f"{order}{kind}{width}"))
+
+
+def array_of(values: Any) -> np.ndarray:
+    """Samples from any library as a NumPy array. Raises InputError if that cannot be done."""
+    if np.ma.is_masked(values):
+        raise InputError("the array has masked samples; fill them first (numpy.ma.filled)")
+    try:
+        return np.asarray(values)
+    except Exception as error:  # a foreign object may raise anything
+        raise InputError(
+            f"NumPy cannot read the {type(values).__name__} ({brief(error)}); expected an array of "
+            "numbers (of a torch tensor: .float().cpu().numpy())"
+        ) from error
 
 
 def scaled(values: np.ndarray) -> np.ndarray:

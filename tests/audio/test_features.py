@@ -117,6 +117,7 @@ def test_filters_have_unit_area_and_cover_the_band():
         (np.full(1600, np.nan, np.float32), "finite"),
         (np.append(np.zeros(1600), -np.inf), "finite"),
         (np.full(1600, 1e30), "1e\\+30"),
+        (np.ma.masked_greater(np.linspace(0, 1, 1600), 0.5), "masked samples"),
     ],
 )
 def test_bad_waveforms_are_named(wav, words):

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from moss_audio_jax.audio import load_audio
+from moss_audio_jax.audio import compressed, load_audio
 from moss_audio_jax.errors import InputError, UsageError
 
 CASES = Path(__file__).parents[3] / "shared" / "cases"
@@ -467,6 +467,13 @@ def test_arrays():
     np.testing.assert_allclose(load_audio((unsigned, 44100)), expected, atol=1e-2)
 
 
+class Foreign:
+    """An array of another library that NumPy cannot read, such as a tensor on a GPU."""
+
+    def __array__(self, *_, **__):
+        raise TypeError("on a device of its own")
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
@@ -481,6 +488,11 @@ def test_arrays():
         ((np.zeros(1000), float("nan")), "nan"),
         ((np.zeros(1000),), "tuple of 1"),
         ({"bytes": b""}, "'bytes'"),
+        ({1: 2, "a": 3}, "['1', 'a']"),
+        ((Foreign(), 16000), "NumPy cannot read the Foreign (on a device of its own)"),
+        (Foreign(), "got Foreign; expected a path, a binary file object, or an array with its"),
+        (Foreign(), "a NumPy waveform at 16 kHz"),
+        ((np.ma.masked_greater(np.linspace(0, 1, 16000), 0.5), 16000), "masked samples"),
         (np.zeros(1000), "with its sampling rate"),
         ((np.full(1000, 1e300), 16000), "NaN or infinite"),
         ((np.repeat(np.float32([3.4e38, -3.4e38]), 500), 44100), "overflow when resampled"),
@@ -489,6 +501,24 @@ def test_arrays():
 )
 def test_arrays_that_are_refused(source, words):
     assert words in refusal(source)
+
+
+def test_tensors_that_numpy_cannot_read():
+    torch = pytest.importorskip("torch")
+    assert ".float().cpu().numpy()" in refusal((torch.zeros(16000).bfloat16(), 16000))
+    assert len(load_audio((torch.zeros(16000), 16000))) == 16000
+
+
+def test_any_error_of_a_decoder_names_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.flac"
+    path.write_bytes(written("FLAC"))
+
+    def blocks(*_):
+        raise IndexError("list index out of range")
+        yield
+
+    monkeypatch.setattr(compressed, "blocks", blocks)
+    assert refusal(path) == f"{path}: cannot be decoded (list index out of range)"
 
 
 # --- bounds --------------------------------------------------------------------------------------
