@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import numpy as np
 
+from moss_audio_jax.audio.features import one_channel
 from moss_audio_jax.audio.lengths import SAMPLE_RATE
 from moss_audio_jax.errors import UsageError
+from moss_audio_jax.files import brief
 
 _FRAME = SAMPLE_RATE // 50  # 20 ms
 _SMOOTH = 15  # frames (0.3 s): a pause between words, not a dip within one
@@ -27,10 +30,12 @@ def quiet_windows(wav: np.ndarray, seconds: float) -> list[tuple[int, int]]:
 
     Raises:
       UsageError: `seconds` is below 1 or not finite.
+      InputError: wav is not one-dimensional, or holds masked samples.
     """
-    if not 1 <= seconds < math.inf:
-        raise UsageError(f"windows of {seconds:g} s; expected at least 1 s")
-    limit = int(seconds * SAMPLE_RATE)
+    if not isinstance(seconds, Real) or not 1 <= seconds < math.inf:
+        raise UsageError(f"windows of {brief(repr(seconds))} s; expected a number, at least 1 s")
+    wav = one_channel(wav)
+    limit = int(min(seconds, len(wav)) * SAMPLE_RATE)  # a huge number stays an integer
     windows, start = [], 0
     while len(wav) - start > limit:
         earliest = start + limit * 2 // 3

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moss_audio_jax.audio import log_mel
 from moss_audio_jax.audio.windows import quiet_windows
-from moss_audio_jax.errors import UsageError
+from moss_audio_jax.errors import InputError, UsageError
 
 RATE = 16_000
 
@@ -62,7 +63,23 @@ def test_what_fits_stays_whole():
     assert len(quiet_windows(noise(10.01), 10)) == 2
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.99, -1.0, float("nan"), float("inf")])
+def test_windows_of_any_size():
+    wav = noise(2)
+    for seconds in (1e308, 10**400, np.float32(3e38), 2):
+        assert quiet_windows(wav, seconds) == [(0, len(wav))]
+    assert quiet_windows(wav[:0], 1) == [(0, 0)]
+
+
+def test_waveforms_with_channels_are_refused_as_everywhere():
+    for wav in (np.zeros((2, 32_000), "f4"), np.ma.masked_less(noise(2), 0)):
+        with pytest.raises(InputError) as of_mel:
+            log_mel(wav)
+        with pytest.raises(InputError) as of_windows:
+            quiet_windows(wav, 30)
+        assert str(of_windows.value) == str(of_mel.value)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.99, -1.0, float("nan"), float("inf"), "30", None])
 def test_impossible_lengths(seconds):
     with pytest.raises(UsageError, match="at least 1 s"):
         quiet_windows(noise(2), seconds)
