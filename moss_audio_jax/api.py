@@ -39,7 +39,7 @@ from moss_audio_jax.generate.drafts import Scribe, scribe_of
 from moss_audio_jax.generate.engine import Engine, Output, Size
 from moss_audio_jax.generate.familiarity import Familiarity, Gauge, Measures
 from moss_audio_jax.generate.hearing import Hearing
-from moss_audio_jax.generate.listen import Ear, tokens_for
+from moss_audio_jax.generate.listen import Ear, check_sizes, tokens_for
 from moss_audio_jax.generate.options import BATCH_SIZE, BATCHES_AT_ONCE, Sampling
 from moss_audio_jax.generate.request import Audio, Clip, Prepared, Reply, Request, clip_of, name_of
 from moss_audio_jax.generate.service import Service
@@ -677,8 +677,9 @@ class MossAudio:
           service: what answers, so that others share its engine; default an engine of its own.
 
         Raises:
-          UsageError: so much does not fit the model's positions.
+          UsageError: an argument is out of range, or so much does not fit the model's positions.
         """
+        check_sizes(seconds, max_new_tokens)
         positions = self.config.decoder.max_positions
         if seconds is None:
             fit = bisect.bisect(range(601), positions, key=lambda s: tokens_for(s, max_new_tokens))

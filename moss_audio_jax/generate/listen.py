@@ -10,13 +10,16 @@ content and is heard again.
 from __future__ import annotations
 
 import dataclasses
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moss_audio_jax.audio.features import GrowingMel
+from moss_audio_jax.audio.features import PEAK_LIMIT, GrowingMel, peak
 from moss_audio_jax.audio.lengths import SAMPLE_RATE, audio_tokens, mel_frames
+from moss_audio_jax.audio.pcm import array_of
 from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.files import brief
 from moss_audio_jax.generate.engine import Engine
 from moss_audio_jax.generate.options import Sampling
 from moss_audio_jax.generate.request import Clip, Prepared, Reply, Request
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from moss_audio_jax.api import MossAudio
 
 _AHEAD = 200  # samples after a frame's middle that its window sees
+_MOST_SECONDS = 10**9
 _ROOM = 10 * SAMPLE_RATE  # samples, at first
 
 
@@ -64,7 +68,8 @@ class Ear:
 
         Raises:
           UsageError: not a waveform, or the ear is closed.
-          InputError: values that are not finite, or more seconds than `listen` was told.
+          InputError: values that are masked, not finite or absurdly large, or more seconds than
+            `listen` was told. Nothing of it is kept.
         """
         self.take(samples)
         begun = self.begun()
@@ -89,14 +94,17 @@ class Ear:
 
     def take(self, samples: np.ndarray) -> None:
         """Adds sound like `push`, and hears nothing yet."""
-        samples = np.asarray(samples)
+        samples = array_of(samples)
         self._check_open()
         if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
             raise UsageError(
                 f"samples have shape {samples.shape} and dtype {samples.dtype}; expected float [n]"
             )
-        if not np.isfinite(samples).all():
-            raise InputError("the samples hold values that are NaN or infinite")
+        if len(samples) and not (top := peak(samples)) <= PEAK_LIMIT:  # as in each later question
+            raise InputError(
+                f"the samples hold values that are NaN, infinite or too large ({top:g}); expected "
+                "about -1..1. None of them was kept"
+            )
         count = self._count + len(samples)
         if count / SAMPLE_RATE > self._seconds:
             raise InputError(
@@ -149,6 +157,17 @@ class _SoFar(Clip):
 
     def log_mel(self, dtype: str) -> np.ndarray:
         return self._growing.of(self.wav)  # which was made for this dtype
+
+
+def check_sizes(seconds: float | None, new_tokens: int) -> None:
+    """Raises UsageError if `listen` cannot take these arguments, whatever the model."""
+    Sampling(max_new_tokens=new_tokens)
+    number = isinstance(seconds, Real)
+    if seconds is not None and not (number and 0 < seconds <= _MOST_SECONDS):
+        raise UsageError(
+            f"seconds is {brief(repr(seconds))}; expected a number above 0, at most "
+            f"{_MOST_SECONDS:,}"
+        )
 
 
 def tokens_for(seconds: float, new_tokens: int) -> int:

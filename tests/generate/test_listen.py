@@ -1,6 +1,7 @@
 """Live audio: what is answered while sound comes is what would be answered about the whole clip."""
 
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,12 @@ def test_what_an_ear_cannot_take_is_said(model):
         model.listen(seconds=1e5)
     with pytest.raises(UsageError, match="ask for less"):
         model.listen(max_new_tokens=10_000)
+    for seconds in (float("nan"), float("inf"), "5", 0, -1, 1e308, 10**400):
+        with pytest.raises(UsageError, match=r"seconds is .*; expected a number"):
+            model.listen(seconds=seconds)
+    for tokens in (-5, 0, "5", 1.5):
+        with pytest.raises(UsageError, match=r"max_new_tokens is .*, which is out of range"):
+            model.listen(max_new_tokens=tokens)
     ear = model.listen(seconds=1)
     with pytest.raises(InputError, match="clip 1"):
         ear.ask(ASKED)
@@ -94,6 +101,32 @@ def test_what_an_ear_cannot_take_is_said(model):
         pass
     with pytest.raises(UsageError, match="closed"):
         ear.push(np.zeros(8))
+
+
+def test_nothing_of_a_refused_push_is_kept(model):
+    """A value that only float64 holds, or that the log-mel refuses, would spoil what follows."""
+    wav = mj.load_audio(CLIP)[:32_000]
+    wrong = [
+        np.full(1600, 1e300),
+        np.full(1600, np.longdouble("1e4000")),
+        1e30 * wav,
+        np.append(wav, np.float32(-np.inf)),
+        np.ma.masked_less(wav, 0),
+        np.zeros(16_000 * 61, np.float32),
+    ]
+    with model.listen(seconds=60, max_new_tokens=8) as ear, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ear.push(wav[:16_000])
+        for samples in wrong:
+            with pytest.raises(InputError) as refused:
+                ear.push(samples)
+            assert "\n" not in str(refused.value)
+        ear.push(np.zeros(0))
+        ear.push(wav[16_000:].astype(np.float64))
+        np.testing.assert_array_equal(ear.wav, wav)
+        assert ear.ask(ASKED, max_new_tokens=8).ids == (
+            model.generate(ASKED, [wav], max_new_tokens=8).ids
+        )
 
 
 def test_an_ear_is_as_large_as_the_model_allows(model):
