@@ -21,8 +21,8 @@ import numpy as np
 from moss_audio_jax.config import Compute, EncoderConfig, ModelConfig
 from moss_audio_jax.data.batch import Example
 from moss_audio_jax.generate.drafts import NOTHING, propose
-from moss_audio_jax.generate.options import MOST_LOGPROBS
-from moss_audio_jax.generate.sampling import MAX_STOP_IDS, Knobs, Sampling, choose
+from moss_audio_jax.generate.options import LEAST_FACTOR, MOST_LOGPROBS
+from moss_audio_jax.generate.sampling import MAX_STOP_IDS, Knobs, Sampling, choose, heat
 from moss_audio_jax.generate.vocabulary import Vocabulary
 from moss_audio_jax.models import cache as kv_cache
 from moss_audio_jax.models import encoder, moss_audio
@@ -159,8 +159,9 @@ def _keep_logprobs(
     place = jnp.where(running, answers.count, kept.token.shape[1])
 
     def with_new() -> Logprobs:
-        heat = answers.knobs.temperature[:, None]
-        scores = jax.nn.log_softmax(logits / jnp.where(heat > 0, heat, 1), axis=-1)
+        # Below the likeliest before the division: of large quotients rounding loses the difference.
+        below = logits - jnp.max(logits, axis=-1, keepdims=True)
+        scores = jnp.minimum(jax.nn.log_softmax(below / heat(answers.knobs), axis=-1), 0)
         top, top_ids = jax.lax.top_k(scores, kept.top.shape[-1])
         new = Logprobs(scores[batch, token], top_ids, top)
         return jax.tree.map(lambda old, x: old.at[batch, place].set(x, mode="drop"), kept, new)
@@ -505,7 +506,10 @@ def new_answers(
         state=column([EMPTY if each is None else RUNNING for each in requests], np.int32),
         limit=column(limits, np.int32),
         knobs=Knobs(
-            temperature=column([s.temperature for s in samplings], np.float32),
+            # A device would take a tiny temperature as 0.
+            temperature=column(
+                [s.temperature and max(s.temperature, LEAST_FACTOR) for s in samplings], np.float32
+            ),
             top_k=column([s.top_k for s in samplings], np.int32),
             top_p=column([s.top_p for s in samplings], np.float32),
             min_p=column([s.min_p for s in samplings], np.float32),

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from moss_audio_jax.generate.options import MAX_STOP_IDS, Sampling
+from moss_audio_jax.generate.options import LEAST_FACTOR, MAX_STOP_IDS, Sampling
 
-__all__ = ["MAX_STOP_IDS", "Knobs", "Sampling", "choose"]
+__all__ = ["MAX_STOP_IDS", "Knobs", "Sampling", "choose", "heat"]
 
 
 class Knobs(NamedTuple):
@@ -45,7 +45,7 @@ def choose(
     greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     if not sampled:
         return greedy
-    scaled = logits / jnp.maximum(knobs.temperature, 1e-6)[:, None]
+    scaled = logits / heat(knobs)
     kept = jnp.where(scaled >= _threshold(scaled, knobs), scaled, -jnp.inf)
     # The noise is indexed by token, not by rank, so rounding cannot reorder it.
     noise = jax.vmap(
@@ -55,6 +55,12 @@ def choose(
     )(knobs.seed, step)
     chosen = jnp.argmax(kept + noise, axis=-1).astype(jnp.int32)
     return jnp.where(knobs.temperature > 0, chosen, greedy)
+
+
+def heat(knobs: Knobs) -> jax.Array:
+    """What logits are divided by [B, 1]: the temperature; 1 where that is 0."""
+    least = jnp.maximum(knobs.temperature, LEAST_FACTOR)
+    return jnp.where(knobs.temperature > 0, least, 1)[:, None]
 
 
 def _threshold(logits: jax.Array, knobs: Knobs) -> jax.Array:
@@ -67,7 +73,9 @@ def _threshold(logits: jax.Array, knobs: Knobs) -> jax.Array:
         ordered = jnp.where(jnp.arange(vocab) < k, ordered, -jnp.inf)
         probs = jax.nn.softmax(ordered, axis=-1)
         before = jnp.cumsum(probs, axis=-1) - probs  # probability of all that rank higher
-        kept = (before < knobs.top_p[:, None]) & (ordered > -jnp.inf)
+        # The first always stays: a device takes a tiny p as 0.
+        kept = (before < knobs.top_p[:, None]) | (jnp.arange(vocab) == 0)
+        kept = kept & (ordered > -jnp.inf)
         return jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
 
     ranked = jnp.any((knobs.top_k > 0) | (knobs.top_p < 1))
