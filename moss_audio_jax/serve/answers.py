@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from moss_audio_jax.errors import InputError, TooLong
@@ -123,7 +123,7 @@ class Answers:
 
 def sse(value: dict[str, Any]) -> str:
     """A JSON value as a server-sent event."""
-    return f"data: {json.dumps(value)}\n\n"
+    return f"data: {json.dumps(value, allow_nan=False)}\n\n"
 
 
 def _dead(error: BaseException | None) -> ApiError:
@@ -140,7 +140,7 @@ class Pieces:
       sure: tokens whose text nothing will change any more.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
         self._raw: list[str] = []
         self._until = UntilStop(stops, self._raw.append)
         self._decoder = StreamDecoder(tokenizer)

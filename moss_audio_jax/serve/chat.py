@@ -166,8 +166,8 @@ class Chat:
         def one(index: int, value: float) -> dict[str, Any]:
             piece = tokenizer.token_bytes(int(index), skip_special=False)
             text = piece.decode("utf-8", "replace")
-            # JSON has no infinity.
-            return {"token": text, "logprob": max(float(value), -9999.0), "bytes": list(piece)}
+            logprob = min(max(float(value), -9999.0), 0.0)  # JSON has no infinity
+            return {"token": text, "logprob": logprob, "bytes": list(piece)}
 
         return {**one(token, logprob), "top_logprobs": [one(*each) for each in top]}
 

@@ -13,6 +13,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from moss_audio_jax.files import brief
+from moss_audio_jax.generate.options import LEAST_FACTOR
 from moss_audio_jax.serve.errors import ApiError, invalid
 
 Text = Annotated[str, Field(max_length=200_000)]
@@ -21,6 +22,11 @@ Text = Annotated[str, Field(max_length=200_000)]
 class _Strict(BaseModel):
     # Numbers in strings, and booleans as numbers, are refused; 1.0 is a whole number in JSON.
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class StreamOptions(_Strict):
@@ -60,7 +66,7 @@ class ChatRequest(_Strict):
     # beyond OpenAI's API
     top_k: int | None = Field(None, ge=0, lt=2**31)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=LEAST_FACTOR, le=10)
     thinking_budget: int | None = Field(None, ge=0, lt=2**31)
     # of OpenAI's API, without effect here
     user: str | None = None

@@ -218,6 +218,60 @@ def test_log_probabilities_come_with_their_text(client, model, band, stop):
         assert known.decode().strip().startswith(text.strip())
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("temperature", [1e-300, 1e-10, 1e-6])
+def test_log_probabilities_at_a_tiny_temperature(served, client, band, temperature, stream):
+    options = {"max_tokens": 8, "logprobs": True, "top_logprobs": 2}
+    greedy = chat(client, user(QUESTION, band), **options).choices[0].logprobs.content
+    body = {"model": "small", "messages": [user(QUESTION, band)]} | options
+    body |= {"temperature": temperature, "stream": stream}
+    with served.http() as http:
+        reply = http.post("/v1/chat/completions", json=body)
+    assert reply.status_code == 200
+    lines = (
+        [line.removeprefix("data: ") for line in reply.text.splitlines()]
+        if stream
+        else [reply.text]
+    )
+    bodies = [json.loads(line, parse_constant=pytest.fail) for line in lines if line[:1] == "{"]
+    told = [one["choices"][0]["logprobs"] for one in bodies]
+    tokens = [token for each in told if each for token in each["content"]]
+    assert [token["token"] for token in tokens] == [token.token for token in greedy]
+    for token in tokens:
+        assert token["logprob"] == pytest.approx(0, abs=1e-6)
+        assert all(-9999 <= each["logprob"] <= 0 for each in [token, *token["top_logprobs"]])
+
+
+def test_a_grammar_holds_with_a_tiny_top_p(client, band):
+    form = {"type": "json_schema", "json_schema": {"name": "heard", "schema": SCHEMA}}
+    options = {"temperature": 1, "top_p": 1e-40, "seed": 1, "response_format": form}
+    found = json.loads(chat(client, user(QUESTION, band), **options).choices[0].message.content)
+    assert found["sound"] in ("bell", "drum")
+
+
+def test_whole_numbers_may_have_a_point(served):
+    """JSON has no type of its own for them."""
+    names = ("max_tokens", "max_completion_tokens", "n", "seed", "top_logprobs", "top_k")
+    plain = {"model": "small", "messages": [user("hi")], "logprobs": True, "thinking_budget": 2.0}
+    with served.http() as http:
+
+        def ask(**fields):
+            return http.post("/v1/chat/completions", json=plain | fields)
+
+        whole = dict.fromkeys(names, 2)
+        texts = [
+            [choice["message"]["content"] for choice in ask(**fields).json()["choices"]]
+            for fields in (whole, dict.fromkeys(whole, 2.0))
+        ]
+        assert texts[0] == texts[1]
+        assert len(texts[0]) == 2
+        for name in (*names, "thinking_budget"):
+            for wrong in (2.5, True, "2", -(2.0**70)):
+                reply = ask(**{name: wrong})
+                assert reply.status_code == 400
+                assert reply.json()["error"]["param"] == name
+
+
 SCHEMA = {
     "type": "object",
     "properties": {"sound": {"enum": ["bell", "drum"]}, "loud": {"type": "boolean"}},
@@ -380,6 +434,12 @@ def test_an_answer_that_ends_before_the_speech_is_named(client, speech, monkeypa
     [
         ({"model": "gpt-9"}, openai.NotFoundError, "model_not_found", "model"),
         ({"temperature": 9}, openai.BadRequestError, "invalid_value", "temperature"),
+        (
+            {"extra_body": {"repetition_penalty": 1e-40}},
+            openai.BadRequestError,
+            "invalid_value",
+            "repetition_penalty",
+        ),
         ({"temperature": "1"}, openai.BadRequestError, "invalid_value", "temperature"),
         ({"n": 99}, openai.BadRequestError, "invalid_value", "n"),
         ({"max_tokens": 10**6}, openai.BadRequestError, "invalid_value", "max_tokens"),
