@@ -13,6 +13,28 @@ TYPE_CHECKING = False  # not imported from typing, which is slow to import
 if TYPE_CHECKING:
     from typing import Any
 
+    # "as": checkers then take a name for a public one.
+    from moss_audio_jax.api import Clip as Clip
+    from moss_audio_jax.api import MossAudio as MossAudio
+    from moss_audio_jax.api import Reply as Reply
+    from moss_audio_jax.api import Request as Request
+    from moss_audio_jax.audio import load_audio as load_audio
+    from moss_audio_jax.audio import log_mel as log_mel
+    from moss_audio_jax.errors import InputError as InputError
+    from moss_audio_jax.errors import UsageError as UsageError
+    from moss_audio_jax.generate.options import Sampling as Sampling
+    from moss_audio_jax.text import Segment as Segment
+    from moss_audio_jax.text import build_conversation as build_conversation
+    from moss_audio_jax.text import build_prompt as build_prompt
+    from moss_audio_jax.text import load_tokenizer as load_tokenizer
+    from moss_audio_jax.text import parse_timestamps as parse_timestamps
+    from moss_audio_jax.text import to_json as to_json
+    from moss_audio_jax.text import to_srt as to_srt
+    from moss_audio_jax.text import to_textgrid as to_textgrid
+    from moss_audio_jax.text import to_vtt as to_vtt
+    from moss_audio_jax.transcribe import Transcript as Transcript
+    from moss_audio_jax.transcribe import transcribe as transcribe
+
 __version__ = "0.1.0"
 
 _HOME = {
@@ -40,10 +62,14 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name: str) -> Any:
+def _find(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)
+
+
+if not TYPE_CHECKING:  # a checker would take every name for one that there is
+    __getattr__ = _find
 
 
 def __dir__() -> list[str]:

@@ -36,8 +36,31 @@ SMALL_MODEL = (
 
 
 class _Parser(argparse.ArgumentParser):
+    """An option that takes several values may be given several times; another one only once."""
+
+    def __init__(self, **about: Any) -> None:
+        super().__init__(**about)
+        self.register("action", None, _Store)
+        self.given: set[str] = set()
+
+    def parse_known_args(self, *args: Any, **more: Any) -> Any:
+        self.given = set()
+        return super().parse_known_args(*args, **more)
+
     def error(self, message: str) -> NoReturn:  # argparse would print the whole usage and exit
         raise UsageError(f"{message} ({self.prog} --help shows how)")
+
+
+class _Store(argparse.Action):
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, name: str | None = None
+    ) -> None:
+        if self.dest in parser.given:
+            if self.nargs not in ("+", "*"):
+                raise argparse.ArgumentError(self, "was given twice; expected it once")
+            values = [*getattr(namespace, self.dest), *values]
+        parser.given.add(self.dest)
+        setattr(namespace, self.dest, values)
 
 
 def parser(verb: str, doc: str) -> argparse.ArgumentParser:
@@ -303,6 +326,11 @@ def shares(
                     break
         if share:
             yield share
+
+
+def writes_unicode() -> bool:
+    """Whether stdout takes all characters; others are written as Python escapes, not as JSON's."""
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
 def distinct(output: str | os.PathLike[str], *inputs: str | os.PathLike[str] | None) -> None:

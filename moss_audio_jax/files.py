@@ -154,8 +154,9 @@ def writing(
 ) -> Iterator[IO[Any]]:
     """Writes a file that appears under its name only when all of it is on disk, or in its bucket.
 
-    Until then an older file of that name stays unchanged. Missing parent folders are made. What
-    goes to a bucket is first written to this machine's disk.
+    Until then an older file of that name stays unchanged. Missing parent folders are made. A link
+    stays one: its target is written. What goes to a bucket is first written to this machine's disk,
+    and what goes to a device or a pipe is written at once.
 
     Args:
       mode: "w" (UTF-8 text) or "wb".
@@ -170,11 +171,19 @@ def writing(
                 yield file
             buckets.put(Path(folder, "file"), path)
         return
-    path = Path(path)
-    aside = path.with_name(f".{_cut(path.name)}.{os.getpid()}.partial")
     encoding = None if "b" in mode else "utf-8"
+    path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        try:
+            with open(path, mode, encoding=encoding) as file:
+                yield file
+        except OSError as error:
+            raise not_written(path, error) from error
+        return
+    real = Path(os.path.realpath(path)) if path.is_symlink() else path
+    aside = real.with_name(f".{_cut(real.name)}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        real.parent.mkdir(parents=True, exist_ok=True)
         file = open(aside, mode, encoding=encoding)  # noqa: SIM115  closed below
         try:
             yield file
@@ -184,7 +193,7 @@ def writing(
             # If the block fails, its own error counts, not the failure to write the rest.
             with contextlib.suppress(OSError):
                 file.close()
-        os.replace(aside, path)
+        os.replace(aside, real)
     except OSError as error:
         raise not_written(path, error, need) from error
     finally:

@@ -30,8 +30,8 @@ from moss_audio_jax.files import check_folder, shown, write_whole
 from moss_audio_jax.generate.options import BATCH_SIZE, Sampling
 from moss_audio_jax.generate.request import Audio, Prepared, Reply, Request, clip_of, name_of
 from moss_audio_jax.text import Segment, to_json, to_srt, to_textgrid, to_vtt
-from moss_audio_jax.text.tasks import TRANSCRIBE
-from moss_audio_jax.text.timestamps import parse, shift
+from moss_audio_jax.text.tasks import NO_SPEECH, TRANSCRIBE
+from moss_audio_jax.text.timestamps import parse, shift, without_stamps
 from moss_audio_jax.text.unsaid import goes_on_at
 
 if TYPE_CHECKING:
@@ -205,6 +205,8 @@ def joined(answered: Sequence[tuple[Window, Reply]], timestamps: Timestamps) -> 
     for warning, (place, *more) in warned.items():
         others = f" and {len(more)} other window(s)" if more else ""
         problems.append(f"{place}{others}: {warning}")
+    if not texts:
+        problems.append("no words were found")
     seconds = sum(window.end - window.start for window, _ in answered)
     return Transcript(" ".join(texts), segments, seconds, problems, stopped_at)
 
@@ -213,6 +215,8 @@ def _read(
     answer: str, timestamps: Timestamps, duration: float
 ) -> tuple[str, list[Segment], list[str]]:
     """Text, segments and problems of an answer; times count from the window's start."""
+    if answer.strip() == NO_SPEECH:
+        return "", [], []
     if timestamps == "none":
         return answer, [Segment(0.0, duration, answer)] if answer else [], []
     parsed = parse(answer)
@@ -223,8 +227,8 @@ def _read(
             problems.append(f"time {segment.end:.2f} is after the end ({duration:.2f} s)")
         start, end = min(segment.start, duration), min(segment.end, duration)
         segments.append(Segment(start, end, segment.text))
-    if not segments and answer:  # keep the words, even without times
-        segments = [Segment(0.0, duration, answer)]
+    if not segments and (words := without_stamps(answer)):  # keep them, even without times
+        segments = [Segment(0.0, duration, words)]
     return " ".join(s.text for s in segments if s.text), segments, problems
 
 

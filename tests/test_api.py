@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import base64
 import dataclasses
 import inspect
@@ -154,6 +155,19 @@ def test_every_name_is_there():
         assert getattr(mj, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):
         mj.no_such_name  # noqa: B018
+
+
+def test_type_checkers_find_what_is_imported():
+    """They read the imports that never run, from the places where the names are found."""
+    tree = ast.parse(inspect.getsource(mj))
+    (block,) = (
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and len(node.body) > 1
+    )
+    found = {each.name: one.module for one in block.body for each in one.names}
+    del found["Any"]
+    assert found == mj._HOME
 
 
 def test_what_a_model_holds(model, folder):

@@ -114,7 +114,7 @@ def test_several_files_alone_and_together(run, toy):
         for file in ("a.wav", "b.wav")
     ]
     assert rows[0]["ids"] != rows[1]["ids"]
-    both = run(*generate(toy, "--audio", "a.wav", "b.wav", "--batch-size", 2))
+    both = run(*generate(toy, "--audio", "a.wav", "--audio", "b.wav", "--batch-size", 2))
     headed = "".join(f"== {row['audio'][0]}\n{row['text']}\n{NOISE}" for row in rows)
     assert both.out == headed
     together = json.loads(
@@ -432,10 +432,11 @@ def test_folders_that_are_none(run):
         (["--mesh", "data=64"], ["does not fit 8 device"]),
         (["--encoder-attention", "none"], ["--encoder-attention"]),
         (["--batch-size", "0"], ["--batch-size"]),
-        (["--max-new-tokens", "0"], ["max_new_tokens is 0"]),
+        (["--repetition-penalty", "0"], ["repetition_penalty is 0"]),
         (["--temperature", "nan"], ["temperature is nan"]),
         (["--top-p", "1.5"], ["top_p is 1.5"]),
         (["--stream", "--json"], ["--stream"]),
+        (["--prompt", "and that?"], ["--prompt", "was given twice"]),
         (["--stream", "--audio", "a.wav", "b.wav"], ["--stream"]),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -71,6 +72,28 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     for bad in (target / "below", tmp_path):
         with pytest.raises(InputError, match="not written: "):
             files.write_whole(bad, "x")
+
+
+def test_links_devices_and_pipes_stay_what_they_are(tmp_path):
+    """They were replaced by files of their names, /dev/full by a root who tried it."""
+    real, link, pipe = tmp_path / "real", tmp_path / "link", tmp_path / "pipe"
+    real.write_text("old")
+    link.symlink_to("real")
+    (tmp_path / "ahead").symlink_to("made")
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    for path in (link, tmp_path / "ahead", pipe):
+        files.write_whole(path, "new")
+    reader.join(10)
+    files.write_whole("/dev/null", "new")
+    assert link.is_symlink()
+    assert pipe.is_fifo()
+    assert not os.path.isfile("/dev/null")
+    assert (real.read_text(), (tmp_path / "made").read_text(), read) == ("new", "new", ["new"])
+    with pytest.raises(InputError, match="/dev/full: not written: "):
+        files.write_whole("/dev/full", "new")
 
 
 def test_a_full_disk_says_so(tmp_path):

@@ -17,7 +17,7 @@ from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.generate.request import Prepared
 from moss_audio_jax.generate.sampling import Sampling
-from moss_audio_jax.text.tasks import TRANSCRIBE
+from moss_audio_jax.text.tasks import NO_SPEECH, TRANSCRIBE
 from moss_audio_jax.text.unsaid import Word
 
 DEMO = DEFAULT_CHECKPOINT.parent / "demo"
@@ -150,6 +150,25 @@ def test_an_answer_that_ends_before_the_speech_is_named():
     assert transcript.stopped_at == pytest.approx(first + 2)
 
 
+@pytest.mark.parametrize("timestamps", ["none", "sentence"])
+def test_what_is_no_speech_is_no_text(timestamps):
+    """The sentence that says so, and stamps without words."""
+    nothing = "" if timestamps == "none" else "[0.99]"
+    words = [Word(n + 1.0, n + 1.5, word, 1.0) for n, word in enumerate("abcdef")]
+    over = Reply(NO_SPEECH, None, [], "stop", heard=(words,))
+    (silent, missed, some) = transcribe(
+        Canned(NO_SPEECH, over, "hello", nothing),
+        [speech(4), speech(8), speech(24, 12.0)],
+        timestamps,
+        window_seconds=14,
+    )
+    assert (silent.text, silent.segments, silent.problems) == ("", [], ["no words were found"])
+    assert (missed.text, missed.segments, missed.stopped_at) == ("", [], 1.0)
+    assert "0.00-8.00 s: the answer ended, but more is said from 1.00 s on" in missed.problems
+    assert (some.text, [each.text for each in some.segments]) == ("hello", ["hello"])
+    assert "no words were found" not in some.problems
+
+
 @pytest.mark.parametrize("timestamps", ["none", "word"])
 def test_speech_that_goes_on_is_told_from_silence_and_music(timestamps):
     """Scenes of the world and the small model, which is stopped before the second of two people."""
@@ -157,7 +176,8 @@ def test_speech_that_goes_on_is_told_from_silence_and_music(timestamps):
     two, band = (mj.load_audio(DEMO / f"{name}.flac") for name in ("two_people", "trumpet_band"))
     clips = [two, np.concatenate([two, np.zeros(3 * RATE, "f4")]), band]
     for transcript in transcribe(model, clips, timestamps):
-        assert (transcript.problems, transcript.stopped_at) == ([], None)
+        assert transcript.problems in ([], ["no words were found"])  # in the music
+        assert transcript.stopped_at is None
     for transcript in transcribe(model, clips[:2], timestamps, sampling=Sampling(stop=("my",))):
         assert transcript.text.endswith("desert")
         (problem,) = (p for p in transcript.problems if "no times" not in p)

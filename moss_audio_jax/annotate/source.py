@@ -47,10 +47,11 @@ class Source:
     problem: str = ""
 
 
-def find(given: str | Path) -> list[Source]:
+def find(given: str | Path, out: str | Path | None = None) -> list[Source]:
     """Audio files in a fixed order.
 
     Args:
+      out: the folder of the run's results, whose clips are not among its sources.
       given: a folder (searched recursively, sorted), a manifest (.txt: a path per line; .jsonl or
         .csv: its key or column "audio"; relative to the manifest), or one audio file. Manifests are
         UTF-8 or UTF-16, otherwise the bytes of file names or Latin-1. A row that is broken, or
@@ -63,6 +64,9 @@ def find(given: str | Path) -> list[Source]:
     broken: list[Source] = []
     if given.is_dir():
         paths, root = _in_folder(given), given
+        if out is not None:
+            results = os.path.join(os.path.realpath(out), "")
+            paths = [each for each in paths if not os.path.realpath(each).startswith(results)]
         if not paths:
             raise InputError(
                 f"{shown(given)}: no audio file in this folder ({', '.join(sorted(SUFFIXES))})"

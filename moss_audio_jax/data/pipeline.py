@@ -135,7 +135,8 @@ class Loader:
         config.validate(encoder, process_count)
         self._mixture = mixture
         self._workers = _workers(tokenizer, encoder, config)
-        self._reports = reports = Reports(report_dir, process_index)
+        jobs = mixture.jobs()
+        self._reports = reports = Reports(report_dir, process_index, mixture.rows)
         self._fingerprint = _fingerprint(mixture, tokenizer, encoder, config)
         count = config.stream_count()
         own = range(
@@ -147,7 +148,6 @@ class Loader:
             reports.count(made, counts)
             reports.judge(self._batches.counts(), config.max_bad_share, config.min_seen)
 
-        jobs = mixture.jobs()
         streams = [PackedRows(jobs, k, count, self._workers, counted, config) for k in own]
         room = _Room(tokenizer, encoder, config, process_count)
         self._batches = iter(Batches(streams, config.batch // count, room.batch))
@@ -264,8 +264,8 @@ def eval_batches(
         )
     room = _Room(tokenizer, encoder, config, process_count)
     workers = _workers(tokenizer, encoder, config)
-    reports = Reports(report_dir, process_index)
     jobs = mixture.in_order()
+    reports = Reports(report_dir, process_index, mixture.rows, "eval_")
     size = config.batch // process_count
     starts = deque(
         range(
@@ -286,6 +286,7 @@ def eval_batches(
             yield room.batch([[e] if isinstance(e, TrainExample) else [] for e in made], counts)
     finally:
         workers.close()
+        reports.flush()
 
 
 # --- shared by training and evaluation -----------------------------------------------------------
@@ -377,8 +378,11 @@ def _fingerprint(
 def _agree(saved: Mapping[str, Any], own: Mapping[str, Any], who: str) -> None:
     for key in own:
         if saved.get(key) != own[key]:
+            hint = ""
+            if key == "streams":
+                hint = f"; data.streams={saved.get(key)} keeps it"
             raise InputError(
                 f"data.{key}: {who} has {brief(repr(saved.get(key)))}, this one "
                 f"{brief(repr(own[key]))}; the order of rows cannot be continued with another "
-                "(start anew with init_from)"
+                f"(start anew with init_from{hint})"
             )

@@ -90,18 +90,24 @@ class RowReport:
 
 
 class Reports:
-    """Counts and lists the rows that give no example."""
+    """Counts and lists the rows that give no example.
 
-    def __init__(self, folder: str | None, process_index: int):
+    Args:
+      rows: how many there are: so few are judged once as many were seen.
+      prefix: of the files' names.
+    """
+
+    def __init__(self, folder: str | None, process_index: int, rows: int, prefix: str = ""):
         def path(name: str) -> str | None:
             if folder is None:
                 return None
             own = f"-{process_index}" if is_remote(folder) and process_index else ""
-            return f"{str(folder).rstrip('/')}/{name}{own}.jsonl"
+            return f"{str(folder).rstrip('/')}/{prefix}{name}{own}.jsonl"
 
         self._bad = RowReport(path("bad_rows"))
         self._overlong = RowReport(path("overlong_rows"))
         self._last: Rejected | None = None
+        self._rows = rows
 
     def count(self, made: Iterable[Any], counts: dict[str, int]) -> None:
         for each in made:
@@ -121,7 +127,7 @@ class Reports:
     def judge(self, counts: Mapping[str, int], max_bad_share: float, min_seen: int) -> None:
         """Raises InputError if too many rows are bad."""
         seen, bad = counts["seen"], counts["bad"]
-        if seen < min_seen or bad <= max_bad_share * seen:
+        if seen < min(min_seen, self._rows) or bad <= max_bad_share * seen:
             return
         last = (
             f"{self._last.source} line {self._last.line}: {self._last.reason}; "

@@ -12,7 +12,9 @@ predictions.
 from __future__ import annotations
 
 import argparse
+import collections
 import datetime
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -29,7 +31,7 @@ from moss_audio_jax.evaluate.report_tables import (
     read_score,
     sections,
 )
-from moss_audio_jax.files import check_target, write_whole
+from moss_audio_jax.files import check_target, shown, write_whole
 from moss_audio_jax.runtime import code_version
 
 TITLE = "MOSS-Audio on JAX: evaluation"
@@ -147,6 +149,9 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(
             f"{len(args.names)} --names for {len(args.scores)} --scores; expected one for each"
         )
+    for file, count in collections.Counter(map(os.path.realpath, args.scores)).items():
+        if count > 1:
+            raise UsageError(f"--scores {shown(file)}: was given {count} times; expected it once")
     for file in filter(None, (args.output, args.markdown)):
         command.distinct(file, *args.scores)
         check_target(file)

@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
                 del row["logprobs"], row["heard"]  # no option asks for them
                 row |= {"n_prompt_tokens": len(prompt.ids), "n_output_tokens": len(reply.ids)}
                 row |= {"random_weights": model.random_weights}
-                print(json.dumps(row, ensure_ascii=False))
+                print(json.dumps(row, ensure_ascii=not command.writes_unicode()))
                 continue
             if len(groups) > 1:
                 print(f"== {shown(group[0])}")

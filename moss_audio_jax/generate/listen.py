@@ -10,6 +10,7 @@ content and is heard again.
 from __future__ import annotations
 
 import dataclasses
+import threading
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ _ROOM = 10 * SAMPLE_RATE  # samples, at first
 class Ear:
     """A clip that grows; make one with `MossAudio.listen`.
 
+    One thread may push, such as a microphone's, while another asks.
+
     What waits for answers (`push`, `ask`) is made of what does not (`take`, `begun`, `request`),
     which a server uses with its own way to wait.
 
@@ -50,6 +53,7 @@ class Ear:
         self._samples, self._count = np.zeros(_ROOM, np.float32), 0
         self._mel = GrowingMel(model.processor.mel_dtype)
         self._heard = 0  # whole chunks
+        self._pushes, self._turn = threading.Lock(), threading.Lock()  # who asks has the turn
 
     def __enter__(self) -> Ear:
         return self
@@ -66,15 +70,23 @@ class Ear:
     def push(self, samples: np.ndarray) -> None:
         """Adds sound, float [n] at 16 kHz mono, and hears the chunks of 4 s that are now whole.
 
+        While another thread asks it only adds; the next push or question hears what has come.
+
         Raises:
           UsageError: not a waveform, or the ear is closed.
           InputError: values that are masked, not finite or absurdly large, or more seconds than
             `listen` was told. Nothing of it is kept.
         """
-        self.take(samples)
-        begun = self.begun()
-        if begun is not None:
-            self._answerer.answer(begun, begun.sampling)
+        with self._pushes:
+            self.take(samples)
+        if not self._turn.acquire(blocking=False):
+            return
+        try:
+            begun = self.begun()
+            if begun is not None:
+                self._answerer.answer(begun, begun.sampling)
+        finally:
+            self._turn.release()
 
     def ask(self, text: str, **sampling: Any) -> Reply:
         """Answers a text about all that was pushed; options as in `MossAudio.generate`.
@@ -88,9 +100,10 @@ class Ear:
             chosen = Sampling(**sampling)
         except TypeError as error:
             raise UsageError(str(error)) from None
-        prompt = self._model.prepare(self.request(text, chosen))
-        output = self._answerer.answer(prompt, prompt.sampling)
-        return self._model.reply(output, prompt)
+        with self._turn:
+            prompt = self._model.prepare(self.request(text, chosen))
+            output = self._answerer.answer(prompt, prompt.sampling)
+            return self._model.reply(output, prompt)
 
     def take(self, samples: np.ndarray) -> None:
         """Adds sound like `push`, and hears nothing yet."""

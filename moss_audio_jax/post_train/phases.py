@@ -82,7 +82,7 @@ class RewardedBatches:
         self._jobs = mixture.jobs()
         self._workers = Workers(questions_of(run), run.loader.workers, run.loader.row_seconds)
         # All processes see the same rows; the first one lists what is wrong with them.
-        self._reports = Reports(None if jax.process_index() else str(workdir), 0)
+        self._reports = Reports(None if jax.process_index() else str(workdir), 0, mixture.rows)
         self._counts = dict.fromkeys(COUNTS, 0)
         sizes = policy.answers, policy.prompt_tokens, policy.new_tokens, policy.slots
         self._sampler = Sampler(run, *sizes)
@@ -312,7 +312,9 @@ class RewardedBatches:
         own = slice(index * each, (index + 1) * each)
         row_ids = [[pieces[i].example.row_id for i in row] for row in rows]
         row_ids += [[] for _ in range(len(arrays["tokens"]) - len(rows))]
-        return HostBatch({name: x[own] for name, x in arrays.items()}, row_ids[own], {}, told)
+        # All processes read the same rows.
+        counts = dict.fromkeys(COUNTS, 0) if index else dict(self._counts)
+        return HostBatch({name: x[own] for name, x in arrays.items()}, row_ids[own], counts, told)
 
     def _laid_out(self, groups: list[Group], scores: Sequence[str] = ()) -> tuple[list, dict, list]:
         run = self._run

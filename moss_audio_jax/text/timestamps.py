@@ -105,6 +105,11 @@ def parse(text: str) -> Parsed:
     return Parsed([], [answer.strip()] if answer.strip() else [], "none")
 
 
+def without_stamps(text: str) -> str:
+    """An answer's words, without stamps such as `[1.20]`."""
+    return " ".join(_STAMP.sub(" ", text).split())
+
+
 def digits(text: str) -> Iterator[tuple[int, int]]:
     """(index, place) of each digit of the times that a text writes as `[12.34]` or `0.50 - 12.34`.
 

@@ -164,6 +164,7 @@ LIMITS: dict[str, int | tuple[str, ...]] = {
     "optimizer.schedule": tuple(SCHEDULES),
     "optimizer.warmup": 0,
     "optimizer.weight_decay": 0,
+    "optimizer.eps": 0,
     "optimizer.moment_dtype": ("bfloat16", "float32"),
     "lora.rank": 0,
     "checkpoint.every": 1,

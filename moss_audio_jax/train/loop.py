@@ -11,7 +11,7 @@ import logging
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from moss_audio_jax import files
 from moss_audio_jax.buckets import is_remote
 from moss_audio_jax.data.mixture import Mixture
 from moss_audio_jax.data.pipeline import HostBatch, Loader, eval_batches
+from moss_audio_jax.data.reports import COUNTS
 from moss_audio_jax.errors import InputError, UsageError
 from moss_audio_jax.journal import Log
 from moss_audio_jax.models import flops, moss_audio
@@ -103,6 +104,7 @@ def _train(
     with jax.set_mesh(mesh):
         state = _first_state(run)
     totals, saved_data = dict.fromkeys(_TOTALS, 0), None
+    evaluated = True  # the newest step, if it is to be
     if newest is not None or nearer is not None:
         if nearer is None:
             restored, saved = checkpoints.restore(newest, run.state_shardings)
@@ -111,6 +113,7 @@ def _train(
             restored, saved = local.restore(nearer)
         state = {**state, **restored}
         totals, saved_data = saved["totals"], saved["data"]
+        evaluated = saved.get("evaluated", True) or not held_out
         clock.restore(saved.get("clock"))
         tier = f", from {config.checkpoint.local.folder}" if nearer is not None else ""
         _log.info(f"continues at step {newest} of {workdir}{tier}")
@@ -140,24 +143,37 @@ def _train(
             cut_back(file, first)
         rows_log = Log(workdir / f"rows-{jax.process_index()}.jsonl")
     if not jax.process_index():
-        cut_back(workdir / samples.LOG, first)
+        cut_back(workdir / samples.LOG, first if evaluated else first - 1)
     stop = _StopSignal()
     overdue = _Overdue(60 * config.checkpoint.minutes)
     waiting: list[dict] = []  # numbers of steps, still on the device
     told: dict[str, list[float]] = {}  # what batches say of themselves
+    counted: dict[str, float] = {}  # rows, since the run began
+    warned = False  # that some are left out
     eval_loss = None
 
     def placed(batch: HostBatch) -> dict[str, jax.Array]:
         for name, value in batch.told.items():
             told.setdefault(name, []).append(value)
+        counted.update(batch.stats)
         if rows_log:
             seen = {"step": step + 1, "rows": batch.row_ids}
             rows_log.append(json.dumps(seen) + "\n")
         arrays = _place(batch.arrays, mesh)
         return echo(step, arrays) if echo else arrays
 
+    def say(warning: str) -> None:
+        if not jax.process_index():
+            _log.warning(warning)
+
     def log() -> None:
+        nonlocal warned
         values = _collect(waiting, totals)
+        rows = _row_counts(counted)
+        values |= {f"rows_{name}": rows[name] for name in rows}
+        if not warned and (left_out := _left_out(rows, workdir)):
+            warned = True
+            say(f"so far, {left_out}")
         said = {name: float(np.mean(values)) for name, values in told.items()}
         told.clear()
         metrics.write(step, values | _task_losses(values, config.data.tasks) | said | clock.line())
@@ -170,15 +186,25 @@ def _train(
             )
 
     @clock.during("eval")
-    def evaluate() -> None:
-        nonlocal eval_loss
-        eval_loss = _held_out_loss(eval_fn, state, held_out, run)
-        values = {"eval_loss": eval_loss}
-        if source_of(config):
-            values |= loader.held_out(held_out, step)
+    def evaluate() -> bool:
+        """False if SIGTERM broke it off: the same command then begins with it."""
+        nonlocal eval_loss, evaluated
+        try:
+            with stop.waiting():
+                loss, rows = _held_out_loss(eval_fn, state, held_out, run, workdir, stop)
+                used = rows["seen"] - rows["bad"] - rows["overlong"]
+                values = {"eval_loss": loss, "eval_rows": used}
+                if config.eval.samples:
+                    samples.show(run, state, held_out, workdir, step)
+                if source_of(config):
+                    values |= loader.held_out(held_out, step)
+        except _Stopped:
+            return False
         metrics.write(step, values)
-        if config.eval.samples:
-            samples.show(run, state, held_out, workdir, step)
+        if eval_loss is None and (left_out := _left_out(rows, workdir, "eval_")):
+            say(f"data.eval: {left_out}")
+        eval_loss, evaluated = loss, True
+        return True
 
     def save(data: dict, into: Checkpoints | LocalCheckpoints = checkpoints) -> None:
         _collect(waiting, totals)
@@ -189,6 +215,7 @@ def _train(
         if rows_log:
             rows_log.flush()
         about = {"totals": totals, "config": json.loads(config.to_json_best_effort())}
+        about["evaluated"] = evaluated
         with clock.during("save"):
             about["clock"] = clock.state()
             if into is local:
@@ -210,12 +237,14 @@ def _train(
 
     try:
         with jax.set_mesh(mesh), loader, clock:
+            if not evaluated and not evaluate():
+                return stopped(loader.state())
             while step < config.train.steps:
                 _profile(config.train.profile, step - first, workdir)
                 data = loader.state()
                 try:
-                    with clock.during("data"):
-                        batch = stop.next(loader)
+                    with clock.during("data"), stop.waiting():
+                        batch = next(loader)
                 except _Stopped:  # data that do not come must not hold it up
                     return stopped(data)
                 state, numbers = step_fn(state, placed(batch))
@@ -224,14 +253,15 @@ def _train(
                 last = step == config.train.steps
                 if every(config.train.log_every) or last:
                     log()
-                if every(config.eval.every) and held_out:
-                    evaluate()
+                evaluated = not (every(config.eval.every) and held_out)
+                if not evaluated and not evaluate():
+                    return stopped(loader.state())
                 late = every(config.train.log_every) and overdue.now()
                 if late or every(config.checkpoint.every) or last:
                     save(loader.state())
                 elif local and every(config.checkpoint.local.every):
                     save(loader.state(), local)
-                if stop.asked(step):
+                if stop.asked():
                     return stopped(loader.state())
     finally:
         checkpoints.close()
@@ -242,7 +272,8 @@ def _train(
             rows_log.flush()
         stop.close()
     export.write(config, run.start, state, run.recipe, workdir)
-    _log.info(f"done: {step} steps in {workdir}")
+    left_out = _left_out(_row_counts(counted), workdir)
+    _log.info(f"done: {step} steps in {workdir}" + (f"; {left_out}" if left_out else ""))
     return 0
 
 
@@ -371,8 +402,12 @@ def _task_losses(values: dict[str, Any], tasks: tuple[str, ...]) -> dict[str, fl
     }
 
 
-def _held_out_loss(eval_fn: Any, state: State, held_out: Mixture, run: Setup) -> float:
+def _held_out_loss(
+    eval_fn: Any, state: State, held_out: Mixture, run: Setup, workdir: Path, stop: _StopSignal
+) -> tuple[float, dict[str, int]]:
+    """The loss, and the counts of rows. Raises _Stopped if SIGTERM came."""
     loss = weight = 0.0
+    counted: dict[str, float] = {}
     weights = state.get("ema", state["trained"])
     for batch in eval_batches(
         held_out,
@@ -381,12 +416,38 @@ def _held_out_loss(eval_fn: Any, state: State, held_out: Mixture, run: Setup) ->
         run.loader,
         jax.process_index(),
         jax.process_count(),
+        str(workdir),
     ):
+        if stop.asked():
+            raise _Stopped
+        counted = batch.stats
         sums = jax.device_get(eval_fn(weights, state["frozen"], _place(batch.arrays, run.mesh)))
         loss, weight = loss + float(sums["loss"]), weight + float(sums["weight"])
+    rows = _row_counts(counted)
     if not weight:
-        raise InputError("data.eval: no row could be used")
-    return loss / weight
+        raise InputError(f"data.eval: no row could be used; {_left_out(rows, workdir, 'eval_')}")
+    return loss / weight, rows
+
+
+def _row_counts(counted: Mapping[str, float]) -> dict[str, int]:
+    """Rows that were seen, bad and over-long, of all processes, which must all call it; {} if
+    what makes the batches does not count them."""
+    own = {name: int(counted[name]) for name in COUNTS if name in counted}
+    of_all = from_all(own)
+    return {name: sum(each[name] for each in of_all) for name in own}
+
+
+def _left_out(rows: Mapping[str, int], workdir: Path, prefix: str = "") -> str:
+    """How many rows were left out, and where they are listed; "" if none was."""
+    files_of = {"bad": "bad_rows", "overlong": "overlong_rows"}
+    parts = [
+        f"{rows[name]} {name.replace('overlong', 'over-long')} ({prefix}{file}.jsonl)"
+        for name, file in files_of.items()
+        if rows.get(name)
+    ]
+    if not parts:
+        return ""
+    return f"of {rows['seen']} rows these are left out: {', '.join(parts)} in {workdir}"
 
 
 def _describe(state: State, run: Setup, mixture: Mixture) -> None:
@@ -437,7 +498,7 @@ class _Overdue:
 
 
 class _Stopped(Exception):
-    """SIGTERM came while the run waited for data."""
+    """SIGTERM came while the run waited for data, or evaluated."""
 
 
 class _StopSignal:
@@ -445,6 +506,7 @@ class _StopSignal:
 
     def __init__(self) -> None:
         self._asked = self._waits = False
+        self._calls = 0
         self._before: Any = None
         if jax.process_count() == 1:
             self._before = signal.signal(signal.SIGTERM, self._ask)
@@ -454,13 +516,14 @@ class _StopSignal:
         if self._waits:
             raise _Stopped
 
-    def next(self, loader: Loader) -> HostBatch:
-        """The next batch. Raises _Stopped where SIGTERM comes, or came, before it."""
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Raises _Stopped where SIGTERM comes in this context, or if it came before."""
         self._waits = True
         try:
             if self._asked:
                 raise _Stopped
-            return next(loader)
+            yield
         finally:
             self._waits = False
 
@@ -468,7 +531,9 @@ class _StopSignal:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
-    def asked(self, step: int) -> bool:
+    def asked(self) -> bool:
+        """Whether it came. All processes must call it equally often."""
+        self._calls += 1
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            return multihost_utils.reached_preemption_sync_point(self._calls)
         return self._asked

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,6 +154,20 @@ def test_files_that_no_run_made_are_kept(tmp_path, capsys):
     code, said = annotate("out/mine.jsonl", "out/mine.jsonl")
     assert code == 2
     assert "is the output and also an input" in said
+
+
+def test_its_own_clips_are_no_sources(corpus, tmp_path, capsys):
+    """The folder of results inside the folder of sound."""
+    folder, _, out = corpus
+    inside = tmp_path / "in"
+    shutil.copytree(folder, inside)
+    shutil.copytree(out, inside / "out")
+    assert len(source.find(inside)) > 4
+    assert [each.id for each in source.find(inside, inside / "out")] == [
+        each.id for each in source.find(folder)
+    ]
+    assert cli.main(["annotate", "--input", str(inside), "--output", str(inside)]) == 2
+    assert "is also the input" in capsys.readouterr().err
 
 
 def test_the_same_file_twice_gives_its_rows_once(corpus, tmp_path):

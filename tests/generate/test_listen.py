@@ -1,6 +1,7 @@
 """Live audio: what is answered while sound comes is what would be answered about the whole clip."""
 
 import re
+import threading
 import warnings
 from pathlib import Path
 
@@ -47,6 +48,29 @@ def test_answers_are_those_about_the_whole_clip(model):
     # Each chunk was encoded once; the last one of each question again when it was whole.
     assert heard <= 100 * len(wav) / 16_000 + 2 * 400
     assert kept > 0.5
+
+
+def test_a_microphone_pushes_while_somebody_asks(model):
+    wav = np.tile(mj.load_audio(CLIP), 3)
+    failed: list[BaseException] = []
+    with model.listen(seconds=60, max_new_tokens=16) as ear:
+        ear.push(wav[:16_000])
+
+        def microphone():
+            try:
+                for start in range(16_000, len(wav), 1_600):
+                    ear.push(wav[start : start + 1_600])
+            except BaseException as error:
+                failed.append(error)
+
+        pushes = threading.Thread(target=microphone)
+        pushes.start()
+        while pushes.is_alive():
+            assert ear.ask(ASKED, max_new_tokens=4).ids
+        pushes.join()
+        last = ear.ask(ASKED, max_new_tokens=16)
+    assert not failed
+    assert last.ids == model.generate(ASKED, [wav], max_new_tokens=16).ids
 
 
 def test_sound_is_turned_into_frames_about_once(model):
