@@ -213,6 +213,11 @@ def from_official(raw: dict[str, Any], where: str = "config.json") -> ModelConfi
             f"{where}: model_type is {quoted(raw['model_type'])}; expected 'moss_audio'"
         )
     _refuse_quantized(raw, where)
+    if "optimizer" in raw and "audio_config" not in raw:
+        run = where.removesuffix("config.json")
+        raise InputError(
+            f"{where}: is of a training run; expected a checkpoint, such as the run's {run}export"
+        )
     for key in ("audio_config", "language_config"):
         if not isinstance(raw.get(key), dict):
             raise InputError(f"{where}: {key} is missing; expected an object")

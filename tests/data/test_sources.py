@@ -237,8 +237,8 @@ def test_eval_takes_every_row_in_order(tokenizer, tmp_path):
     assert last.stats["seen"] == 5
     assert not last.arrays["segment_ids"][1:].any()
     assert not last.arrays["weights"][1:].any()
-    assert len((tmp_path / "bad_rows.jsonl").read_text().splitlines()) == 1
-    assert len((tmp_path / "overlong_rows.jsonl").read_text().splitlines()) == 1
+    assert len((tmp_path / "eval_bad_rows.jsonl").read_text().splitlines()) == 1
+    assert len((tmp_path / "eval_overlong_rows.jsonl").read_text().splitlines()) == 1
 
 
 def test_the_report_survives_a_kill_and_other_writers(tmp_path):

@@ -12,6 +12,7 @@ from test_checkpoints import flipped_within_the_largest
 from moss_audio_jax import files
 from moss_audio_jax.data.pipeline import Loader
 from moss_audio_jax.errors import InputError, UsageError
+from moss_audio_jax.train import loop
 from moss_audio_jax.train.loop import train
 from moss_audio_jax.train.metrics import cut_back
 
@@ -76,6 +77,61 @@ def test_a_damaged_newest_step_changes_nothing_nor_do_data_that_hang(
     with pytest.raises(InputError, match="none of its checkpoints can be used"):
         train(config, hurt)
     assert (hurt / "metrics.jsonl").read_bytes() == before
+
+
+def test_sigterm_in_an_evaluation_saves_and_the_next_start_evaluates(
+    run_config, corpus, tmp_path, monkeypatch
+):
+    config = run_config("train.steps=4", "eval.every=2", "eval.samples=1", "checkpoint.every=4")
+    config.data.eval = (str(corpus / "rows.jsonl"),)
+    whole, hurt = tmp_path / "whole", tmp_path / "hurt"
+    train(config, whole)
+
+    def hang(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert not threading.Event().wait(100)
+        pytest.fail("SIGTERM did not end the evaluation")
+        yield
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "eval_batches", hang)
+        assert train(config, hurt) == 0
+    assert [row["step"] for row in log(hurt)] == [1, 2]
+    assert [path.name for path in (hurt / "checkpoints").iterdir()] == ["2"]
+    assert train(config, hurt) == 0
+    for key in ("step", "loss", "eval_loss", "eval_rows"):
+        found, expected = ([row.get(key) for row in log(root)] for root in (hurt, whole))
+        assert found == expected
+    assert log(hurt, "samples.jsonl") == log(whole, "samples.jsonl")
+
+
+def test_rows_that_are_left_out_are_told(run_config, corpus, tmp_path, caplog):
+    """Also in a file of few rows, and of those of data.eval."""
+    folder = shutil.copytree(corpus, tmp_path / "corpus")
+    rows = (folder / "rows.jsonl").read_text().splitlines()
+    (folder / "rows.jsonl").write_text("\n".join([*rows, *3 * ['{"conversation": "x"}']]))
+    (folder / "held.jsonl").write_text("\n".join([*rows[:4], '{"conversation": "x"}']))
+    config = run_config("train.steps=20", "eval.every=10", "data.max_bad_share=0.9")
+    config.data.train = (str(folder / "rows.jsonl"),)
+    config.data.eval = (str(folder / "held.jsonl"),)
+    run = tmp_path / "run"
+    with caplog.at_level("INFO", "moss_audio_jax"):
+        train(config, run)
+    said = [record.getMessage() for record in caplog.records]
+    assert sum(line.startswith("so far, of ") for line in said) == 1
+    assert any(
+        line.startswith("data.eval: of 5 rows these are left out: 1 bad (eval_bad_rows.jsonl)")
+        for line in said
+    )
+    last = [row for row in log(run) if "loss" in row][-1]
+    assert 3 <= last["rows_bad"] < last["rows_seen"]
+    assert said[-1].startswith(f"done: 20 steps in {run}; of ")
+    assert f"{last['rows_bad']} bad (bad_rows.jsonl)" in said[-1]
+    assert {row.get("eval_rows") for row in log(run)} == {None, 4}
+    assert [row["line"] for row in log(run, "eval_bad_rows.jsonl")] == [5]
+    config.data.max_bad_share = 0.02
+    with pytest.raises(InputError, match=r"of \d+ rows .* are bad, data.max_bad_share allows 2.0%"):
+        train(config, tmp_path / "other")
 
 
 def test_a_second_run_in_a_folder_is_told_so(run_config, tmp_path):

@@ -218,6 +218,11 @@ def test_odd_values_are_named(config, part, key, value, message):
     assert "\n" not in str(caught.value)
 
 
+def test_the_config_of_a_run_is_told_from_a_checkpoints():
+    with pytest.raises(InputError, match="RUN/config.json: is of a training run.*RUN/export"):
+        from_official({"optimizer": {"name": "adamw"}}, "RUN/config.json")
+
+
 def test_buffer_is_dropped(folder, config):
     name = "audio_encoder.embed_positions.inv_timescales"
     break_checkpoint(folder, config, lambda t: t.update({name: np.ones(8, np.float32)}))
