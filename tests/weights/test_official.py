@@ -219,7 +219,7 @@ def test_odd_values_are_named(config, part, key, value, message):
 
 
 def test_the_config_of_a_run_is_told_from_a_checkpoints():
-    with pytest.raises(InputError, match="RUN/config.json: is of a training run.*RUN/export"):
+    with pytest.raises(InputError, match=r"RUN/config.json: is of a training run.*RUN/export"):
         from_official({"optimizer": {"name": "adamw"}}, "RUN/config.json")
 
 
