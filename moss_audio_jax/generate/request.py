@@ -103,7 +103,8 @@ class Request:
             return [audio]
         if not isinstance(audio, Sequence):
             raise UsageError(
-                f"audio is {brief(repr(audio), 80)}; expected a clip or a list of them"
+                f"audio is {brief(repr(audio), 80)}; expected a clip (a file, or a numpy "
+                "waveform at 16 kHz, alone or with its rate) or a list of them"
             )
         return audio
 

@@ -192,6 +192,8 @@ def most_tokens(asked: Any, where: str, most: int) -> int | Literal["inf"] | Non
     """`max_output_tokens` of an event; None if the event does not have it."""
     if asked in (None, "inf"):
         return asked
+    if isinstance(asked, float) and asked.is_integer():  # 5.0, as in the other routes
+        asked = int(asked)
     if not isinstance(asked, int) or isinstance(asked, bool) or not 1 <= asked <= most:
         raise invalid(f"{where}: expected 1 to {most}, or 'inf'", where)
     return asked

@@ -22,7 +22,9 @@ from moss_audio_jax.train.optimizer import OPTIMIZERS, SCHEDULES
 
 def get_config(size: str = "4b") -> ConfigDict:
     if size not in ("", *RELEASED):
-        raise ValueError(f"size is {size!r}; expected one of {', '.join(RELEASED)}")
+        raise ValueError(
+            f"size is {size!r}; expected {', '.join(RELEASED)}, or what the config adds"
+        )
     c = ConfigDict()
 
     # What to start from: a checkpoint folder (official or native); "" for a fresh model of

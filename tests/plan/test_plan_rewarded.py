@@ -173,7 +173,8 @@ def plan_file(tmp_path):
 
 
 def price(*more):
-    words = ["plan", "--budget", "--config", CONFIG, "--topology", "v5e:2x2"]
+    topology = [] if "--topology" in more else ["--topology", "v5e:2x2"]
+    words = ["plan", "--budget", "--config", CONFIG, *topology]
     return cli.main([*words, *map(str, more)])
 
 
