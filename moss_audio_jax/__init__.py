@@ -62,14 +62,12 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
-def _find(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
-
-
 if not TYPE_CHECKING:  # a checker would take every name for one that there is
-    __getattr__ = _find
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -329,7 +329,7 @@ def shares(
 
 
 def writes_unicode() -> bool:
-    """Whether stdout takes all characters; others are written as Python escapes, not as JSON's."""
+    """Whether stdout takes every character. If not, Python escapes some, and not as JSON does."""
     return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 

@@ -19,7 +19,6 @@ if __name__ == "__main__":  # before the imports below, so that Ctrl-C ends thos
 
     cli.run_verb("annotate")
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -78,10 +77,7 @@ def main(argv: Sequence[str]) -> int:
             raise UsageError(f"--output {args.output}: another file of the run has this name")
     for name in pipeline.outputs(rows_name, shard):
         command.distinct(out / name, args.input)
-    if os.path.realpath(out) == os.path.realpath(args.input):
-        raise UsageError(
-            f"--output {shown(args.output)}: is also the input; expected a folder of its own"
-        )
+    command.distinct(out, args.input)
     found = source.sharded(source.find(args.input, out), shard)
     if config.checkpoint == defaults.BUNDLED:
         command.say(command.SMALL_MODEL)

@@ -51,11 +51,11 @@ def find(given: str | Path, out: str | Path | None = None) -> list[Source]:
     """Audio files in a fixed order.
 
     Args:
-      out: the folder of the run's results, whose clips are not among its sources.
       given: a folder (searched recursively, sorted), a manifest (.txt: a path per line; .jsonl or
         .csv: its key or column "audio"; relative to the manifest), or one audio file. Manifests are
         UTF-8 or UTF-16, otherwise the bytes of file names or Latin-1. A row that is broken, or
         that does not name a file, becomes a source with a problem.
+      out: the folder of the run's results; clips in it are no sources.
 
     Raises:
       InputError: `given` does not exist or names no audio, or a manifest's row has no known key.

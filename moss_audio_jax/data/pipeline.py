@@ -135,7 +135,6 @@ class Loader:
         config.validate(encoder, process_count)
         self._mixture = mixture
         self._workers = _workers(tokenizer, encoder, config)
-        jobs = mixture.jobs()
         self._reports = reports = Reports(report_dir, process_index, mixture.rows)
         self._fingerprint = _fingerprint(mixture, tokenizer, encoder, config)
         count = config.stream_count()
@@ -148,6 +147,7 @@ class Loader:
             reports.count(made, counts)
             reports.judge(self._batches.counts(), config.max_bad_share, config.min_seen)
 
+        jobs = mixture.jobs()
         streams = [PackedRows(jobs, k, count, self._workers, counted, config) for k in own]
         room = _Room(tokenizer, encoder, config, process_count)
         self._batches = iter(Batches(streams, config.batch // count, room.batch))
@@ -264,8 +264,8 @@ def eval_batches(
         )
     room = _Room(tokenizer, encoder, config, process_count)
     workers = _workers(tokenizer, encoder, config)
-    jobs = mixture.in_order()
     reports = Reports(report_dir, process_index, mixture.rows, "eval_")
+    jobs = mixture.in_order()
     size = config.batch // process_count
     starts = deque(
         range(
@@ -378,9 +378,7 @@ def _fingerprint(
 def _agree(saved: Mapping[str, Any], own: Mapping[str, Any], who: str) -> None:
     for key in own:
         if saved.get(key) != own[key]:
-            hint = ""
-            if key == "streams":
-                hint = f"; data.streams={saved.get(key)} keeps it"
+            hint = f", or set data.streams={saved.get(key)}" if key == "streams" else ""
             raise InputError(
                 f"data.{key}: {who} has {brief(repr(saved.get(key)))}, this one "
                 f"{brief(repr(own[key]))}; the order of rows cannot be continued with another "

@@ -93,7 +93,7 @@ class Reports:
     """Counts and lists the rows that give no example.
 
     Args:
-      rows: how many there are: so few are judged once as many were seen.
+      rows: how many there are; if they are few, `judge` waits until so many were seen.
       prefix: of the files' names.
     """
 

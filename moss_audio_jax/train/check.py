@@ -45,12 +45,12 @@ def check(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
         raise UsageError(f"data.chunks is {config.data.chunks}; expected -1 or more")
     if bool(config.data.train) == bool(config.data.mixture):
         raise UsageError("data.train or data.mixture: give one of them, and not both")
-    for key in ("optimizer.b1", "optimizer.b2", "optimizer.final", "optimizer.decay"):
-        share = key in ("optimizer.final", "optimizer.decay")
-        if not (0 <= value(key) <= 1 if share else 0 <= value(key) < 1):
-            raise UsageError(
-                f"{key} is {value(key)}; expected {'0 to 1' if share else 'at least 0, below 1'}"
-            )
+    for key in ("optimizer.b1", "optimizer.b2"):
+        if not 0 <= value(key) < 1:
+            raise UsageError(f"{key} is {value(key)}; expected at least 0, below 1")
+    for key in ("optimizer.final", "optimizer.decay"):
+        if not 0 <= value(key) <= 1:
+            raise UsageError(f"{key} is {value(key)}; expected 0 to 1")
     span = config.train.profile
     if len(span) != 2 or not all(isinstance(n, int) and n >= 0 for n in span):
         raise UsageError(f"train.profile is {span!r}; expected (first step, how many)")

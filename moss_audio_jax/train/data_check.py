@@ -203,7 +203,7 @@ def _rows(surveys: Mapping[str, Survey], rows: LoaderConfig, asked: bool) -> Sec
         counts = seen, int(survey.usable.sum()), bad, int(survey.overlong.sum())
         cells = (*(f"{n:,}" for n in counts), f"{hours:,.2f}", f"{tokens:,}", f"{labels:,}")
         lines.append((f"data.{name}", *cells))
-        if bad > rows.max_bad_share * seen and seen:
+        if bad > rows.max_bad_share * seen:
             notes.append(
                 f"data.{name}: {bad / seen:.1%} of the rows are bad; data.max_bad_share allows "
                 f"{rows.max_bad_share:.1%}, so the run would stop."

@@ -104,7 +104,7 @@ def _train(
     with jax.set_mesh(mesh):
         state = _first_state(run)
     totals, saved_data = dict.fromkeys(_TOTALS, 0), None
-    evaluated = True  # the newest step, if it is to be
+    evaluated = True  # False while the newest step is still to be
     if newest is not None or nearer is not None:
         if nearer is None:
             restored, saved = checkpoints.restore(newest, run.state_shardings)
@@ -214,8 +214,11 @@ def _train(
         loader.flush()
         if rows_log:
             rows_log.flush()
-        about = {"totals": totals, "config": json.loads(config.to_json_best_effort())}
-        about["evaluated"] = evaluated
+        about = {
+            "totals": totals,
+            "config": json.loads(config.to_json_best_effort()),
+            "evaluated": evaluated,
+        }
         with clock.during("save"):
             about["clock"] = clock.state()
             if into is local:
@@ -439,10 +442,9 @@ def _row_counts(counted: Mapping[str, float]) -> dict[str, int]:
 
 def _left_out(rows: Mapping[str, int], workdir: Path, prefix: str = "") -> str:
     """How many rows were left out, and where they are listed; "" if none was."""
-    files_of = {"bad": "bad_rows", "overlong": "overlong_rows"}
     parts = [
-        f"{rows[name]} {name.replace('overlong', 'over-long')} ({prefix}{file}.jsonl)"
-        for name, file in files_of.items()
+        f"{rows[name]} {word} ({prefix}{name}_rows.jsonl)"
+        for name, word in (("bad", "bad"), ("overlong", "over-long"))
         if rows.get(name)
     ]
     if not parts:

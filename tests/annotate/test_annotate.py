@@ -167,7 +167,7 @@ def test_its_own_clips_are_no_sources(corpus, tmp_path, capsys):
         each.id for each in source.find(folder)
     ]
     assert cli.main(["annotate", "--input", str(inside), "--output", str(inside)]) == 2
-    assert "is also the input" in capsys.readouterr().err
+    assert "is the output and also an input" in capsys.readouterr().err
 
 
 def test_the_same_file_twice_gives_its_rows_once(corpus, tmp_path):

@@ -3,7 +3,7 @@
     python tools/small/plot_rewards.py RUN ... --output FILE        (needs matplotlib)
 
 Questions differ from step to step, so curves of sampled answers are running means over 41 steps.
-Dots are the held-out rows, sampled as well.
+Dots and squares are greedy answers to held-out rows.
 """
 
 from __future__ import annotations
