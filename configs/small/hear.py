@@ -1,9 +1,9 @@
-"""Stage 7 of the small model: its encoder learns the world of recordings beside the procedural one.
+"""Stage 8 of the small model: its encoder learns the world of recordings beside the procedural one.
 
     moss-audio-jax train --config configs/small/hear.py --workdir DIR \
         --config.init_from=extend/export
 
-It starts from the model of stage 6 with more word pieces (`tools/small/extend.py`). Run it in the
+It starts from the model of stage 7 with more word pieces (`tools/small/extend.py`). Run it in the
 folder where `tools/small/train.py --recordings N --voices N` made joined/, joined_recordings/ and
 joined_voices/. As in stage 1, only helper losses train, and the decoder does not run.
 """

@@ -27,8 +27,8 @@ SFT = (
 REASONING = (("reason", 4.0), *(rule for rule in SFT if rule[0] != "reason"))
 REASONED = (
     ("reason", 14.0), ("^asr$", 4.0, 2.0), ("asr_words", 6.0), ("asr", 1.0), ("events", 6.0),
-    ("when", 5.0, 3.0), ("tempo", 4.0, 4.0), ("choice", 3.0, 5.0), ("count", 4.0, 4.0),
-    ("caption", 0.5), (".*", 0.5, 3.0),
+    ("when", 5.0, 3.0), ("word_what", 4.0, 3.0), ("tempo", 4.0, 4.0), ("choice", 3.0, 5.0),
+    ("count", 4.0, 4.0), ("caption", 0.5), (".*", 0.5, 3.0),
 )  # fmt: skip
 TELLING = (
     ("reason", 10.0), ("^asr$", 6.0, 2.0), ("asr_words", 5.0), ("asr", 1.0), ("events", 6.0),
@@ -46,6 +46,7 @@ REWARDED = (
 # that its last two stages ran on CPUs. hear and tell did not make that model.
 GPU = {
     "encoder": (2500, 133),
+    "read": (400, 20),
     "adapter": (500, 60),
     "pretrain": (1800, 140),
     "sft": (2000, 133),
@@ -133,11 +134,15 @@ def listen(c):
 
 
 def asked(c):
-    """Sets scenes and joined rows with all their questions, ten each time a row is drawn."""
+    """Sets scenes and joined rows with all their questions, ten each time a row is drawn.
+
+    Questions about scenes in writing keep what the decoder can do with text.
+    """
     c.data.train = ()
     c.data.mixture.scenes = {"weight": 0.5, "paths": ("scenes/train-*.array_record",)}
     c.data.mixture.timed = {"weight": 0.3, "paths": ("joined/timed-*.array_record",)}
     c.data.mixture.sounds = {"weight": 0.2, "paths": ("joined/sounds-*.array_record",)}
+    c.data.mixture.written = {"weight": 0.4, "paths": ("written/scenes-*.array_record",)}
     c.data.length = 1664
     c.data.batch = 2
     c.data.branches = 10

@@ -1,4 +1,4 @@
-"""Stage 8 of the small model: all tasks again, on both worlds, with the encoder of stage 7 frozen.
+"""Stage 9 of the small model: all tasks again, on both worlds, with the encoder of stage 8 frozen.
 
     moss-audio-jax train --config configs/small/tell.py --workdir DIR \
         --config.init_from=align/export

@@ -11,6 +11,11 @@ def span(item: Mapping[str, Any]) -> str:
     return f"{item['start']:.2f} - {item['end']:.2f}"
 
 
+def times(seconds: Sequence[float]) -> str:
+    """ "1.20, 3.45" """
+    return ", ".join(f"{each:.2f}" for each in seconds)
+
+
 def joined(parts: Sequence[str]) -> str:
     """ "a", "a and b", "a, b and c" """
     if len(parts) < 2:

@@ -18,13 +18,16 @@ _HOME = {
     "VERSION": "scenes",
     "Scene": "scenes",
     "scene": "scenes",
+    "drill": "drills",
     "SPLITS": "splits",
     "pair_held_out": "splits",
     "sentence_part": "splits",
     "TAGS": "supervision",
     "record": "supervision",
     "rows": "tasks",
+    "word_questions": "questions",
     "write": "folder",
+    "written": "tasks",
 }
 __all__ = sorted(_HOME)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from moss_audio_jax.text.labels import ALL_KINDS, INSTRUMENTS, KINDS, SAMPLED_INSTRUMENTS, Kind
-from moss_audio_jax.text.phrases import capitalised, joined
+from moss_audio_jax.text.phrases import capitalised, joined, span, stamped, times
 
 Labels = dict[str, Any]
 
@@ -99,6 +99,29 @@ def sounding_at(labels: Labels, time: float) -> list[str]:
     return list(
         dict.fromkeys(n for n, item in sources(labels) if item["start"] <= time <= item["end"])
     )
+
+
+def notes(labels: Labels) -> str:
+    """All that sounds, in writing: a timeline, who says what and when, the music's beats."""
+    lines = [f"A clip of {labels['duration']:.2f} s."]
+    for event in labels["events"]:
+        kind = ALL_KINDS[event["kind"]]
+        line = f"{span(event)}: {kind.label}"
+        if kind.unit and event["onsets"]:
+            line += f" ({kind.unit[1]} at {times(event['onsets'])})"
+        lines.append(line)
+    for sentence in labels["sentences"]:
+        speaker = speaker_of(labels, sentence)
+        lines.append(f'{span(sentence)}: {person(speaker)} speaking, "{sentence["text"]}"')
+        if sentence["words"]:
+            lines.append(stamped(sentence["words"]))
+    for speaker in labels["speakers"]:
+        lines.append(capitalised(speaker_phrase(labels, speaker)) + ".")
+    if music := labels["music"]:
+        beats = times(music["beats"])
+        lines.append(f"{span(music)}: {music_name(labels)} playing, beats at {beats}")
+        lines.append(music_caption(labels))
+    return "\n".join(lines)
 
 
 _LEVELS = {"quiet": "quiet", "normal": "of normal level", "loud": "loud"}

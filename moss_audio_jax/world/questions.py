@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from moss_audio_jax.draw import Draw
@@ -21,6 +21,20 @@ Labels = dict[str, Any]
 def questions(labels: Labels, draw: Draw) -> list[Question]:
     """Every question in this file that has an answer in the scene."""
     return [q for make in _MAKERS for q in make(labels, draw.child(make.__name__))]
+
+
+def word_questions(
+    name: str, words: Sequence[Mapping[str, Any]], count: int
+) -> list[tuple[str, str, str]]:
+    """(task, question, answer) of `count` draws: when a word is said, and which one at a time.
+
+    Args:
+      name: of the clip; the draws depend on it.
+      words: {"text", "start", "end"} of all words that are said.
+    """
+    draws = (Draw("words", name, number) for number in range(count))
+    found = (q for draw in draws for q in _about_words(words, draw))
+    return list(dict.fromkeys((q.task, q.question, q.answer) for q in found))
 
 
 # --- time ----------------------------------------------------------------------------------------
@@ -61,9 +75,11 @@ def _when(labels: Labels, draw: Draw) -> Iterator[Question]:
 
 
 def _when_said(labels: Labels, draw: Draw) -> Iterator[Question]:
-    if not describe.timed(labels):
-        return
-    said = describe.words(labels)
+    if describe.timed(labels):
+        yield from _about_words(describe.words(labels), draw)
+
+
+def _about_words(said: Sequence[Mapping[str, Any]], draw: Draw) -> Iterator[Question]:
     texts = [word["text"] for word in said]
     once = [word for word in said if texts.count(word["text"]) == 1]
     if once:

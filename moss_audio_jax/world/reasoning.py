@@ -67,17 +67,20 @@ def _longest(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
 
 
 def _most(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
-    counts = {
-        kind: sum(len(event["onsets"]) for event in describe.of_kind(labels, kind))
+    onsets = {
+        kind: [onset for event in describe.of_kind(labels, kind) for onset in event["onsets"]]
         for kind in describe.kinds(labels)
         if describe.countable(labels, kind)
     }
-    if len(counts) < 2:
+    if len(onsets) < 2:
         return
-    first, second = draw.sample(list(counts), 2)
-    names = [ALL_KINDS[kind].unit[1] for kind in (first, second)]
-    a, b = counts[first], counts[second]
-    steps = [f"{names[0]}: {a}.", f"{names[1]}: {b}."]
+    pair = draw.sample(list(onsets), 2)
+    names = [ALL_KINDS[kind].unit[1] for kind in pair]
+    a, b = (len(onsets[kind]) for kind in pair)
+    steps = [
+        f"{name} at {phrases.times(onsets[kind])}: {len(onsets[kind])}."
+        for name, kind in zip(names, pair, strict=True)
+    ]
     if a != b:
         more = names[0] if a > b else names[1]
         yield Reasoned(
@@ -196,17 +199,12 @@ def _bar(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
         ],
         f"{240 / tempo:.2f}",
     )
-    beats = len(music["beats"])
+    beats = [f"{number}: {beat:.2f}" for number, beat in enumerate(music["beats"], 1)]
     yield Reasoned(
         "reason_beats",
         "How many beats does the music have, from its first to its last?",
-        [
-            f"The music begins at {music['beats'][0]:.2f} and its last beat is at "
-            f"{music['beats'][-1]:.2f}.",
-            f"A beat lasts {60 / tempo:.2f} s: {beats - 1} steps from the first beat to the last.",
-            f"{beats - 1} + 1 = {beats}.",
-        ],
-        str(beats),
+        [f"Beats {', '.join(beats)}."],
+        str(len(beats)),
     )
 
 

@@ -61,13 +61,13 @@ RECORDED_TAGS = (
 _MELODIC = {*INSTRUMENTS, *SAMPLED_INSTRUMENTS} - {"bass"}
 
 
-def record(labels: Labels, audio: str) -> dict[str, Any]:
+def record(labels: Labels, audio: str, draws: int = 1) -> dict[str, Any]:
     """The row (see `data.records`) of a scene: all of `world.rows` as branches.
 
     Branches are questions that share one clip in a row; none sees the others. Without "words" the
     row says of no word when it is heard; without "tags" it says of no phoneme, so of nothing.
     """
-    asked = rows(labels, audio)
+    asked = rows(labels, audio, draws)
     made = {
         "conversation": asked[0]["conversation"][:1],
         "branches": [{"messages": row["conversation"][1:], "task": row["task"]} for row in asked],

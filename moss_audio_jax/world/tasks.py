@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,19 +16,26 @@ from moss_audio_jax.world.reasoning import reasoned
 
 Labels = dict[str, Any]
 
+# Questions whose answers must be searched for in a scene's notes.
+_LEGIBLE = "time_|word_|count|order|overlap|absent|present|which_sound|who_said|tempo"
 
-def rows(labels: Labels, audio: str) -> list[dict[str, Any]]:
+
+def rows(labels: Labels, audio: str, draws: int = 1) -> list[dict[str, Any]]:
     """Every row of a scene: transcripts, captions, questions, choices, reasoning.
 
     Args:
       labels: of a scene.
       audio: content of the audio message: the path of the clip.
+      draws: how often questions are drawn: each time about other words, times and sounds.
 
     Returns:
-      Rows as `data.records` reads them, with "task" and "id" (`{scene}/{number}-{task}`). They
-      depend only on the labels, not on earlier calls.
+      Rows as `data.records` reads them, with "task" and "id" (`{scene}/{number}-{task}`), none
+      twice. They depend only on the arguments, not on earlier calls.
     """
-    made = [*_described(labels), *_asked(labels), *_reasoned(labels)]
+    made = list(_described(labels))
+    for draw in _draws(labels, draws):
+        made += [*_asked(labels, draw), *_reasoned(labels, draw)]
+    made = list(dict.fromkeys(made))
     return [
         {
             "conversation": [
@@ -44,6 +52,40 @@ def rows(labels: Labels, audio: str) -> list[dict[str, Any]]:
 
 def _draw(labels: Labels, *key: object) -> Draw:
     return Draw("rows", labels["version"], labels["id"], labels["duration"], *key)
+
+
+def written(labels: Labels) -> dict[str, Any]:
+    """A row without sound: questions about the scene's labels in writing, one turn each.
+
+    What must be found in a clip must be found in its labels here, by the same words, with the same
+    steps and answers. So a decoder learns to copy, to search and to calculate apart from hearing.
+
+    Returns:
+      A row as `data.records` reads it, with the task "written".
+    """
+    draw = _draw(labels, "written")
+    draws = [draw, draw.child(1), draw.child(2)]
+    copied = [said for said in _described(labels) if not said[0].startswith("caption")]
+    found = [said for each in draws for said in _asked(labels, each, _LEGIBLE)]
+    short = [said for said in found if not said[0].startswith("choice")]
+    chosen = [said for said in found if said[0].startswith("choice")]
+    steps = [said for each in draws for said in _reasoned(labels, each)]
+    turns: list[tuple[str, str, str]] = []
+    for kind, most in ((copied, 2), (short, 5), (chosen, 1), (steps, 6)):
+        kind = list(dict.fromkeys(kind))
+        turns += draw.sample(kind, min(most, len(kind)))
+    conversation = []
+    for number, (_, question, answer) in enumerate(draw.shuffled(turns)):
+        content = question if number else f"{describe.notes(labels)}\n{question}"
+        for role, text in (("user", content), ("assistant", answer)):
+            conversation.append({"role": role, "message_type": "text", "content": text})
+    return {"conversation": conversation, "task": "written", "id": f"{labels['id']}/written"}
+
+
+def _draws(labels: Labels, count: int) -> Iterator[Draw]:
+    yield _draw(labels)
+    for number in range(1, count):
+        yield _draw(labels, number)
 
 
 def _described(labels: Labels) -> Iterator[tuple[str, str, str]]:
@@ -94,13 +136,13 @@ def profile(labels: Labels) -> dict[str, str | None]:
     }
 
 
-def _asked(labels: Labels) -> Iterator[tuple[str, str, str]]:
-    found = questions(labels, _draw(labels, "questions"))
+def _asked(labels: Labels, draw: Draw, tasks: str = "") -> Iterator[tuple[str, str, str]]:
+    found = [q for q in questions(labels, draw.child("questions")) if re.match(tasks, q.task)]
     for question in found:
         if question.task == "which_sound":  # asks for one "of these", so it needs options
             continue
         yield question.task, question.question, question.answer
-    draw = _draw(labels, "choices")
+    draw = draw.child("choices")
     four = [q for q in found if len(q.wrong) >= 3]
     for question in draw.sample(four, min(2, len(four))):
         yield "choice_letter", *_choice(draw, question, letter=True)
@@ -121,7 +163,7 @@ def _choice(draw: Draw, question: Question, letter: bool) -> tuple[str, str]:
     return f"{question.question}\n{listed}\n{close}", question.answer
 
 
-def _reasoned(labels: Labels) -> Iterator[tuple[str, str, str]]:
-    for task, question, steps, answer in reasoned(labels, _draw(labels, "reasoning")):
+def _reasoned(labels: Labels, draw: Draw) -> Iterator[tuple[str, str, str]]:
+    for task, question, steps, answer in reasoned(labels, draw.child("reasoning")):
         chain = "\n".join(phrases.capitalised(step) for step in steps)
         yield task, question, f"<think>\n{chain}\n</think>\n\n{answer}"

@@ -11,6 +11,7 @@ from moss_audio_jax import world
 from moss_audio_jax.data.records import parse_row
 from moss_audio_jax.text.labels import KINDS
 from moss_audio_jax.text.timestamps import parse
+from moss_audio_jax.world import describe
 
 KIND = {kind.label: name for name, kind in KINDS.items()}
 CLAUSE = {kind.clause: name for name, kind in KINDS.items()}
@@ -214,6 +215,12 @@ def thought(labels, answer):
     for label, start, end in re.findall(r"(?m)^(.+): (\d+\.\d\d) - (\d+\.\d\d)", chain):
         kind = KIND[next(name for name in KIND if name.lower() == label.lower())]
         close([(float(start), float(end))], [spans(labels, kind)[0]])
+    for unit, listed, count in re.findall(r"(?m)^(.+) at ([\d., ]+): (\d+)\.$", chain):
+        kind = UNIT[unit.lower()]
+        onsets = [o for e in labels["events"] if e["kind"] == kind for o in e["onsets"]]
+        times = [float(time) for time in listed.split(", ")]
+        assert times == pytest.approx(onsets, abs=0.0051)
+        assert int(count) == len(times)
     return chain, final
 
 
@@ -279,6 +286,14 @@ def fact(value):
 
 def yes(value):
     return fact(lambda labels: "yes" if value(labels) else "no")
+
+
+def check_reason_beats(labels, question, answer):
+    chain, final = thought(labels, answer)
+    found = re.findall(r"(\d+): (\d+\.\d\d)", chain)
+    assert [int(number) for number, _ in found] == list(range(1, int(final) + 1))
+    beats = labels["music"]["beats"]
+    assert [float(time) for _, time in found] == pytest.approx(beats, abs=0.0051)
 
 
 CHECKS = {
@@ -352,16 +367,14 @@ CHECKS = {
     "reason_beat": lambda labels, q, a: fact(
         lambda labels: f"{240 / round(labels['music']['tempo']):.2f}"
     )(labels, q, thought(labels, a)[1]),
-    "reason_beats": lambda labels, q, a: fact(lambda labels: len(labels["music"]["beats"]))(
-        labels, q, thought(labels, a)[1]
-    ),
+    "reason_beats": check_reason_beats,
 }
 
 
-def check_rows(labels, seen):
+def check_rows(labels, seen, draws=1):
     answers = collections.defaultdict(list)  # question -> (task, answer), for the choices
     choices = []
-    made = world.rows(labels, "wav/a.wav")
+    made = world.rows(labels, "wav/a.wav", draws)
     for row in made:
         parsed = parse_row(json.dumps(row).encode())
         assert parsed.clips == ("wav/a.wav",)
@@ -408,6 +421,80 @@ def test_rows_of_everything():
     assert set(CHECKS) | {"choice_letter", "choice_text"} == set(seen)
     for task in ("asr", "asr_words", "events", "caption", "time_what", "time_when"):
         assert len(seen[task]) >= 3  # phrasings
+
+
+def test_questions_drawn_again_are_others():
+    once, often = [], []
+    for index in range(30):
+        labels = world.scene(index, content="sound+music").labels
+        check_rows(labels, collections.defaultdict(set), draws=3)
+        first, more = world.rows(labels, "a.wav"), world.rows(labels, "a.wav", 3)
+        assert more[: len(first)] == first
+        said = [[message["content"] for message in row["conversation"]] for row in more]
+        assert len({tuple(each) for each in said}) == len(said)
+        once += first
+        often += more
+    assert 1.2 * len(once) < len(often) < 3 * len(once)
+
+
+def check_written(labels, seen):
+    row = world.written(labels)
+    parsed = parse_row(json.dumps(row).encode())
+    assert parsed.clips == ()
+    assert parsed.task == "written"
+    texts = [message["content"] for message in row["conversation"]]
+    assert [m["role"] for m in row["conversation"]] == ["user", "assistant"] * (len(texts) // 2)
+    notes = describe.notes(labels)
+    for event in labels["events"]:
+        assert f"{event['start']:.2f} - {event['end']:.2f}: {KINDS[event['kind']].label}" in notes
+    for word in words(labels):
+        assert f"[{word['start']:.2f}]{word['text']}[{word['end']:.2f}]" in notes
+    for beat in labels["music"]["beats"] if labels["music"] else ():
+        assert f"{beat:.2f}" in notes
+    assert texts[0].startswith(notes + "\n")
+    texts[0] = texts[0].removeprefix(notes + "\n")
+    tasks = {each["conversation"][1]["content"]: each["task"] for each in world.rows(labels, "", 9)}
+    for question, answer in zip(texts[::2], texts[1::2], strict=True):
+        task = tasks.get(question, "")  # another draw's question may be in none of these
+        if task and not task.startswith("choice"):
+            CHECKS[task](labels, question, answer)
+            seen[task].add(answer)
+
+
+@needs_espeak
+def test_questions_about_a_scene_in_writing():
+    seen = collections.defaultdict(set)
+    for index in range(150):
+        check_written(world.scene(index, "test", 5).labels, seen)
+    assert {"asr_words", "word_when", "time_when", "reason_word", "reason_beats"} <= set(seen)
+    assert sum(map(len, seen.values())) > 500
+
+
+def test_drills_are_answered_by_their_own_text():
+    kinds = collections.Counter()
+    for index in range(300):
+        row = world.drill(index, seed=3)
+        assert row == world.drill(index, seed=3) != world.drill(index, seed=4)
+        assert parse_row(json.dumps(row).encode()).task == "drill"
+        listed = ""
+        turns = [message["content"] for message in row["conversation"]]
+        for question, answer in zip(turns[::2], turns[1::2], strict=True):
+            if question.startswith("Repeat: "):
+                assert question == f"Repeat: {answer}"
+                kinds["repeat"] += 1
+                continue
+            *lines, question = question.split("\n")
+            listed = "\n".join(lines) or listed
+            name = re.search(r'"(.+)"', question)[1]
+            if question.startswith("When is the word"):
+                start, end = answer.split(" - ")
+                assert listed.count(f"]{name}[") == 1
+                assert f"[{start}]{name}[{end}]" in listed
+            else:
+                assert f"{answer}: {name}" in listed.split("\n")
+            kinds[question.split('"')[0]] += 1
+    assert min(kinds.values()) > 100
+    assert len(kinds) == 3
 
 
 def test_rows_depend_on_the_labels_alone():

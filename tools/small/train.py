@@ -53,13 +53,15 @@ from tools.small.extend import extend
 from tools.small.tokenizer import texts_of, train_tokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "small"
-PROCEDURAL = ("encoder", "adapter", "pretrain", "sft", "cold_start", "reason")
+PROCEDURAL = ("encoder", "read", "adapter", "pretrain", "sft", "cold_start", "reason")
 # On the world of recordings too, with more word pieces.
 RECORDED = ("extend", "hear", "align", "tell")
 MODELS = (*PROCEDURAL, *RECORDED)  # each from the one before
 TRAINING = tuple(name for name in MODELS if name not in ("extend", "align"))
 STEPS = ("data", "tokenizer", *MODELS, "ship")
 SCENES, SHARD = 48_000, 800
+DRAWS = 3  # of the questions about each scene, and about joined sounds
+WORDS_ASKED = 6  # questions about joined speech: when a word is said, and which one at a time
 # The most mel frames of scenes joined end to end (a chunk has 400).
 JOINED = {"all": 3200, "speech": 3200, "timed": 1600, "sounds": 1600}
 # Questions about joined sounds, whose labels do not include noise, rooms and loudness.
@@ -81,19 +83,29 @@ def make_data(workdir: Path, scenes: int, recordings: int, speech: int, processe
     would be short. There are four joined sets: `all`; `speech`, scenes with only speech; `timed`,
     also with only speech but shorter, with the times of words; `sounds`, scenes with neither speech
     nor music, with timelines.
+
+    `written` holds rows without sound: `scenes` are questions about a scene's labels in writing
+    (`world.written`), `drills` what is to be copied and looked up (`world.drill`).
     """
-    settings = {"split": "train", "scenes": scenes, "seed": 0, "world": world.VERSION}
+    common = {"split": "train", "seed": 0, "draws": DRAWS}
+    settings = common | {"scenes": scenes, "world": world.VERSION}
     work = _shards(workdir / "scenes", workdir / "joined", settings, world.scene)
+    written = workdir / "written"
+    shards.prepare(str(written), settings)
     for name, count, content in (("recordings", recordings, None), ("voices", speech, "speech")):
         if count:
             here = sorted(source.name for source in sources() if source.available())
-            settings = {"split": "train", "scenes": count, "seed": 0}
-            settings |= {"world": recorded.VERSION, "sources": here}
+            settings = common | {"scenes": count, "world": recorded.VERSION, "sources": here}
             scene = functools.partial(recorded.scene, content=content)
             work += _shards(workdir / name, workdir / f"joined_{name}", settings, scene)
+    parts = shards.plan(scenes, None, SHARD)
     context = multiprocessing.get_context("spawn")  # espeak's process must not be shared
     with concurrent.futures.ProcessPoolExecutor(processes, context, end_with_parent) as pool:
         made = [pool.submit(_make_shard, *each) for each in work]
+        for kind in WRITTEN:
+            for number, part in enumerate(parts):
+                path = shards.shard_path(str(written), kind, number, len(parts))
+                made.append(pool.submit(_write_written, path, kind, part))
         for each in tqdm(concurrent.futures.as_completed(made), total=len(made), unit="shard"):
             path, digest = each.result()
             manifest = path.parent / "manifest.json"
@@ -115,7 +127,7 @@ def _shards(
 def _make_shard(
     path: str, part: range, joined: Path, scene: Callable[..., world.Scene]
 ) -> tuple[Path, str]:
-    """Makes one shard of scenes and the shards joined from it; existing files are kept.
+    """Makes one shard of scenes and the shards made from it; existing files are kept.
 
     Returns the shard and its digest.
     """
@@ -123,12 +135,30 @@ def _make_shard(
         shards.write_shard(path, (_record(scene(i, "train", seed=0)) for i in part))
     for kind in JOINED:
         _join_shard(path, joined / f"{kind}-{os.path.basename(path)[6:]}", kind)
+    return Path(path), _digest(path)
+
+
+def _write_written(path: str, kind: str, part: range) -> tuple[Path, str]:
+    """Makes one shard of rows without sound, unless it exists."""
+    if not os.path.exists(path):
+        shards.write_shard(path, (encode_record(WRITTEN[kind](i), []) for i in part))
+    return Path(path), _digest(path)
+
+
+def _digest(path: str) -> str:
     with open(path, "rb") as file:
-        return Path(path), hashlib.file_digest(file, "blake2b").hexdigest()
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def _written(index: int) -> dict[str, Any]:
+    return world.written(world.scene(index, "train", seed=0).labels)
+
+
+WRITTEN = {"scenes": _written, "drills": world.drill}  # row of an index
 
 
 def _record(scene: world.Scene) -> bytes:
-    row = world.record(scene.labels, f"{scene.labels['id']}.wav")
+    row = world.record(scene.labels, f"{scene.labels['id']}.wav", DRAWS)
     return encode_record(row, [log_mel(scene.wav).astype(ml_dtypes.bfloat16)])
 
 
@@ -197,13 +227,14 @@ def _join(rows: Sequence[Row], timed: bool) -> bytes:
     # If there is no speech, the first scene's answer says so.
     speaking = [row for row in rows if row.words] or rows[:1]
     question, _ = _asked(speaking[0], "asr")
-    said = {"asr": (question, " ".join(_asked(row, "asr")[1] for row in speaking))}
+    said = [("asr", question, " ".join(_asked(row, "asr")[1] for row in speaking))]
+    name = f"{rows[0].id}+{len(rows) - 1}"
     if timed:
         question, _ = _asked(speaking[0], "asr_words")
-        said["asr_words"] = question, stamped(found["words"])
-    name = f"{rows[0].id}+{len(rows) - 1}.wav"
+        said.append(("asr_words", question, stamped(found["words"])))
+        said += world.word_questions(name, found["words"], WORDS_ASKED)
     record = {
-        "conversation": [{"role": "user", "message_type": "audio", "content": name}],
+        "conversation": [{"role": "user", "message_type": "audio", "content": f"{name}.wav"}],
         "branches": [
             {
                 "messages": [
@@ -212,7 +243,7 @@ def _join(rows: Sequence[Row], timed: bool) -> bytes:
                 ],
                 "task": task,
             }
-            for task, (question, answer) in said.items()
+            for task, question, answer in said
         ],
         **found,
     }
@@ -233,7 +264,8 @@ def _join_sounds(rows: Sequence[Row]) -> bytes:
         "silence": [],
         "loudness": {"peak_dbfs": None, "level": "normal"},
     }
-    asked = [row for row in world.rows(labels, f"{labels['id']}.wav") if ASKED.match(row["task"])]
+    made = world.rows(labels, f"{labels['id']}.wav", DRAWS)
+    asked = [row for row in made if ASKED.match(row["task"])]
     record = {
         "conversation": asked[0]["conversation"][:1],
         "branches": [{"messages": row["conversation"][1:], "task": row["task"]} for row in asked],
