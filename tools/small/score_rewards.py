@@ -29,7 +29,7 @@ from moss_audio_jax.config import DEFAULT_CHECKPOINT
 from moss_audio_jax.post_train.asked import Said
 from moss_audio_jax.post_train.mixture import default_rewards, mixture
 
-NEW_TOKENS = 256
+NEW_TOKENS = 320
 FORM = ("format", "length", "repetition", "language")  # the rest judges what is said
 
 
