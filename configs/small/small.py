@@ -46,7 +46,7 @@ REWARDED = (
 # that its last two stages ran on CPUs. hear and tell did not make that model.
 GPU = {
     "encoder": (2500, 133),
-    "read": (400, 20),
+    "read": (600, 20),
     "adapter": (500, 60),
     "pretrain": (1800, 140),
     "sft": (2000, 133),
