@@ -63,13 +63,13 @@ def written(labels: Labels) -> dict[str, Any]:
     Returns:
       A row as `data.records` reads it, with the task "written".
     """
-    draw = _draw(labels, "written")
-    draws = [draw, draw.child(1), draw.child(2)]
+    draws = list(_draws(labels, 3))
     copied = [said for said in _described(labels) if not said[0].startswith("caption")]
     found = [said for each in draws for said in _asked(labels, each, _LEGIBLE)]
     short = [said for said in found if not said[0].startswith("choice")]
     chosen = [said for said in found if said[0].startswith("choice")]
     steps = [said for each in draws for said in _reasoned(labels, each)]
+    draw = _draw(labels, "written")
     turns: list[tuple[str, str, str]] = []
     for kind, most in ((copied, 2), (short, 5), (chosen, 1), (steps, 6)):
         kind = list(dict.fromkeys(kind))
