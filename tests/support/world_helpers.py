@@ -16,9 +16,12 @@ needs_espeak = pytest.mark.skipif(
 
 
 def digest(made):
-    """A digest of a scene's wav, labels and rows."""
-    text = json.dumps([made.labels, world.rows(made.labels, "clip.wav")])
-    return hashlib.sha256(made.wav.tobytes() + text.encode()).hexdigest()[:16]
+    """Digests of a scene's wav and labels, and of its rows."""
+    labels, rows = (
+        json.dumps(each).encode() for each in (made.labels, world.rows(made.labels, "clip.wav"))
+    )
+    scene, said = (hashlib.sha256(data).hexdigest() for data in (made.wav.tobytes() + labels, rows))
+    return f"{scene[:8]}-{said[:8]}"
 
 
 def envelope(wav, window=64, hop=16):
