@@ -43,7 +43,7 @@ REWARDED = (
 )  # fmt: skip
 
 # On a GPU, with 16 rows per step: (steps, warmup) of each stage, as for the bundled model, except
-# that its last two stages ran on CPUs. hear and tell did not make that model.
+# that its last two stages ran on CPUs. read, hear and tell did not make that model.
 GPU = {
     "encoder": (2500, 133),
     "read": (600, 20),

@@ -1,4 +1,4 @@
-"""Rows without sound that teach a decoder to copy and to look up, the way a language model can.
+"""Rows without sound that teach a decoder to copy and to look up.
 
 A decoder that only learned from clips writes down what it hears, but does not use what the question
 names: nothing in a transcript must be copied from the prompt. It learns that within minutes where
@@ -8,6 +8,7 @@ the text to be found is short and drawn at random, and hardly at all where it is
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -74,8 +75,8 @@ def _words(draw: Draw, count: int) -> list[dict[str, Any]]:
     edges = sorted(draw.uniform(0, 12) for _ in range(count + 1))
     return [
         {"text": text, "start": start, "end": end}
-        for text, start, end in zip(
-            draw.sample(vocabulary(), count), edges, edges[1:], strict=False
+        for text, (start, end) in zip(
+            draw.sample(vocabulary(), count), itertools.pairwise(edges), strict=True
         )
     ]
 

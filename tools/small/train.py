@@ -61,7 +61,7 @@ TRAINING = tuple(name for name in MODELS if name not in ("extend", "align"))
 STEPS = ("data", "tokenizer", *MODELS, "ship")
 SCENES, SHARD = 48_000, 800
 DRAWS = 3  # of the questions about each scene, and about joined sounds
-WORDS_ASKED = 6  # questions about joined speech: when a word is said, and which one at a time
+WORDS_ASKED = 6  # draws of the two questions about a word, for joined speech
 # The most mel frames of scenes joined end to end (a chunk has 400).
 JOINED = {"all": 3200, "speech": 3200, "timed": 1600, "sounds": 1600}
 # Questions about joined sounds, whose labels do not include noise, rooms and loudness.
@@ -105,7 +105,7 @@ def make_data(workdir: Path, scenes: int, recordings: int, speech: int, processe
         for kind in WRITTEN:
             for number, part in enumerate(parts):
                 path = shards.shard_path(str(written), kind, number, len(parts))
-                made.append(pool.submit(_write_written, path, kind, part))
+                made.append(pool.submit(_make_written, path, kind, part))
         for each in tqdm(concurrent.futures.as_completed(made), total=len(made), unit="shard"):
             path, digest = each.result()
             manifest = path.parent / "manifest.json"
@@ -138,7 +138,7 @@ def _make_shard(
     return Path(path), _digest(path)
 
 
-def _write_written(path: str, kind: str, part: range) -> tuple[Path, str]:
+def _make_written(path: str, kind: str, part: range) -> tuple[Path, str]:
     """Makes one shard of rows without sound, unless it exists."""
     if not os.path.exists(path):
         shards.write_shard(path, (encode_record(WRITTEN[kind](i), []) for i in part))
