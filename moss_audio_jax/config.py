@@ -174,6 +174,7 @@ class Compute:
     quantize: Quantize = "none"  # in generation: int8 decoder weights, or also keys and values
     loss_chunk: int = 1024  # labelled positions per device whose logits exist at a time
     most_segments: int = 0  # in a packed row, padding included; 0: not known. See ops.attention
+    untouched_layers: int = 0  # of the decoder, from the first: no gradient passes them
 
 
 RELEASED = {

@@ -1,7 +1,7 @@
 """Last stage of the small model: learns from the rewards of its own answers (docs/post_train.md).
 
     moss-audio-jax train --config configs/small/dapo.py --workdir DIR \
-        --config.init_from=reason/export
+        --config.init_from=recall/export
 """
 
 import small
@@ -11,6 +11,7 @@ from moss_audio_jax.post_train import run
 
 def get_config(machine="cpu"):
     c = small.get_config()
+    c.model.decoder.layers = small.DEEPENED
     c.train.source = "moss_audio_jax.post_train.run"
     c.policy = run.get_config()
     c.policy.prompts = 8

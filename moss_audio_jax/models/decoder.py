@@ -208,8 +208,13 @@ def decode(
     else:
         if cache is not None:
             raise ValueError("a cache needs unrolled layers (decoder.unrolled)")
-        xs = layers, jnp.arange(config.layers), None
-        (x, _), _ = jax.lax.scan(body, (x, injected), xs)
+        carry, xs = (x, injected), (layers, jnp.arange(config.layers), None)
+        if count := compute.untouched_layers:
+            stop = jax.lax.stop_gradient
+            first = jax.tree.map(lambda x: x[:count], xs)
+            carry, _ = stop(jax.lax.scan(body, *stop((carry, first))))
+            xs = jax.tree.map(lambda x: x[count:], xs)
+        (x, _), _ = jax.lax.scan(body, carry, xs)
     return RMSNorm(config.norm_eps).apply({"params": params["norm"]}, x), cache
 
 

@@ -90,6 +90,12 @@ def check(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
                 raise UsageError(
                     f"{key} holds {rule!r}; expected (regex, number{more}) ({error})"
                 ) from None
+    layers = config.optimizer.layers
+    if layers and not (len(layers) == model.decoder.layers and min(layers) >= 0 < max(layers)):
+        raise UsageError(
+            f"optimizer.layers is {tuple(layers)!r}; expected {model.decoder.layers} factors, one "
+            "for each layer of the decoder, 0 or more and not all 0"
+        )
     helpers = {name: loss for name, loss in LOSSES.items() if config.helpers[name]}
     if not config.train.decoder_loss and not helpers:
         raise UsageError("train.decoder_loss is 0 and no helper has a weight: nothing is learned")

@@ -108,6 +108,9 @@ def get_config(size: str = "4b") -> ConfigDict:
     optimizer.moment_dtype = "float32"  # of the first moment; bfloat16 saves memory
     # (path regex, learning-rate factor); the first match wins, 0 freezes.
     optimizer.groups = ((".*", 1.0),)
+    # A further factor for each layer of the decoder; () = 1 for all. If only the last layers (and
+    # what follows them) are trained, nothing is computed backwards for those before.
+    optimizer.layers = ()
 
     c.lora = lora = ConfigDict()
     lora.rank = 0  # 0 = no LoRA

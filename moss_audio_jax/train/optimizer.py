@@ -36,6 +36,24 @@ def factors(paths: Sequence[str], groups: Sequence[tuple[str, float]]) -> dict[s
     return found
 
 
+_LAYERS = "language_model/layers/"
+# What a gradient reaches before it reaches the decoder's last layer, or on another way.
+_ABOVE = re.compile(r"language_model/norm/|lm_head/|helpers/")
+
+
+def untouched_layers(factor: Mapping[str, float], layers: Sequence[float]) -> int:
+    """How many of the decoder's first layers no gradient has to pass.
+
+    Args:
+      factor: of `factors`.
+      layers: `optimizer.layers`.
+    """
+    trained = [path for path, value in factor.items() if value]
+    if not all(path.startswith(_LAYERS) or _ABOVE.match(path) for path in trained):
+        return 0
+    return next((index for index, value in enumerate(layers) if value), len(layers))
+
+
 def _wsd(peak: float, rest: int, o: Any) -> optax.Schedule:
     falling = max(1, int(rest * o.decay))
     return optax.linear_schedule(peak, peak * o.final, falling, rest - falling)
@@ -80,8 +98,20 @@ def make_optimizer(
         OPTIMIZERS[config.name](config),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(schedule(config, steps)),
-        optax.stateless(lambda updates, _: {path: u * factor[path] for path, u in updates.items()}),
+        optax.stateless(
+            lambda updates, _: {
+                path: u * factor[path] * _of_layers(path, u.ndim, config.layers)
+                for path, u in updates.items()
+            }
+        ),
     )
+
+
+def _of_layers(path: str, ndim: int, layers: Sequence[float]) -> jax.Array | float:
+    """`optimizer.layers` for the leaf [L, ...] of a stack of layers; else 1."""
+    if not layers or not path.startswith(_LAYERS):
+        return 1.0
+    return jnp.asarray(layers, jnp.float32).reshape(-1, *[1] * (ndim - 1))
 
 
 def _adam(config: Any) -> optax.GradientTransformation:

@@ -24,7 +24,7 @@ from moss_audio_jax.data.targets import check_digits
 from moss_audio_jax.models import lora, moss_audio
 from moss_audio_jax.train.check import check
 from moss_audio_jax.train.helpers import LOSSES, Helpers, init_helpers
-from moss_audio_jax.train.optimizer import factors, make_optimizer, schedule
+from moss_audio_jax.train.optimizer import factors, make_optimizer, schedule, untouched_layers
 from moss_audio_jax.train.source import source_of
 from moss_audio_jax.train.start import Start
 from moss_audio_jax.train.step import Flat, Recipe, State, init_state, make_train_step
@@ -81,6 +81,9 @@ def build(config: Any, start: Start, mesh: Mesh) -> Setup:
     loader.validate(start.model.encoder, jax.process_count())
     recipe = recipe_of(config, start)
     params, factor = parameters_of(config, recipe)
+    untouched = untouched_layers(factor, config.optimizer.layers)
+    compute = dataclasses.replace(recipe.compute, untouched_layers=untouched)
+    recipe = dataclasses.replace(recipe, compute=compute)
     optimizer = make_optimizer(config.optimizer, config.train.steps, factor)
     state = jax.eval_shape(functools.partial(_init_state, factor, optimizer, recipe), params)
     return Setup(

@@ -33,7 +33,7 @@ ARGUMENTS = {
     "sft_one_gpu.py": ("80g,8b", "model.decoder.hidden_size"),
     **{
         f"small/{stage}.py": ("gpu", "data.batch")
-        for stage in ("encoder", "adapter", "pretrain", "sft", "cold_start")
+        for stage in ("encoder", "adapter", "pretrain", "sft", "cold_start", "read", "recall")
     },
 }
 KEYS = (
@@ -83,7 +83,10 @@ def test_no_file_of_configs_is_missed():
         "sft_one_gpu.py",
         "lora.py",
         "cold_start.py",
-        *(f"small/{stage}.py" for stage in ("encoder", "adapter", "pretrain", "sft", "cold_start")),
+        *(
+            f"small/{stage}.py"
+            for stage in ("encoder", "adapter", "pretrain", "sft", "cold_start", "read", "recall")
+        ),
     } <= set(FILES)
     assert set(ARGUMENTS) <= set(FILES)
 
@@ -364,6 +367,7 @@ def test_a_run_that_can_be_is_not_refused(run_config, tmp_path):
         (['optimizer.groups=[["^lm_head/", 1.0]]'], r"optimizer\.groups: no pattern matches"),
         (['optimizer.groups=[["(", 1.0]]'], r"optimizer\.groups"),
         (["optimizer.groups=[5]"], r"optimizer\.groups"),
+        (["optimizer.layers=[1.0]"], r"optimizer\.layers is \(1\.0,\); expected \d+ factors"),
         (["lora.rank=2", "lora.targets=^nothing$"], r"lora\.targets '\^nothing\$' matches no"),
         (["lora.rank=2", "lora.targets=("], r"lora\.targets"),
         (["lora.rank=2", "lora.alpha=0"], r"lora\.alpha is 0; expected a number above 0"),

@@ -15,7 +15,13 @@ from moss_audio_jax.data.batch import Shape, TrainExample, make_train_batch
 from moss_audio_jax.errors import UsageError
 from moss_audio_jax.models import lora
 from moss_audio_jax.sharding import make_mesh
-from moss_audio_jax.train.optimizer import factors, make_optimizer, schedule
+from moss_audio_jax.train.defaults import get_config
+from moss_audio_jax.train.optimizer import (
+    factors,
+    make_optimizer,
+    schedule,
+    untouched_layers,
+)
 from moss_audio_jax.train.step import (
     Recipe,
     batch_shardings,
@@ -132,8 +138,6 @@ def test_meshes_change_nothing(params, examples, mesh):
 @functools.cache
 def small_step(paths, trained, recipe=RECIPE, name="adamw"):
     """An optimizer and its jitted step."""
-    from moss_audio_jax.train.defaults import get_config
-
     config = get_config().optimizer
     config.name, config.learning_rate, config.warmup = name, 1e-2, 1
     optimizer = make_optimizer(config, 10, {path: float(path in trained) for path in paths})
@@ -165,6 +169,42 @@ def test_frozen_parameters_have_no_copy_and_no_optimizer_state(params, examples)
             assert np.abs(state["trained"][path] - params[path]).max() > 0, path
         else:
             assert (state["frozen"][path] == params[path].astype(jnp.bfloat16)).all()
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
+def test_layers_have_factors_and_the_first_may_rest(params, examples, name):
+    count = MODEL.decoder.layers
+    layers = (0.0,) * (count - 1) + (1.0,)
+    factor = factors(list(params), (("^language_model/layers/", 1.0), (".*", 0.0)))
+    assert untouched_layers(factor, layers) == count - 1
+    assert untouched_layers(factor, (0.5, *layers[1:])) == untouched_layers(factor, ()) == 0
+    # What stands before the layers, as a tied embedding does, needs their gradients.
+    for path in ("audio_adapter/gate_proj/kernel", "language_model/embed_tokens/embedding"):
+        assert untouched_layers(factor | {path: 1.0}, layers) == 0
+    for path in ("language_model/norm/scale", "lm_head/kernel", "helpers/clock/kernel"):
+        assert untouched_layers(factor | {path: 1.0}, layers) == count - 1
+
+    config = get_config().optimizer
+    config.name, config.learning_rate, config.warmup, config.layers = name, 1e-2, 1, layers
+    optimizer = make_optimizer(config, 10, factor)
+    trained = {path for path, value in factor.items() if value}
+    batch = batch_of([[e] for e in examples[:3]])
+    found = []
+    for untouched in (0, count - 1):  # all gradients, or those that are needed
+        compute = Compute(dtype="float32", untouched_layers=untouched)
+        # Clipping is by the norm of the gradients that were computed.
+        recipe = dataclasses.replace(RECIPE, compute=compute, clip_norm=0.0)
+        step = jax.jit(make_train_step(recipe, optimizer, lambda _: 0.0))
+        state = init_state(params, trained, optimizer, recipe)
+        for _ in range(2):
+            state, metrics = step(state, batch)
+        assert metrics["finite"]
+        found.append(state["trained"])
+    for path, leaf in found[1].items():
+        assert (leaf[:-1] == params[path][:-1]).all(), path
+        assert np.abs(leaf[-1] - params[path][-1]).max() > 0, path
+    if name != "adafactor":  # which clips the update of a leaf with all its layers
+        assert_same(found[1], found[0], 1e-3)  # Adam enlarges what rounding leaves
 
 
 def test_lora_trains_its_leaves_alone_and_merges_to_the_same_logits(params, examples):

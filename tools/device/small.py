@@ -31,20 +31,18 @@ def measure(setting: str, sizes: Sizes) -> Iterator[dict[str, Any]]:
     signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
     workdir, tiny = Path(setting), sizes is TINY
     workdir.mkdir(parents=True, exist_ok=True)
-    machine, scenes, overrides = ("gpu", train.SCENES, ())
-    vocabulary = train.VOCABULARY
+    processes = os.cpu_count() or 1
+    steps = train.steps_of(workdir, "gpu", processes=processes)
     if tiny:
-        machine, scenes, overrides, vocabulary = "cpu", 24, _TINY, 600
-    for step in train.STEPS[:3] if tiny else train.STEPS[:-1]:
+        steps = train.steps_of(
+            workdir, "cpu", 0, _TINY, scenes=24, processes=processes, vocabulary=600
+        )
+    wanted = "data", "tokenizer", *train.PROCEDURAL
+    for step in wanted[:3] if tiny else wanted:
         if asked or train.done(workdir, step):
             continue
         begun = time.perf_counter()
-        if step == "data":
-            train.make_data(workdir, scenes, 0, os.cpu_count() or 1)
-        elif step == "tokenizer":
-            train.make_tokenizer(workdir, vocabulary)
-        else:
-            train.train_stage(workdir, step, machine, 0, overrides)
+        steps[step]()
         finished = step == "data" or train.done(workdir, step)
         yield {
             "step": step,

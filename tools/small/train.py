@@ -49,15 +49,19 @@ from moss_audio_jax.world.recordings.source import sources
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tools.small.align import align, joined
+from tools.small.deepen import deepen
 from tools.small.extend import extend
 from tools.small.tokenizer import texts_of, train_tokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "small"
-PROCEDURAL = ("encoder", "read", "adapter", "pretrain", "sft", "cold_start", "reason")
+PROCEDURAL = (
+    *("encoder", "adapter", "pretrain", "sft", "cold_start", "reason"),
+    *("deepen", "read", "recall"),  # with more decoder layers
+)
 # On the world of recordings too, with more word pieces.
 RECORDED = ("extend", "hear", "align", "tell")
 MODELS = (*PROCEDURAL, *RECORDED)  # each from the one before
-TRAINING = tuple(name for name in MODELS if name not in ("extend", "align"))
+TRAINING = tuple(name for name in MODELS if name not in ("deepen", "extend", "align"))
 STEPS = ("data", "tokenizer", *MODELS, "ship")
 SCENES, SHARD = 48_000, 800
 DRAWS = 3  # of the questions about each scene, and about joined sounds
@@ -290,20 +294,25 @@ def make_tokenizer(workdir: Path, vocabulary: int = VOCABULARY) -> None:
     train_tokenizer(texts_of(map(str, paths)), vocabulary, workdir / "tokenizer")
 
 
-def extend_pieces(workdir: Path) -> None:
-    extend(workdir / PROCEDURAL[-1] / "export", workdir / "extend" / "export", NEW_PIECES)
-
-
 def align_adapter(workdir: Path) -> None:
-    before, now = (workdir / name / "export" for name in ("extend", "hear"))
-    align(before, now, workdir / "align" / "export", joined(workdir, ["joined"]))
+    before, now = _export(workdir, "extend"), _export(workdir, "hear")
+    align(before, now, _export(workdir, "align"), joined(workdir, ["joined"]))
+
+
+def _export(workdir: Path, name: str) -> Path:
+    return workdir / name / "export"
+
+
+def _before(name: str) -> str | None:
+    """The model that a model starts from."""
+    return dict(itertools.pairwise(MODELS[::-1])).get(name)
 
 
 def train_stage(
     workdir: Path, stage: str, machine: str, seed: int, overrides: Sequence[str]
 ) -> None:
     """Runs a stage in a separate process, as a user would; appends its time to times.jsonl."""
-    before = dict(itertools.pairwise(MODELS[::-1])).get(stage)
+    before = _before(stage)
     command = [
         sys.executable,
         "-m",
@@ -359,7 +368,7 @@ def compile_stage(
 
 def ship(workdir: Path, stage: str, target: Path = DEFAULT_CHECKPOINT) -> None:
     """Writes a stage in bfloat16 to the bundled checkpoint, with heads for `annotate`."""
-    export = workdir / stage / "export"
+    export = _export(workdir, stage)
     convert(export, target, "official", dtype=ml_dtypes.bfloat16, overwrite=True, progress=False)
     heads, tags = load_helpers(export)
     kept = {
@@ -368,6 +377,44 @@ def ship(workdir: Path, stage: str, target: Path = DEFAULT_CHECKPOINT) -> None:
         if path.startswith(("helpers/pieces/", "helpers/tags/"))
     }
     save_helpers(target, kept, tags)
+
+
+def steps_of(
+    workdir: Path,
+    machine: str,
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+    *,
+    scenes: int = SCENES,
+    recordings: int = 0,
+    voices: int = 0,
+    processes: int = 1,
+    vocabulary: int = VOCABULARY,
+) -> dict[str, Callable[[], None]]:
+    """What makes each of `STEPS`, but "ship", in the folder `workdir`."""
+
+    def changed(change: Callable[..., None], name: str, *rest: Any) -> Callable[[], None]:
+        before = _before(name)
+        assert before
+        models = _export(workdir, before), _export(workdir, name)
+        return functools.partial(_apart, change, *models, *rest)
+
+    stage = functools.partial(train_stage, workdir, machine=machine, seed=seed, overrides=overrides)
+    return {
+        "data": functools.partial(make_data, workdir, scenes, recordings, voices, processes),
+        "tokenizer": functools.partial(make_tokenizer, workdir, vocabulary),
+        "deepen": changed(deepen, "deepen"),
+        "extend": changed(extend, "extend", NEW_PIECES),
+        "align": functools.partial(_apart, align_adapter, workdir),
+        **{name: functools.partial(stage, stage=name) for name in TRAINING},
+    }
+
+
+def _apart(change: Callable[..., None], *args: Any) -> None:
+    """Calls a function in a process of its own, so that this one holds no accelerator."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, context, end_with_parent) as pool:
+        pool.submit(change, *args).result()
 
 
 def main() -> None:
@@ -396,20 +443,16 @@ def main() -> None:
     if unknown := [word for word in overrides if not word.startswith("--config.")]:
         options.error(f"unknown option {unknown[0]}; stages take --config.KEY=VALUE")
     workdir = args.workdir.resolve()
-    steps = {
-        "data": functools.partial(
-            make_data, workdir, args.scenes, args.recordings, args.voices, args.processes
-        ),
-        "tokenizer": functools.partial(make_tokenizer, workdir),
-        "extend": functools.partial(extend_pieces, workdir),
-        "align": functools.partial(align_adapter, workdir),
-        **{
-            stage: functools.partial(
-                train_stage, workdir, stage, args.machine, args.seed, overrides
-            )
-            for stage in TRAINING
-        },
-    }
+    steps = steps_of(
+        workdir,
+        args.machine,
+        args.seed,
+        overrides,
+        scenes=args.scenes,
+        recordings=args.recordings,
+        voices=args.voices,
+        processes=args.processes,
+    )
     asked = args.only or STEPS
     if args.only is None and not (args.recordings and args.voices):
         asked = [name for name in STEPS if name not in RECORDED]
@@ -432,7 +475,7 @@ def main() -> None:
 
 def done(workdir: Path, name: str) -> bool:
     if name in MODELS:
-        return (workdir / name / "export").exists()
+        return _export(workdir, name).exists()
     return name == "tokenizer" and (workdir / name / "tokenizer.model").exists()
 
 
