@@ -1,4 +1,4 @@
-"""Rows without sound that teach a decoder to copy and to look up.
+"""Rows without sound that teach a decoder to copy, to look up and to subtract.
 
 A decoder that only learned from clips writes down what it hears, but does not use what the question
 names: nothing in a transcript must be copied from the prompt. It learns that within minutes where
@@ -16,8 +16,9 @@ from moss_audio_jax.draw import Draw
 from moss_audio_jax.text import phrases
 from moss_audio_jax.text.labels import KINDS
 from moss_audio_jax.world.grammar import vocabulary
+from moss_audio_jax.world.music import TEMPI
 
-VERSION = 1
+VERSION = 2
 
 Turns = Iterator[tuple[str, str]]
 
@@ -67,7 +68,27 @@ def _said(draw: Draw) -> Turns:
         yield f'{opening}When is the word "{word["text"]}" said?', phrases.span(word)
 
 
-_MAKERS: tuple[Callable[[Draw], Turns], ...] = (_repeat, _repeat_times, _sounds, _said)
+def _differences(draw: Draw) -> Turns:
+    for _ in range(draw.integer(2, 4)):
+        start, end = sorted(round(draw.uniform(0, 12), 2) for _ in range(2))
+        yield f"{end:.2f} - {start:.2f}", f"{end:.2f} - {start:.2f} = {end - start:.2f}."
+
+
+def _tempi(draw: Draw) -> Turns:
+    for _ in range(draw.integer(2, 4)):
+        tempo = draw.integer(*draw.choice(tuple(TEMPI.values())))
+        span = f"{4 * 60 / tempo:.2f}"
+        yield f"How many beats a minute are 4 beats in {span} s?", f"{tempo} a minute."
+
+
+_MAKERS: tuple[Callable[[Draw], Turns], ...] = (
+    _repeat,
+    _repeat_times,
+    _sounds,
+    _said,
+    _differences,
+    _tempi,
+)
 
 
 def _words(draw: Draw, count: int) -> list[dict[str, Any]]:

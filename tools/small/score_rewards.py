@@ -61,6 +61,8 @@ def main() -> None:
         expected = row["conversation"][-1]["content"]
         earned = []
         for reply in itertools.islice(replies, len(ways)):
+            if reply.error:
+                raise SystemExit(f"{row['id']}: {reply.error}")
             raw = model.tokenizer.decode(reply.ids)
             parts = reward(Said(raw, len(reply.ids), reply.finish_reason), row).parts
             own = [part.value for name, part in parts.items() if name not in FORM]
