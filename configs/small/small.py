@@ -21,18 +21,18 @@ PRETRAIN = (
 )  # fmt: skip
 SFT = (
     ("^asr$", 4.0, 2.0), ("asr_words", 6.0), ("asr", 1.0), ("events", 6.0), ("when", 3.0, 3.0),
-    ("tempo", 4.0), ("choice", 2.0, 5.0), ("count$", 2.0, 4.0), ("reason", 0.0),
+    ("tempo", 4.0, 4.0), ("choice", 2.0, 5.0), ("count$", 2.0, 4.0), ("reason", 0.0),
     ("caption", 0.5), (".*", 0.5, 3.0),
 )  # fmt: skip
 REASONING = (("reason", 4.0), *(rule for rule in SFT if rule[0] != "reason"))
 REASONED = (
-    ("reason_(beats|more|sum)", 18.0), ("reason", 12.0), ("^asr$", 4.0, 2.0), ("asr_words", 6.0),
-    ("asr", 1.0), ("events", 6.0), ("when", 5.0, 3.0), ("word_what", 4.0, 3.0), ("tempo", 8.0),
-    ("choice", 3.0, 5.0), ("count", 4.0, 4.0), ("caption", 0.5), (".*", 0.5, 3.0),
+    ("reason", 14.0), ("^asr$", 4.0, 2.0), ("asr_words", 6.0), ("asr", 1.0), ("events", 6.0),
+    ("when", 5.0, 3.0), ("word_what", 4.0, 3.0), ("tempo", 4.0, 4.0), ("choice", 3.0, 5.0),
+    ("count", 4.0, 4.0), ("caption", 0.5), (".*", 0.5, 3.0),
 )  # fmt: skip
 TELLING = (
     ("reason", 10.0), ("^asr$", 6.0, 2.0), ("asr_words", 5.0), ("asr", 1.0), ("events", 6.0),
-    ("when", 5.0, 3.0), ("tempo", 4.0), ("choice", 3.0, 5.0), ("count", 4.0, 4.0),
+    ("when", 5.0, 3.0), ("tempo", 4.0, 4.0), ("choice", 3.0, 5.0), ("count", 4.0, 4.0),
     ("instrument", 2.0, 3.0), ("any_", 1.0, 3.0), ("caption", 0.5), (".*", 0.5, 3.0),
 )  # fmt: skip
 

@@ -12,6 +12,7 @@ picked for the model: who names more than asked for is wrong, or loses by precis
 from __future__ import annotations
 
 import functools
+import string
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -105,22 +106,33 @@ def exact(said: Said, asked: Asked) -> Reward:
 
 @_content
 def choice(said: Said, asked: Asked) -> Reward:
-    """1 for exactly the right choice, by the strict rule (`metrics.choice.read_choice`)."""
+    """1 for exactly the right choice, by the strict rule (`metrics.choice.read_choice`).
+
+    Where the expected answer is a letter, a letter alone is that letter's choice, whatever the
+    texts of the choices are.
+    """
     if len(asked.choices) < 2:
         raise InputError(
             f'row {asked.name}: {len(asked.choices)} choice(s); expected "choices", or lines '
             '"A. text" in the prompt'
         )
-    true = read_choice(asked.answer, asked.choices)
+    true = _read_choice(asked.answer, asked)
     if true is None:
         raise InputError(
             f"row {asked.name}: the expected answer {brief(repr(asked.answer))} is none of the "
             f"choices {brief(repr(list(asked.choices)))}"
         )
-    found = read_choice(said.text, asked.choices)
+    found = _read_choice(said.text, asked)
     if found is None:
         return Reward(0.0, f"names no choice, or several: {_shown(said.text)}")
     return _right(same_choice(found, true), found, true)
+
+
+def _read_choice(text: str, asked: Asked) -> str | None:
+    by_letter = dict(zip(string.ascii_uppercase, asked.choices, strict=False))
+    if asked.answer in by_letter and text in by_letter:
+        return by_letter[text]
+    return read_choice(text, asked.choices)
 
 
 @_content

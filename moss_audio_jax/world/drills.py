@@ -16,7 +16,6 @@ from moss_audio_jax.draw import Draw
 from moss_audio_jax.text import phrases
 from moss_audio_jax.text.labels import KINDS
 from moss_audio_jax.world.grammar import vocabulary
-from moss_audio_jax.world.music import TEMPI
 
 VERSION = 2
 
@@ -74,20 +73,12 @@ def _differences(draw: Draw) -> Turns:
         yield f"{end:.2f} - {start:.2f}", f"{end:.2f} - {start:.2f} = {end - start:.2f}."
 
 
-def _tempi(draw: Draw) -> Turns:
-    for _ in range(draw.integer(2, 4)):
-        tempo = draw.integer(*draw.choice(tuple(TEMPI.values())))
-        span = f"{4 * 60 / tempo:.2f}"
-        yield f"How many beats a minute are 4 beats in {span} s?", f"{tempo} a minute."
-
-
 _MAKERS: tuple[Callable[[Draw], Turns], ...] = (
     _repeat,
     _repeat_times,
     _sounds,
     _said,
     _differences,
-    _tempi,
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from moss_audio_jax.draw import Draw
@@ -12,8 +12,6 @@ from moss_audio_jax.text.labels import ALL_KINDS
 from moss_audio_jax.world import describe
 
 Labels = dict[str, Any]
-
-_BAR = 4  # beats
 
 
 class Reasoned(NamedTuple):
@@ -186,51 +184,28 @@ def _faster(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
     )
 
 
-def tempo_steps(music: dict[str, Any]) -> list[str]:
-    """From the times of beats to the tempo, which the last step tells."""
-    count = min(_BAR, len(music["beats"]) - 1)
-    return [
-        *_span_of_beats(music, count),
-        f"{count} beats in this time are {_tempo(music)} a minute.",
-    ]
-
-
-def _beats(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
+def _bar(labels: Labels, draw: Draw) -> Iterator[Reasoned]:
     music = labels["music"]
     if music is None:
         return
-    if len(music["beats"]) > _BAR:
-        yield Reasoned(
-            "reason_beat",
-            "How many seconds does one bar of four beats last?",
-            _span_of_beats(music, _BAR),
-            f"{_BAR * 60 / _tempo(music):.2f}",
-        )
+    tempo = round(music["tempo"])
+    yield Reasoned(
+        "reason_beat",
+        "How many seconds does one bar of four beats last?",
+        [
+            f"The tempo is {tempo} beats per minute.",
+            f"One beat lasts 60 / {tempo} = {60 / tempo:.2f} s.",
+            f"Four beats last 240 / {tempo} = {240 / tempo:.2f} s.",
+        ],
+        f"{240 / tempo:.2f}",
+    )
+    beats = [f"{number}: {beat:.2f}" for number, beat in enumerate(music["beats"], 1)]
     yield Reasoned(
         "reason_beats",
         "How many beats does the music have, from its first to its last?",
-        [_listed(music["beats"])],
-        str(len(music["beats"])),
+        [f"Beats {', '.join(beats)}."],
+        str(len(beats)),
     )
-
-
-def _span_of_beats(music: dict[str, Any], count: int) -> list[str]:
-    """How long `count` beats last, by the tempo: a difference of rounded times is less exact."""
-    first, span = round(music["beats"][0], 2), round(count * 60 / _tempo(music), 2)
-    last = round(first + span, 2)
-    return [
-        _listed([*music["beats"][:count], last]),
-        f"{last:.2f} - {first:.2f} = {span:.2f}.",
-    ]
-
-
-def _tempo(music: dict[str, Any]) -> int:
-    return round(music["tempo"])
-
-
-def _listed(beats: Sequence[float]) -> str:
-    listed = ", ".join(f"{number}: {beat:.2f}" for number, beat in enumerate(beats, 1))
-    return f"Beats {listed}."
 
 
 _MAKERS: tuple[Callable[[Labels, Draw], Iterator[Reasoned]], ...] = (
@@ -241,5 +216,5 @@ _MAKERS: tuple[Callable[[Labels, Draw], Iterator[Reasoned]], ...] = (
     _during,
     _longer_sentence,
     _faster,
-    _beats,
+    _bar,
 )

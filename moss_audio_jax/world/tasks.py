@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from moss_audio_jax.draw import Draw
@@ -12,10 +12,11 @@ from moss_audio_jax.text import phrases
 from moss_audio_jax.text.tasks import MULTIPLE_CHOICE, NO_SPEECH, PROMPTS, Question
 from moss_audio_jax.world import describe
 from moss_audio_jax.world.questions import questions
-from moss_audio_jax.world.reasoning import reasoned, tempo_steps
+from moss_audio_jax.world.reasoning import reasoned
 
 Labels = dict[str, Any]
 
+_LETTERS = frozenset("ABCD")  # of choices
 # Questions whose answers must be searched for in a scene's notes.
 _LEGIBLE = "time_|word_|count|order|overlap|absent|present|which_sound|who_said|tempo"
 
@@ -141,12 +142,14 @@ def _asked(labels: Labels, draw: Draw, tasks: str = "") -> Iterator[tuple[str, s
     for question in found:
         if question.task == "which_sound":  # asks for one "of these", so it needs options
             continue
-        answer = question.answer
-        if question.task == "tempo":
-            answer = _thought(tempo_steps(labels["music"]), answer)
-        yield question.task, question.question, answer
+        yield question.task, question.question, question.answer
     draw = draw.child("choices")
-    four = [q for q in found if len(q.wrong) >= 3]
+    # Beside a choice "a", the answer "A" could mean either.
+    four = [
+        q
+        for q in found
+        if len(q.wrong) >= 3 and _LETTERS.isdisjoint(map(str.upper, (q.answer, *q.wrong)))
+    ]
     for question in draw.sample(four, min(2, len(four))):
         yield "choice_letter", *_choice(draw, question, letter=True)
     several = [q for q in found if len(q.wrong) >= 2]
@@ -168,9 +171,5 @@ def _choice(draw: Draw, question: Question, letter: bool) -> tuple[str, str]:
 
 def _reasoned(labels: Labels, draw: Draw) -> Iterator[tuple[str, str, str]]:
     for task, question, steps, answer in reasoned(labels, draw.child("reasoning")):
-        yield task, question, _thought(steps, answer)
-
-
-def _thought(steps: Sequence[str], answer: str) -> str:
-    chain = "\n".join(phrases.capitalised(step) for step in steps)
-    return f"<think>\n{chain}\n</think>\n\n{answer}"
+        chain = "\n".join(phrases.capitalised(step) for step in steps)
+        yield task, question, f"<think>\n{chain}\n</think>\n\n{answer}"

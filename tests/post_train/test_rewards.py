@@ -105,6 +105,16 @@ def test_choices_may_stand_in_the_row():
         rewards.choice(said("A"), row("choice", "What rings?", "it", choices=["a bell", "a phone"]))
 
 
+def test_a_letter_is_a_letter_beside_a_choice_of_that_text():
+    asked = row("choice_letter", "What word?\nA. it\nB. a\nC. of", "A")
+    for text, value in (("A", 1), ("A. it", 1), ("it", 1), ("B", 0), ("C", 0), ("A or B", 0)):
+        assert rewards.choice(said(text), asked).value == value
+    # Where the texts are asked for, it stays unclear.
+    asked = row("choice_text", "What word?", "a", choices=["it", "a", "of"])
+    with pytest.raises(InputError, match="is none of the choices"):
+        rewards.choice(said("B"), asked)
+
+
 def test_wer_is_that_of_jiwer():
     jiwer = pytest.importorskip("jiwer", reason="the oracle; extra `test`")
     draw = random.Random(0)
