@@ -3,13 +3,18 @@ late. It does not cover an accelerator; what is measured there is in the notes o
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 from runs import ROOT
+from world_helpers import needs_espeak
 
 from tools.device import run as device
+from tools.device import small
+from tools.device.measure import TINY
+from tools.small import train
 
 
 @pytest.fixture
@@ -68,3 +73,18 @@ def test_the_compiler_knows_every_option():
     options = " ".join(part.xla[0] for part in device.PLAN if part.xla)
     command = [sys.executable, "-c", "import jax; jax.devices()"]
     subprocess.run(command, check=True, env=os.environ | {"XLA_FLAGS": options})
+
+
+@needs_espeak
+def test_the_small_model_goes_on_where_it_is(tmp_path):
+    (tmp_path / "encoder" / "export").mkdir(parents=True)  # made before
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        found = list(small.measure(str(tmp_path), TINY))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [(line["step"], line["finished"]) for line in found] == [
+        ("data", True),
+        ("tokenizer", True),
+    ]
+    assert set(train.steps_of(tmp_path, "gpu")) == set(train.STEPS) - {"ship"}
