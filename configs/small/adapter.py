@@ -1,12 +1,12 @@
-"""Stage 2 of the small model: adapter, mergers and decoder train on the frozen encoder's output.
+"""Stage 3 of the small model: adapter, mergers and decoder train on the frozen encoder's output.
 
     moss-audio-jax train --config configs/small/adapter.py --workdir DIR \
-        --config.init_from=encoder/export
+        --config.init_from=read/export
 
 In this stage the paper trains only adapter and mergers, with a trained language model as decoder.
-Here the decoder is untrained and trains too, above all to read words from the audio, from many
-clips with two questions each. Helper losses also teach the adapter which piece is said at each
-audio token, and the token's time.
+Here the decoder can only copy and look up, so it trains too, above all to read words from the
+audio, from many clips with two questions each. Helper losses also teach the adapter which piece is
+said at each audio token, and the token's time.
 """
 
 import small

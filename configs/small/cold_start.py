@@ -1,4 +1,4 @@
-"""Stage 5 of the small model: answers after a chain of thought, beside all other answers.
+"""Stage 6 of the small model: answers after a chain of thought, beside all other answers.
 
     moss-audio-jax train --config configs/small/cold_start.py --workdir DIR \
         --config.init_from=sft/export

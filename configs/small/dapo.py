@@ -1,7 +1,7 @@
 """Last stage of the small model: learns from the rewards of its own answers (docs/post_train.md).
 
     moss-audio-jax train --config configs/small/dapo.py --workdir DIR \
-        --config.init_from=recall/export
+        --config.init_from=reason/export
 """
 
 import small
@@ -27,9 +27,10 @@ def get_config(machine="cpu"):
     c.train.steps = 300
     c.train.log_every = 1
     c.optimizer.name = "adamw"
-    c.optimizer.learning_rate = 1e-5  # at 1e-4, held-out answers got worse
+    c.optimizer.learning_rate = 5e-5
     c.optimizer.schedule = "constant"
     c.optimizer.warmup = 10
-    small.deepened(c)
+    c.optimizer.weight_decay = 0.0
+    c.optimizer.groups = (("audio_encoder/", 0.3), (".*", 1.0))
     c.checkpoint.every = 20
     return small.on(machine, "dapo", c)

@@ -1,4 +1,4 @@
-"""Stage 3 of the small model: all weights, on transcripts, timestamps, timelines and captions.
+"""Stage 4 of the small model: all weights, on transcripts, timestamps, timelines and captions.
 
 Besides single scenes there are rows joined end to end: speech with long transcripts, speech with
 the times of all words, and sounds with the times of all events.

@@ -1,4 +1,4 @@
-"""Stage 6 of the small model: more of the answers after a chain of thought, its encoder frozen.
+"""Stage 7 of the small model: more of the answers after a chain of thought, its encoder frozen.
 
     moss-audio-jax train --config configs/small/reason.py --workdir DIR \
         --config.init_from=cold_start/export

@@ -1,4 +1,4 @@
-"""Stage 4 of the small model: all tasks.
+"""Stage 5 of the small model: all tasks.
 
 Besides scenes there are rows of speech and of sounds, joined to 16 s, with the times of all their
 words or events. A model learns times from many examples, and a scene only has about ten.

@@ -43,22 +43,20 @@ REWARDED = (
 )  # fmt: skip
 
 # On a GPU, with 16 rows per step: (steps, warmup) of each stage, as for the bundled model, except
-# that its stages from cold_start on ran on CPUs. hear and tell did not make that model.
+# that its last two stages ran on CPUs. read, hear and tell did not make that model.
 GPU = {
     "encoder": (2500, 133),
+    "read": (600, 20),
     "adapter": (500, 60),
     "pretrain": (1800, 140),
     "sft": (2000, 133),
     "cold_start": (1000, 33),
     "reason": (1000, 33),
-    "read": (500, 20),
-    "recall": (1500, 33),
     "hear": (2500, 133),
     "tell": (2500, 100),
     "dapo": (1000, 10),
 }
 
-LAYERS, DEEPENED = 4, 8  # of the decoder, before and after `tools/small/deepen.py`
 EXTENDED = 3584  # pieces after `tools/small/extend.py`
 
 
@@ -68,9 +66,9 @@ def get_config():
         ModelConfig(
             EncoderConfig(d_model=224, layers=6, heads=4, ffn_dim=896, conv_channels=24,
                           output_dim=224, tap_layers=(1, 2, 4)),
-            DecoderConfig(hidden_size=256, ffn_dim=512, layers=LAYERS, heads=4, kv_heads=2,
-                          head_dim=64, vocab_size=2560, max_positions=4096,
-                          rope_theta=10_000.0, tie_embeddings=True),
+            DecoderConfig(hidden_size=256, ffn_dim=512, layers=4, heads=4, kv_heads=2, head_dim=64,
+                          vocab_size=2560, max_positions=4096, rope_theta=10_000.0,
+                          tie_embeddings=True),
             adapter_dim=192,
             inject_layers=3,
         )
@@ -115,28 +113,6 @@ def answers(c):
                     "time_when", "count", "choice_letter", "tempo")  # fmt: skip
 
 
-def deepened(c):
-    """Sets the model with more decoder layers, and trains those alone.
-
-    Whatever they learn, all that the model heard before them stays.
-    """
-    c.model.decoder.layers = DEEPENED
-    c.optimizer.groups = (("language_model/layers/", 1.0), (".*", 0.0))
-    c.optimizer.layers = (0.0,) * LAYERS + (1.0,) * (DEEPENED - LAYERS)
-    c.optimizer.weight_decay = 0.0
-
-
-def written(drills, scenes):
-    """Parts of a mixture without sound, of these weights: drills, and questions about scenes.
-
-    Weights are of rows, and a drill has a tenth of the tokens.
-    """
-    return {
-        "drills": {"weight": drills, "paths": ("written/drills-*.array_record",)},
-        "written": {"weight": scenes, "paths": ("written/scenes-*.array_record",)},
-    }
-
-
 def joined(weights, folder):
     """Parts of a mixture: the sets {name: weight} of scenes joined end to end in a folder."""
     return {
@@ -158,11 +134,15 @@ def listen(c):
 
 
 def asked(c):
-    """Sets scenes and joined rows with all their questions, ten each time a row is drawn."""
+    """Sets scenes and joined rows with all their questions, ten each time a row is drawn.
+
+    Questions about scenes in writing keep what the decoder can do with text.
+    """
     c.data.train = ()
     c.data.mixture.scenes = {"weight": 0.5, "paths": ("scenes/train-*.array_record",)}
     c.data.mixture.timed = {"weight": 0.3, "paths": ("joined/timed-*.array_record",)}
     c.data.mixture.sounds = {"weight": 0.2, "paths": ("joined/sounds-*.array_record",)}
+    c.data.mixture.written = {"weight": 0.4, "paths": ("written/scenes-*.array_record",)}
     c.data.length = 1664
     c.data.batch = 2
     c.data.branches = 10

@@ -1,4 +1,4 @@
-"""Stage 10 of the small model: all tasks again, on both worlds, with the encoder of stage 9 frozen.
+"""Stage 9 of the small model: all tasks again, on both worlds, with the encoder of stage 8 frozen.
 
     moss-audio-jax train --config configs/small/tell.py --workdir DIR \
         --config.init_from=align/export
@@ -12,11 +12,9 @@ import small
 def get_config(machine="cpu"):
     c = small.get_config()
     c.model.decoder.vocab_size = small.EXTENDED
-    c.model.decoder.layers = small.DEEPENED
     small.answers(c)
     small.asked(c)
     c.data.mixture.recordings = {"weight": 0.6, "paths": ("recordings/train-*.array_record",)}
-    c.data.mixture.update(small.written(0.5, 0.4))
     c.data.mixture.update(small.joined({"sounds": 0.1}, "joined_recordings"))
     c.data.mixture.update(small.joined({"timed": 0.2, "speech": 0.3}, "joined_voices"))
     c.data.pick = small.TELLING

@@ -33,7 +33,7 @@ ARGUMENTS = {
     "sft_one_gpu.py": ("80g,8b", "model.decoder.hidden_size"),
     **{
         f"small/{stage}.py": ("gpu", "data.batch")
-        for stage in ("encoder", "adapter", "pretrain", "sft", "cold_start", "read", "recall")
+        for stage in ("encoder", "adapter", "pretrain", "sft", "cold_start")
     },
 }
 KEYS = (
@@ -83,10 +83,7 @@ def test_no_file_of_configs_is_missed():
         "sft_one_gpu.py",
         "lora.py",
         "cold_start.py",
-        *(
-            f"small/{stage}.py"
-            for stage in ("encoder", "adapter", "pretrain", "sft", "cold_start", "read", "recall")
-        ),
+        *(f"small/{stage}.py" for stage in ("encoder", "adapter", "pretrain", "sft", "cold_start")),
     } <= set(FILES)
     assert set(ARGUMENTS) <= set(FILES)
 

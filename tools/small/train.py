@@ -49,19 +49,15 @@ from moss_audio_jax.world.recordings.source import sources
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tools.small.align import align, joined
-from tools.small.deepen import deepen
 from tools.small.extend import extend
 from tools.small.tokenizer import texts_of, train_tokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "small"
-PROCEDURAL = (
-    *("encoder", "adapter", "pretrain", "sft", "cold_start", "reason"),
-    *("deepen", "read", "recall"),  # with more decoder layers
-)
+PROCEDURAL = ("encoder", "read", "adapter", "pretrain", "sft", "cold_start", "reason")
 # On the world of recordings too, with more word pieces.
 RECORDED = ("extend", "hear", "align", "tell")
 MODELS = (*PROCEDURAL, *RECORDED)  # each from the one before
-TRAINING = tuple(name for name in MODELS if name not in ("deepen", "extend", "align"))
+TRAINING = tuple(name for name in MODELS if name not in ("extend", "align"))
 STEPS = ("data", "tokenizer", *MODELS, "ship")
 SCENES, SHARD = 48_000, 800
 DRAWS = 3  # of the questions about each scene, and about joined sounds
@@ -294,6 +290,10 @@ def make_tokenizer(workdir: Path, vocabulary: int = VOCABULARY) -> None:
     train_tokenizer(texts_of(map(str, paths)), vocabulary, workdir / "tokenizer")
 
 
+def extend_pieces(workdir: Path) -> None:
+    extend(_export(workdir, PROCEDURAL[-1]), _export(workdir, "extend"), NEW_PIECES)
+
+
 def align_adapter(workdir: Path) -> None:
     before, now = _export(workdir, "extend"), _export(workdir, "hear")
     align(before, now, _export(workdir, "align"), joined(workdir, ["joined"]))
@@ -303,16 +303,11 @@ def _export(workdir: Path, name: str) -> Path:
     return workdir / name / "export"
 
 
-def _before(name: str) -> str | None:
-    """The model that a model starts from."""
-    return dict(itertools.pairwise(MODELS[::-1])).get(name)
-
-
 def train_stage(
     workdir: Path, stage: str, machine: str, seed: int, overrides: Sequence[str]
 ) -> None:
     """Runs a stage in a separate process, as a user would; appends its time to times.jsonl."""
-    before = _before(stage)
+    before = dict(itertools.pairwise(MODELS[::-1])).get(stage)
     command = [
         sys.executable,
         "-m",
@@ -393,18 +388,11 @@ def steps_of(
 ) -> dict[str, Callable[[], None]]:
     """What makes each of `STEPS`, but "ship", in the folder `workdir`."""
 
-    def changed(change: Callable[..., None], name: str, *rest: Any) -> Callable[[], None]:
-        before = _before(name)
-        assert before
-        models = _export(workdir, before), _export(workdir, name)
-        return functools.partial(_apart, change, *models, *rest)
-
     stage = functools.partial(train_stage, workdir, machine=machine, seed=seed, overrides=overrides)
     return {
         "data": functools.partial(make_data, workdir, scenes, recordings, voices, processes),
         "tokenizer": functools.partial(make_tokenizer, workdir, vocabulary),
-        "deepen": changed(deepen, "deepen"),
-        "extend": changed(extend, "extend", NEW_PIECES),
+        "extend": functools.partial(_apart, extend_pieces, workdir),
         "align": functools.partial(_apart, align_adapter, workdir),
         **{name: functools.partial(stage, stage=name) for name in TRAINING},
     }
