@@ -741,7 +741,7 @@ def test_a_client_that_goes_away_frees_its_place(served, band):
         with http.stream("POST", "/v1/chat/completions", json=body) as reply:
             next(reply.iter_lines())
         with pytest.raises(httpx.TimeoutException):
-            http.post("/v1/chat/completions", json=body | {"stream": False}, timeout=0.3)
+            http.post("/v1/chat/completions", json=body | {"stream": False}, timeout=0.05)
     until(lambda: idle(served), 10)
     assert 'moss_audio_answers_total{reason="cancelled"}' in served.http().get("/metrics").text
     assert served.state.service.stats()["new_tokens"] - before < 16 * 256
