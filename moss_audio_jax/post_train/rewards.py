@@ -108,8 +108,8 @@ def exact(said: Said, asked: Asked) -> Reward:
 def choice(said: Said, asked: Asked) -> Reward:
     """1 for exactly the right choice, by the strict rule (`metrics.choice.read_choice`).
 
-    Where the expected answer is a letter, a letter alone is that letter's choice, whatever the
-    texts of the choices are.
+    Where the expected answer is a letter, and not the text of a choice, a letter alone always names
+    the choice at that place: "A" is the first one, even beside a choice "a".
     """
     if len(asked.choices) < 2:
         raise InputError(
@@ -130,7 +130,8 @@ def choice(said: Said, asked: Asked) -> Reward:
 
 def _read_choice(text: str, asked: Asked) -> str | None:
     by_letter = dict(zip(string.ascii_uppercase, asked.choices, strict=False))
-    if asked.answer in by_letter and text in by_letter:
+    letters = asked.answer in by_letter and asked.answer not in asked.choices
+    if letters and text in by_letter:
         return by_letter[text]
     return read_choice(text, asked.choices)
 

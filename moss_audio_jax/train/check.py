@@ -91,7 +91,8 @@ def check(config: ConfigDict, model: ModelConfig, mesh: Mesh) -> None:
                     f"{key} holds {rule!r}; expected (regex, number{more}) ({error})"
                 ) from None
     layers = config.optimizer.layers
-    if layers and not (len(layers) == model.decoder.layers and min(layers) >= 0 < max(layers)):
+    numbers = all(isinstance(n, int | float) and 0 <= n < math.inf for n in layers)
+    if layers and not (numbers and any(layers) and len(layers) == model.decoder.layers):
         raise UsageError(
             f"optimizer.layers is {tuple(layers)!r}; expected {model.decoder.layers} factors, one "
             "for each layer of the decoder, 0 or more and not all 0"

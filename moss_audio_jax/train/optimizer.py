@@ -37,7 +37,7 @@ def factors(paths: Sequence[str], groups: Sequence[tuple[str, float]]) -> dict[s
 
 
 _LAYERS = "language_model/layers/"
-# What a gradient reaches before it reaches the decoder's last layer, or on another way.
+# Behind the decoder's layers, or beside them: their gradients pass through none of these.
 _ABOVE = re.compile(r"language_model/norm/|lm_head/|helpers/")
 
 

@@ -113,6 +113,9 @@ def test_a_letter_is_a_letter_beside_a_choice_of_that_text():
     asked = row("choice_text", "What word?", "a", choices=["it", "a", "of"])
     with pytest.raises(InputError, match="is none of the choices"):
         rewards.choice(said("B"), asked)
+    # A chord "A", not the first choice.
+    with pytest.raises(InputError, match="is none of the choices"):
+        rewards.choice(said("A"), row("choice", "What chord?", "A", choices=["C", "A", "G"]))
 
 
 def test_wer_is_that_of_jiwer():

@@ -365,6 +365,7 @@ def test_a_run_that_can_be_is_not_refused(run_config, tmp_path):
         (['optimizer.groups=[["(", 1.0]]'], r"optimizer\.groups"),
         (["optimizer.groups=[5]"], r"optimizer\.groups"),
         (["optimizer.layers=[1.0]"], r"optimizer\.layers is \(1\.0,\); expected \d+ factors"),
+        (['optimizer.layers=["a"]'], r"optimizer\.layers is \('a',\); expected \d+ factors"),
         (["lora.rank=2", "lora.targets=^nothing$"], r"lora\.targets '\^nothing\$' matches no"),
         (["lora.rank=2", "lora.targets=("], r"lora\.targets"),
         (["lora.rank=2", "lora.alpha=0"], r"lora\.alpha is 0; expected a number above 0"),

@@ -387,7 +387,6 @@ def steps_of(
     vocabulary: int = VOCABULARY,
 ) -> dict[str, Callable[[], None]]:
     """What makes each of `STEPS`, but "ship", in the folder `workdir`."""
-
     stage = functools.partial(train_stage, workdir, machine=machine, seed=seed, overrides=overrides)
     return {
         "data": functools.partial(make_data, workdir, scenes, recordings, voices, processes),
